@@ -1,0 +1,69 @@
+# Two commands for a fresh machine (python3 >= 3.11, g++ and make): `make demo` and `make test`.
+#
+#   TORCH=...   another torch for the virtual environment, in pip's words (default torch==2.13.0)
+#   PYTHON=...  an existing environment that already has torch; nothing is installed, only built
+
+TORCH ?= torch==2.13.0
+VENV  ?= .venv
+JOBS  ?= 2
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY := build/.built-in-place
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test lint format bench gpu build clean
+
+help:
+	@sed -n '1,5p' Makefile
+	@echo "targets: demo test lint format bench gpu build clean"
+
+demo: $(READY)
+	PYTHONPATH=. $(PY) -m pyops demo
+
+test: $(READY)
+	PYTHONPATH=. $(PY) -m pytest -q $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS)") tests
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+bench: $(READY)
+	PYTHONPATH=. $(PY) -m pyops bench
+
+build: $(READY)
+
+# The GPU run uses the interpreter it is given, or the system's: it must work without a network.
+gpu:
+	PYTHONPATH=. $(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3) benchmarks/gpu.py
+
+$(VENV)/bin/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyops needs Python >= 3.11; python3 is older" >&2; exit 1; }
+	@python3 -m venv $(VENV) || { echo "python3 cannot make virtual environments: install its venv package" >&2; exit 1; }
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools>=77" "ninja>=1.11" $(TORCH)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch $(SOURCES)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	@touch $@
+
+build/.built-in-place: $(SOURCES)
+	$(PY) setup.py -q build_ext --inplace
+	@mkdir -p build && touch $@
+
+clean:
+	rm -rf build pyops/_lib pyops/_build_info*.so *.egg-info

@@ -1,0 +1,107 @@
+// What every op's C++ entry needs from torch: LibTorch Stable ABI aliases, checks, dtype dispatch.
+//
+// Nothing here may use an unstable at:: or c10:: symbol; tests/test_build.py looks at the built library.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../common/dtypes.h"
+
+namespace pyops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
+inline std::string shape_string(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + ")";
+}
+
+inline std::string shape_string(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + ")";
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
+}
+
+// float32 for 16-bit types, otherwise the type itself.
+inline ScalarType accumulate_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+// The conditions under which a raw pointer into `t` may be used; `op` and `name` are for the message.
+inline void check_dense(const Tensor& t, const char* op, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+inline void check_shape(const Tensor& t, const char* op, const char* name,
+                        const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(shape_of(t) == shape, op, ": ", name, " must have shape ", shape_string(shape), ", got ",
+                  shape_string(t));
+}
+
+inline void check_type(const Tensor& t, const char* op, const char* name, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must have dtype ",
+                  torch::headeronly::toString(type), ", got ", torch::headeronly::toString(t.scalar_type()));
+}
+
+inline Reduction check_reduction(int64_t reduction, const char* op) {
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ",
+                  reduction);
+  return static_cast<Reduction>(reduction);
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+// Calls f with a value of the C++ type that `type` stands for: dispatch_floating(t, op, [&](auto tag) {
+// using T = decltype(tag); ... }).
+template <class F>
+void dispatch_floating(ScalarType type, const char* op, F&& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(bfloat16{});
+    case ScalarType::Half:
+      return f(float16{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(type));
+  }
+}
+
+}  // namespace pyops

@@ -1,0 +1,10 @@
+// Facts of the build, for `pyops info`: nothing here runs kernels, so it loads without torch.
+#include <pybind11/pybind11.h>
+
+#include "build_facts.h"  // written by setup.py
+
+PYBIND11_MODULE(_build_info, m) {
+  m.doc() = "What was compiled into pyops, and how.";
+  m.attr("facts_json") = PYOPS_BUILD_FACTS;
+  m.attr("compiler") = "g++ " __VERSION__;
+}

@@ -1,0 +1,37 @@
+// Scalar math for host and device under one set of names.
+//
+// The formulas in csrc/math call these unqualified; csrc/cpu/vec.h adds overloads for SIMD vectors, which
+// argument-dependent lookup finds, so that one formula serves a CUDA thread, a scalar loop and a vector.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "macros.h"
+
+namespace pyops::math {
+
+template <class T>
+PYOPS_HD constexpr T infinity() {
+  return std::numeric_limits<T>::infinity();
+}
+
+template <class T>
+PYOPS_HD constexpr T quiet_nan() {
+  return std::numeric_limits<T>::quiet_NaN();
+}
+
+// a > b ? if_greater : otherwise, lane by lane for vectors.
+PYOPS_HD float select_greater(float a, float b, float if_greater, float otherwise) {
+  return a > b ? if_greater : otherwise;
+}
+PYOPS_HD double select_greater(double a, double b, double if_greater, double otherwise) {
+  return a > b ? if_greater : otherwise;
+}
+
+PYOPS_HD float exp(float x) { return ::expf(x); }
+PYOPS_HD double exp(double x) { return ::exp(x); }
+PYOPS_HD float log(float x) { return ::logf(x); }
+PYOPS_HD double log(double x) { return ::log(x); }
+
+}  // namespace pyops::math

@@ -1,0 +1,70 @@
+// Softmax and log-softmax of one row, forward and derivative.
+//
+// With m = max_c x_c and s = sum_c exp(x_c - m):  p_c = exp(x_c - m) / s,  log p_c = (x_c - m) - log s.
+// Subtracting the maximum keeps exp in range (Milakov and Gimelshein 2018, arXiv:1805.02867, for the one-pass
+// form), and no formula here changes when a constant is added to every logit.
+//
+// Derivatives, with y the output and g its upstream gradient:
+//   softmax:      dx_c = y_c (g_c - sum_j g_j y_j)         log-softmax:  dx_c = g_c - exp(y_c) sum_j g_j
+#pragma once
+
+#include "../common/fast_math.h"
+#include "../common/macros.h"
+
+namespace pyops::math {
+
+// Row statistics shared by forward and backward.
+template <class T>
+struct SoftmaxStats {
+  T max;
+  T log_sum;
+  PYOPS_HD T lse() const { return max + log_sum; }
+};
+
+// V is T, or a vector of T on the CPU.
+template <class V, class T>
+PYOPS_HD V log_probability(V x, SoftmaxStats<T> stats) {
+  return (x - stats.max) - stats.log_sum;
+}
+
+template <class V, class T>
+PYOPS_HD V probability(V x, SoftmaxStats<T> stats) {
+  return exp(log_probability(x, stats));
+}
+
+// What to subtract from the logits before exp: their maximum, except that a maximum of -inf (all
+// logits so far are -inf) would turn -inf - -inf into NaN and spoil the finite logits that follow.
+template <class T>
+PYOPS_HD T shift_of(T max) {
+  return max == -infinity<T>() ? T(0) : max;
+}
+
+// A row whose maximum is infinite has no distribution (-inf: log(0/0), +inf: inf - inf): NaN as in torch.
+template <class T>
+PYOPS_HD SoftmaxStats<T> finish_stats(T max, T sum) {
+  return {max, max - max == T(0) ? log(sum) : quiet_nan<T>()};
+}
+
+// One more logit joins a running (max, sum), which start as (-inf, 0). One exp serves both cases, because
+// either the old sum or the new term has the factor exp(0). V is T, or a vector of T on the CPU.
+template <class T, class V>
+PYOPS_HD void online_push(V& max, V& sum, V x) {
+  const V larger = select_greater(x, max, x, max);
+  const V smaller = select_greater(x, max, max, x);  // NaN compares false and gets into the sum here
+  const V shift = select_greater(larger, V(-infinity<T>()), larger, V(T(0)));
+  const V decay = exp(smaller - shift);
+  sum = select_greater(x, max, sum * decay + V(T(1)), sum + decay);
+  max = larger;
+}
+
+template <class V>
+PYOPS_HD V softmax_gradient(V y, V grad, V dot) {
+  return y * (grad - dot);
+}
+
+template <class V>
+PYOPS_HD V log_softmax_gradient(V y, V grad, V grad_sum) {
+  return grad - exp(y) * grad_sum;
+}
+
+}  // namespace pyops::math

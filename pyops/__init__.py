@@ -1,0 +1,27 @@
+"""pyops: fused training kernels for PyTorch, in C++, CUDA C++ and Triton behind one contract."""
+
+from pathlib import Path as _Path
+
+_root = _Path(__file__).resolve().parents[1]
+if (_root / "csrc").is_dir() and (_root / "models").is_dir():
+    # A source checkout: pyops.models, pyops.triton_kernels and pyops.benchmarks are its top-level folders.
+    __path__.append(str(_root))
+
+from . import functional, nn, ops  # noqa: E402
+from ._info import __version__, info  # noqa: E402
+from ._library import load_libraries as _load_libraries  # noqa: E402
+from .backends import _from_environment, available_backends, set_backend, use_backend  # noqa: E402
+
+_load_libraries()
+_from_environment()
+
+__all__ = [
+    "__version__",
+    "available_backends",
+    "functional",
+    "info",
+    "nn",
+    "ops",
+    "set_backend",
+    "use_backend",
+]

@@ -1,0 +1,6 @@
+"""``python -m pyops`` and the ``pyops`` command."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

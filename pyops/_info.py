@@ -1,0 +1,64 @@
+"""What is installed, built and loaded: the facts behind ``pyops info``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from . import _library, backends
+
+__version__ = "0.1.0"
+
+
+def _triton_version() -> str | None:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _build_facts() -> dict[str, Any]:
+    try:
+        from . import _build_info  # type: ignore[attr-defined]
+    except ImportError as error:
+        return {"missing": f"the build facts are not available: {error}"}
+    return {**json.loads(_build_info.facts_json), "compiler": _build_info.compiler}
+
+
+def _devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def info() -> dict[str, Any]:
+    """Versions, what was built and loaded, and for each backend and device why it is missing.
+
+    Returns:
+        A dictionary that holds only JSON types.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return {
+        "pyops": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "triton": _triton_version(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1",
+        "gpus": _devices(),
+        "loaded": dict(_library.loaded),
+        "backends": {
+            device: {name: backends.missing_reason(name, device) or "available" for name in backends.BACKENDS}
+            for device in devices
+        },
+        "build": _build_facts(),
+    }

@@ -1,0 +1,107 @@
+"""Schemas, fake kernels and compiled libraries: everything that touches the dispatcher.
+
+An op is *defined* once (:func:`define`), with one schema and one fake kernel, in every namespace of
+:data:`NAMESPACES`; a backend then *implements* it in its own namespace. Two namespaces are needed on
+the same device because the dispatcher keeps one kernel per dispatch key, and both CUDA C++ and Triton
+serve the CUDA key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY_DIR = Path(__file__).with_name("_lib")
+
+NAMESPACES = ["pyops", "pyops_triton"]
+
+_SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {}
+
+#: Why a compiled library is not loaded, by backend name; empty when everything is.
+load_errors: dict[str, str] = {}
+#: File name of each loaded library, by backend name.
+loaded: dict[str, str] = {}
+
+
+def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define op ``name`` with ``schema`` and ``fake`` (its shape function) in every namespace."""
+    _SCHEMAS[name] = (schema, fake)
+    for namespace in NAMESPACES:
+        _define_in(namespace, name)
+
+
+def add_namespace(namespace: str) -> None:
+    """Define every op known so far, and every later one, in one more namespace."""
+    if namespace in NAMESPACES:
+        return
+    NAMESPACES.append(namespace)
+    for name in _SCHEMAS:
+        _define_in(namespace, name)
+
+
+def _define_in(namespace: str, name: str) -> None:
+    schema, fake = _SCHEMAS[name]
+    qualified = f"{namespace}::{name}"
+    # Every op is a pure function of its arguments and handles strides itself or asks for contiguous ones.
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(qualified, fake)
+
+
+def op_names() -> list[str]:
+    """Names of all defined ops, without a namespace."""
+    return list(_SCHEMAS)
+
+
+def implement(namespace: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated Python launcher as ``namespace::name`` on CUDA.
+
+    Under Triton's interpreter (``TRITON_INTERPRET=1``) the launcher runs on the CPU instead, so it
+    is registered there as well.
+    """
+    keys = ("CUDA", "CPU") if triton_is_interpreted() else ("CUDA",)
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.impl(f"{namespace}::{name}", keys)(function)
+        return function
+
+    return register
+
+
+def triton_is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def cpu_variant() -> str:
+    """The instruction-set variant to load: ``avx512``, ``avx2`` or ``baseline``.
+
+    Follows torch's own choice, so ``ATEN_CPU_CAPABILITY`` forces ours as well.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability.startswith("AVX512"):
+        return "avx512"
+    return "avx2" if capability == "AVX2" else "baseline"
+
+
+def load_libraries() -> None:
+    """Load one CPU library and, where torch has CUDA, the CUDA library. Call after the schemas exist."""
+    _load("cpp", LIBRARY_DIR / f"libpyops_cpu_{cpu_variant()}.so")
+    if torch.version.cuda is None:
+        load_errors["cuda"] = f"torch {torch.__version__} was built without CUDA"
+    else:
+        _load("cuda", LIBRARY_DIR / "libpyops_cuda.so")
+
+
+def _load(backend: str, path: Path) -> None:
+    if not path.exists():
+        load_errors[backend] = f"{path.name} was not built (reinstall with a compiler: pip install -e .)"
+        return
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        load_errors[backend] = f"{path.name} could not be loaded: {error}"
+    else:
+        loaded[backend] = path.name

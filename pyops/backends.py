@@ -1,0 +1,165 @@
+"""Which kernels serve a tensor: C++ (``cpp``), CUDA C++ (``cuda``), Triton or plain torch (``reference``).
+
+The choice is made per call from the tensor's device and dtype: by default the compiled library of
+that device, or what :func:`use_backend`, :func:`set_backend` or the environment variable
+``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises; falling back silently is
+never done.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+
+from . import _library
+
+
+class BackendError(ValueError, RuntimeError):
+    """The backend that was asked for cannot run; the message says why and which ones can."""
+
+
+BACKENDS = ("cpp", "cuda", "triton", "reference")
+
+_FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+
+_namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
+_handles: dict[str, SimpleNamespace] = {}
+_missing: dict[tuple[str, str], str | None] = {}
+_requested: str | None = None
+
+
+def register_backend(name: str, namespace: str) -> None:
+    """Add a backend whose kernels are registered under ``namespace`` (the tests add an emulator)."""
+    _library.add_namespace(namespace)
+    _namespaces[name] = namespace
+
+
+def missing_reason(backend: str, device_type: str) -> str | None:
+    """Why ``backend`` cannot run on ``device_type``; None when it can."""
+    key = (backend, device_type)
+    if key not in _missing:
+        _missing[key] = _find_missing_reason(backend, device_type)
+    return _missing[key]
+
+
+def _find_missing_reason(backend: str, device_type: str) -> str | None:
+    if backend == "reference":
+        return None
+    if backend not in _namespaces:
+        return f"unknown backend; the backends are {', '.join(BACKENDS)}"
+    if backend == "triton":
+        return _triton_missing_reason(device_type)
+    if backend in ("cpp", "cuda"):
+        own_device = "cpu" if backend == "cpp" else "cuda"
+        if device_type != own_device:
+            return f"it serves {own_device} tensors"
+        return _library.load_errors.get(backend)
+    return None if device_type == "cpu" else "it serves cpu tensors"
+
+
+def _triton_missing_reason(device_type: str) -> str | None:
+    if device_type not in ("cpu", "cuda"):
+        return "it serves cuda tensors"
+    if device_type == "cpu" and not _library.triton_is_interpreted():
+        return "on the CPU it needs TRITON_INTERPRET=1 set before Triton is imported"
+    try:
+        importlib.import_module("pyops.triton_kernels")
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return None
+
+
+def available_backends(device: str | torch.device = "cpu") -> list[str]:
+    """Names of the backends that can run on ``device``, the default first."""
+    device_type = torch.device(device).type
+    preferred = _DEFAULTS.get(device_type, ())
+    names = [*preferred, *(name for name in (*_namespaces, "reference") if name not in preferred)]
+    return [name for name in names if missing_reason(name, device_type) is None]
+
+
+def set_backend(name: str | None) -> None:
+    """Use backend ``name`` for every following call in this process; None returns to the default.
+
+    Raises:
+        BackendError: no such backend, or it can run on no device here; the message says why.
+    """
+    global _requested
+    if name is not None:
+        _check_usable(name)
+    _requested = name
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Context in which every call uses backend ``name`` (see :func:`set_backend`)."""
+    previous = _requested
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def _check_usable(name: str) -> None:
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    reasons = {device: missing_reason(name, device) for device in devices}
+    if all(reasons.values()):
+        details = "; ".join(f"on {device}: {reason}" for device, reason in reasons.items())
+        usable = sorted({n for device in devices for n in available_backends(device)})
+        raise BackendError(f"backend {name!r} is not available ({details}); available: {', '.join(usable)}")
+
+
+def resolve(tensor: torch.Tensor) -> SimpleNamespace | None:
+    """The op handles that serve ``tensor``, or None for the reference implementation.
+
+    The handles are attributes by op name (``handles.cross_entropy_forward``), each an ``OpOverload``.
+
+    Raises:
+        BackendError: the requested backend cannot run on the tensor's device.
+    """
+    device_type = tensor.device.type
+    if _requested is not None:
+        name = _requested
+        reason = missing_reason(name, device_type)
+        if reason is not None:
+            raise BackendError(
+                f"backend {name!r} cannot run on a tensor on {device_type!r}: {reason}; "
+                f"available there: {', '.join(available_backends(device_type))}"
+            )
+    else:
+        name = _default(device_type)
+    if name == "reference" or tensor.dtype not in _FLOATING:
+        return None
+    handles = _handles.get(name)
+    return handles if handles is not None else _bind(name)
+
+
+def _default(device_type: str) -> str:
+    for name in _DEFAULTS.get(device_type, ()):
+        if missing_reason(name, device_type) is None:
+            return name
+    if device_type == "cpu":
+        raise BackendError(f"the C++ kernels are not available: {_library.load_errors['cpp']}")
+    return "reference"
+
+
+def _bind(name: str) -> SimpleNamespace:
+    ops = getattr(torch.ops, _namespaces[name])
+    handles = SimpleNamespace(backend=name, **{op: getattr(ops, op).default for op in _library.op_names()})
+    _handles[name] = handles
+    return handles
+
+
+def _from_environment() -> None:
+    name = os.environ.get("PYOPS_BACKEND")
+    if name:
+        try:
+            set_backend(name)
+        except BackendError as error:
+            raise BackendError(f"environment variable PYOPS_BACKEND: {error}") from None

@@ -1,0 +1,97 @@
+"""What the public functions of several ops share: argument checks, dtypes and layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are kept in: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def reduction_code(
+    function: str, reduction: str, size_average: bool | None = None, reduce: bool | None = None
+) -> int:
+    """The reduction's number, after torch's deprecated ``size_average`` and ``reduce`` had their say."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    code = REDUCTIONS.get(reduction)
+    if code is None:
+        raise ValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    return code
+
+
+def check_floating(function: str, name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{function}: {name} must be a Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{function}: {name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_device(function: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise RuntimeError(
+            f"{function}: {name} must be on {like.device} as the input is, got {tensor.device}"
+        )
+
+
+def check_shape(function: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{function}: {name} must have shape {tuple(shape)} ({meaning}), got {tuple(tensor.shape)}"
+        )
+
+
+def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``target`` as int64 class indices of ``shape``; uint8 is widened as torch does."""
+    if target.dtype is not torch.int64:
+        if target.dtype is not torch.uint8:
+            raise TypeError(f"{function}: target must hold int64 class indices, got {target.dtype}")
+        target = target.long()
+    check_shape(function, "target", target, shape, "the input's shape without its class dimension")
+    return target.contiguous()
+
+
+def class_weight(function: str, weight: Tensor | None, classes: int, like: Tensor) -> Tensor | None:
+    """``weight`` of shape (C,) in the accumulation dtype of ``like``, or None."""
+    if weight is None:
+        return None
+    check_floating(function, "weight", weight)
+    check_device(function, "weight", weight, like)
+    check_shape(function, "weight", weight, (classes,), "one weight per class")
+    return weight.to(acc_dtype(like.dtype)).contiguous()
+
+
+def without_class_dim(shape: torch.Size) -> torch.Size:
+    """Shape of the rows of a tensor of shape [C] or [N, C, *d]."""
+    return shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+
+
+def autocasts_to_float32(tensor: Tensor) -> bool:
+    """Whether torch's autocast is on for this tensor and would cast it to float32 for a loss."""
+    return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
+
+
+def differentiable_gradients(
+    function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    """Gradients of ``function(*inputs)`` that can be differentiated again.
+
+    The kernels' backward cannot: when autograd asks for a graph of it (``create_graph=True``), the op's
+    reference formula is differentiated instead.
+    """
+    with torch.enable_grad():
+        outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if g is not None]
+    return torch.autograd.grad(
+        [o for o, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
+    )

@@ -1,0 +1,300 @@
+"""Fused softmax cross-entropy: schema, autograd and public function.
+
+Forward reads the logits once and keeps two numbers per row (maximum and log-sum); backward reads them
+again and writes the gradient. Kernels: ``csrc/cpu/cross_entropy.cpp``, ``csrc/cuda/cross_entropy.cu``,
+``triton_kernels/cross_entropy.py``; the formulas are in ``csrc/math/cross_entropy.h``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .. import _library, backends, reference
+from ._common import (
+    acc_dtype,
+    autocasts_to_float32,
+    check_device,
+    check_floating,
+    check_shape,
+    class_indices,
+    class_weight,
+    differentiable_gradients,
+    reduction_code,
+    without_class_dim,
+)
+
+_OPTIONS = "int reduction, int ignore_index, float label_smoothing, float z_loss"
+_SAVED = (
+    "Tensor grad_loss, Tensor? grad_lse, {logits} logits, Tensor target, Tensor? weight, "
+    "Tensor? sample_weight, Tensor stats, Tensor divisor, " + _OPTIONS
+)
+
+
+def _fake_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = acc_dtype(logits.dtype)
+    row_shape = without_class_dim(logits.shape)
+    loss = logits.new_empty(row_shape if reduction == 0 else (), dtype=dtype)
+    return loss, logits.new_empty((2, row_shape.numel()), dtype=dtype), logits.new_empty((), dtype=dtype)
+
+
+def _fake_backward(grad_loss: Tensor, grad_lse: Tensor | None, logits: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _fake_backward_(*arguments: Any) -> None:
+    return None
+
+
+_library.define(
+    "cross_entropy_forward",
+    f"(Tensor logits, Tensor target, Tensor? weight, Tensor? sample_weight, {_OPTIONS}) "
+    "-> (Tensor loss, Tensor stats, Tensor divisor)",
+    _fake_forward,
+)
+_library.define("cross_entropy_backward", f"({_SAVED.format(logits='Tensor')}) -> Tensor", _fake_backward)
+_library.define("cross_entropy_backward_", f"({_SAVED.format(logits='Tensor(a!)')}) -> ()", _fake_backward_)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        sample_weight: Tensor | None,
+        options: tuple[int, int, float, float],
+        return_lse: bool,
+        inplace_backward: bool,
+        ops: SimpleNamespace,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        loss, stats, divisor = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
+        ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor)
+        ctx.options, ctx.ops, ctx.inplace = options, ops, inplace_backward
+        if not return_lse:
+            return loss
+        ctx.set_materialize_grads(False)
+        return loss, (stats[0] + stats[1]).view(without_class_dim(logits.shape))
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Any, ...]:
+        logits, target, weight, sample_weight, stats, divisor = ctx.saved_tensors
+        nones = (None,) * 7
+        if torch.is_grad_enabled():
+            return (_differentiable(ctx, logits, target, weight, sample_weight, grad_loss, grad_lse), *nones)
+        if grad_loss is None:
+            grad_loss = divisor.new_zeros(without_class_dim(logits.shape) if ctx.options[0] == 0 else ())
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
+        arguments = (grad_loss.contiguous(), grad_lse, logits, target, weight, sample_weight, stats, divisor)
+        if not ctx.inplace:
+            return (ctx.ops.cross_entropy_backward(*arguments, *ctx.options), *nones)
+        ctx.ops.cross_entropy_backward_(*arguments, *ctx.options)
+        # Whoever else saved these logits, a second backward through this node included, now gets
+        # autograd's "modified by an inplace operation" instead of a wrong gradient.
+        increment_version(logits)
+        return (logits.detach(), *nones)
+
+
+def _differentiable(
+    ctx: Any,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
+) -> Tensor:
+    def formula(x: Tensor) -> tuple[Tensor, Tensor]:
+        reduction, ignore_index, label_smoothing, z_loss = ctx.options
+        return reference.cross_entropy_with_lse(
+            x, target, weight, sample_weight, reduction, ignore_index, label_smoothing, z_loss
+        )
+
+    return differentiable_gradients(formula, (logits,), (grad_loss, grad_lse))[0]
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    return_lse: bool = False,
+    inplace_backward: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Softmax cross-entropy between logits and targets, as :func:`torch.nn.functional.cross_entropy`.
+
+    Args:
+        input: logits, floating, of shape (C), (N, C) or (N, C, d1, ..., dK).
+        target: class indices, int64, of shape (), (N) or (N, d1, ..., dK); or class probabilities,
+            floating, of the shape of ``input``.
+        weight: one weight per class, shape (C).
+        size_average, reduce: deprecated, as in torch.
+        ignore_index: rows with this class index add nothing to loss, gradient or mean. It may lie inside
+            or outside [0, C).
+        reduction: ``"none"``, ``"mean"`` (over the weights of the counted targets) or ``"sum"``.
+        label_smoothing: e in [0, 1]: the target becomes (1-e) target + e/C (arXiv:1512.00567).
+        z_loss: adds ``z_loss * lse**2`` to each row's loss, which keeps lse, the log of the softmax's
+            denominator, near 0 (arXiv:2204.02311).
+        sample_weight: factor of each row's loss and gradient, of the shape of a row index or
+            broadcastable to it. It does not enter the mean's divisor: the mean is the importance-weighted
+            risk estimate.
+        return_lse: also return lse, differentiable, one per row, in float32 (float64 for float64).
+        inplace_backward: backward writes the gradient over ``input`` instead of into new memory. ``input``
+            must not be a leaf, and nothing that runs its backward later may have saved it: autograd then
+            raises. Ignored under ``torch.compile``, which plans memory itself.
+
+    Returns:
+        Loss in the dtype of ``input`` (float32 under autocast): 0-d, or one per row with ``"none"``; with
+        ``return_lse`` a tuple (loss, lse).
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape or value.
+        RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
+            nor ``ignore_index``. Elsewhere finding out would need a synchronisation, so such a row's loss
+            and gradient are NaN.
+    """
+    name = "cross_entropy"
+    code = reduction_code(name, reduction, size_average, reduce)
+    check_floating(name, "input", input)
+    if input.dim() == 0:
+        raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    check_device(name, "target", target, input)
+    row_shape = without_class_dim(input.shape)
+    result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
+    if target.shape == input.shape:
+        input, target = _with_probabilities(name, input, target, ignore_index)
+        result_dtype = torch.promote_types(result_dtype, target.dtype)
+    else:
+        target = class_indices(name, target, row_shape)
+    classes = input.size(1) if input.dim() > 1 else input.size(0)
+    weight = class_weight(name, weight, classes, input)
+    if sample_weight is not None:
+        sample_weight = _row_weights(name, sample_weight, row_shape, input)
+    options = (code, ignore_index, float(label_smoothing), float(z_loss))
+
+    ops = backends.resolve(input)
+    # Gradients of targets and weights are rare, and torch's own ops have them.
+    differentiates_more = (target.requires_grad or (weight is not None and weight.requires_grad)
+                           or (sample_weight is not None and sample_weight.requires_grad))  # fmt: skip
+    if ops is None or (differentiates_more and torch.is_grad_enabled()):
+        loss, lse = reference.cross_entropy_with_lse(input, target, weight, sample_weight, *options)
+    else:
+        loss, lse = _fused(input, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+    if loss.dtype is not result_dtype:
+        loss = loss.to(result_dtype)
+    return (loss, lse) if return_lse else loss
+
+
+def _with_probabilities(
+    name: str, logits: Tensor, target: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    if not target.is_floating_point():
+        raise TypeError(
+            f"{name}: target of the input's shape means class probabilities and must be floating-point, "
+            f"got {target.dtype}"
+        )
+    if ignore_index >= 0:
+        raise ValueError(f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}")
+    if target.dtype is not logits.dtype:
+        dtype = torch.promote_types(target.dtype, logits.dtype)
+        return logits.to(dtype), target.to(dtype)
+    return logits, target
+
+
+def _row_weights(name: str, sample_weight: Tensor, row_shape: torch.Size, like: Tensor) -> Tensor:
+    check_floating(name, "sample_weight", sample_weight)
+    check_device(name, "sample_weight", sample_weight, like)
+    try:
+        expanded = sample_weight.to(acc_dtype(like.dtype)).expand(row_shape)
+    except RuntimeError:
+        check_shape(name, "sample_weight", sample_weight, tuple(row_shape), "one weight per row")
+        raise
+    return expanded.contiguous()
+
+
+def _fused(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    options: tuple[int, int, float, float],
+    return_lse: bool,
+    inplace_backward: bool,
+    ops: SimpleNamespace,
+) -> tuple[Tensor, Tensor | None]:
+    row_shape = without_class_dim(logits.shape)
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    if inplace_backward and needs_grad:
+        if logits.is_leaf:
+            raise RuntimeError(
+                "cross_entropy: inplace_backward would overwrite a leaf tensor that requires grad; "
+                "pass the output of a layer, or inplace_backward=False"
+            )
+        inplace_backward = not torch.compiler.is_compiling()
+    relaid = not logits.is_contiguous()
+    if relaid:
+        logits, target, sample_weight = _dense(logits, target, sample_weight)
+    elif not target.is_contiguous():
+        target = target.contiguous()
+    lse: Tensor | None = None
+    if needs_grad:
+        arguments = (logits, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+        if return_lse:
+            loss, lse = _CrossEntropy.apply(*arguments)
+        else:
+            loss = _CrossEntropy.apply(*arguments)
+    else:
+        loss, stats, _ = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
+        if return_lse:
+            lse = stats[0] + stats[1]
+    if relaid and options[0] == 0:
+        loss = loss.reshape(row_shape)
+    if lse is not None:
+        lse = lse.reshape(row_shape)
+    return loss, lse
+
+
+def _dense(
+    logits: Tensor, target: Tensor, sample_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same rows in a contiguous layout, without a copy where the classes lie last or first in memory.
+
+    channels_last logits become [N*d, C], transposed ones [1, C, N*d]; others are copied. Row order, hence
+    the order of summation, is kept.
+    """
+    if logits.dim() > 1:
+        last, first = logits.movedim(1, -1), logits.movedim(1, 0)
+        has_probabilities = target.shape == logits.shape
+        if last.is_contiguous() or first.is_contiguous():
+            classes_first = not last.is_contiguous()
+            shape = (1, logits.size(1), -1) if classes_first else (-1, logits.size(1))
+            rows = (1, -1) if classes_first else (-1,)
+            dense = (first if classes_first else last).reshape(shape)
+            if has_probabilities:
+                target = target.movedim(1, 0 if classes_first else -1).reshape(shape).contiguous()
+            else:
+                target = target.reshape(rows)
+            return dense, target, None if sample_weight is None else sample_weight.reshape(rows)
+    return logits.contiguous(), target.contiguous(), sample_weight

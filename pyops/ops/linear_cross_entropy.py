@@ -1,0 +1,324 @@
+"""Linear layer and cross-entropy in one: the [N, V] logits are never held, only a chunk of rows.
+
+Each chunk's logits are overwritten by their gradient while they are still in cache, and multiplied into
+the gradients of input and weight, which accumulate in float32 (sums over chunks in bfloat16 diverge:
+Liger-Kernel issues 512 and 827). The kernels are those of ``gemm`` and ``cross_entropy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ._common import (
+    REDUCTIONS,
+    acc_dtype,
+    check_device,
+    check_floating,
+    check_shape,
+    class_indices,
+    class_weight,
+    differentiable_gradients,
+    reduction_code,
+    without_class_dim,
+)
+from .cross_entropy import _row_weights
+
+#: Bytes of logits held at a time: enough rows for an efficient GEMM, few enough for the last-level cache
+#: of a CPU, and for a GPU to be busy.
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+_MIN_CHUNK_ROWS = 64
+
+_SUM = REDUCTIONS["sum"]
+
+
+class _Problem(NamedTuple):
+    """One call's arguments: ``hidden`` [N, in], ``linear_weight`` [V, in], ``bias`` [V] or None with
+    V = C * prod(d); ``logits_shape`` is that of one row's logits, (C, *d)."""
+
+    target: Tensor
+    weight: Tensor | None
+    sample_weight: Tensor | None
+    logits_shape: torch.Size
+    options: tuple[int, int, float, float]
+    chunk_rows: int
+    ops: SimpleNamespace
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        return (slice(begin, begin + self.chunk_rows) for begin in range(0, rows, self.chunk_rows))
+
+    def logits(self, buffer: Tensor, hidden: Tensor, linear_weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The chunk's logits [n, C, *d], in the first rows of ``buffer``."""
+        out = buffer[: hidden.size(0)]
+        if bias is not None:
+            out.copy_(bias.expand_as(out))
+        self.ops.gemm_(out, hidden, linear_weight.t(), 0.0 if bias is None else 1.0)
+        return out.view(-1, *self.logits_shape)
+
+    def loss(self, logits: Tensor, rows: slice, reduction: int) -> tuple[Tensor, Tensor, Tensor]:
+        sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
+        return self.ops.cross_entropy_forward(
+            logits, self.target[rows], self.weight, sample_weight, reduction, *self.options[1:]
+        )
+
+    def differentiate_(
+        self, logits: Tensor, rows: slice, grad: Tensor, stats: Tensor, divisor: Tensor, reduction: int
+    ) -> Tensor:
+        """Overwrite ``logits`` with their gradient; returned as a matrix [n, V]."""
+        sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
+        saved = (self.target[rows], self.weight, sample_weight, stats, divisor, reduction, *self.options[1:])
+        self.ops.cross_entropy_backward_(grad, None, logits, *saved)
+        return logits.view(logits.size(0), -1)
+
+    def divisor(self) -> Tensor:
+        """What the mean divides by. Summed in float64, where the order of summation does not show."""
+        if self.target.is_floating_point():
+            count = self.target[:, 0].numel()
+            return torch.full((), float(count), dtype=torch.float64, device=self.target.device)
+        counted = self.target != self.options[1]
+        if self.weight is None:
+            return counted.sum(dtype=torch.float64)
+        index = self.target.clamp(0, self.weight.numel() - 1)
+        return torch.where(counted, self.weight[index], 0.0).sum(dtype=torch.float64)
+
+
+class _Gradients:
+    """Gradients of hidden states, weight and bias, accumulated chunk by chunk in the accumulation dtype."""
+
+    def __init__(self, hidden: Tensor, linear_weight: Tensor, needs: tuple[bool, bool, bool]) -> None:
+        dtype = acc_dtype(hidden.dtype)
+        self.hidden = hidden.new_empty(hidden.shape, dtype=dtype) if needs[0] else None
+        self.weight = hidden.new_zeros(linear_weight.shape, dtype=dtype) if needs[1] else None
+        self.bias = hidden.new_zeros((1, linear_weight.size(0)), dtype=dtype) if needs[2] else None
+
+    def add(self, p: _Problem, rows: slice, grad: Tensor, hidden: Tensor, linear_weight: Tensor) -> None:
+        if self.hidden is not None:
+            p.ops.gemm_(self.hidden[rows], grad, linear_weight, 0.0)
+        if self.weight is not None:
+            p.ops.gemm_(self.weight, grad.t(), hidden[rows], 1.0)
+        if self.bias is not None:
+            p.ops.gemm_(self.bias, grad.new_ones((1, grad.size(0))), grad, 1.0)
+
+    def scaled(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        bias = None if self.bias is None else self.bias[0]
+        grads = (self.hidden, self.weight, bias)
+        return tuple(None if g is None else (g if scale is None else g * scale).to(dtype) for g in grads)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        linear_weight: Tensor,
+        bias: Tensor | None,
+        problem: _Problem,
+        needs: tuple[bool, bool, bool],
+    ) -> Tensor:
+        p, reduction = problem, problem.options[0]
+        dtype = acc_dtype(hidden.dtype)
+        buffer = hidden.new_empty((min(p.chunk_rows, hidden.size(0)), linear_weight.size(0)))
+        ctx.problem, ctx.needs, ctx.dtype = p, needs, hidden.dtype
+        ctx.save_for_backward(hidden, linear_weight, bias)
+        if reduction == 0:
+            losses = [
+                p.loss(p.logits(buffer, hidden[rows], linear_weight, bias), rows, 0)[0]
+                for rows in p.chunks(hidden.size(0))
+            ]
+            return torch.cat(losses) if losses else hidden.new_empty((0, *p.logits_shape[1:]), dtype=dtype)
+        # A scalar loss scales every row's gradient alike, so the gradients of the sum are formed now, from
+        # logits that are at hand, and scaled in backward.
+        total = hidden.new_zeros((), dtype=dtype)
+        one = hidden.new_ones((), dtype=dtype)
+        ctx.gradients = _Gradients(hidden, linear_weight, needs) if any(needs) else None
+        for rows in p.chunks(hidden.size(0)):
+            logits = p.logits(buffer, hidden[rows], linear_weight, bias)
+            loss, stats, divisor = p.loss(logits, rows, _SUM)
+            total += loss
+            if ctx.gradients is not None:
+                grad = p.differentiate_(logits, rows, one, stats, divisor, _SUM)
+                ctx.gradients.add(p, rows, grad, hidden, linear_weight)
+        ctx.divisor = p.divisor().to(dtype) if reduction == 1 else None
+        return total if ctx.divisor is None else total / ctx.divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        hidden, linear_weight, bias = ctx.saved_tensors
+        p = ctx.problem
+        if torch.is_grad_enabled():
+            return (*_differentiable(p, hidden, linear_weight, bias, grad_loss), None, None)
+        if p.options[0] != 0:
+            scale = grad_loss if ctx.divisor is None else grad_loss / ctx.divisor
+            if ctx.divisor is not None:
+                # Of rows that are all ignored the mean is 0/0, but no row's gradient is.
+                scale = torch.where(ctx.divisor == 0, 0.0, scale)
+            return (*ctx.gradients.scaled(scale, ctx.dtype), None, None)
+        gradients = _Gradients(hidden, linear_weight, ctx.needs)
+        buffer = hidden.new_empty((min(p.chunk_rows, hidden.size(0)), linear_weight.size(0)))
+        grad_loss = grad_loss.contiguous()
+        for rows in p.chunks(hidden.size(0)):
+            logits = p.logits(buffer, hidden[rows], linear_weight, bias)
+            _, stats, divisor = p.loss(logits, rows, 0)
+            grad = p.differentiate_(logits, rows, grad_loss[rows], stats, divisor, 0)
+            gradients.add(p, rows, grad, hidden, linear_weight)
+        return (*gradients.scaled(None, ctx.dtype), None, None)
+
+
+def _differentiable(
+    p: _Problem, hidden: Tensor, linear_weight: Tensor, bias: Tensor | None, grad_loss: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def formula(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        logits = torch.nn.functional.linear(h, w, b).view(-1, *p.logits_shape)
+        saved = (p.target, p.weight, p.sample_weight, *p.options)
+        return reference.cross_entropy_with_lse(logits, *saved)[0]
+
+    inputs = tuple(t for t in (hidden, linear_weight, bias) if t is not None and t.requires_grad)
+    found = iter(
+        differentiable_gradients(lambda *_: formula(hidden, linear_weight, bias), inputs, (grad_loss,))
+    )
+    h, w, b = (next(found) if t is not None and t.requires_grad else None
+               for t in (hidden, linear_weight, bias))  # fmt: skip
+    return h, w, b
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    r"""``cross_entropy(linear(input, linear_weight, linear_bias), target)`` without holding the logits.
+
+    As :func:`torch.nn.functional.linear_cross_entropy` (torch >= 2.13), always chunked, with float32
+    accumulation of every gradient.
+
+    Args:
+        input: hidden states, shape (in) or (N, in).
+        linear_weight: shape (C, in), or (C, d1, ..., dK, in) for a K-dimensional loss.
+        target: class indices, int64, of shape (), (N) or (N, d1, ..., dK); or class probabilities of the
+            logits' shape and dtype: (C), (N, C) or (N, C, d1, ..., dK).
+        linear_bias: shape of ``linear_weight`` without its last dimension.
+        weight, reduction, label_smoothing, z_loss, sample_weight: as in :func:`cross_entropy`.
+        ignore_index: class index that does not count; None means -100.
+        chunk_size: rows of logits held at a time; None chooses by memory (32 MiB on a CPU).
+
+    Returns:
+        Loss in the dtype of ``input`` (float32 under autocast): 0-d, or one per row with ``"none"``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`cross_entropy`.
+    """
+    name = "linear_cross_entropy"
+    code = reduction_code(name, reduction)
+    _check_linear(name, input, linear_weight, linear_bias)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"{name}: chunk_size must be at least 1, got {chunk_size}")
+    check_device(name, "target", target, input)
+    logits_shape = linear_weight.shape[:-1]
+    full_shape = input.shape[:-1] + logits_shape
+    result_dtype = input.dtype
+    if torch.is_autocast_enabled(input.device.type) and input.dtype is not torch.float64:
+        autocast_dtype = torch.get_autocast_dtype(input.device.type)
+        input, linear_weight = input.to(autocast_dtype), linear_weight.to(autocast_dtype)
+        linear_bias = None if linear_bias is None else linear_bias.to(autocast_dtype)
+        result_dtype = torch.float32
+    target = _check_target(name, target, full_shape, input, ignore_index)
+    weight = class_weight(name, weight, logits_shape[0], input)
+    row_shape = without_class_dim(full_shape)
+    if sample_weight is not None:
+        sample_weight = _row_weights(name, sample_weight, row_shape, input)
+    options = (code, -100 if ignore_index is None else ignore_index, float(label_smoothing), float(z_loss))
+    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight, options, chunk_size)
+    return _run(*arguments).to(result_dtype).view(row_shape if code == 0 else ())
+
+
+def _run(
+    input: Tensor,
+    linear_weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    options: tuple[int, int, float, float],
+    chunk_size: int | None,
+) -> Tensor:
+    logits_shape = linear_weight.shape[:-1]
+    if input.dim() == 1:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
+        sample_weight = None if sample_weight is None else sample_weight.unsqueeze(0)
+    ops = backends.resolve(input)
+    rarely_differentiated = (target, weight, sample_weight)
+    if ops is None or any(t is not None and t.requires_grad for t in rarely_differentiated):
+        logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), None)
+        logits = logits.view(-1, *logits_shape)
+        logits = logits if bias is None else logits + bias
+        return reference.cross_entropy_with_lse(logits, target, weight, sample_weight, *options)[0]
+    hidden = input.contiguous()
+    matrix = linear_weight.contiguous().view(-1, linear_weight.size(-1))
+    bias = None if bias is None else bias.contiguous().view(-1)
+    chunk_rows = chunk_size or _chunk_rows(hidden, matrix)
+    problem = _Problem(target, weight, sample_weight, logits_shape, options, chunk_rows, ops)
+    needs = tuple(
+        torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, matrix, bias)
+    )
+    return _LinearCrossEntropy.apply(hidden, matrix, bias, problem, needs)
+
+
+def _chunk_rows(hidden: Tensor, matrix: Tensor) -> int:
+    row_bytes = max(1, matrix.size(0)) * hidden.element_size()
+    return max(_MIN_CHUNK_ROWS, _CHUNK_BYTES.get(hidden.device.type, 32 << 20) // row_bytes)
+
+
+def _check_linear(name: str, input: Tensor, linear_weight: Tensor, bias: Tensor | None) -> None:
+    check_floating(name, "input", input)
+    check_floating(name, "linear_weight", linear_weight)
+    check_device(name, "linear_weight", linear_weight, input)
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: input must have shape (in) or (N, in), got {tuple(input.shape)}")
+    if linear_weight.dim() < 2 or (linear_weight.dim() > 2 and input.dim() == 1):
+        raise ValueError(
+            f"{name}: linear_weight must have shape (C, in), or (C, *d, in) with a batched input; "
+            f"got {tuple(linear_weight.shape)} for an input of shape {tuple(input.shape)}"
+        )
+    if input.size(-1) != linear_weight.size(-1):
+        raise ValueError(
+            f"{name}: input and linear_weight must agree in their last dimension (in), "
+            f"got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
+    autocast = torch.is_autocast_enabled(input.device.type)
+    if input.dtype is not linear_weight.dtype and not autocast:
+        raise TypeError(
+            f"{name}: linear_weight must have the input's dtype {input.dtype}, got {linear_weight.dtype}"
+        )
+    if bias is not None:
+        check_floating(name, "linear_bias", bias)
+        check_device(name, "linear_bias", bias, input)
+        check_shape(name, "linear_bias", bias, tuple(linear_weight.shape[:-1]), "(C, *d)")
+        if bias.dtype is not linear_weight.dtype and not autocast:
+            raise TypeError(f"{name}: linear_bias must have dtype {linear_weight.dtype}, got {bias.dtype}")
+
+
+def _check_target(
+    name: str, target: Tensor, full_shape: torch.Size, input: Tensor, ignore_index: int | None
+) -> Tensor:
+    if target.shape != full_shape:
+        return class_indices(name, target, without_class_dim(full_shape))
+    check_floating(name, "target (class probabilities)", target)
+    if ignore_index is not None:
+        raise ValueError(f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}")
+    return target.to(input.dtype).contiguous()

@@ -1,0 +1,117 @@
+"""Softmax and log-softmax: schemas, autograd and public functions.
+
+Kernels: ``csrc/cpu/softmax.cpp``, ``csrc/cuda/softmax.cu``, ``triton_kernels/softmax.py``; the formulas are
+in ``csrc/math/softmax.h``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import autocasts_to_float32, check_floating
+
+_library.define(
+    "softmax_forward",
+    "(Tensor input, int dim, bool log) -> Tensor",
+    lambda input, dim, log: torch.empty_like(input),
+)
+_library.define(
+    "softmax_backward",
+    "(Tensor grad_output, Tensor output, int dim, bool log) -> Tensor",
+    lambda grad_output, output, dim, log: torch.empty_like(output),
+)
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:
+        output = ops.softmax_forward(input, dim, log)
+        ctx.save_for_backward(output)
+        ctx.dim, ctx.log, ctx.ops = dim, log, ops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (output,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return ctx.ops.softmax_backward(grad.contiguous(), output, ctx.dim, ctx.log), None, None, None
+        # As a formula of the output, which carries the graph that double backward needs.
+        if ctx.log:
+            return grad - output.exp() * grad.sum(ctx.dim, keepdim=True), None, None, None
+        return output * (grad - (grad * output).sum(ctx.dim, keepdim=True)), None, None, None
+
+
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    r"""exp(x_i) / sum_j exp(x_j) along ``dim``, as :func:`torch.nn.functional.softmax`.
+
+    Args:
+        input: floating tensor of any shape and strides (any dtype that casts when ``dtype`` is given).
+        dim: dimension that sums to 1. None picks torch's deprecated default, with a warning.
+        dtype: cast ``input`` to it first.
+
+    Returns:
+        Tensor of the shape and memory format of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not floating-point and no ``dtype`` is given.
+        IndexError: ``dim`` is out of range.
+    """
+    return _softmax("softmax", input, dim, _stacklevel, dtype, log=False)
+
+
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    r"""log(softmax(input)) along ``dim``, as :func:`torch.nn.functional.log_softmax`.
+
+    Arguments, result and errors are those of :func:`softmax`.
+    """
+    return _softmax("log_softmax", input, dim, _stacklevel, dtype, log=True)
+
+
+def _softmax(
+    name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None, log: bool
+) -> Tensor:
+    if dtype is not None:
+        input = input.to(dtype)
+    check_floating(name, "input", input)
+    rank = max(input.dim(), 1)
+    if dim is None:
+        warnings.warn(
+            f"Implicit dimension choice for {name} has been deprecated. "
+            "Change the call to include dim=X as an argument.",
+            stacklevel=stacklevel + 1,
+        )
+        dim = 0 if input.dim() in (0, 1, 3) else 1
+    if not -rank <= dim < rank:
+        raise IndexError(f"{name}: dim must be in [{-rank}, {rank - 1}], got {dim}")
+    # torch's autocast casts softmax on CUDA only.
+    if dtype is None and input.is_cuda and autocasts_to_float32(input):
+        input = input.float()
+    ops = backends.resolve(input)
+    if ops is None:
+        return reference.softmax(input, dim, log)
+    if input.is_contiguous():
+        return _apply(input, dim % rank, log, ops)
+    # A dense tensor with permuted strides (channels_last, a transpose) is contiguous the other way round.
+    strides = input.stride()
+    order = sorted(range(rank), key=lambda i: (-strides[i], i))
+    permuted = input.permute(order)
+    if not permuted.is_contiguous():
+        return _apply(input.contiguous(), dim % rank, log, ops)
+    inverse = sorted(range(rank), key=order.__getitem__)
+    return _apply(permuted, order.index(dim % rank), log, ops).permute(inverse)
+
+
+def _apply(input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Softmax.apply(input, dim, log, ops)
+    return ops.softmax_forward(input, dim, log)

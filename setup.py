@@ -1,0 +1,145 @@
+"""Build of the compiled kernels; everything else about the package is in pyproject.toml.
+
+Sources are globbed, so adding an op never edits this file. ninja builds
+  pyops/_lib/libpyops_cpu_{baseline,avx2,avx512}.so   the same csrc/cpu sources, one loaded at run time
+  pyops/_lib/libpyops_cuda.so                         csrc/cuda, when asked for or when torch has CUDA
+  pyops/_build_info.*.so                              pybind11 module that says what was built, and how
+against LibTorch's Stable ABI: one build runs on every torch >= 2.11, and the CUDA library builds on a
+machine without a GPU and with a CPU-only torch (PYOPS_WITH_CUDA=1).
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11
+CPU_FLAGS = {"baseline": ""}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    CPU_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
+    CPU_FLAGS["avx512"] = CPU_FLAGS["avx2"] + " -mavx512f -mavx512bw -mavx512vl -mavx512dq"
+
+
+def find_torch() -> tuple[Path, dict]:
+    """Folder and version facts of the torch of the target environment, also inside pip's build isolation."""
+    scheme = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for folder in [*scheme, *site.getsitepackages(), site.getusersitepackages(), *sys.path]:
+        version_file = Path(folder, "torch", "version.py")
+        if version_file.is_file():
+            facts: dict = {}
+            exec(version_file.read_text(), facts)
+            if tuple(map(int, facts["__version__"].split(".")[:2])) < (2, 11):
+                sys.exit(f"pyops needs torch >= 2.11, but {version_file.parent} is {facts['__version__']}")
+            return version_file.parent, facts
+    sys.exit(
+        f"pyops builds against the torch of your environment, and {sys.prefix} has none.\n"
+        "Install it first, for example:\n    pip install 'torch>=2.11'\nthen run this command again."
+    )
+
+
+def find_nvcc(torch_has_cuda: bool) -> str | None:
+    """Path of nvcc when CUDA is to be built: PYOPS_WITH_CUDA=0/1, else whether torch has CUDA."""
+    setting = os.environ.get("PYOPS_WITH_CUDA", "auto")
+    if setting not in ("0", "1", "auto"):
+        sys.exit(f"PYOPS_WITH_CUDA must be 0, 1 or auto, got {setting!r}")
+    if setting == "0" or (setting == "auto" and not torch_has_cuda):
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = [shutil.which("nvcc", path=f"{home}/bin") for home in homes if home] + [shutil.which("nvcc")]
+    nvcc = next(filter(None, found), None)
+    if nvcc is None and setting == "1":
+        sys.exit("PYOPS_WITH_CUDA=1, but nvcc was not found: set CUDA_HOME or put nvcc on PATH")
+    return nvcc
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    """Compute capabilities as in TORCH_CUDA_ARCH_LIST; by default all we tune for that nvcc knows."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return re.split(r"[;,\s]+", listed.strip(" ;"))
+    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+    archs = [a for a in ("8.0", "9.0", "10.0", "12.0") if f"compute_{a.replace('.', '')}" in known]
+    return [*archs[:-1], archs[-1] + "+PTX"]
+
+
+def gencode(arch: str) -> str:
+    number = arch.removesuffix("+PTX").replace(".", "")
+    flags = f"-gencode=arch=compute_{number},code=sm_{number}"
+    return flags + (f" -gencode=arch=compute_{number},code=compute_{number}" if arch.endswith("+PTX") else "")
+
+
+class BuildKernels(build_ext):
+    def run(self) -> None:
+        self.targets: list[str] = []
+        torch_dir, torch_facts = find_torch()
+        nvcc = find_nvcc(torch_facts.get("cuda") is not None)
+        archs = cuda_archs(nvcc) if nvcc else []
+        self.work = Path(self.build_temp).resolve() / "kernels"
+        self.out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / "pyops"
+        for folder in (self.work, self.out / "_lib"):
+            folder.mkdir(parents=True, exist_ok=True)
+        facts = {"torch": torch_facts["__version__"], "cpu": CPU_FLAGS, "cuda_archs": archs, "nvcc": nvcc}
+        (self.work / "build_facts.h").write_text(f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')
+        print(
+            f"pyops: torch {facts['torch']}; CPU: {', '.join(CPU_FLAGS)}; CUDA: {archs}", flush=True
+        )
+        (self.work / "build.ninja").write_text("\n".join(self.ninja_lines(torch_dir, nvcc, archs)) + "\n")
+        ninja = shutil.which("ninja") or sys.exit("pyops: building needs ninja: pip install ninja")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        if subprocess.run([ninja, "--quiet", *jobs, "-C", self.work]).returncode:
+            sys.exit("pyops: the build of the kernels failed; the compiler's message is above")
+
+    def ninja_lines(self, torch_dir: Path, nvcc: str | None, archs: list[str]) -> list[str]:
+        cxx = os.environ.get("CXX", "g++")
+        common = f"-std=c++17 -O3 {STABLE_ABI} -isystem {torch_dir}/include $flags -c $in -o $out"
+        # GCC takes its own AVX-512 headers to read uninitialised values (GCC bug 105593).
+        warnings = "-Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi"
+        # libtorch.so needs libtorch_cuda.so where torch has CUDA, and exists everywhere.
+        torch_libraries = f"-L{torch_dir}/lib -ltorch -ltorch_cpu"
+        hidden = "-Xcompiler=-fPIC,-fvisibility=hidden"
+        rules = {
+            "cxx": f"{cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
+            "nvcc": f"{nvcc} {hidden} -lineinfo --expt-relaxed-constexpr -DUSE_CUDA {common} -MD -MF $out.d",
+            "link": f"{cxx} -shared $in -o $out -Wl,--no-as-needed {torch_libraries}",
+            "link_cuda": f"{nvcc} -shared $in -o $out -Xlinker --no-as-needed {torch_libraries}",
+            "link_module": f"{cxx} -shared $in -o $out",
+        }
+        lines = [f"rule {name}\n command = {command}" for name, command in rules.items()]
+        lines = [f"{r}\n depfile = $out.d\n deps = gcc" if "$out.d" in r else r for r in lines]
+
+        def library(target: str, sources: list[Path], compile_rule: str, link_rule: str, flags: str) -> None:
+            objects = [self.work / target / f"{source.name}.o" for source in sources]
+            for source, o in zip(sources, objects, strict=True):
+                lines.append(f"build {o}: {compile_rule} {source}\n flags = {flags}")
+            lines.append(f"build {self.out}/{target}: {link_rule} {' '.join(map(str, objects))}")
+            self.targets.append(f"{self.out}/{target}")
+
+        for isa, flags in CPU_FLAGS.items():
+            sources = sorted(ROOT.glob("csrc/cpu/*.cpp"))
+            library(f"_lib/libpyops_cpu_{isa}.so", sources, "cxx", "link", flags)
+        if nvcc:
+            sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+            library("_lib/libpyops_cuda.so", sources, "nvcc", "link_cuda", " ".join(map(gencode, archs)))
+        module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
+        flags = f"-isystem {sysconfig.get_path('include')} -I{self.work}"
+        library(module, [ROOT / "csrc/build_info.cpp"], "cxx", "link_module", flags)
+        return lines
+
+    def get_outputs(self) -> list[str]:
+        return list(getattr(self, "targets", []))
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+find_torch()  # say so now, before pip starts to download a torch of its own choice
+setup(ext_modules=[Extension("pyops._build_info", [])], cmdclass={"build_ext": BuildKernels})
