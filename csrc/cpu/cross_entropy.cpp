@@ -25,7 +25,7 @@ struct Problem {
   int64_t classes;
   int64_t inner;
   int64_t rows;
-  Acc weight_sum;  // over all classes
+  Acc weight_sum;  // over all classes; read with label smoothing only
 
   explicit Problem(const CrossEntropyArguments& a)
       : logits(static_cast<const T*>(a.logits.const_data_ptr())),
@@ -38,8 +38,10 @@ struct Problem {
         classes(a.shape.classes),
         inner(a.shape.inner),
         rows(a.shape.rows()),
-        weight_sum(0) {
-    for (int64_t c = 0; c < classes; ++c) weight_sum += class_weight(c);
+        weight_sum(Acc(a.shape.classes)) {
+    if (!weight || params.label_smoothing == Acc(0)) return;
+    weight_sum = 0;
+    for (int64_t c = 0; c < classes; ++c) weight_sum += weight[c];
   }
 
   Acc class_weight(int64_t c) const { return weight ? weight[c] : Acc(1); }

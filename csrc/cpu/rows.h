@@ -84,10 +84,15 @@ acc_t<T> row_max(const T* x, int64_t n) {
   return horizontal_max(reduce_row(x, n, kLowest, kLowest, join, [](V a, V b) { return max(a, b); }));
 }
 
+// Fetches the elements that follow the summed ones into cache: the sum is bound by arithmetic, and the
+// maximum of the next piece would otherwise wait for memory.
 template <class T>
 acc_t<T> row_sum_exp(const T* x, int64_t n, acc_t<T> shift) {
   using V = Vec<acc_t<T>>;
-  const auto join = [=](V& acc, int64_t, V v) { acc += exp(v - shift); };
+  const auto join = [=](V& acc, int64_t i, V v) {
+    __builtin_prefetch(x + n + i);
+    acc += exp(v - shift);
+  };
   return horizontal_sum(reduce_row(x, n, acc_t<T>(0), -math::infinity<acc_t<T>>(), join, add<V>));
 }
 

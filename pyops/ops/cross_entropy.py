@@ -198,13 +198,15 @@ def cross_entropy(
     # Gradients of targets and weights are rare, and torch's own ops have them.
     differentiates_more = (target.requires_grad or (weight is not None and weight.requires_grad)
                            or (sample_weight is not None and sample_weight.requires_grad))  # fmt: skip
+    both: tuple[Tensor, Tensor | None]
     if ops is None or (differentiates_more and torch.is_grad_enabled()):
-        loss, lse = reference.cross_entropy_with_lse(input, target, weight, sample_weight, *options)
+        both = reference.cross_entropy_with_lse(input, target, weight, sample_weight, *options)
     else:
-        loss, lse = _fused(input, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+        both = _fused(input, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+    loss, lse = both
     if loss.dtype is not result_dtype:
         loss = loss.to(result_dtype)
-    return (loss, lse) if return_lse else loss
+    return loss if lse is None or not return_lse else (loss, lse)
 
 
 def _with_probabilities(
