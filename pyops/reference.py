@@ -59,7 +59,8 @@ def cross_entropy_with_lse(
     else:
         ignored = target == ignore_index
         # Masking the logits and not only the loss keeps inf and NaN of ignored rows out of the gradient.
-        nll = -torch.log_softmax(x.masked_fill(ignored.unsqueeze(class_dim), 0.0), class_dim)
+        x = x.masked_fill(ignored.unsqueeze(class_dim), 0.0)
+        nll = -torch.log_softmax(x, class_dim)
         index = target.masked_fill(ignored, 0).unsqueeze(class_dim)
         row_weight = _row_class_weight(lse, target, class_weights, ignored)
         loss = (1 - label_smoothing) * row_weight * nll.gather(class_dim, index).squeeze(class_dim)
@@ -67,7 +68,7 @@ def cross_entropy_with_lse(
             loss = loss + label_smoothing / classes * (along_classes * nll).sum(class_dim)
         divisor = row_weight.sum()
     if z_loss != 0:
-        loss = loss + z_loss * lse.square()
+        loss = loss + z_loss * torch.logsumexp(x, class_dim).square()
     if sample_weight is not None:
         loss = loss * sample_weight.to(x.dtype)
     return _reduce(loss.masked_fill(ignored, 0.0), divisor, reduction), lse
@@ -95,7 +96,9 @@ def _row_class_weight(like: Tensor, target: Tensor, weight: Tensor | None, ignor
     """Weight of each row's target class, 0 where the row is ignored."""
     if weight is None:
         return torch.ones_like(like).masked_fill(ignored, 0.0)
-    return weight.to(like.dtype)[target.masked_fill(ignored, 0)].masked_fill(ignored, 0.0)
+    # Not weight[index]: a 0-d index is read on the host.
+    index = target.masked_fill(ignored, 0).reshape(-1)
+    return weight.to(like.dtype).index_select(0, index).view(target.shape).masked_fill(ignored, 0.0)
 
 
 def _reduce(loss: Tensor, divisor: Tensor, reduction: int) -> Tensor:

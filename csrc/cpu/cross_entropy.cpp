@@ -49,7 +49,7 @@ struct Problem {
   bool is_class(int64_t y) const { return y >= 0 && y < classes; }
   bool needs_class_sum() const { return target != nullptr || params.label_smoothing > Acc(0); }
 
-  // q_c without the target class: the weight of -log p_c that probabilities or smoothing give.
+  // The weights of -log p_c that come from probabilities, or before scaling by e/C from smoothing.
   template <class V>
   V spread_weight(int64_t c, V probability) const {
     return (target ? params.smoothed(probability) : V(Acc(1))) * class_weight(c);
@@ -57,6 +57,12 @@ struct Problem {
   Vec<Acc> spread_weights(int64_t c, int lanes, const T* row_target) const {
     const Vec<Acc> q = target ? params.smoothed(load_lanes(row_target + c, lanes)) : Vec<Acc>(Acc(1));
     return weight ? q * load_lanes(weight + c, lanes) : q;
+  }
+
+  // q_c of every class but an indexed target.
+  template <class V>
+  V q(V spread) const {
+    return target ? spread : math::index_q(params, spread, false);
   }
 
   RowGroups<Acc> groups() const {
@@ -99,7 +105,8 @@ void panel_class_sum(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& 
   for (int64_t c = 0; c < p.classes; ++c) {
     const int64_t at = group.offset + c * p.inner;
     for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
-      const V log_p = (load_lanes(p.logits + at + i, lanes) - s.max.vec(i)) - s.log_sum.vec(i);
+      const math::SoftmaxStats<V> stats{s.max.vec(i), s.log_sum.vec(i)};
+      const V log_p = math::log_probability(load_lanes(p.logits + at + i, lanes), stats);
       const V t = p.target ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
       s.class_sum.set(i, s.class_sum.vec(i) - p.spread_weight(c, t) * log_p);
     });
@@ -183,7 +190,6 @@ template <class Acc>
 struct RowPlan {
   math::SoftmaxStats<Acc> stats;
   math::RowGradient<Acc> gradient;
-  Acc spread;           // factor of q_c other than the target's
   int64_t target = -1;  // class with a value of its own, or -1
   Acc target_value = 0;
   bool zero = false;
@@ -213,28 +219,24 @@ RowPlan<acc_t<T>> plan_row(const Problem<T>& p, const Upstream<acc_t<T>>& up, in
   if (p.target) {
     plan.gradient = math::row_gradient(p.params, up.loss(row), probability_sum_q(p, offset), plan.stats,
                                        p.row_weight(row), grad_lse);
-    plan.spread = plan.gradient.on_target;
     return plan;
   }
   const int64_t y = p.index[row];
   if (y == p.ignore_index) {
     plan.gradient = {grad_lse, Acc(0)};
     plan.zero = grad_lse == Acc(0);
-    plan.spread = 0;
     return plan;
   }
   if (!p.is_class(y)) {  // only through the raw op: forward would have refused
     plan.gradient = {math::quiet_nan<Acc>(), Acc(0)};
-    plan.spread = 0;
     return plan;
   }
   const Acc sum_q = math::index_sum_q(p.params, p.class_weight(y), p.weight_sum);
   plan.gradient = math::row_gradient(p.params, up.loss(row), sum_q, plan.stats, p.row_weight(row), grad_lse);
-  plan.spread = plan.gradient.on_target * p.params.uniform();
   plan.target = y;
-  const Acc q = p.class_weight(y) * (p.params.on_target() + p.params.uniform());
+  const Acc q = math::index_q(p.params, p.class_weight(y), true);
   const Acc probability = math::probability(to_acc(p.logits[offset + y * p.inner]), plan.stats);
-  plan.target_value = plan.gradient.on_probability * probability - plan.gradient.on_target * q;
+  plan.target_value = math::logit_gradient(plan.gradient, probability, q);
   return plan;
 }
 
@@ -248,18 +250,18 @@ void write_row(const Problem<T>& p, const RowPlan<acc_t<T>>& plan, int64_t offse
     std::fill(out, out + p.classes, from_acc<T>(Acc(0)));
     return;
   }
-  const Acc on_probability = plan.gradient.on_probability;
   if (p.weight || p.target) {
     const T* t = p.target ? p.target + offset : nullptr;
     for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
       const V probability = math::probability(load_lanes(x + c, lanes), plan.stats);
-      store_lanes(out + c, probability * on_probability - p.spread_weights(c, lanes, t) * plan.spread, lanes);
+      const V q = p.q(p.spread_weights(c, lanes, t));
+      store_lanes(out + c, math::logit_gradient(plan.gradient, probability, q), lanes);
     });
   } else {
-    const V spread = plan.spread;
+    const V q = p.q(V(Acc(1)));
     for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
       const V probability = math::probability(load_lanes(x + c, lanes), plan.stats);
-      store_lanes(out + c, probability * on_probability - spread, lanes);
+      store_lanes(out + c, math::logit_gradient(plan.gradient, probability, q), lanes);
     });
   }
   if (plan.target >= 0) out[plan.target] = from_acc<T>(plan.target_value);
@@ -269,22 +271,24 @@ template <class T>
 void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
-  Panel<Acc> max, log_sum, on_probability, spread, keep;
+  Panel<Acc> max, log_sum, on_probability, on_target, keep;
   RowPlan<Acc> plans[Panel<Acc>::kRows];
   for (int64_t i = 0; i < group.width; ++i) {
     const RowPlan<Acc>& plan = plans[i] = plan_row(p, up, group.first_row + i, group.offset + i);
     max[i] = plan.stats.max;
     log_sum[i] = plan.stats.log_sum;
     on_probability[i] = plan.gradient.on_probability;
-    spread[i] = plan.spread;
+    on_target[i] = plan.gradient.on_target;
     keep[i] = plan.zero ? Acc(0) : Acc(1);
   }
   for (int64_t c = 0; c < p.classes; ++c) {
     const int64_t at = group.offset + c * p.inner;
     for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
-      const V log_p = (load_lanes(p.logits + at + i, lanes) - max.vec(i)) - log_sum.vec(i);
+      const math::SoftmaxStats<V> stats{max.vec(i), log_sum.vec(i)};
+      const math::RowGradient<V> gradient{on_probability.vec(i), on_target.vec(i)};
+      const V probability = math::probability(load_lanes(p.logits + at + i, lanes), stats);
       const V t = p.target ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
-      const V grad = exp(log_p) * on_probability.vec(i) - p.spread_weight(c, t) * spread.vec(i);
+      const V grad = math::logit_gradient(gradient, probability, p.q(p.spread_weight(c, t)));
       store_lanes(dx + at + i, select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0))), lanes);
     });
   }

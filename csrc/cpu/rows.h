@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../math/softmax.h"
+#include "../math/online_softmax.h"
 #include "vec.h"
 
 namespace pyops::cpu {

@@ -7,29 +7,13 @@
 namespace pyops::cpu {
 namespace {
 
-template <bool kLog, class Acc>
-Vec<Acc> normalise(Vec<Acc> x, Vec<Acc> max, Vec<Acc> sum_term) {
-  if constexpr (kLog) {
-    return (x - max) - sum_term;
-  } else {
-    return exp(x - max) * sum_term;
-  }
-}
-
-// What normalise() needs of the sum: its log, or its inverse.
-template <bool kLog, class Acc>
-Acc sum_term(MaxSum<Acc> r) {
-  const math::SoftmaxStats<Acc> stats = math::finish_stats(r.max, r.sum);
-  return kLog ? stats.log_sum : (r.max - r.max == Acc(0) ? Acc(1) / r.sum : stats.log_sum);
-}
-
 template <bool kLog, class T>
 void forward_row(const T* x, T* y, int64_t n) {
   using Acc = acc_t<T>;
   const MaxSum<Acc> r = row_max_sum(x, n);
-  const Acc term = sum_term<kLog>(r);
+  const math::SoftmaxNormaliser<Acc> row = math::softmax_normaliser(r.max, r.sum, kLog);
   for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
-    store_lanes(y + i, normalise<kLog, Acc>(load_lanes(x + i, lanes), r.max, term), lanes);
+    store_lanes(y + i, math::normalised(load_lanes(x + i, lanes), row, kLog), lanes);
   });
 }
 
@@ -38,11 +22,12 @@ void forward_panel(const T* x, T* y, int64_t classes, int64_t stride, int64_t wi
   using Acc = acc_t<T>;
   Panel<Acc> max, sum;
   panel_max_sum(x, classes, stride, width, max, sum);
-  for (int64_t i = 0; i < width; ++i) sum[i] = sum_term<kLog>(MaxSum<Acc>{max[i], sum[i]});
+  for (int64_t i = 0; i < width; ++i) sum[i] = math::softmax_normaliser(max[i], sum[i], kLog).sum_term;
   for (int64_t c = 0; c < classes; ++c) {
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
+      const math::SoftmaxNormaliser<Vec<Acc>> rows{max.vec(i), sum.vec(i)};
       const Vec<Acc> v = load_lanes(x + c * stride + i, lanes);
-      store_lanes(y + c * stride + i, normalise<kLog, Acc>(v, max.vec(i), sum.vec(i)), lanes);
+      store_lanes(y + c * stride + i, math::normalised(v, rows, kLog), lanes);
     });
   }
 }

@@ -79,15 +79,15 @@ PYOPS_HD T index_sum_q(const CrossEntropyParams<T>& p, T target_weight, T weight
   return p.on_target() * target_weight + p.uniform() * weight_sum;
 }
 
-// q_c for a class index; `class_weight` is w_c.
-template <class T>
-PYOPS_HD T index_q(const CrossEntropyParams<T>& p, T class_weight, bool is_target) {
+// q_c for a class index; `class_weight` is w_c. V is T, or a vector of T on the CPU.
+template <class V, class T>
+PYOPS_HD V index_q(const CrossEntropyParams<T>& p, V class_weight, bool is_target) {
   return class_weight * (is_target ? p.on_target() + p.uniform() : p.uniform());
 }
 
-template <class T>
-PYOPS_HD T logit_gradient(const RowGradient<T>& row, T probability, T q) {
-  return row.on_probability * probability - row.on_target * q;
+template <class V, class T>
+PYOPS_HD V logit_gradient(const RowGradient<T>& row, V probability, V q) {
+  return probability * row.on_probability - q * row.on_target;
 }
 
 }  // namespace pyops::math

@@ -1,5 +1,5 @@
-// One-pass softmax statistics for a thread that sees part of a row (Milakov and Gimelshein 2018,
-// arXiv:1805.02867): a running maximum and sum of exp, and optionally sum_c q_c (x_c - max) for weights q,
+// One-pass softmax statistics (Milakov and Gimelshein 2018, arXiv:1805.02867). OnlineSoftmax is for a thread
+// that sees part of a row: a running maximum and sum of exp, and optionally sum_c q_c (x_c - max) for weights q,
 // all rescaled when the maximum rises. Threads are merged by rescaling each to the common maximum, then adding.
 #pragma once
 
@@ -64,23 +64,16 @@ PYOPS_HD T weighted_nll(T weighted, T weight, SoftmaxStats<T> stats) {
   return weight * stats.log_sum - weighted;
 }
 
-// What an output needs of its row: the maximum and, for log-softmax, log s, for softmax 1/s. Dividing by s
-// instead of using exp(log p) keeps the rounding of log s out of the probabilities.
-template <class T>
-struct SoftmaxNormaliser {
-  T max;
-  T sum_term;
-};
-
-template <class T>
-PYOPS_HD SoftmaxNormaliser<T> softmax_normaliser(T max, T sum, bool log) {
-  const SoftmaxStats<T> stats = finish_stats(max, sum);
-  return {max, log || stats.log_sum != stats.log_sum ? stats.log_sum : T(1) / sum};
-}
-
-template <class T>
-PYOPS_HD T normalised(T x, SoftmaxNormaliser<T> row, bool log) {
-  return log ? (x - row.max) - row.sum_term : exp(x - row.max) * row.sum_term;
+// One more logit joins a running (max, sum), which start as (-inf, 0). One exp serves both cases, because
+// either the old sum or the new term has the factor exp(0). V is T, or a vector of T on the CPU.
+template <class T, class V>
+PYOPS_HD void online_push(V& max, V& sum, V x) {
+  const V larger = select_greater(x, max, x, max);
+  const V smaller = select_greater(x, max, max, x);  // NaN compares false and gets into the sum here
+  const V shift = select_greater(larger, V(-infinity<T>()), larger, V(T(0)));
+  const V decay = exp(smaller - shift);
+  sum = select_greater(x, max, sum * decay + V(T(1)), sum + decay);
+  max = larger;
 }
 
 }  // namespace pyops::math

@@ -45,16 +45,24 @@ PYOPS_HD SoftmaxStats<T> finish_stats(T max, T sum) {
   return {max, max - max == T(0) ? log(sum) : quiet_nan<T>()};
 }
 
-// One more logit joins a running (max, sum), which start as (-inf, 0). One exp serves both cases, because
-// either the old sum or the new term has the factor exp(0). V is T, or a vector of T on the CPU.
-template <class T, class V>
-PYOPS_HD void online_push(V& max, V& sum, V x) {
-  const V larger = select_greater(x, max, x, max);
-  const V smaller = select_greater(x, max, max, x);  // NaN compares false and gets into the sum here
-  const V shift = select_greater(larger, V(-infinity<T>()), larger, V(T(0)));
-  const V decay = exp(smaller - shift);
-  sum = select_greater(x, max, sum * decay + V(T(1)), sum + decay);
-  max = larger;
+// What an output needs of its row: the maximum and, for log-softmax, log s, for softmax 1/s. Dividing by s
+// instead of using exp(log p) keeps the rounding of log s out of the probabilities.
+template <class T>
+struct SoftmaxNormaliser {
+  T max;
+  T sum_term;
+};
+
+template <class T>
+PYOPS_HD SoftmaxNormaliser<T> softmax_normaliser(T max, T sum, bool log) {
+  const SoftmaxStats<T> stats = finish_stats(max, sum);
+  return {max, log || stats.log_sum != stats.log_sum ? stats.log_sum : T(1) / sum};
+}
+
+// V and R are a number, or vectors on the CPU: of one row's elements, or of one element of several rows.
+template <class V, class R>
+PYOPS_HD V normalised(V x, const SoftmaxNormaliser<R>& row, bool log) {
+  return log ? (x - row.max) - row.sum_term : exp(x - row.max) * row.sum_term;
 }
 
 template <class V>

@@ -88,7 +88,7 @@ def _softmax(
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "
             "Change the call to include dim=X as an argument.",
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel,
         )
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if not -rank <= dim < rank:
