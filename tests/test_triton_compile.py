@@ -1,0 +1,244 @@
+"""Triton kernels compile to GPU machine code, without a GPU.
+
+The launchers are called on meta tensors with launches recorded instead of run, and Triton's own
+just-in-time compiler then builds what was recorded. So tile sizes, specialisation and options are
+those of a real call. A subprocess does it, because an interpreted Triton (``TRITON_INTERPRET=1``)
+cannot compile, and this process may be running one.
+
+What is asserted of each kernel: machine code exists, it spills no registers to memory and fits into shared
+memory; of 16-bit and TF32 matrix products: they run on tensor cores.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CAPABILITIES = (80, 90, 100)
+HALF, BFLOAT16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+NONE, MEAN, SUM = 0, 1, 2
+
+# What a thread block may use; for 8.x on its smallest member, 8.6.
+SHARED_BYTES = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+
+# The assembler at times gives up one or two registers outside a loop so that more warps fit.
+TOLERATED_SPILL = 8
+
+
+def _empty(*shape: int, dtype: torch.dtype = FLOAT) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+# --------------------------------------------------------------------------- cases: what is launched
+
+
+def _softmax(shape: tuple[int, ...], dtype: torch.dtype, log: bool) -> None:
+    from pyops.triton_kernels import softmax
+
+    x = _empty(*shape, dtype=dtype)
+    softmax.softmax_backward(x, softmax.softmax_forward(x, 1, log), 1, log)
+
+
+def _nll_loss(shape: tuple[int, ...], dtype: torch.dtype, reduction: int, weighted: bool) -> None:
+    from pyops.triton_kernels import nll_loss
+
+    acc = DOUBLE if dtype == DOUBLE else FLOAT
+    target = _empty(shape[0], *shape[2:], dtype=torch.int64)
+    weight = _empty(shape[1], dtype=acc) if weighted else None
+    loss, total = nll_loss.nll_loss_forward(_empty(*shape, dtype=dtype), target, weight, reduction, -100)
+    nll_loss.nll_loss_backward(loss, target, weight, total, shape[1], reduction, -100, dtype)
+
+
+def _cross_entropy(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    reduction: int = MEAN,
+    probabilities: bool = False,
+    all_options: bool = False,
+    inplace: bool = False,
+) -> None:
+    from pyops.triton_kernels import cross_entropy
+
+    acc = DOUBLE if dtype == DOUBLE else FLOAT
+    row_shape = (shape[0], *shape[2:])
+    logits = _empty(*shape, dtype=dtype)
+    target = _empty(*shape, dtype=dtype) if probabilities else _empty(*row_shape, dtype=torch.int64)
+    weight = _empty(shape[1], dtype=acc) if all_options else None
+    per_row = _empty(*row_shape, dtype=acc) if all_options else None
+    options = (reduction, -100, 0.1 if all_options else 0.0, 1e-4 if all_options else 0.0)
+    loss, stats, divisor = cross_entropy.cross_entropy_forward(logits, target, weight, per_row, *options)
+    backward = cross_entropy.cross_entropy_backward_ if inplace else cross_entropy.cross_entropy_backward
+    backward(loss, per_row, logits, target, weight, per_row, stats, divisor, *options)
+
+
+def _gemm(
+    m: int, n: int, k: int, dtype: torch.dtype, layout: str = "nn", out: torch.dtype | None = None,
+    beta: float = 0.0, tf32: bool = False,
+) -> None:  # fmt: skip
+    from pyops.triton_kernels import gemm
+
+    a = _empty(m, k, dtype=dtype) if layout[0] == "n" else _empty(k, m, dtype=dtype).t()
+    b = _empty(k, n, dtype=dtype) if layout[1] == "n" else _empty(n, k, dtype=dtype).t()
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        gemm.gemm_(_empty(m, n, dtype=out or dtype), a, b, beta)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
+    "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
+    "softmax-loop-bfloat16": lambda: _softmax((4096, 50257), BFLOAT16, False),
+    "softmax-inner-float32": lambda: _softmax((8, 21, 64, 64), FLOAT, False),
+    "log_softmax-one_tile-float32": lambda: _softmax((4096, 1000), FLOAT, True),
+    "log_softmax-loop-float64": lambda: _softmax((64, 10000), DOUBLE, True),
+    "nll_loss-float32": lambda: _nll_loss((4096, 1000), FLOAT, MEAN, False),
+    "nll_loss-inner-weight-bfloat16": lambda: _nll_loss((8, 21, 64, 64), BFLOAT16, NONE, True),
+    "nll_loss-many_rows-float64": lambda: _nll_loss((10**8, 10), DOUBLE, SUM, True),
+    "cross_entropy-few_classes-float32": lambda: _cross_entropy((4096, 10), FLOAT),
+    "cross_entropy-vocabulary-bfloat16": lambda: _cross_entropy((4096, 128256), BFLOAT16),
+    "cross_entropy-inplace-bfloat16": lambda: _cross_entropy((4096, 50257), BFLOAT16, inplace=True),
+    "cross_entropy-all_options-bfloat16": lambda: _cross_entropy(
+        (4096, 32000), BFLOAT16, NONE, all_options=True
+    ),
+    "cross_entropy-inner-float16": lambda: _cross_entropy((8, 21, 128, 128), HALF),
+    "cross_entropy-inner-all_options-float32": lambda: _cross_entropy(
+        (8, 150, 50, 50), FLOAT, SUM, all_options=True
+    ),
+    "cross_entropy-all_options-float64": lambda: _cross_entropy((64, 10000), DOUBLE, NONE, all_options=True),
+    "cross_entropy-probabilities-float32": lambda: _cross_entropy((4096, 1000), FLOAT, probabilities=True),
+    "cross_entropy-probabilities-all_options-bfloat16": lambda: _cross_entropy(
+        (4096, 32000), BFLOAT16, NONE, probabilities=True, all_options=True
+    ),
+    "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
+    "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
+    "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),
+    "gemm-vocabulary-bfloat16": lambda: _gemm(4096, 2048, 50257, BFLOAT16, "nn", FLOAT),
+    "gemm-odd-float16": lambda: _gemm(1001, 777, 333, HALF, "tt", HALF, 0.5),
+    "gemm-small-bfloat16": lambda: _gemm(64, 64, 128, BFLOAT16, "nt", FLOAT),
+    "gemm-nt-float32": lambda: _gemm(4096, 4096, 4096, FLOAT, "nt", beta=1.0),
+    "gemm-small-float32": lambda: _gemm(64, 100, 64, FLOAT),
+    "gemm-nt-tf32": lambda: _gemm(4096, 4096, 4096, FLOAT, "nt", tf32=True),
+    "gemm-tn-float64": lambda: _gemm(512, 512, 512, DOUBLE, "tn", beta=1.0),
+}
+
+
+# ------------------------------------------------------------------------- the compiling subprocess
+
+
+class _StandInDriver:
+    """Tells Triton's just-in-time compiler which GPU to compile for. Nothing is ever run."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # the compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+# By kernel hash: the assembler speaks only when a kernel is compiled, not when it is found compiled.
+_spilled_bytes: dict[str, int] = {}
+
+
+def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
+    """Compile every kernel that case ``job[0]`` launches for capability ``job[1]``."""
+    import triton
+    from pyops.triton_kernels import _common
+
+    case, capability = job
+    # Spills are known only from what the assembler says, so it has to run.
+    triton.knobs.compilation.always_compile = True
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.runtime.driver.set_active(_StandInDriver(capability))
+    results = []
+    with _common.record_launches(divmod(capability, 10)) as launches:
+        CASES[case]()
+    for launch in launches:
+        with contextlib.redirect_stdout(io.StringIO()) as assembler_log:
+            compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.meta)
+        for count in re.findall(r"(\d+) bytes spill stores", assembler_log.getvalue()):
+            _spilled_bytes[compiled.hash] = int(count)
+        results.append(
+            {
+                "kernel": launch.kernel.__name__,
+                "cubin_bytes": len(compiled.asm["cubin"]),
+                "spilled_bytes": _spilled_bytes[compiled.hash],
+                "shared_bytes": compiled.metadata.shared,
+                "tensor_core": sorted(
+                    set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"]))
+                ),
+            }
+        )
+    return results
+
+
+def _main(path: str) -> None:
+    jobs = [(case, capability) for case in CASES for capability in CAPABILITIES]
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(_compile, jobs))
+    keyed = {f"{case}-sm_{cc}": result for (case, cc), result in zip(jobs, results, strict=True)}
+    Path(path).write_text(json.dumps(keyed))
+
+
+# -------------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    pytest.importorskip("triton")
+    import pyops
+
+    path = tmp_path_factory.mktemp("triton") / "results.json"
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYOPS_BACKEND")}
+    environment["PYTHONPATH"] = str(Path(pyops.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_compile_without_spills(
+    compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
+) -> None:
+    kernels = compiled[f"{case}-sm_{capability}"]
+    assert kernels
+    for kernel in kernels:
+        assert kernel["cubin_bytes"] > 0
+        assert kernel["spilled_bytes"] <= TOLERATED_SPILL, f"{kernel['kernel']} spills registers"
+        assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("case", [c for c in CASES if re.search("^gemm.*(float16|tf32)$", c)])
+def test_gemm_uses_tensor_cores(
+    compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
+) -> None:
+    (kernel,) = compiled[f"{case}-sm_{capability}"]
+    assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

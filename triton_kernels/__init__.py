@@ -1,0 +1,10 @@
+"""Triton backend: every op of pyops as Triton kernels, registered as ``pyops_triton::<op>``.
+
+Importing this package registers the ops. :mod:`pyops.backends` does so the first time Triton is asked
+for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in the environment the same
+kernels run in Triton's interpreter, on CPU tensors.
+"""
+
+from . import cross_entropy, gemm, nll_loss, softmax
+
+__all__ = ["cross_entropy", "gemm", "nll_loss", "softmax"]

@@ -1,0 +1,436 @@
+"""Softmax cross-entropy: forward with row statistics, backward, and backward into the logits' storage.
+
+Forward reads the logits once and saves two numbers a row, from which backward recomputes the
+probabilities while it reads the logits a second time. Formulas as in csrc/math/cross_entropy.h.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from pyops._library import implement
+
+from ._common import (
+    INFINITY,
+    MEAN,
+    NONE,
+    RowTiles,
+    acc_dtype,
+    cdiv,
+    check_dense,
+    check_floating,
+    check_reduction,
+    divide,
+    exp,
+    finish_log_sum,
+    launch,
+    locate_classes,
+    locate_rows,
+    log_probability,
+    reduce_partials,
+    row_tiles,
+    shift_of,
+)
+
+# Blocks of classes that one program of the backward kernel works on when it shares a row with others:
+# enough to prefetch one while another is computed.
+_BLOCKS_OF_A_SPLIT = 4
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Checked arguments that forward and backward share."""
+
+    batch: int
+    classes: int
+    inner: int
+    row_shape: tuple[int, ...]
+    has_probabilities: bool
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.inner
+
+
+def _check(
+    op: str,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    reduction: int,
+    label_smoothing: float,
+) -> _Problem:
+    check_floating(logits, op, "logits")
+    check_dense(logits, op, "logits", like=logits, dtype=logits.dtype)
+    check_reduction(reduction, op)
+    if logits.dim() == 0:
+        raise RuntimeError(f"{op}: logits must have at least one dimension, got a 0-d tensor")
+    shape = tuple(logits.shape)
+    class_dim = min(1, len(shape) - 1)
+    inner = 1
+    for size in shape[2:]:
+        inner *= size
+    problem = _Problem(
+        batch=shape[0] if class_dim else 1,
+        classes=shape[class_dim],
+        inner=inner,
+        row_shape=shape[:class_dim] + shape[class_dim + 1 :],
+        has_probabilities=target.dtype != torch.int64,
+    )
+    acc = acc_dtype(logits.dtype)
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"{op}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if problem.has_probabilities:
+        check_dense(target, op, "target", like=logits, dtype=logits.dtype, shape=shape)
+    else:
+        check_dense(target, op, "target", like=logits, dtype=torch.int64, shape=problem.row_shape)
+    if weight is not None:
+        check_dense(weight, op, "weight", like=logits, dtype=acc, shape=(problem.classes,))
+    if sample_weight is not None:
+        check_dense(sample_weight, op, "sample_weight", like=logits, dtype=acc, shape=problem.row_shape)
+    return problem
+
+
+def _tiles(problem: _Problem, dtype: torch.dtype) -> RowTiles:
+    if dtype == torch.float64:  # three running sums of twice the width have to fit into registers
+        return row_tiles(problem.classes, problem.inner, max_classes=1024, tile_size=1024)
+    return row_tiles(problem.classes, problem.inner, max_classes=4096)
+
+
+def _options(problem: _Problem, label_smoothing: float, z_loss: float, reduction: int) -> dict[str, Any]:
+    return {
+        "PROBABILITIES": problem.has_probabilities,
+        "SMOOTHING": label_smoothing > 0,
+        "Z_LOSS": z_loss != 0,
+        "PER_ROW": reduction == NONE,
+    }
+
+
+@implement("pyops_triton", "cross_entropy_forward")
+def cross_entropy_forward(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, row statistics [2, rows] (maximum, log of the shifted sum) and what mean divided by."""
+    op = "cross_entropy_forward"
+    p = _check(op, logits, target, weight, sample_weight, reduction, label_smoothing)
+    acc = acc_dtype(logits.dtype)
+    loss = logits.new_empty(p.row_shape if reduction == NONE else (), dtype=acc)
+    stats = logits.new_empty((2, p.rows), dtype=acc)
+    divisor = logits.new_empty((), dtype=acc)
+    tiles = _tiles(p, logits.dtype)
+    # At least one program, because it is a program that writes the divisor.
+    programs = max(1, tiles.programs(p.batch))
+    partials = None if reduction == NONE else logits.new_empty((2, programs), dtype=acc)
+    launch(
+        _forward_kernel, programs, logits.device, logits, target, weight, sample_weight,
+        loss if reduction == NONE else None, partials, stats, None if reduction == MEAN else divisor,
+        p.batch, tiles.classes, tiles.inner, tiles.class_blocks, ignore_index, label_smoothing, z_loss,
+        **_options(p, label_smoothing, z_loss, reduction), **tiles.meta,
+    )  # fmt: skip
+    if partials is not None:
+        mean = reduction == MEAN
+        reduce_partials(partials, loss, divisor if mean else None, mean=mean)
+    return loss, stats, divisor
+
+
+@implement("pyops_triton", "cross_entropy_backward")
+def cross_entropy_backward(
+    grad_loss: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    stats: torch.Tensor,
+    divisor: torch.Tensor,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> torch.Tensor:
+    """Gradient of the logits, in their shape and dtype."""
+    grad_logits = torch.empty_like(logits)
+    _backward(
+        "cross_entropy_backward", grad_logits, grad_loss, grad_lse, logits, target, weight, sample_weight,
+        stats, divisor, reduction, ignore_index, label_smoothing, z_loss,
+    )  # fmt: skip
+    return grad_logits
+
+
+@implement("pyops_triton", "cross_entropy_backward_")
+def cross_entropy_backward_(
+    grad_loss: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    stats: torch.Tensor,
+    divisor: torch.Tensor,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    """Overwrite ``logits`` with their gradient."""
+    _backward(
+        "cross_entropy_backward_", logits, grad_loss, grad_lse, logits, target, weight, sample_weight,
+        stats, divisor, reduction, ignore_index, label_smoothing, z_loss,
+    )  # fmt: skip
+
+
+def _backward(
+    op: str,
+    grad_logits: torch.Tensor,
+    grad_loss: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    stats: torch.Tensor,
+    divisor: torch.Tensor,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    p = _check(op, logits, target, weight, sample_weight, reduction, label_smoothing)
+    acc = acc_dtype(logits.dtype)
+    grad_shape = p.row_shape if reduction == NONE else ()
+    check_dense(grad_loss, op, "grad_loss", like=logits, dtype=acc, shape=grad_shape)
+    if grad_lse is not None:
+        check_dense(grad_lse, op, "grad_lse", like=logits, dtype=acc, shape=p.row_shape)
+    check_dense(stats, op, "stats", like=logits, dtype=acc, shape=(2, p.rows))
+    check_dense(divisor, op, "divisor", like=logits, dtype=acc, shape=())
+    if logits.numel() == 0:
+        return
+    tiles = _tiles(p, logits.dtype)
+    # Class indices: every element of the gradient stands alone, so a long row is split among programs.
+    # Probabilities: the row first needs a sum over its classes, so one program does all of it.
+    blocks = tiles.class_blocks
+    if not p.has_probabilities:
+        blocks = min(blocks, _BLOCKS_OF_A_SPLIT)
+    splits = cdiv(tiles.class_blocks, blocks)
+    weight_sum = None
+    if weight is not None and label_smoothing > 0 and not p.has_probabilities:
+        weight_sum = weight.new_empty(())
+        reduce_partials(weight.view(1, -1), weight_sum, None)
+    launch(
+        _backward_kernel, tiles.programs(p.batch) * splits, logits.device, grad_logits, grad_loss, grad_lse,
+        logits, target, weight, weight_sum, sample_weight, stats, divisor,
+        p.batch, tiles.classes, tiles.inner, splits, blocks, ignore_index, label_smoothing, z_loss,
+        **_options(p, label_smoothing, z_loss, reduction), **tiles.meta,
+    )  # fmt: skip
+
+
+# Same formulas as csrc/math/cross_entropy.h, of which these are the rows of a tile.
+
+
+@triton.jit
+def smoothed(probability, on_target, uniform, SMOOTHING: tl.constexpr):
+    if SMOOTHING:
+        return probability * on_target + uniform
+    else:
+        return probability
+
+
+@triton.jit
+def weighted(q, weight_ptr, c, class_exists):
+    if weight_ptr is not None:
+        q = q * tl.load(weight_ptr + c, mask=class_exists, other=0.0)[None, :]
+    return q
+
+
+@triton.jit
+def add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS: tl.constexpr):
+    if Z_LOSS:
+        lse = maximum + log_sum
+        loss += tl.full([], z_loss, loss.dtype) * lse * lse
+    return loss
+
+
+@triton.jit
+def _forward_kernel(
+    logits, target_ptr, weight_ptr, sample_weight_ptr, loss_ptr, partials, stats, divisor,
+    outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
+    ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
+    PROBABILITIES: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, PER_ROW: tl.constexpr,
+    ROW_MAJOR: tl.constexpr, ALIGN: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    storage: tl.constexpr = logits.dtype.element_ty
+    acc: tl.constexpr = stats.dtype.element_ty
+    classes = classes * ALIGN if ROW_MAJOR else classes
+    inner = inner if ROW_MAJOR else inner * ALIGN
+    pid = tl.program_id(0).to(tl.int64)
+    row, start, row_exists = locate_rows(pid, outer, classes, inner, ROW_MAJOR, BLOCK_R)
+    num_classes = tl.full([], classes, acc)
+    uniform = divide(tl.full([], label_smoothing, acc), num_classes)
+    on_target = 1.0 - tl.full([], label_smoothing, acc)
+
+    # One pass: running maximum m and sum s, and with q_c the weights of the -log p_c,
+    #   sum_c q_c (-log p_c) = log s sum_c q_c - sum_c q_c (x_c - m).
+    SUM_Q: tl.constexpr = PROBABILITIES or SMOOTHING
+    maximum = tl.full([BLOCK_R], -INFINITY, acc)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
+    q_sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
+    qx_sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
+    for block in tl.range(0, class_blocks, num_stages=STAGES):
+        first = block * BLOCK_C
+        c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
+        mask = row_exists[:, None] & class_exists[None, :]
+        offsets = start[:, None] + offset[None, :]
+        x = tl.load(logits + offsets, mask=mask, other=-INFINITY).to(acc)
+        larger = tl.maximum(maximum, tl.max(x, axis=1))
+        shift = shift_of(larger)
+        decay = exp(maximum - shift, storage)
+        sums = sums * decay[:, None] + exp(x - shift[:, None], storage)
+        if SUM_Q:
+            q = tl.full([BLOCK_R, BLOCK_C], 1.0, acc)
+            if PROBABILITIES:
+                t = tl.load(target_ptr + offsets, mask=mask, other=0.0).to(acc)
+                q = smoothed(t, on_target, uniform, SMOOTHING)
+            q = weighted(q, weight_ptr, c, class_exists)
+            qx_sums -= q_sums * (shift - shift_of(maximum))[:, None]
+            qx_sums += tl.where(mask, q * (x - shift[:, None]), 0.0)
+            q_sums += tl.where(mask, q, 0.0)
+        maximum = larger
+    log_sum = finish_log_sum(maximum, tl.sum(sums, axis=1))
+    if SUM_Q:
+        q_nll = log_sum * tl.sum(q_sums, axis=1) - tl.sum(qx_sums, axis=1)
+
+    if PROBABILITIES:
+        # With no classes at all the sum is empty, while the statistics of the row are not finite.
+        loss = tl.where(classes > 0, q_nll, 0.0)
+        loss = add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS)
+        count = tl.full([BLOCK_R], 1.0, acc)
+        counted = row_exists
+    else:
+        y = tl.load(target_ptr + row, mask=row_exists, other=ignore_index)
+        counted = y != ignore_index
+        in_range = (y >= 0) & (y < classes) & counted
+        stride = 1 if ROW_MAJOR else inner
+        x_y = tl.load(logits + start + y * stride, mask=in_range, other=0.0).to(acc)
+        count = tl.full([BLOCK_R], 1.0, acc)
+        if weight_ptr is not None:
+            count = tl.load(weight_ptr + y, mask=in_range, other=0.0)
+        loss = on_target * count * -log_probability(x_y, maximum, log_sum)
+        if SMOOTHING:
+            loss += uniform * q_nll
+        loss = add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS)
+        # A class index out of range poisons its row instead of pointing outside.
+        loss = tl.where(in_range, loss, float("nan"))
+    if sample_weight_ptr is not None:
+        loss = loss * tl.load(sample_weight_ptr + row, mask=row_exists, other=0.0)
+    # Select, never multiply: an ignored row may hold anything.
+    loss = tl.where(counted, loss, 0.0)
+    count = tl.where(counted, count, 0.0)
+
+    tl.store(stats + row, maximum, mask=row_exists)
+    tl.store(stats + outer * inner + row, log_sum, mask=row_exists)
+    if PER_ROW:
+        tl.store(loss_ptr + row, loss, mask=row_exists)
+    else:
+        tl.store(partials + pid, tl.sum(loss, axis=0))
+        tl.store(partials + tl.num_programs(0) + pid, tl.sum(count, axis=0))
+    if divisor is not None:
+        tl.store(divisor, 1.0, mask=pid == 0)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_logits, grad_loss, grad_lse, logits, target_ptr, weight_ptr, weight_sum, sample_weight_ptr,
+    stats, divisor, outer: tl.int64, classes: tl.int64, inner: tl.int64, splits: tl.int64,
+    blocks: tl.int64, ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
+    PROBABILITIES: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, PER_ROW: tl.constexpr,
+    ROW_MAJOR: tl.constexpr, ALIGN: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    storage: tl.constexpr = logits.dtype.element_ty
+    acc: tl.constexpr = stats.dtype.element_ty
+    classes = classes * ALIGN if ROW_MAJOR else classes
+    inner = inner if ROW_MAJOR else inner * ALIGN
+    pid = tl.program_id(0).to(tl.int64)
+    tile = pid // splits
+    begin = (pid - tile * splits) * blocks * BLOCK_C
+    row, start, row_exists = locate_rows(tile, outer, classes, inner, ROW_MAJOR, BLOCK_R)
+    num_classes = tl.full([], classes, acc)
+    uniform = divide(tl.full([], label_smoothing, acc), num_classes)
+    on_target = 1.0 - tl.full([], label_smoothing, acc)
+    maximum = tl.load(stats + row, mask=row_exists, other=0.0)
+    log_sum = tl.load(stats + outer * inner + row, mask=row_exists, other=0.0)
+
+    # The row's gradient is  on_probability * p_c - scale * q_c.
+    scale = tl.load(grad_loss + row, mask=row_exists, other=0.0) if PER_ROW else tl.load(grad_loss)
+    scale = divide(scale + tl.zeros([BLOCK_R], acc), tl.load(divisor) + tl.zeros([BLOCK_R], acc))
+    if sample_weight_ptr is not None:
+        scale = scale * tl.load(sample_weight_ptr + row, mask=row_exists, other=0.0)
+    if PROBABILITIES:
+        sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
+        for block in tl.range(0, blocks, num_stages=STAGES):
+            first = block * BLOCK_C
+            c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
+            mask = row_exists[:, None] & class_exists[None, :]
+            t = tl.load(target_ptr + start[:, None] + offset[None, :], mask=mask, other=0.0).to(acc)
+            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), weight_ptr, c, class_exists)
+            sums += tl.where(mask, q, 0.0)
+        sum_q = tl.sum(sums, axis=1)
+    else:
+        y = tl.load(target_ptr + row, mask=row_exists, other=ignore_index)
+        counted = y != ignore_index
+        in_range = (y >= 0) & (y < classes) & counted
+        target_q = on_target + tl.zeros([BLOCK_R], acc)
+        if weight_ptr is not None:
+            target_q = target_q * tl.load(weight_ptr + y, mask=in_range, other=0.0)
+        sum_q = target_q
+        if SMOOTHING:
+            sum_q += uniform * (tl.load(weight_sum) if weight_ptr is not None else num_classes)
+    on_probability = scale * sum_q
+    if Z_LOSS:
+        on_probability += scale * (2.0 * tl.full([], z_loss, acc)) * (maximum + log_sum)
+    upstream = tl.zeros([BLOCK_R], acc)
+    if grad_lse is not None:
+        upstream = tl.load(grad_lse + row, mask=row_exists, other=0.0)
+    if PROBABILITIES:
+        on_probability += upstream
+        used = row_exists
+    else:
+        on_probability = tl.where(counted, on_probability, 0.0) + upstream
+        on_probability = tl.where(counted & (~in_range), float("nan"), on_probability)
+        scale = tl.where(counted, scale, 0.0)
+        # An ignored row that also gets nothing through lse is 0 whatever it holds.
+        used = row_exists & (counted | (on_probability != 0.0))
+    # It need not be read either, except where neighbouring rows are read in one vector.
+    read = used if ROW_MAJOR else row_exists
+
+    for block in tl.range(0, blocks, num_stages=STAGES):
+        first = begin + block * BLOCK_C
+        c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
+        offsets = start[:, None] + offset[None, :]
+        mask = read[:, None] & class_exists[None, :]
+        x = tl.load(logits + offsets, mask=mask, other=0.0).to(acc)
+        p = exp(log_probability(x, maximum[:, None], log_sum[:, None]), storage)
+        dx = on_probability[:, None] * p
+        if PROBABILITIES:
+            t = tl.load(target_ptr + offsets, mask=mask, other=0.0).to(acc)
+            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), weight_ptr, c, class_exists)
+        else:
+            q = tl.where(c[None, :] == y[:, None], target_q[:, None], 0.0)
+            if SMOOTHING:
+                q += weighted(uniform + tl.zeros([1, BLOCK_C], acc), weight_ptr, c, class_exists)
+        dx = tl.where(used[:, None], dx - scale[:, None] * q, 0.0)
+        # Reading came first, so grad_logits may be the logits themselves.
+        stored = row_exists[:, None] & class_exists[None, :]
+        tl.store(grad_logits + offsets, dx.to(storage), mask=stored)

@@ -1,0 +1,163 @@
+"""out = a @ b + beta * out, tiled for tensor cores, accumulated in float32 (float64 for float64)."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from pyops._library import implement, triton_is_interpreted
+
+from ._common import acc_dtype, capability, cdiv, check_dense, check_floating, launch
+
+# Neighbouring programs share this many rows of tiles, so that the operand tiles they read stay in L2.
+_GROUP_M = 8
+
+
+@dataclass(frozen=True)
+class _Config:
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def _config(
+    dtype: torch.dtype, tf32: bool, m: int, n: int, aligned: bool, has_beta: bool, cc: tuple[int, int]
+) -> _Config:
+    """Tile sizes by a table: nothing is timed, so the first call is as fast as any and repeatable.
+
+    The limit is registers, of which nothing may spill. Operands that are not ``aligned`` for 16-byte
+    loads go through registers on their way, and so does the ``out`` that beta scales.
+    """
+    small = cdiv(m, 128) * cdiv(n, 128) < 64
+    if dtype == torch.float64:
+        return _Config(64, 64, 16, 4, 3)
+    if dtype == torch.float32 and not tf32:
+        # No tensor cores: the tile is bounded by registers.
+        return _Config(64, 64, 16, 4, 3) if small else _Config(128, 64, 16, 8, 3)
+    block_k = 32 if dtype == torch.float32 or not aligned else 64
+    if small:
+        return _Config(64, 64, block_k, 4, 4)
+    # 144 KiB of shared memory, which data-centre GPUs have: not the consumer ones of 8.x and 12.x.
+    if cc[0] in (9, 10) and dtype != torch.float32 and n >= 256 and aligned and not has_beta:
+        return _Config(128, 256, block_k, 8, 3)
+    return _Config(128, 128, block_k, 8, 3)
+
+
+def _leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
+    """Stride of the dimension that is not contiguous, and whether that is the second one."""
+    if matrix.dim() != 2:
+        raise RuntimeError(f"{op}: {name} must have 2 dimensions, got {matrix.dim()}")
+    rows, columns = matrix.shape
+    if matrix.stride(1) == 1 or columns <= 1:
+        return matrix.stride(0), False
+    if matrix.stride(0) == 1 or rows <= 1 or matrix.numel() == 0:
+        return matrix.stride(1), True
+    raise RuntimeError(f"{op}: {name} must have a stride of 1, got strides {matrix.stride()}")
+
+
+def _check_no_overlap(out: torch.Tensor, operand: torch.Tensor, op: str, name: str) -> None:
+    def extent(t: torch.Tensor) -> tuple[int, int]:
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        begin = t.data_ptr()
+        return begin, begin if t.numel() == 0 else begin + (last + 1) * t.element_size()
+
+    (out_begin, out_end), (begin, end) = extent(out), extent(operand)
+    if out_begin < end and begin < out_end and out.device.type != "meta":
+        raise RuntimeError(f"{op}: out must not share memory with {name}")
+
+
+@implement("pyops_triton", "gemm_")
+def gemm_(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float) -> None:
+    """Overwrite ``out`` [M, N] with ``a`` [M, K] @ ``b`` [K, N] + ``beta`` * ``out``.
+
+    ``a`` and ``b`` may be transposed views. ``out`` has their dtype, or is float32. float32 operands
+    follow ``torch.backends.cuda.matmul.fp32_precision`` (``allow_tf32``).
+    """
+    op = "gemm_"
+    check_floating(a, op, "a")
+    stride_a, a_transposed = _leading_stride(a, op, "a")
+    stride_b, b_transposed = _leading_stride(b, op, "b")
+    m, k = a.shape
+    n = b.shape[1]
+    if b.shape[0] != k or b.dtype != a.dtype or b.device != a.device:
+        raise RuntimeError(
+            f"{op}: b must be {k} x N, {a.dtype}, on {a.device}, "
+            f"got {tuple(b.shape)}, {b.dtype}, on {b.device}"
+        )
+    out_dtype = acc_dtype(a.dtype) if out.dtype != a.dtype else a.dtype
+    check_dense(out, op, "out", like=a, dtype=out_dtype, shape=(m, n))
+    _check_no_overlap(out, a, op, "a")
+    _check_no_overlap(out, b, op, "b")
+    if out.numel() == 0:
+        return
+    tf32 = a.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    aligned = all(
+        address % 16 == 0
+        for t, stride in ((a, stride_a), (b, stride_b))
+        for address in (t.data_ptr(), stride * t.element_size())
+    )
+    config = _config(a.dtype, tf32, m, n, aligned, beta != 0, capability(a.device))
+    launch(
+        _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device, out, a, b, beta, m, n, k,
+        stride_a, stride_b, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, HAS_BETA=beta != 0,
+        PRECISION="tf32" if tf32 else "ieee", WIDEN=triton_is_interpreted(),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gemm_kernel(
+    out, a, b, beta: tl.float64,
+    m: tl.int64, n: tl.int64, k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
+    A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    acc: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
+    tiles_m = tl.cdiv(m, BLOCK_M)
+    tiles_n = tl.cdiv(n, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    per_group = GROUP_M * tiles_n
+    first_m = pid // per_group * GROUP_M
+    in_group = pid % per_group
+    group_size = tl.minimum(tiles_m - first_m, GROUP_M)
+    rows = (first_m + in_group % group_size) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = in_group // group_size * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_exists = (rows < m)[:, None]
+    column_exists = (columns < n)[None, :]
+
+    depth = tl.arange(0, BLOCK_K)
+    if A_TRANSPOSED:
+        a_tile = a + rows[:, None] + depth[None, :] * stride_a
+        a_step = BLOCK_K * stride_a
+    else:
+        a_tile = a + rows[:, None] * stride_a + depth[None, :]
+        a_step = BLOCK_K
+    if B_TRANSPOSED:
+        b_tile = b + depth[:, None] + columns[None, :] * stride_b
+        b_step = BLOCK_K
+    else:
+        b_tile = b + depth[:, None] * stride_b + columns[None, :]
+        b_step = BLOCK_K * stride_b
+
+    out_tile = out + rows[:, None] * n + columns[None, :]
+    mask = row_exists & column_exists
+    if HAS_BETA:
+        # Before the loop, where it costs no registers besides the accumulator's.
+        total = tl.load(out_tile, mask=mask, other=0.0).to(acc) * tl.full([], beta, acc)
+    else:
+        total = tl.zeros([BLOCK_M, BLOCK_N], acc)
+    for done in tl.range(0, k, BLOCK_K):
+        left = k - done
+        x = tl.load(a_tile, mask=row_exists & (depth[None, :] < left), other=0.0)
+        y = tl.load(b_tile, mask=column_exists & (depth[:, None] < left), other=0.0)
+        if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
+            x, y = x.to(acc), y.to(acc)
+        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=acc)
+        a_tile += a_step
+        b_tile += b_step
+    tl.store(out_tile, total.to(out.dtype.element_ty), mask=mask)
