@@ -1,0 +1,212 @@
+"""Image data sets as tensors: scikit-learn's digits, and MNIST files in the IDX format.
+
+``digits`` needs no files. ``mnist`` and ``fashion_mnist`` are read from a folder that holds the
+four files of either under their usual names, plain or gzipped; nothing is downloaded.
+
+IDX format (http://yann.lecun.com/exdb/mnist): big-endian int32 magic (0, 0, type 8 = uint8, number
+of dimensions), one int32 per dimension, then the bytes in row-major order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .errors import DataError, first_line, unknown_name
+
+_DIGIT_NAMES = tuple("0123456789")
+_FASHION_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image data set, split in two.
+
+    Images are float32 in [0, 1] of shape [N, C, H, W], labels int64 of shape [N].
+    """
+
+    name: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return tuple(self.train_images.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to(self, device: torch.device) -> ImageData:
+        """The same data with all tensors on ``device``."""
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+
+def load_data(name: str, root: str | Path | None = None) -> ImageData:
+    """Load the data set called ``name``; ``root`` is the folder of its files where it has any.
+
+    Raises:
+        DataError: unknown name (the nearest are suggested), a file missing, truncated or damaged,
+            or a root given to a data set that reads no files.
+    """
+    if name not in _LOADERS:
+        raise DataError(unknown_name("data set", name, _LOADERS))
+    return _LOADERS[name](None if root is None else Path(root))
+
+
+def data_names() -> list[str]:
+    """Names that :func:`load_data` knows."""
+    return sorted(_LOADERS)
+
+
+def _load_digits(root: Path | None) -> ImageData:
+    """1797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition, test part), 80 : 20."""
+    if root is not None:
+        raise DataError(
+            "digits is part of scikit-learn and reads no files: leave out the data root"
+        )
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError(
+            f"digits needs scikit-learn (pip install scikit-learn): {first_line(error)}"
+        ) from None
+    digits = load_digits()
+    # Part of the data set's definition, not a run's seed: every run is tested on the same images.
+    split = train_test_split(
+        digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
+    )
+    train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in split)
+    return ImageData(
+        "digits",
+        _scaled(train_x, 16),
+        train_y.long(),
+        _scaled(test_x, 16),
+        test_y.long(),
+        _DIGIT_NAMES,
+    )
+
+
+def _load_idx(name: str, folder: str, class_names: tuple[str, ...]) -> Callable[..., ImageData]:
+    def load(root: Path | None) -> ImageData:
+        if root is None:
+            raise DataError(f"{name} is read from files: give their folder as the data root")
+        if not root.is_dir():
+            raise DataError(f"{name}: data root {str(root)!r} is not a folder")
+        # The specific folders come first: a root that holds several sets must not mix them up.
+        folders = (root / name, root / folder / "raw", root)
+        parts = []
+        for part in ("train", "t10k"):
+            images_path = _find(name, f"{part}-images-idx3-ubyte", folders)
+            labels_path = _find(name, f"{part}-labels-idx1-ubyte", folders)
+            images, labels = read_idx(images_path, num_dims=3), read_idx(labels_path, num_dims=1)
+            _check_pair(images, labels, images_path, labels_path, len(class_names))
+            parts += [_scaled(images, 255), labels.long()]
+        train_images, train_labels, test_images, test_labels = parts
+        return ImageData(name, train_images, train_labels, test_images, test_labels, class_names)
+
+    return load
+
+
+def _scaled(images: torch.Tensor, largest: int) -> torch.Tensor:
+    """[N, H, W] of 0..largest -> float32 [N, 1, H, W] of 0..1."""
+    return images.to(torch.float32).div_(largest).unsqueeze(1)
+
+
+def _find(name: str, stem: str, folders: tuple[Path, ...]) -> Path:
+    for folder in folders:
+        for path in (folder / stem, folder / f"{stem}.gz"):
+            if path.is_file():
+                return path
+    looked = ", ".join(str(folder) for folder in folders)
+    raise DataError(f"{name}: file {stem!r} (or {stem + '.gz'!r}) not found; looked in {looked}")
+
+
+def _check_pair(
+    images: torch.Tensor, labels: torch.Tensor, images_path: Path, labels_path: Path, classes: int
+) -> None:
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: {len(labels)} labels, but {images_path.name} has {len(images)} images"
+        )
+    if int(labels.max()) >= classes:
+        raise DataError(f"{labels_path}: label {int(labels.max())}, expected 0 to {classes - 1}")
+
+
+def read_idx(path: str | Path, num_dims: int) -> torch.Tensor:
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in ``.gz``: uint8, num_dims-d.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, is no uint8 IDX file of ``num_dims``
+            dimensions, holds nothing, or fewer or more bytes than its header says.
+    """
+    path = Path(path)
+    content = _read_bytes(path)
+    header_size = 4 + 4 * num_dims
+    if len(content) < header_size:
+        raise DataError(f"{path}: truncated: {len(content)} bytes, the header has {header_size}")
+    magic, *shape = struct.unpack(f">{1 + num_dims}I", content[:header_size])
+    expected_magic = 0x0800 + num_dims
+    if magic != expected_magic:
+        raise DataError(
+            f"{path}: wrong magic number {magic}, expected {expected_magic} "
+            f"(uint8 values in {num_dims} dimension{'s' if num_dims > 1 else ''})"
+        )
+    expected_size = header_size + math.prod(shape)
+    if len(content) != expected_size:
+        fault = "truncated" if len(content) < expected_size else "too long"
+        raise DataError(
+            f"{path}: {fault}: {len(content)} bytes, its header (shape {shape}) asks for "
+            f"{expected_size}"
+        )
+    if len(content) == header_size:
+        raise DataError(f"{path}: holds no values, shape {shape}")
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header_size).view(shape)
+
+
+def _read_bytes(path: Path) -> bytearray:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as file:
+                return bytearray(file.read())
+        return bytearray(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file: {first_line(error)}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+_LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
+    "digits": _load_digits,
+    "mnist": _load_idx("mnist", "MNIST", _DIGIT_NAMES),
+    "fashion_mnist": _load_idx("fashion_mnist", "FashionMNIST", _FASHION_NAMES),
+}
