@@ -1,0 +1,198 @@
+"""The implementations that compete in a case, as calls without arguments on shared inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from pyops import backends
+
+from .registry import FORWARD_BACKWARD, SEED, Case, Inputs
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass
+class Contender:
+    """``call`` does the measured work and returns ``(output, *gradients)``.
+
+    ``before_block`` (choice of backend) and ``before_call`` (rewriting an input) are never timed.
+    """
+
+    name: str
+    call: Callable[[], tuple[torch.Tensor, ...]]
+    inputs: Inputs
+    subject: bool = False
+    before_block: Callable[[], None] = _nothing
+    before_call: Callable[[], None] | None = None
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """One complete call, with what has to precede it."""
+        self.before_block()
+        if self.before_call is not None:
+            self.before_call()
+        return self.call()
+
+
+def labels(case: Case, mode: str) -> list[str]:
+    """Names of what a contender's call returns."""
+    if mode != FORWARD_BACKWARD:
+        return ["output"]
+    return ["output", *(f"gradient of {name}" for name in case.differentiable)]
+
+
+def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> list[Contender]:
+    """All contenders of ``case`` on ``device``; the inputs are built once and shared."""
+    inputs = case.build(device)
+    needs_gradient = mode == FORWARD_BACKWARD
+    eager = case.eager_call()
+    grad_output = _grad_output(eager, inputs) if needs_gradient else None
+    before_call = None
+    if needs_gradient:
+        for name in case.differentiable:
+            inputs[name].requires_grad_()
+        if case.refill is not None:
+            before_call = _refiller(inputs, case.refill)
+            before_call()
+    make = partial(
+        _contender,
+        inputs=inputs,
+        case=case,
+        grad_output=grad_output,
+        needs_gradient=needs_gradient,
+        before_call=before_call,
+    )
+    contenders = [
+        make(f"pyops {backend}", case.pyops_call(), subject=True, backend=backend)
+        for backend in kernel_backends(device)
+    ]
+    contenders.append(make("eager", eager))
+    if compiled:
+        contenders.append(make("compile", torch.compile(eager, dynamic=False)))
+    contenders += [make(name, call) for name, call in case.baselines.items()]
+    if case.channels_last:
+        contenders.append(make("channels_last", eager, inputs=_channels_last(inputs, case)))
+    return contenders
+
+
+def kernel_backends(device: torch.device) -> list[str]:
+    """The pyops backends that run compiled kernels on ``device`` (no interpreter, no plain torch).
+
+    Raises:
+        RuntimeError: there is none; the message says why.
+    """
+    own = ("cpp",) if device.type == "cpu" else ("cuda", "triton")
+    names = [name for name in backends.available_backends(device) if name in own]
+    if not names:
+        reasons = "; ".join(f"{b}: {backends.missing_reason(b, device.type)}" for b in own)
+        raise RuntimeError(f"bench: pyops has no kernels for {device.type!r} here ({reasons})")
+    return names
+
+
+def outputs_in_float64(case: Case, mode: str, contenders: list[Contender]) -> tuple[torch.Tensor, ...]:
+    """The reference: torch eager on the same inputs in float64."""
+    eager = next(c for c in contenders if c.name == "eager")
+    if eager.before_call is not None:
+        eager.before_call()
+    inputs = {name: _in_float64(value) for name, value in eager.inputs.items()}
+    call = case.eager_call()
+    grad_output = None
+    if mode == FORWARD_BACKWARD:
+        grad_output = _in_float64(_grad_output(call, eager.inputs))
+    return _contender("reference", call, inputs, case, grad_output, mode == FORWARD_BACKWARD, None).run()
+
+
+def _contender(
+    name: str,
+    function: Callable[..., torch.Tensor],
+    inputs: Inputs,
+    case: Case,
+    grad_output: torch.Tensor | None,
+    needs_gradient: bool,
+    before_call: Callable[[], None] | None,
+    *,
+    subject: bool = False,
+    backend: str | None = None,
+) -> Contender:
+    differentiable = case.differentiable
+
+    def forward() -> tuple[torch.Tensor, ...]:
+        return (function(**inputs),)
+
+    def forward_backward() -> tuple[torch.Tensor, ...]:
+        output = function(**inputs)
+        wrt = [inputs[key] for key in differentiable]
+        return (output, *torch.autograd.grad(output, wrt, grad_output))
+
+    return Contender(
+        name,
+        forward_backward if needs_gradient else forward,
+        inputs,
+        subject,
+        before_block=partial(_set_backend, backend) if backend else _nothing,
+        before_call=before_call,
+    )
+
+
+def _set_backend(name: str) -> None:
+    backends.set_backend(name)
+
+
+def _grad_output(call: Callable[..., torch.Tensor], inputs: Inputs) -> torch.Tensor | None:
+    """One upstream gradient for all contenders; None (ones) for a scalar output."""
+    with torch.no_grad():
+        output = call(**inputs)
+    if output.dim() == 0:
+        return None
+    devices = [output.device] if output.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(SEED + 1)
+        return torch.randn_like(output)
+
+
+def _in_float64(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    return value
+
+
+def _channels_last(inputs: Inputs, case: Case) -> Inputs:
+    converted = dict(inputs)
+    for name in case.differentiable:
+        value = inputs[name].detach().to(memory_format=torch.channels_last)
+        converted[name] = value.requires_grad_(inputs[name].requires_grad)
+    return converted
+
+
+class _Produced(torch.autograd.Function):
+    """Stands for the layer whose output the op may overwrite: a non-leaf over an existing buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, buffer: list[torch.Tensor]) -> torch.Tensor:
+        return buffer[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def _refiller(inputs: Inputs, name: str) -> Callable[[], None]:
+    """Make ``inputs[name]`` a fresh non-leaf with the original values before every call.
+
+    Every contender gets the same treatment, so the tail of the buffer is equally warm in the caches.
+    """
+    original = inputs[name].detach().clone()
+    buffer = [inputs[name].detach()]
+    anchor = torch.zeros((), device=original.device, requires_grad=True)
+
+    def refill() -> None:
+        buffer[0].copy_(original)
+        inputs[name] = _Produced.apply(anchor, buffer)
+
+    return refill

@@ -1,0 +1,30 @@
+"""Microseconds per call at the smallest size: what a function costs before it does any work.
+
+Each op file marks its case with ``overhead=True`` ([32, 10] for losses). Timed on the host's clock, in
+long blocks; on a GPU the device is waited for once per block, so the number is the larger of what the
+host and the device need per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from . import registry
+from .clocks import host_clock
+from .harness import Result, Settings, measure
+
+
+def cases(ops: list[str], device: torch.device) -> Iterator[tuple[registry.Case, str]]:
+    """The overhead cases of ``ops`` (all when empty) with each of their modes."""
+    for case in registry.select(ops, device, overhead=True):
+        for mode in case.modes:
+            yield case, mode
+
+
+def measure_overhead(case: registry.Case, mode: str, device: torch.device, settings: Settings) -> Result:
+    """pyops against torch eager; compiled calls are left to the main table's sizes."""
+    settings = replace(settings, compile=False, cuda_graph=False)
+    return measure(case, mode, device, settings, clock=host_clock(device))

@@ -1,0 +1,185 @@
+"""What is measured: the :class:`Case` type and the discovery of the op files.
+
+An op is added by adding one file ``benchmarks/<op>.py`` that assigns ``CASES``, a list of
+:class:`Case`; nothing else is edited. Every case states the bytes and floating-point operations that
+the mathematics needs (:class:`Traffic`), so that a report can say how far from the machine's measured
+ceiling a time is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyops.functional
+
+Inputs = dict[str, Any]
+
+FORWARD = "forward"
+FORWARD_BACKWARD = "forward+backward"
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The least work a case can do: bytes read and written (each operand once per pass), and FLOPs."""
+
+    read: int
+    written: int
+    flops: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured call.
+
+    ``op`` names the function in ``pyops.functional`` and in ``torch.nn.functional``; ``torch_call``
+    replaces the latter where torch spells it differently. ``inputs(device)`` builds the keyword
+    arguments; it must also work on the ``meta`` device. ``options`` go to both sides,
+    ``pyops_options`` to pyops alone.
+    """
+
+    op: str
+    label: str
+    inputs: Callable[[torch.device], Inputs]
+    traffic: Callable[[str], Traffic]
+    dtype: torch.dtype = torch.float32
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    modes: tuple[str, ...] = (FORWARD_BACKWARD,)
+    differentiable: tuple[str, ...] = ("input",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pyops_options: Mapping[str, Any] = field(default_factory=dict)
+    torch_call: Callable[..., torch.Tensor] | None = None
+    #: Further torch baselines by name: what a user could also write.
+    baselines: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
+    #: The input that a call may overwrite: rewritten before each call, outside of the timed region.
+    refill: str | None = None
+    #: Also measure torch eager on channels_last input (4-D inputs only).
+    channels_last: bool = False
+    #: Measured in microseconds per call by :mod:`pyops.benchmarks.overhead`, not in the main table.
+    overhead: bool = False
+    #: Part of ``--quick`` runs.
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.label} {dtype_name(self.dtype)}"
+
+    def pyops_call(self) -> Callable[..., torch.Tensor]:
+        """The pyops function with this case's options bound."""
+        return _bind(getattr(pyops.functional, self.op), {**self.options, **self.pyops_options})
+
+    def eager_call(self) -> Callable[..., torch.Tensor]:
+        """The torch function with this case's options bound."""
+        call = self.torch_call or getattr(torch.nn.functional, self.op)
+        return _bind(call, self.options)
+
+    def build(self, device: torch.device | str) -> Inputs:
+        """Fresh inputs on ``device``, the same numbers every time; the global generators are kept."""
+        device = torch.device(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(SEED)
+            return self.inputs(device)
+
+
+def _bind(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    if not options:
+        return function
+
+    # A plain closure: functools.partial costs torch.compile a graph break on some versions.
+    def bound(**inputs: Any) -> Any:
+        return function(**inputs, **options)
+
+    return bound
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
+def rows_traffic(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    *,
+    classes_dim: int = 1,
+    dense_output: bool = False,
+    dense_target: bool = False,
+) -> Callable[[str], Traffic]:
+    """Traffic of an op over rows of classes (softmax, cross-entropy, ...).
+
+    Forward reads the input once and writes either as many elements (``dense_output``) or one value per
+    row. Backward is a separate call: it reads one input-sized tensor again (``dense_output``: the
+    output and its gradient) and writes the input's gradient. Class indices are 8 bytes per row; with
+    ``dense_target`` the targets are input-sized probabilities. FLOPs: about 4 per element and pass.
+    """
+    size = dtype.itemsize
+    elements = numel(shape)
+    rows = elements // shape[classes_dim]
+    target = elements * size if dense_target else (0 if dense_output else rows * 8)
+
+    def traffic(mode: str) -> Traffic:
+        read, written = elements * size + target, elements * size if dense_output else rows * size
+        flops = 4 * elements
+        if mode == FORWARD_BACKWARD:
+            read += elements * size * (2 if dense_output else 1) + target
+            written += elements * size
+            flops *= 2
+        return Traffic(read, written, flops)
+
+    return traffic
+
+
+def discover() -> list[Case]:
+    """All cases of all op files, in file-name order.
+
+    An op file is one that assigns ``CASES`` at its top level; the text is looked at before importing so
+    that the other modules of this folder (some need pytest) stay out.
+    """
+    cases: list[Case] = []
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if re.search(r"^CASES\b.*=", path.read_text(encoding="utf-8"), re.MULTILINE):
+            module = importlib.import_module(f"{__package__}.{path.stem}")
+            cases.extend(module.CASES)
+    names = [case.name for case in cases]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"benchmarks: case names must be unique, given twice: {duplicates}")
+    return cases
+
+
+def select(
+    ops: list[str], device: torch.device, *, quick: bool = False, overhead: bool = False
+) -> list[Case]:
+    """The cases of ``ops`` (all when empty) that run on ``device``.
+
+    Raises:
+        ValueError: an op that has no benchmark file.
+    """
+    cases = discover()
+    known = sorted({case.op for case in cases})
+    unknown = [op for op in ops if op not in known]
+    if unknown:
+        raise ValueError(f"bench: op must be one of {', '.join(known)}, got {', '.join(unknown)}")
+    return [
+        case
+        for case in cases
+        if (not ops or case.op in ops)
+        and device.type in case.devices
+        and case.overhead == overhead
+        and (case.quick or overhead or not quick)
+    ]

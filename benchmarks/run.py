@@ -1,0 +1,270 @@
+"""Run the benchmarks: ``pyops bench [OP ...]`` or ``python -m pyops.benchmarks.run [OP ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyops
+
+from . import ceilings, machine, overhead, registry, report
+from .checks import WrongResult
+from .harness import FULL, QUICK, Result, Settings, measure
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything a run can be asked for; see ``--help`` of this module."""
+
+    ops: list[str]
+    device: torch.device
+    settings: Settings
+    quick: bool = False
+    json_path: Path | None = None
+    markdown_path: Path | None = None
+    overhead: bool = True
+    default_allocator: bool = False
+    time_limit_s: float | None = None
+
+
+def run(
+    ops: list[str],
+    json_path: Path | None = None,
+    device: str | None = None,
+    quick: bool = False,
+    *,
+    markdown_path: Path | None = None,
+    with_overhead: bool = True,
+    default_allocator: bool = False,
+    compiled: bool | None = None,
+    cuda_graph: bool = False,
+    time_limit_s: float | None = None,
+) -> int:
+    """Measure ``ops`` (all when empty) and print the report.
+
+    Args:
+        ops: names of functions in ``pyops.functional`` that have a benchmark file.
+        json_path: raw results, rewritten after every case, so that an interrupted run keeps its own.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; the GPU when there is one by default.
+        quick: few small cases, short rounds, no torch.compile.
+        markdown_path: the report as Markdown.
+        with_overhead: also measure microseconds per call at the smallest size.
+        default_allocator: measure again in a second process without huge pages (CPU).
+        compiled: whether torch.compile is a baseline; None: unless ``quick``.
+        cuda_graph: time replays of captured graphs instead of eager calls (CUDA).
+        time_limit_s: start no new case after this many seconds.
+
+    Returns:
+        0; 1 when a case failed (a wrong result, an error); 2 when the request itself makes no sense.
+    """
+    settings = QUICK if quick else FULL
+    compiled = settings.compile if compiled is None else compiled
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        print(f"bench: device {device} was asked for, but torch sees no GPU", file=sys.stderr)
+        return 2
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", torch.cuda.current_device())
+    options = Options(
+        ops=list(ops),
+        device=chosen,
+        settings=replace(settings, compile=compiled, cuda_graph=cuda_graph),
+        quick=quick,
+        json_path=json_path,
+        markdown_path=markdown_path,
+        overhead=with_overhead,
+        default_allocator=default_allocator and chosen.type == "cpu",
+        time_limit_s=time_limit_s,
+    )
+    try:
+        raw = collect(options)
+    except ValueError as error:  # an op without benchmarks; anything else is a bug and shows itself
+        print(error, file=sys.stderr)
+        return 2
+    report.show(raw)
+    for path in (json_path, markdown_path):
+        if path is not None:
+            print(f"written: {path}")
+    return 1 if any(f["kind"] in ("wrong", "error") for f in raw["failures"]) else 0
+
+
+def collect(options: Options) -> report.Raw:
+    """Measure everything and return the raw results (also written as they come)."""
+    started = time.monotonic()
+    device = options.device
+    todo = _plan(options)
+    raw: report.Raw = {
+        "machine": machine.stamp(device),
+        "settings": asdict(options.settings),
+        "ceilings": None,
+        "results": [],
+        "overhead": [],
+        "default_allocator": [],
+        "failures": [],
+    }
+    with Progress(len(todo) + 1 + options.default_allocator) as progress:
+        progress.start("machine ceilings")
+        measured = ceilings.measure(device, quick=options.quick)
+        raw["ceilings"] = measured.as_dict() | {"text": measured.describe()}
+        progress.done(measured.describe())
+        for case, mode, section in todo:
+            progress.start(f"{case.name} {mode}")
+            if options.time_limit_s and time.monotonic() - started > options.time_limit_s:
+                _fail(raw, case, mode, "not started", "the time limit was reached")
+                progress.done("not started: time limit")
+                continue
+            progress.done(_one(raw, case, mode, section, options, measured))
+            _write(raw, options)
+        if options.default_allocator:
+            progress.start("default allocator setting, in a second process")
+            progress.done(_default_allocator(raw, options))
+    _write(raw, options)
+    return raw
+
+
+def _plan(options: Options) -> list[tuple[registry.Case, str, str]]:
+    cases = registry.select(options.ops, options.device, quick=options.quick)
+    cases.sort(key=lambda case: not case.quick)  # what a time limit cuts off is the least needed
+    todo = [(case, mode, "results") for case in cases for mode in case.modes]
+    if options.overhead and not options.settings.cuda_graph:
+        todo += [(*pair, "overhead") for pair in overhead.cases(options.ops, options.device)]
+    return todo
+
+
+def _one(
+    raw: report.Raw,
+    case: registry.Case,
+    mode: str,
+    section: str,
+    options: Options,
+    measured: ceilings.Ceilings,
+) -> str:
+    """Measure one case into ``raw``; returns the line that the progress display shows."""
+    try:
+        if section == "overhead":
+            result = overhead.measure_overhead(case, mode, options.device, options.settings)
+        else:
+            result = measure(case, mode, options.device, options.settings, ceilings=measured)
+    except torch.OutOfMemoryError as error:
+        return _fail(raw, case, mode, "skipped", f"out of memory: {str(error).splitlines()[0]}")
+    except Exception as error:
+        # One broken case must not hide the others: it is listed, and the exit code says so.
+        kind = "wrong" if isinstance(error, WrongResult) else "error"
+        return _fail(raw, case, mode, kind, " ".join(f"{type(error).__name__}: {error}".split()))
+    finally:
+        if options.device.type == "cuda":
+            torch.cuda.empty_cache()
+    raw[section].append(result.as_dict())
+    return _summary(result)
+
+
+def _summary(result: Result) -> str:
+    parts = [f"{name} {spread.median:.2f}x" for name, spread in result.speedup.items()]
+    return f"{', '.join(parts)} against {result.best_baseline}"
+
+
+def _fail(raw: report.Raw, case: registry.Case, mode: str, kind: str, message: str) -> str:
+    failure = {"case": case.name, "mode": mode, "kind": kind, "message": message[:600]}
+    raw["failures"].append(failure)
+    return f"{kind}: {message[:160]}"
+
+
+def _default_allocator(raw: report.Raw, options: Options) -> str:
+    """The same cases in a process whose allocator is left as torch ships it: the setting is read once."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "raw.json"
+        command = [sys.executable, "-m", "pyops.benchmarks.run", *options.ops]
+        command += ["--json", str(path), "--device", "cpu", "--no-overhead", "--no-compile"]
+        command += ["--quick"] if options.quick else []
+        environment = {**os.environ, machine.THP_VARIABLE: "0"}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(pyops.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if not path.exists():
+            message = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raw["failures"].append(
+                {"case": "all", "mode": "default allocator", "kind": "error", "message": message[0]}
+            )
+            return f"error: {message[0]}"
+        raw["default_allocator"] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return f"{len(raw['default_allocator'])} cases"
+
+
+def _write(raw: report.Raw, options: Options) -> None:
+    writers: list[tuple[Path | None, Callable[[Any], str]]] = [
+        (options.json_path, lambda r: json.dumps(r, indent=1) + "\n"),
+        (options.markdown_path, report.markdown),
+    ]
+    for path, render in writers:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render(raw), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pyops.benchmarks.run", description=run.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("ops", nargs="*", metavar="OP", help="functions to measure (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="raw results")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="the full report: DIR/<device>-<date>.json and .md, default allocator included",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU when there is one)")
+    parser.add_argument("--quick", action="store_true", help="few cases, short, no torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="no torch.compile baseline")
+    parser.add_argument("--no-overhead", action="store_true", help="no microseconds-per-call table")
+    parser.add_argument("--cuda-graph", action="store_true", help="time replays of CUDA graphs")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="measure again without huge pages (CPU)"
+    )
+    parser.add_argument("--time-limit", type=float, metavar="S", help="start no case after S seconds")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    json_path, markdown_path = given.json, given.markdown
+    if given.report is not None:
+        kind = (given.device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+        day = datetime.now(UTC).strftime("%Y-%m-%d")
+        stem = given.report / f"{kind}-{day}"
+        json_path = json_path or stem.with_suffix(".json")
+        markdown_path = markdown_path or stem.with_suffix(".md")
+    return run(
+        given.ops,
+        json_path,
+        given.device,
+        given.quick,
+        markdown_path=markdown_path,
+        with_overhead=not given.no_overhead,
+        default_allocator=given.default_allocator or given.report is not None,
+        compiled=False if given.no_compile else None,
+        cuda_graph=given.cuda_graph,
+        time_limit_s=given.time_limit,
+    )
+
+
+if __name__ == "__main__":
+    if machine.THP_VARIABLE not in os.environ:
+        # torch reads it once, at its first allocation; this process has imported torch already.
+        os.environ[machine.THP_VARIABLE] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "pyops.benchmarks.run", *sys.argv[1:]])
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""The benchmark harness itself: wrong results are refused, ratios are right, every case is sound."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyops.functional
+from pyops import backends
+from pyops.benchmarks import ceilings, checks, gpu, harness, memory, registry, report, run
+from pyops.benchmarks.clocks import HostClock
+from pyops.benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Traffic
+
+CPU = torch.device("cpu")
+SETTINGS = harness.Settings(
+    warmup_s=0.0, block_s=1e-4, budget_s=0.0, min_rounds=3, max_rounds=3, compile=False
+)
+
+
+class FakeClock:
+    """Hands out scripted times by the name a call returns, and counts what was asked of it."""
+
+    max_calls = 100
+
+    def __init__(self, times: dict[str, Callable[[int], float]]) -> None:
+        self.times = times
+        self.asked: list[tuple[str, int]] = []
+
+    def block(self, call: Callable[[], str], calls: int, before_call: object = None) -> float:
+        name = call()
+        index = sum(1 for asked, _ in self.asked if asked == name)
+        self.asked.append((name, calls))
+        return self.times[name](index)
+
+
+def tiny_case(**more) -> Case:
+    def inputs(device: torch.device) -> registry.Inputs:
+        return {
+            "input": torch.randn(64, 40, device=device),
+            "target": torch.randint(40, (64,), device=device),
+        }
+
+    return Case("cross_entropy", "tiny", inputs, registry.rows_traffic((64, 40)), **more)
+
+
+def test_ratio_is_taken_within_a_round_against_the_fastest_baseline():
+    samples = {
+        "pyops cpp": [1.0, 10.0, 2.0],
+        "eager": [3.0, 30.0, 6.0],
+        "compile": [2.0, 20.0, 4.0],  # both drift with the machine; the ratio does not
+    }
+    best, speedup = harness.compare(samples, ["pyops cpp"], ["eager", "compile"])
+    assert best == "compile"
+    assert speedup["pyops cpp"] == harness.Spread(2.0, 2.0, 2.0)
+
+
+def test_spread_is_median_and_quartiles():
+    assert harness.Spread.of([5.0, 1.0, 3.0, 2.0, 4.0]) == harness.Spread(3.0, 2.0, 4.0)
+    assert harness.Spread.of([7.0]) == harness.Spread(7.0, 7.0, 7.0)
+
+
+def test_rounds_rotate_and_blocks_are_long_enough_for_the_clock():
+    clock = FakeClock({"a": lambda i: 1e-3, "b": lambda i: 5e-3, "c": lambda i: 1.0})
+    settings = harness.Settings(warmup_s=0.0, block_s=0.02, budget_s=1.1, min_rounds=4, max_rounds=9)
+    samples = harness.run_rounds({name: lambda name=name: name for name in "abc"}, clock, settings)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4, "c": 4}
+    warm_up, measured = clock.asked[:5], clock.asked[5:]
+    assert warm_up == [("a", 1), ("a", 20), ("b", 1), ("b", 4), ("c", 1)]
+    assert [name for name, _ in measured] == list("abcbcacababc")
+    assert dict(measured) == {"a": 20, "b": 4, "c": 1}
+
+
+def test_the_budget_bounds_the_rounds():
+    clock = FakeClock({"a": lambda i: 1.0})
+    settings = harness.Settings(warmup_s=0.0, block_s=1.0, budget_s=5.0, min_rounds=2, max_rounds=50)
+    assert len(harness.run_rounds({"a": lambda: "a"}, clock, settings)["a"]) == 5
+    clock = FakeClock({"a": lambda i: 100.0})
+    settings = harness.Settings(warmup_s=0.0, block_s=1.0, budget_s=5.0, min_rounds=9, max_rounds=50)
+    assert len(harness.run_rounds({"a": lambda: "a"}, clock, settings)["a"]) == 3
+
+
+def test_time_before_a_call_is_not_measured():
+    filler: list[int] = []
+    slow = lambda: filler.extend(range(200_000))  # noqa: E731
+    assert HostClock().block(lambda: None, 3, slow) < 1e-3
+    assert len(filler) == 600_000
+
+
+def test_a_case_is_checked_timed_and_reported():
+    machine_limits = ceilings.Ceilings(copy=2e9, read=2e9, gemm={"float32": 1e12})
+    result = harness.measure(tiny_case(), FORWARD_BACKWARD, CPU, SETTINGS, ceilings=machine_limits)
+    assert set(result.seconds) == {"pyops cpp", "eager"}
+    assert all(len(values) == 3 for values in result.samples.values())
+    assert result.best_baseline == "eager"
+    assert result.errors["pyops cpp"]["gradient of input"].mean < 1e-5
+    assert result.peak["pyops cpp"].allocated >= 64 * 40 * 4  # at least the gradient
+    assert result.floor_seconds == pytest.approx(3 * 64 * 40 * 4 / 2e9, rel=0.3)
+    json.dumps(result.as_dict())
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    """Stand in for ``pyops.functional.cross_entropy``."""
+    return lambda function: monkeypatch.setattr(pyops.functional, "cross_entropy", function)
+
+
+class _WrongGradient(torch.autograd.Function):
+    """Right loss; the gradient's small entries (all but the target's) are zero."""
+
+    @staticmethod
+    def forward(ctx, input, target):
+        ctx.save_for_backward(input, target)
+        return F.cross_entropy(input, target)
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, target = ctx.saved_tensors
+        index = target[:, None]
+        value = (input.softmax(1).gather(1, index) - 1) / len(target)
+        return grad * torch.zeros_like(input).scatter(1, index, value), None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda input, target: F.cross_entropy(input, target) * 1.0001, "output: norm error"),
+        (lambda input, target: F.cross_entropy(input, target) * float("nan"), "output: norm error"),
+        (lambda input, target: F.cross_entropy(input, target)[None], r"output: shape \(1,\)"),
+        (_WrongGradient.apply, "gradient of input"),
+        (lambda input, target: F.cross_entropy(input.half().float(), target), "output: norm error"),
+    ],
+    ids=["scaled", "nan", "shape", "gradient", "precision"],
+)
+def test_a_wrong_result_is_never_timed(replaced, wrong, message):
+    replaced(lambda input, target: wrong(input, target))
+    clock = FakeClock({})
+    with pytest.raises(checks.WrongResult, match=f"cross_entropy tiny .*pyops cpp: {message}"):
+        harness.measure(tiny_case(), FORWARD_BACKWARD, CPU, SETTINGS, clock=clock)
+    assert not clock.asked
+
+
+def test_a_result_that_changes_while_timing_is_refused(replaced):
+    calls = []
+
+    def drifting(input, target):
+        calls.append(1)
+        return F.cross_entropy(input, target) * (1.0 if len(calls) < 3 else 1.01)
+
+    replaced(drifting)
+    with pytest.raises(checks.WrongResult, match="before timing"):
+        harness.measure(tiny_case(), FORWARD, CPU, SETTINGS)
+
+
+def test_a_broken_baseline_is_left_out_with_its_reason():
+    def broken(input, target):
+        raise NotImplementedError("not on this torch")
+
+    case = tiny_case(baselines={"broken": broken, "wrong": lambda input, target: input.sum() * 0})
+    result = harness.measure(case, FORWARD_BACKWARD, CPU, SETTINGS)
+    assert set(result.seconds) == {"pyops cpp", "eager"}
+    assert "not on this torch" in result.left_out["broken"]
+    assert "WrongResult" in result.left_out["wrong"]
+
+
+def test_an_input_that_the_call_overwrites_is_rewritten_before_each_call():
+    case = tiny_case(pyops_options={"inplace_backward": True}, refill="input")
+    result = harness.measure(case, FORWARD_BACKWARD, CPU, SETTINGS)
+    assert set(result.seconds) == {"pyops cpp", "eager"}
+
+
+def test_the_callers_backend_is_kept():
+    with backends.use_backend("reference"):
+        harness.measure(tiny_case(), FORWARD, CPU, SETTINGS)
+        assert backends.resolve(torch.zeros(1)) is None
+
+
+def test_errors_see_small_wrong_values_and_agreeing_infinities():
+    reference = torch.tensor([1.0, 1e-6, float("inf"), float("nan")], dtype=torch.float64)
+    assert checks.errors(reference.float(), reference).norm < 1e-7
+    off = checks.errors(torch.tensor([1.0, 0.0, float("inf"), float("nan")]), reference)
+    assert off.norm < 2e-6
+    assert off.mean == pytest.approx(0.25)
+    finite = torch.tensor([1.0, 1e-6, 3e38, float("nan")])
+    assert checks.errors(finite, reference).peak == float("inf")
+
+
+def test_peak_memory_counts_what_a_call_holds_at_once():
+    count = 1 << 20
+
+    def call() -> torch.Tensor:
+        first = torch.ones(count)
+        second = first + 1
+        del first
+        return second * 2
+
+    peak = memory.peak(call, CPU, None)
+    assert peak.allocated == pytest.approx(2 * 4 * count, rel=0.01)
+    assert peak.resident is None or peak.resident >= 0
+
+
+def test_floor_is_the_slower_of_bytes_and_arithmetic():
+    limits = ceilings.Ceilings(copy=100.0, read=200.0, gemm={"float32": 1000.0, "bfloat16": 4000.0})
+    assert limits.floor_seconds(Traffic(300, 100), torch.float32) == pytest.approx(2.0 + 1.0)
+    assert limits.floor_seconds(Traffic(0, 100), torch.float32) == pytest.approx(1.0)
+    assert limits.floor_seconds(Traffic(1, 1, 8000), torch.float32) == pytest.approx(8.0)
+    assert limits.floor_seconds(Traffic(1, 1, 8000), torch.bfloat16) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("case", registry.discover(), ids=lambda case: case.name)
+def test_every_case_builds_its_inputs_and_states_its_work(case: Case):
+    inputs = case.build("meta")
+    assert set(case.differentiable) <= set(inputs)
+    assert all(inputs[name].dtype == case.dtype for name in case.differentiable)
+    assert case.modes
+    assert case.devices
+    for mode in case.modes:
+        traffic = case.traffic(mode)
+        assert traffic.read > 0
+        assert traffic.written > 0
+    if set(case.modes) == {FORWARD, FORWARD_BACKWARD}:
+        assert case.traffic(FORWARD_BACKWARD).total > case.traffic(FORWARD).total
+    assert callable(case.pyops_call())
+    assert callable(case.eager_call())
+
+
+def test_every_public_function_has_a_benchmark_and_an_overhead_case():
+    cases = registry.discover()
+    assert set(pyops.functional.__all__) == {case.op for case in cases}
+    assert {case.op for case in cases if case.overhead} == {case.op for case in cases}
+
+
+def test_inputs_are_the_same_every_time_and_leave_the_generator_alone():
+    case = next(case for case in registry.discover() if case.overhead)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, second = case.build("cpu"), case.build("cpu")
+    assert torch.equal(torch.rand(4), expected)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def small_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "discover", lambda: [tiny_case(quick=True)])
+    monkeypatch.setattr(run, "QUICK", SETTINGS)
+    limits = ceilings.Ceilings(1e10, 1e10, {"float32": 1e11})
+    monkeypatch.setattr(ceilings, "measure", lambda device, quick: limits)
+
+
+def test_run_writes_json_and_markdown(small_registry, tmp_path, capsys):
+    raw_path, text_path = tmp_path / "new" / "raw.json", tmp_path / "report.md"
+    assert run.run([], raw_path, "cpu", True, markdown_path=text_path) == 0
+    raw = json.loads(raw_path.read_text())
+    assert raw["results"][0]["case"] == "cross_entropy tiny float32"
+    for key in ("cpu", "cores", "torch", "pyops", "commit", "pyops_libraries", "thp_allocator", "date"):
+        assert key in raw["machine"]
+    for text in (text_path.read_text(), report.plain(raw), capsys.readouterr().out):
+        assert "cross_entropy tiny float32" in text
+        assert "Where we lose" in text
+
+
+def test_run_reports_a_wrong_result_and_fails(small_registry, replaced, tmp_path):
+    replaced(lambda input, target: F.cross_entropy(input, target) + 1)
+    path = tmp_path / "raw.json"
+    assert run.run(["cross_entropy"], path, "cpu", True) == 1
+    raw = json.loads(path.read_text())
+    assert raw["results"] == []
+    assert raw["failures"][0]["kind"] == "wrong"
+
+
+def test_run_names_the_ops_it_knows(small_registry, capsys):
+    assert run.run(["cross_entropi"], None, "cpu", True) == 2
+    assert "op must be one of cross_entropy, got cross_entropi" in capsys.readouterr().err
+
+
+def test_losses_are_listed_in_time_and_memory():
+    result = {
+        "case": "op [1]",
+        "mode": FORWARD,
+        "best_baseline": "eager",
+        "speedup": {"pyops cpp": {"median": 0.5, "q1": 0.4, "q3": 0.6}},
+        "peak": {"pyops cpp": {"allocated": 4 << 20}, "eager": {"allocated": 1 << 20}},
+    }
+    lines = report.losses({"results": [result], "overhead": []})
+    assert lines == [
+        "op [1] fwd, pyops cpp: 0.50x against eager (0.40-0.60)",
+        "op [1] fwd, pyops cpp: peak memory 4.0 MiB against 1.0 of eager",
+    ]
+
+
+def test_gpu_run_without_a_gpu_says_so_and_is_no_failure(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu.main([]) == 0
+    assert capsys.readouterr().out.startswith("no CUDA GPU in sight")
+
+
+def test_gpu_step_output_is_logged_and_its_limit_kept(tmp_path):
+    program = "import time; print('started', flush=True); time.sleep(60)"
+    log = tmp_path / "step.log"
+    assert gpu._stream(gpu.Step("s", [sys.executable, "-c", program], 5), log, 1.0) is None
+    assert log.read_text() == "started\n"
+    failing = gpu.Step("f", [sys.executable, "-c", "print('3 passed'); raise SystemExit(4)"], 5)
+    assert gpu._stream(failing, log, 20.0) == 4
+    assert gpu._detail(log, 4) == "3 passed"
+
+
+def test_gpu_run_goes_on_after_a_failing_step_and_reports_all(monkeypatch, tmp_path, capsys):
+    facts = {"gpu": "Test GPU 1", "date": "2026-01-02T03:04:05Z", "commit": "abc", "arch": "9.0"}
+    programs = {"build": "raise SystemExit(3)", "tests": "print('5 passed in 1s')"}
+
+    def make_step(name, facts, folder, remaining):
+        if name not in programs:
+            return "not needed"
+        return gpu.Step(name, [sys.executable, "-c", programs[name]], 20)
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu, "probe", lambda: facts)
+    monkeypatch.setattr(gpu, "_make_step", make_step)
+    assert gpu.main(["--steps", "memcheck,tests,build"]) == 1
+    text = (tmp_path / "2026-01-02-Test-GPU-1-abc" / "report.md").read_text()
+    assert "| build | FAILED |" in text
+    assert "| tests | passed |" in text
+    assert "5 passed in 1s" in text
+    assert "| memcheck | left out | 0 | not needed |" in text
+    assert "build       FAILED" in capsys.readouterr().out
