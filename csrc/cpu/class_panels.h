@@ -33,6 +33,7 @@ class RowGroups {
   int64_t cost() const { return std::max<int64_t>(1, classes_) * width_; }
 
   RowGroup operator[](int64_t g) const {
+    if (inner_ == 1) return {g, g * classes_, 1};
     const int64_t outer = g / per_outer_;
     const int64_t l = g % per_outer_ * width_;
     return {outer * inner_ + l, outer * classes_ * inner_ + l, std::min(width_, inner_ - l)};

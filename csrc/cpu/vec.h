@@ -95,25 +95,31 @@ PYOPS_HD Vec<double> max(Vec<double> a, Vec<double> b) {
 #endif
 }
 
-// Lane by lane in a fixed tree, so the result depends on the vector alone.
-template <class T>
-PYOPS_HD T horizontal_sum(Vec<T> x) {
+// Folds the lanes in halves: a fixed tree, so the result depends on the vector alone.
+template <class T, class Join>
+PYOPS_HD T fold_lanes(Vec<T> x, const Join& join) {
   T lanes[Vec<T>::kLanes];
   memcpy(lanes, &x.v, sizeof(lanes));
   for (int width = Vec<T>::kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = join(lanes[i], lanes[i + width]);
   }
   return lanes[0];
 }
 
 template <class T>
+PYOPS_HD T horizontal_sum(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_add_ps(x.v);
+#endif
+  return fold_lanes(x, [](T a, T b) { return a + b; });
+}
+
+template <class T>
 PYOPS_HD T horizontal_max(Vec<T> x) {
-  T lanes[Vec<T>::kLanes];
-  memcpy(lanes, &x.v, sizeof(lanes));
-  for (int width = Vec<T>::kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_max_ps(x.v);
+#endif
+  return fold_lanes(x, [](T a, T b) { return a > b ? a : b; });
 }
 
 // Coefficients of exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2)/2. float: Cephes expf (Moshier), relative error
