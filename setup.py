@@ -102,7 +102,7 @@ class BuildKernels(build_ext):
         cxx = os.environ.get("CXX", "g++")
         common = f"-std=c++17 -O3 {STABLE_ABI} -isystem {torch_dir}/include $flags -c $in -o $out"
         # GCC takes its own AVX-512 headers to read uninitialised values (GCC bug 105593).
-        warnings = "-Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi"
+        warnings = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
         # libtorch.so needs libtorch_cuda.so where torch has CUDA, and exists everywhere.
         torch_libraries = f"-L{torch_dir}/lib -ltorch -ltorch_cpu"
         hidden = "-Xcompiler=-fPIC,-fvisibility=hidden"

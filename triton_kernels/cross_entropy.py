@@ -315,7 +315,8 @@ def _forward_kernel(
         # With no classes at all the sum is empty, while the statistics of the row are not finite.
         loss = tl.where(classes > 0, q_nll, 0.0)
         loss = add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS)
-        count = tl.full([BLOCK_R], 1.0, acc)
+        # torch: the mean over no elements is NaN, here 0 / 0.
+        count = tl.full([BLOCK_R], 1.0, acc) * tl.where(classes > 0, 1.0, 0.0).to(acc)
         counted = row_exists
     else:
         y = tl.load(target_ptr + row, mask=row_exists, other=ignore_index)

@@ -40,8 +40,9 @@ struct Problem {
         rows(a.shape.rows()),
         weight_sum(Acc(a.shape.classes)) {
     if (!weight || params.label_smoothing == Acc(0)) return;
-    weight_sum = 0;
-    for (int64_t c = 0; c < classes; ++c) weight_sum += weight[c];
+    double sum = 0;
+    for (int64_t c = 0; c < classes; ++c) sum += weight[c];
+    weight_sum = static_cast<Acc>(sum);
   }
 
   Acc class_weight(int64_t c) const { return weight ? weight[c] : Acc(1); }
@@ -141,7 +142,7 @@ acc_t<T> row_loss(const Problem<T>& p, RowGroup group, int64_t i, const GroupSta
   Acc loss = 0;
   if (p.target) {
     loss = math::probability_loss(p.params, class_sum, s[i], p.row_weight(row));
-    sum.weight += 1;
+    sum.weight += p.classes > 0 ? 1 : 0;  // torch: the mean over no elements is NaN
   } else if (const int64_t y = p.index[row]; y != p.ignore_index) {
     if (!p.is_class(y)) {
       sum.reject(y);

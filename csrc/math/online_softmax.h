@@ -1,6 +1,7 @@
 // One-pass softmax statistics (Milakov and Gimelshein 2018, arXiv:1805.02867). OnlineSoftmax is for a thread
-// that sees part of a row: a running maximum and sum of exp, and optionally sum_c q_c (x_c - max) for weights q,
-// all rescaled when the maximum rises. Threads are merged by rescaling each to the common maximum, then adding.
+// that sees part of a row: a running maximum and sum of exp, and optionally sum_c q_c (x_c - max) for weights
+// q, all rescaled when the maximum rises. Threads are merged by rescaling each to the common maximum, then
+// adding.
 #pragma once
 
 #include "../common/macros.h"

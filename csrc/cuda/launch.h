@@ -1,0 +1,85 @@
+// The one seam between nvcc and the emulator in tests/cuda_emulation.
+//
+// The .cu files launch kernels, take shared memory, find the stream and register ops only through what is
+// here. Compiled by nvcc they become pyops::<op> on CUDA; compiled by a host compiler with
+// tests/cuda_emulation first on the include path they become pyops_emulated::<op> on the CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#if defined(__CUDACC__)
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#define PYOPS_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pyops, CUDA, m)
+
+// `type name[count]` in shared memory. A macro because the emulator has to know every shared array, to
+// fill it with garbage before each block.
+#define PYOPS_SHARED_ARRAY(type, name, count) __shared__ type name[count]
+
+namespace pyops::cuda {
+
+// Blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a property
+// of the device, so that sums merge in the same order on every GPU. It bounds the per-block partial sums too.
+constexpr int64_t kMaxBlocks = 1 << 14;
+
+using DeviceGuard = torch::stable::accelerator::DeviceGuard;
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("pyops: ") + what + " failed: " + cudaGetErrorString(error));
+  }
+}
+
+inline cudaStream_t current_stream(int32_t device_index) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            Arguments&&... arguments) {
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Arguments&&>(arguments)...);
+  check(cudaGetLastError(), "kernel launch");
+}
+
+}  // namespace pyops::cuda
+
+#else  // the emulator
+
+#define PYOPS_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pyops_emulated, CPU, m)
+
+#define PYOPS_SHARED_ARRAY(type, name, count) \
+  static char name##_key;                     \
+  type* const name = static_cast<type*>(emulation::shared_array(&name##_key, sizeof(type) * (count)))
+
+namespace pyops::cuda {
+
+// Few, so that small tests reach the blocks' loops over rows.
+constexpr int64_t kMaxBlocks = 5;
+
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("pyops: ") + what + " failed");
+}
+
+inline cudaStream_t current_stream(int32_t) { return nullptr; }
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+            Arguments&&... arguments) {
+  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
+}
+
+}  // namespace pyops::cuda
+
+#endif

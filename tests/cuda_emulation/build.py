@@ -1,0 +1,155 @@
+"""Compile the CUDA sources for the emulator and load them as the backend ``emulated``.
+
+``python -m tests.cuda_emulation.build`` (add ``--sanitize`` for AddressSanitizer) compiles and prints the
+path. The library is kept in ``build/cuda_emulation``, named by a hash of everything it is made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+EMULATION_DIR = Path(__file__).resolve().parent
+ROOT = EMULATION_DIR.parents[1]
+CACHE_DIR = ROOT / "build" / "cuda_emulation"
+
+NAMESPACE = "pyops_emulated"
+BACKEND = "emulated"
+
+_OPTIMISATION = ("-O1", "-g1")
+# A GPU refuses a misaligned 16-byte access, which a CPU makes without a word: hence `undefined`.
+_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+
+
+def compiler() -> str | None:
+    """The C++ compiler to use: ``$CXX`` or g++; None when there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def missing_reason() -> str | None:
+    """Why the emulator cannot be built here; None when it can."""
+    return None if compiler() else "no C++ compiler (g++, or the one that CXX names)"
+
+
+def sanitizer_runtime() -> str | None:
+    """Path of the AddressSanitizer library to preload; None when the compiler has none."""
+    path = subprocess.run(
+        [str(compiler()), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return path if Path(path).is_absolute() else None
+
+
+def _torch_flags() -> tuple[list[str], list[str]]:
+    from torch.utils import cpp_extension
+
+    include = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    libraries = cpp_extension.library_paths()
+    link = [f"-L{path}" for path in libraries] + [f"-Wl,-rpath,{path}" for path in libraries]
+    return ["-DTORCH_TARGET_VERSION=0x020b000000000000", *include], [*link, "-ltorch_cpu"]
+
+
+def _hash(sources: list[Path], flags: list[str]) -> str:
+    digest = hashlib.sha256(" ".join([str(compiler()), *flags]).encode())
+    headers = [
+        path
+        for folder in ("binding", "common", "cuda", "math")
+        for path in (ROOT / "csrc" / folder).glob("*.*h")
+    ]
+    for path in sorted({*sources, *headers, *EMULATION_DIR.glob("*.h")}):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_library(name: str, sources: list[Path], *, sanitize: bool = False, torch: bool = True) -> Path:
+    """Compile ``sources`` with the emulator into a shared library in the cache, unless it is there.
+
+    Args:
+        name: what the file name starts with.
+        sources: CUDA sources.
+        sanitize: build for AddressSanitizer, whose runtime the process must then preload.
+        torch: compile and link against torch.
+
+    Raises:
+        RuntimeError: the compiler failed; the message is its output.
+    """
+    compile_flags, link_flags = _torch_flags() if torch else ([], [])
+    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", *_OPTIMISATION]
+    flags += [*(_SANITIZE if sanitize else ()), f"-I{EMULATION_DIR}", f"-I{ROOT / 'csrc'}", *compile_flags]
+    sources = [*sources, EMULATION_DIR / "emulator.cpp"]
+    stem = f"{name}_asan" if sanitize else name
+    library = CACHE_DIR / f"lib{stem}_{_hash(sources, flags)}.so"
+    if library.exists():
+        return library
+    work = CACHE_DIR / f"{library.stem}.{os.getpid()}"
+    work.mkdir(parents=True, exist_ok=True)
+    objects = [work / f"{source.stem}.o" for source in sources]
+    command = [str(compiler()), *flags]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(
+            pool.map(
+                lambda pair: _run([*command, "-x", "c++", "-c", str(pair[0]), "-o", str(pair[1])]),
+                zip(sources, objects, strict=True),
+            )
+        )
+    partial = work / library.name
+    _run([*command, "-shared", *map(str, objects), *link_flags, "-o", str(partial)])
+    for old in CACHE_DIR.glob(f"lib{stem}_{'?' * 16}.so"):
+        old.unlink(missing_ok=True)
+    partial.replace(library)  # atomic: another process may be building the same
+    shutil.rmtree(work)
+    return library
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+
+
+def build_ops(*, sanitize: bool = False) -> Path:
+    """Compile every source of ``csrc/cuda``."""
+    return compile_library("pyops_emulated", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), sanitize=sanitize)
+
+
+@functools.cache
+def load() -> None:
+    """Build what is not built, load it and register the backend ``emulated``. Later calls do nothing.
+
+    ``PYOPS_EMULATION_LIBRARY`` names a library to load instead of building (the AddressSanitizer test).
+
+    Raises:
+        RuntimeError: no compiler, or it failed.
+    """
+    import torch
+
+    import pyops
+
+    reason = missing_reason()
+    if reason is not None:
+        raise RuntimeError(f"the CUDA emulator cannot be built: {reason}")
+    library = os.environ.get("PYOPS_EMULATION_LIBRARY") or str(build_ops())
+    pyops.backends.register_backend(BACKEND, NAMESPACE)
+    torch.ops.load_library(library)
+
+
+@functools.cache
+def load_selftest() -> ctypes.CDLL:
+    """The emulator with the kernels of ``selftest.cu``, called through ctypes."""
+    return ctypes.CDLL(str(compile_library("selftest", [EMULATION_DIR / "selftest.cu"], torch=False)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sanitize", action="store_true", help="build for AddressSanitizer")
+    print(build_ops(sanitize=parser.parse_args().sanitize))
+
+
+if __name__ == "__main__":
+    main()
