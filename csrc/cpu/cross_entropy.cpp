@@ -16,8 +16,9 @@ template <class T>
 struct Problem {
   using Acc = acc_t<T>;
   const T* logits;
-  const int64_t* index;  // class indices, or null
-  const T* target;       // class probabilities, or null
+  bool has_probabilities;  // a flag of its own: an empty tensor's pointer is null, too
+  const int64_t* index;    // class indices, or null
+  const T* target;         // class probabilities, or null
   const Acc* weight;
   const Acc* sample_weight;
   math::CrossEntropyParams<Acc> params;
@@ -29,6 +30,7 @@ struct Problem {
 
   explicit Problem(const CrossEntropyArguments& a)
       : logits(static_cast<const T*>(a.logits.const_data_ptr())),
+        has_probabilities(a.has_probabilities),
         index(a.has_probabilities ? nullptr : static_cast<const int64_t*>(a.target.const_data_ptr())),
         target(a.has_probabilities ? static_cast<const T*>(a.target.const_data_ptr()) : nullptr),
         weight(data_or_null<Acc>(a.weight)),
@@ -48,22 +50,23 @@ struct Problem {
   Acc class_weight(int64_t c) const { return weight ? weight[c] : Acc(1); }
   Acc row_weight(int64_t row) const { return sample_weight ? sample_weight[row] : Acc(1); }
   bool is_class(int64_t y) const { return y >= 0 && y < classes; }
-  bool needs_class_sum() const { return target != nullptr || params.label_smoothing > Acc(0); }
+  bool needs_class_sum() const { return has_probabilities || params.label_smoothing > Acc(0); }
 
   // The weights of -log p_c that come from probabilities, or before scaling by e/C from smoothing.
   template <class V>
   V spread_weight(int64_t c, V probability) const {
-    return (target ? params.smoothed(probability) : V(Acc(1))) * class_weight(c);
+    return (has_probabilities ? params.smoothed(probability) : V(Acc(1))) * class_weight(c);
   }
   Vec<Acc> spread_weights(int64_t c, int lanes, const T* row_target) const {
-    const Vec<Acc> q = target ? params.smoothed(load_lanes(row_target + c, lanes)) : Vec<Acc>(Acc(1));
+    const Vec<Acc> q =
+        has_probabilities ? params.smoothed(load_lanes(row_target + c, lanes)) : Vec<Acc>(Acc(1));
     return weight ? q * load_lanes(weight + c, lanes) : q;
   }
 
   // q_c of every class but an indexed target.
   template <class V>
   V q(V spread) const {
-    return target ? spread : math::index_q(params, spread, false);
+    return has_probabilities ? spread : math::index_q(params, spread, false);
   }
 
   RowGroups<Acc> groups() const {
@@ -87,7 +90,7 @@ acc_t<T> row_class_sum(const Problem<T>& p, int64_t offset, math::SoftmaxStats<a
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   const T* x = p.logits + offset;
-  const T* t = p.target ? p.target + offset : nullptr;
+  const T* t = p.has_probabilities ? p.target + offset : nullptr;
   V total = Acc(0);
   for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
     // Missing lanes hold the row's lse, whose -log p is 0.
@@ -108,7 +111,7 @@ void panel_class_sum(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& 
     for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
       const math::SoftmaxStats<V> stats{s.max.vec(i), s.log_sum.vec(i)};
       const V log_p = math::log_probability(load_lanes(p.logits + at + i, lanes), stats);
-      const V t = p.target ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
+      const V t = p.has_probabilities ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
       s.class_sum.set(i, s.class_sum.vec(i) - p.spread_weight(c, t) * log_p);
     });
   }
@@ -140,7 +143,7 @@ acc_t<T> row_loss(const Problem<T>& p, RowGroup group, int64_t i, const GroupSta
   const int64_t row = group.first_row + i;
   const Acc class_sum = p.needs_class_sum() ? s.class_sum[i] : Acc(0);
   Acc loss = 0;
-  if (p.target) {
+  if (p.has_probabilities) {
     loss = math::probability_loss(p.params, class_sum, s[i], p.row_weight(row));
     sum.weight += p.classes > 0 ? 1 : 0;  // torch: the mean over no elements is NaN
   } else if (const int64_t y = p.index[row]; y != p.ignore_index) {
@@ -217,7 +220,7 @@ RowPlan<acc_t<T>> plan_row(const Problem<T>& p, const Upstream<acc_t<T>>& up, in
   RowPlan<Acc> plan;
   plan.stats = {up.stats[row], up.stats[p.rows + row]};
   const Acc grad_lse = up.lse(row);
-  if (p.target) {
+  if (p.has_probabilities) {
     plan.gradient = math::row_gradient(p.params, up.loss(row), probability_sum_q(p, offset), plan.stats,
                                        p.row_weight(row), grad_lse);
     return plan;
@@ -251,8 +254,8 @@ void write_row(const Problem<T>& p, const RowPlan<acc_t<T>>& plan, int64_t offse
     std::fill(out, out + p.classes, from_acc<T>(Acc(0)));
     return;
   }
-  if (p.weight || p.target) {
-    const T* t = p.target ? p.target + offset : nullptr;
+  if (p.weight || p.has_probabilities) {
+    const T* t = p.has_probabilities ? p.target + offset : nullptr;
     for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
       const V probability = math::probability(load_lanes(x + c, lanes), plan.stats);
       const V q = p.q(p.spread_weights(c, lanes, t));
@@ -288,7 +291,7 @@ void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup gro
       const math::SoftmaxStats<V> stats{max.vec(i), log_sum.vec(i)};
       const math::RowGradient<V> gradient{on_probability.vec(i), on_target.vec(i)};
       const V probability = math::probability(load_lanes(p.logits + at + i, lanes), stats);
-      const V t = p.target ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
+      const V t = p.has_probabilities ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
       const V grad = math::logit_gradient(gradient, probability, p.q(p.spread_weight(c, t)));
       store_lanes(dx + at + i, select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0))), lanes);
     });
@@ -330,7 +333,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
     using T = decltype(tag);
     using Acc = acc_t<T>;
     Acc* out = static_cast<Acc*>(loss.mutable_data_ptr());
-    const LossSum sum = forward(Problem<T>(a), per_row ? out : nullptr, static_cast<Acc*>(stats.mutable_data_ptr()));
+    const LossSum sum =
+        forward(Problem<T>(a), per_row ? out : nullptr, static_cast<Acc*>(stats.mutable_data_ptr()));
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message(op, sum.bad_target, a.shape.classes, ignore_index));
     const double denominator = a.reduction == Reduction::kMean ? sum.weight : 1.0;
@@ -357,8 +361,8 @@ void run_backward(const char* op, const CrossEntropyArguments& a, const Tensor& 
 
 Tensor cross_entropy_backward(Tensor grad_loss, std::optional<Tensor> grad_lse, Tensor logits, Tensor target,
                               std::optional<Tensor> weight, std::optional<Tensor> sample_weight, Tensor stats,
-                              Tensor divisor, int64_t reduction, int64_t ignore_index,
-                              double label_smoothing, double z_loss) {
+                              Tensor divisor, int64_t reduction, int64_t ignore_index, double label_smoothing,
+                              double z_loss) {
   const char* op = "cross_entropy_backward";
   const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
                                 label_smoothing, z_loss);

@@ -29,14 +29,19 @@ def reduction_code(
     return code
 
 
-def check_floating(function: str, name: str, tensor: Tensor) -> None:
+def check_tensor(function: str, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a Tensor, got {type(tensor).__name__}")
+
+
+def check_floating(function: str, name: str, tensor: Tensor) -> None:
+    check_tensor(function, name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{function}: {name} must be a floating-point tensor, got {tensor.dtype}")
 
 
 def check_device(function: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    check_tensor(function, name, tensor)
     if tensor.device != like.device:
         raise RuntimeError(
             f"{function}: {name} must be on {like.device} as the input is, got {tensor.device}"

@@ -20,6 +20,8 @@ _library.define(
 
 def library_gemm_(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
     """out = a @ b + beta * out by torch's own GEMM; 16-bit products accumulate in float32."""
+    if out.shape != (a.size(0), b.size(1)):  # torch would resize it
+        raise RuntimeError(f"gemm_: out must have shape {(a.size(0), b.size(1))}, got {tuple(out.shape)}")
     if out.dtype is a.dtype:
         torch.addmm(out, a, b, beta=beta, out=out)
     elif a.is_cuda:
