@@ -15,7 +15,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executable('clang-format'))")
+
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: help demo test lint format bench gpu build clean
 
@@ -33,12 +36,12 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(CLANG_FORMAT) --dry-run --Werror $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES)
 
 format: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(CLANG_FORMAT) -i $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(CLANG_FORMAT) -i $(CXX_FILES)
 
 bench: $(READY)
 	PYTHONPATH=. $(PY) -m pyops bench

@@ -89,9 +89,7 @@ class BuildKernels(build_ext):
             folder.mkdir(parents=True, exist_ok=True)
         facts = {"torch": torch_facts["__version__"], "cpu": CPU_FLAGS, "cuda_archs": archs, "nvcc": nvcc}
         (self.work / "build_facts.h").write_text(f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')
-        print(
-            f"pyops: torch {facts['torch']}; CPU: {', '.join(CPU_FLAGS)}; CUDA: {archs}", flush=True
-        )
+        print(f"pyops: torch {facts['torch']}; CPU: {', '.join(CPU_FLAGS)}; CUDA: {archs}", flush=True)
         (self.work / "build.ninja").write_text("\n".join(self.ninja_lines(torch_dir, nvcc, archs)) + "\n")
         ninja = shutil.which("ninja") or sys.exit("pyops: building needs ninja: pip install ninja")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from pyops.benchmarks import contenders, harness, registry
 
 from pyops import backends
-from pyops.benchmarks import contenders, harness, registry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -55,8 +55,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
     numpy_keys = numpy_state["state"]["key"].astype(np.int64)
     return {
         "python": random.getstate(),
-        "numpy": numpy_state
-        | {"state": numpy_state["state"] | {"key": torch.from_numpy(numpy_keys)}},
+        "numpy": numpy_state | {"state": numpy_state["state"] | {"key": torch.from_numpy(numpy_keys)}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }

@@ -90,9 +90,7 @@ def data_names() -> list[str]:
 def _load_digits(root: Path | None) -> ImageData:
     """1797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition, test part), 80 : 20."""
     if root is not None:
-        raise DataError(
-            "digits is part of scikit-learn and reads no files: leave out the data root"
-        )
+        raise DataError("digits is part of scikit-learn and reads no files: leave out the data root")
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -185,8 +183,7 @@ def read_idx(path: str | Path, num_dims: int) -> torch.Tensor:
     if len(content) != expected_size:
         fault = "truncated" if len(content) < expected_size else "too long"
         raise DataError(
-            f"{path}: {fault}: {len(content)} bytes, its header (shape {shape}) asks for "
-            f"{expected_size}"
+            f"{path}: {fault}: {len(content)} bytes, its header (shape {shape}) asks for {expected_size}"
         )
     if len(content) == header_size:
         raise DataError(f"{path}: holds no values, shape {shape}")

@@ -51,9 +51,7 @@ def demo(output: str | Path = "runs/demo", epochs: int | None = None) -> dict[st
     }
     console.print(_table(summary))
     final = abs(metrics["pyops"]["train_loss"] - metrics["torch"]["train_loss"])
-    console.print(
-        f"Training loss: final difference {final:.1e}, largest at any step {difference:.1e}"
-    )
+    console.print(f"Training loss: final difference {final:.1e}, largest at any step {difference:.1e}")
     for picture in ("curves.png", "predictions.png"):
         console.print(f"Picture: {folder / 'pyops' / picture}", soft_wrap=True)
     return summary | {"step_loss_difference": difference}

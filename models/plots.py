@@ -86,9 +86,7 @@ def save_predictions(
         figure.savefig(file, format="png")
 
 
-def _draw_tile(
-    axes: Axes, image: torch.Tensor, caption: str, right: bool, left: float, top: float
-) -> None:
+def _draw_tile(axes: Axes, image: torch.Tensor, caption: str, right: bool, left: float, top: float) -> None:
     """Draw ``image`` [1 or 3, H, W] at (left, top) with its caption above; framed red if wrong."""
     color = _RIGHT_COLOR if right else _WRONG_COLOR
     gray = image.shape[0] == 1
@@ -100,9 +98,5 @@ def _draw_tile(
         vmin=0,
         vmax=1,
     )
-    axes.add_patch(
-        Rectangle((left, top), size, size, fill=False, ec=color, lw=0.8 if right else 2.5)
-    )
-    axes.text(
-        left + size / 2, top - 0.04, caption, color=color, fontsize=8, ha="center", va="bottom"
-    )
+    axes.add_patch(Rectangle((left, top), size, size, fill=False, ec=color, lw=0.8 if right else 2.5))
+    axes.text(left + size / 2, top - 0.04, caption, color=color, fontsize=8, ha="center", va="bottom")

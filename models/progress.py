@@ -39,9 +39,7 @@ class ProgressDisplay:
         self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.4f}", refresh=False)
         self._bar.update(samples)
 
-    def epoch(
-        self, epoch: int, num_epochs: int, row: dict[str, float], samples_per_second: float
-    ) -> None:
+    def epoch(self, epoch: int, num_epochs: int, row: dict[str, float], samples_per_second: float) -> None:
         """Epoch number ``epoch`` (from 1) is over, or cut short; ``row`` holds its results."""
         if self._plain:
             self.note(

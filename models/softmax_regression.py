@@ -34,6 +34,4 @@ def softmax_regression(
 ) -> nn.Module:
     """Linear classifier of images [N, *image_shape]; weights N(0, 0.01^2), bias zero."""
     num_inputs = math.prod(image_shape)
-    return init_normal(
-        layers.Sequential(layers.Flatten(), layers.Linear(num_inputs, num_classes)), std=0.01
-    )
+    return init_normal(layers.Sequential(layers.Flatten(), layers.Linear(num_inputs, num_classes)), std=0.01)

@@ -110,9 +110,7 @@ def _check_options(config: TrainConfig) -> None:
     if not 0 <= config.seed < 2**63:
         raise TrainError(f"seed must be in [0, 2**63), got {config.seed}")
     if config.layers == "torch" and config.backend is not None:
-        raise TrainError(
-            f"backend {config.backend!r} chooses among pyops' kernels, but layers is 'torch'"
-        )
+        raise TrainError(f"backend {config.backend!r} chooses among pyops' kernels, but layers is 'torch'")
 
 
 def _find_device(name: str) -> torch.device:
@@ -154,9 +152,7 @@ def build_trainer(
     library = layer_library(layers)
     torch.manual_seed(seed)
     net = network.build(data.image_shape, data.num_classes, layers=library)
-    return Trainer(
-        net, data, layers=library, lr=lr, batch_size=batch_size, seed=seed, device=device
-    )
+    return Trainer(net, data, layers=library, lr=lr, batch_size=batch_size, seed=seed, device=device)
 
 
 class _Run:
@@ -255,12 +251,8 @@ class _Run:
         with _deferred_interrupt() as interrupted:
             while progress.step < self.max_steps and not interrupted():
                 first_step = progress.step
-                self.trainer.train_epoch(
-                    display.update, lambda step: step >= self.max_steps or interrupted()
-                )
-                save_checkpoint(
-                    self.folder / CHECKPOINT, {"run": self.identity, **self.trainer.state_dict()}
-                )
+                self.trainer.train_epoch(display.update, lambda step: step >= self.max_steps or interrupted())
+                save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **self.trainer.state_dict()})
                 _log_steps(events, progress.step_losses, first_step)
                 if progress.epoch_step == 0:
                     row = {key: values[-1] for key, values in progress.history.items()}

@@ -50,9 +50,7 @@ class Progress:
     warm_up_samples: int = 0
     warm_up_seconds: float = 0.0
     step_losses: list[float] = field(default_factory=list)
-    history: dict[str, list[float]] = field(
-        default_factory=lambda: {key: [] for key in _HISTORY_KEYS}
-    )
+    history: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in _HISTORY_KEYS})
 
 
 # Called every SYNC_EVERY steps: samples since the last call, the epoch's loss and accuracy so far.
@@ -87,9 +85,7 @@ class Trainer:
         self.batch_size = batch_size
         self.device = device
         self.loss = layers.CrossEntropyLoss()
-        self.optimizer = torch.optim.SGD(
-            net.parameters(), lr=lr, fused=device.type in ("cpu", "cuda")
-        )
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
         self.progress = Progress()
         self._order = torch.Generator().manual_seed(seed)
         self._epoch_order = self._order.get_state()  # its state when the running epoch began
@@ -190,9 +186,7 @@ class Trainer:
             self._is_warm = True
         return samples, stopped
 
-    def _step(
-        self, images: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of SGD: its loss and number of correct predictions, both 0-d on the device."""
         self.optimizer.zero_grad()
         logits = self.net(images)

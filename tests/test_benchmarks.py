@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-
-import pyops.functional
-from pyops import backends
 from pyops.benchmarks import ceilings, checks, gpu, harness, memory, registry, report, run
 from pyops.benchmarks.clocks import HostClock
 from pyops.benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Traffic
+
+import pyops.functional
+from pyops import backends
 
 CPU = torch.device("cpu")
 SETTINGS = harness.Settings(

@@ -220,9 +220,7 @@ def test_resume_amid_an_epoch_is_bit_exact(tmp_path, four_epochs, steps):
 
 def test_resume_restores_the_random_numbers_of_dropout(tmp_path, monkeypatch):
     def build(image_shape, num_classes, *, layers):
-        return layers.Sequential(
-            layers.Flatten(), layers.Dropout(0.5), layers.Linear(64, num_classes)
-        )
+        return layers.Sequential(layers.Flatten(), layers.Dropout(0.5), layers.Linear(64, num_classes))
 
     network = registry.Network("noisy", build, models.Recipe(2, 0.1, 64))
     monkeypatch.setitem(registry._networks, "noisy", network)

@@ -53,8 +53,8 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::Half;
 }
 
-// Contiguous and uninitialised, on the device of `like`. The C shim is called directly: torch::stable::new_empty
-// looks its operator up by name, which takes longer than a small kernel.
+// Contiguous and uninitialised, on the device of `like`. The C shim is called directly:
+// torch::stable::new_empty looks its operator up by name, which takes longer than a small kernel.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
   int32_t layout, device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
@@ -62,9 +62,9 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()),
-                                                          &dtype, &layout, &device_type, device_index, nullptr,
-                                                          &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(),
+                                                          static_cast<int64_t>(shape.size()), &dtype, &layout,
+                                                          &device_type, device_index, nullptr, &handle));
   return Tensor(handle);
 }
 
@@ -86,8 +86,8 @@ inline void check_type(const Tensor& t, const char* op, const char* name, Scalar
 }
 
 inline Reduction check_reduction(int64_t reduction, const char* op) {
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ",
-                  reduction);
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, op,
+                  ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
   return static_cast<Reduction>(reduction);
 }
 

@@ -26,12 +26,11 @@ struct ThreadPool {
 int64_t step(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 ? 1 : t.stride(dim); }
 
 void check_operand(const Tensor& t, const char* name, const Tensor& out) {
-  STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions, got shape ",
-                  shape_string(t));
+  STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions, got shape ", shape_string(t));
   STD_TORCH_CHECK(same_device(t, out), kOp, ": ", name, " must be on the device of out");
   STD_TORCH_CHECK(t.numel() == 0 || step(t, 0) == 1 || step(t, 1) == 1, kOp, ": ", name,
-                  " must have one unit stride (rows or columns contiguous), got strides (",
-                  t.stride(0), ", ", t.stride(1), ")");
+                  " must have one unit stride (rows or columns contiguous), got strides (", t.stride(0), ", ",
+                  t.stride(1), ")");
 }
 
 void check(const Tensor& out, const Tensor& a, const Tensor& b) {
@@ -65,8 +64,8 @@ template <class T, class Out>
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double beta) {
   const Operand<T> left{static_cast<const T*>(a.const_data_ptr()), step(a, 0), step(a, 1)};
   const Operand<T> right{static_cast<const T*>(b.const_data_ptr()), step(b, 1), step(b, 0)};
-  gemm(a.size(0), b.size(1), a.size(1), left, right, static_cast<Out*>(out.mutable_data_ptr()),
-       b.size(1), static_cast<acc_t<T>>(beta), ThreadPool{});
+  gemm(a.size(0), b.size(1), a.size(1), left, right, static_cast<Out*>(out.mutable_data_ptr()), b.size(1),
+       static_cast<acc_t<T>>(beta), ThreadPool{});
 }
 
 // out[M, N] = a[M, K] @ b[K, N] + beta * out, accumulated in float32 (float64 for double).

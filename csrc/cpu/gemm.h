@@ -91,8 +91,8 @@ struct Target {
 // Adds a micro-tile that could not be written in place: at the right edge, or to a 16-bit output.
 // `partial`, if any, holds the sums of earlier K blocks and is padded to whole micro-tiles.
 template <class Acc, class Out>
-void merge(const Acc* sums, int64_t rows, int64_t columns, const Acc* partial, int64_t partial_ld,
-           Out* out, int64_t ldc, Acc beta) {
+void merge(const Acc* sums, int64_t rows, int64_t columns, const Acc* partial, int64_t partial_ld, Out* out,
+           int64_t ldc, Acc beta) {
   constexpr int n = Vec<Acc>::kLanes;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; j += n) {
@@ -124,9 +124,8 @@ void sweep(const EvenSplit& row_panels, int64_t columns, int64_t depth, const Ac
     const int64_t count = std::min<int64_t>(wide, columns - column);
     for (int64_t p = 0; p < row_panels.parts; ++p) {
       const int64_t row = row_panels.begin(p), rows = row_panels.size(p);
-      const MicroKernel<Acc> kernel = count > narrow
-                                          ? micro_kernel_for<kMicroVectors, Acc>(rows, heights)
-                                          : micro_kernel_for<1, Acc>(rows, heights);
+      const MicroKernel<Acc> kernel = count > narrow ? micro_kernel_for<kMicroVectors, Acc>(rows, heights)
+                                                     : micro_kernel_for<1, Acc>(rows, heights);
       const Acc* left = a + row * depth;
       const Acc* right = b + column * depth;
       Out* out = c.out + row * c.ldc + column;
@@ -167,8 +166,8 @@ inline void* workspace(size_t bytes) {
 
 // One tile of the output by one thread.
 template <class T, class Out>
-void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
-                   int64_t ldc, acc_t<T> beta) {
+void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc,
+                   acc_t<T> beta) {
   using Acc = acc_t<T>;
   using Blocking = GemmBlocking<Acc>;
   constexpr int n = Vec<Acc>::kLanes;
@@ -180,26 +179,22 @@ void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, 
   const bool spill = !std::is_same_v<Acc, Out> && depth_blocks > 1;
 
   const int64_t a_size = round_up(max_rows * max_depth + n, n), b_size = padded * max_depth + n;
-  Acc* packed_a = static_cast<Acc*>(
-      workspace((a_size + b_size + (spill ? M * padded : 0)) * sizeof(Acc)));
+  Acc* packed_a = static_cast<Acc*>(workspace((a_size + b_size + (spill ? M * padded : 0)) * sizeof(Acc)));
   Acc* packed_b = packed_a + a_size;
   Acc* partial = spill ? packed_b + b_size : nullptr;
 
   int64_t k = 0;
   do {
     const int64_t depth = std::min(max_depth, K - k);
-    pack_columns(Operand<T>{b.data + k * b.depth_stride, b.row_stride, b.depth_stride}, N, depth,
-                 packed_b);
+    pack_columns(Operand<T>{b.data + k * b.depth_stride, b.row_stride, b.depth_stride}, N, depth, packed_b);
     for (int64_t block = 0; block < row_blocks.parts; ++block) {
       const int64_t row = row_blocks.begin(block) * kMicroRows;
       const int64_t rows = std::min(row_blocks.size(block) * kMicroRows, M - row);
       const EvenSplit panels(rows, ceil_div(rows, kMicroRows));
-      pack_rows(Operand<T>{a.data + row * a.row_stride + k * a.depth_stride, a.row_stride,
-                           a.depth_stride},
+      pack_rows(Operand<T>{a.data + row * a.row_stride + k * a.depth_stride, a.row_stride, a.depth_stride},
                 panels, depth, packed_a);
-      const Target<Acc, Out> target{out + row * ldc,  ldc,  partial + (spill ? row * padded : 0),
-                                    padded,           beta, k == 0,
-                                    k + depth >= K};
+      const Target<Acc, Out> target{
+          out + row * ldc, ldc, partial + (spill ? row * padded : 0), padded, beta, k == 0, k + depth >= K};
       sweep(panels, N, depth, packed_a, packed_b, target);
     }
     k += max_depth;
@@ -223,8 +218,7 @@ inline TileGrid choose_grid(int64_t M, int64_t N, int64_t max_rows, int64_t max_
   TileGrid best{least_rows, least_columns};
   double best_cost = -1;
   for (int64_t rows = least_rows; rows < std::min(least_rows + threads, most_rows + 1); ++rows) {
-    const int64_t columns =
-        std::min(std::max(least_columns, ceil_div(threads, rows)), most_columns);
+    const int64_t columns = std::min(std::max(least_columns, ceil_div(threads, rows)), most_columns);
     const int64_t height = round_up(ceil_div(M, rows), kMicroRows);
     const int64_t width = round_up(ceil_div(N, columns), micro_columns);
     const double cost = double(ceil_div(rows * columns, threads)) *
@@ -253,8 +247,8 @@ struct Serial {
 // parallel.threads() says how many threads there are, parallel(count, body) calls body(i) for
 // every i in [0, count), in any order and concurrency.
 template <class T, class Out, class Parallel>
-void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc,
-          acc_t<T> beta, const Parallel& parallel) {
+void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc, acc_t<T> beta,
+          const Parallel& parallel) {
   using Blocking = GemmBlocking<acc_t<T>>;
   // Below this, waking the other threads costs more than they save.
   constexpr double kSerialWork = 1 << 19;
@@ -262,24 +256,21 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
   const bool serial = double(M) * double(N) * double(K) < kSerialWork;
   const int64_t threads = serial ? 1 : std::max<int64_t>(parallel.threads(), 1);
   const TileGrid grid = choose_grid(M, N, Blocking::template kTileRows<Out>,
-                                    Blocking::template kTileColumns<Out>, Blocking::kMicroColumns,
-                                    threads);
+                                    Blocking::template kTileColumns<Out>, Blocking::kMicroColumns, threads);
   const EvenSplit tile_rows(M, grid.rows);
   // In whole micro-tiles: only the right edge of the output is ever narrower.
   const EvenSplit tile_columns(ceil_div(N, Blocking::kMicroColumns), grid.columns);
   std::atomic<int64_t> next{0};
   // Tiles are claimed one by one: a thread that is held up does not hold up the others.
   const auto work = [&](int64_t) {
-    for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) <
-                       grid.rows * grid.columns;) {
+    for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < grid.rows * grid.columns;) {
       const int64_t i = tile_rows.begin(tile % grid.rows);
       const int64_t j = tile_columns.begin(tile / grid.rows) * Blocking::kMicroColumns;
-      const int64_t columns = std::min(
-          tile_columns.size(tile / grid.rows) * Blocking::kMicroColumns, N - j);
+      const int64_t columns = std::min(tile_columns.size(tile / grid.rows) * Blocking::kMicroColumns, N - j);
       multiply_tile(tile_rows.size(tile % grid.rows), columns, K,
                     Operand<T>{a.data + i * a.row_stride, a.row_stride, a.depth_stride},
-                    Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride},
-                    out + i * ldc + j, ldc, beta);
+                    Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride}, out + i * ldc + j,
+                    ldc, beta);
     }
   };
   if (threads == 1) {

@@ -50,8 +50,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // `count` items cut into `parts` runs whose lengths differ by at most one.
 struct EvenSplit {
-  EvenSplit(int64_t count, int64_t parts_)
-      : parts(parts_), base(count / parts_), longer(count % parts_) {}
+  EvenSplit(int64_t count, int64_t parts_) : parts(parts_), base(count / parts_), longer(count % parts_) {}
   int64_t begin(int64_t part) const { return part * base + std::min(part, longer); }
   int64_t size(int64_t part) const { return base + (part < longer ? 1 : 0); }
 
@@ -68,12 +67,10 @@ template <int half, class Acc, int... lane>
 PYOPS_HD Vec<Acc> interleave(Vec<Acc> a, Vec<Acc> b, std::integer_sequence<int, lane...>) {
   constexpr int n = Vec<Acc>::kLanes;
 #if defined(__clang__)
-  return Vec<Acc>(
-      __builtin_shufflevector(a.v, b.v, (half * n / 2 + lane / 2 + lane % 2 * n)...));
+  return Vec<Acc>(__builtin_shufflevector(a.v, b.v, (half * n / 2 + lane / 2 + lane % 2 * n)...));
 #else
   using Lanes = typename Vec<Acc>::NativeInt;
-  return Vec<Acc>(
-      __builtin_shuffle(a.v, b.v, Lanes{(half * n / 2 + lane / 2 + lane % 2 * n)...}));
+  return Vec<Acc>(__builtin_shuffle(a.v, b.v, Lanes{(half * n / 2 + lane / 2 + lane % 2 * n)...}));
 #endif
 }
 
@@ -164,8 +161,7 @@ void pack_rows(const Operand<T>& a, const EvenSplit& panels, int64_t depth, acc_
     const int64_t span = std::min(step, depth - k);
     for (int64_t p = 0; p < panels.parts; ++p) {
       const int64_t row = panels.begin(p), width = panels.size(p);
-      const Operand<T> from{a.data + row * a.row_stride + k * a.depth_stride, a.row_stride,
-                            a.depth_stride};
+      const Operand<T> from{a.data + row * a.row_stride + k * a.depth_stride, a.row_stride, a.depth_stride};
       panel_packer<T>(static_cast<int>(width), std::make_integer_sequence<int, kMicroRows>{})(
           from, width, span, packed + row * depth + k * width);
     }

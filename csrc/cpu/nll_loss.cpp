@@ -85,12 +85,11 @@ void backward(const Tensor& grad_loss, const Tensor& target, const std::optional
 }
 
 Tensor nll_loss_backward(Tensor grad_loss, Tensor target, std::optional<Tensor> weight, Tensor total_weight,
-                         int64_t num_classes, int64_t reduction_code, int64_t ignore_index,
-                         ScalarType type) {
+                         int64_t num_classes, int64_t reduction_code, int64_t ignore_index, ScalarType type) {
   const char* op = "nll_loss_backward";
   const Reduction reduction = check_reduction(reduction_code, op);
-  const ClassRows s = check_nll_loss_backward(grad_loss, target, weight, total_weight, num_classes, reduction,
-                                              type, op);
+  const ClassRows s =
+      check_nll_loss_backward(grad_loss, target, weight, total_weight, num_classes, reduction, type, op);
   Tensor grad_input = new_tensor(grad_loss, s.full_shape(), type);
   dispatch_floating(type, op, [&](auto tag) {
     backward<decltype(tag)>(grad_loss, target, weight, total_weight, s, reduction, ignore_index, grad_input);

@@ -74,7 +74,9 @@ PYOPS_HD Vec<acc_t<T>> reduce_row(const T* x, int64_t n, acc_t<T> start, acc_t<T
 }
 
 template <class V>
-PYOPS_HD V add(V a, V b) { return a + b; }
+PYOPS_HD V add(V a, V b) {
+  return a + b;
+}
 
 template <class T>
 acc_t<T> row_max(const T* x, int64_t n) {

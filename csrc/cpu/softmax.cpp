@@ -66,7 +66,8 @@ void backward_panel(const T* grad, const T* y, T* dx, int64_t classes, int64_t s
   for (int64_t c = 0; c < classes; ++c) {
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
       const int64_t at = c * stride + i;
-      total.set(i, total.vec(i) + sum_gradient<kLog, Acc>(load_lanes(y + at, lanes), load_lanes(grad + at, lanes)));
+      total.set(
+          i, total.vec(i) + sum_gradient<kLog, Acc>(load_lanes(y + at, lanes), load_lanes(grad + at, lanes)));
     });
   }
   for (int64_t c = 0; c < classes; ++c) {

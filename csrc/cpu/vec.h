@@ -58,17 +58,29 @@ struct Vec {
 };
 
 template <class T>
-PYOPS_HD Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }
+PYOPS_HD Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return a.v + b.v;
+}
 template <class T>
-PYOPS_HD Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }
+PYOPS_HD Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return a.v - b.v;
+}
 template <class T>
-PYOPS_HD Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }
+PYOPS_HD Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return a.v * b.v;
+}
 template <class T>
-PYOPS_HD Vec<T> operator+(Vec<T> a, T b) { return a.v + Vec<T>(b).v; }
+PYOPS_HD Vec<T> operator+(Vec<T> a, T b) {
+  return a.v + Vec<T>(b).v;
+}
 template <class T>
-PYOPS_HD Vec<T> operator-(Vec<T> a, T b) { return a.v - Vec<T>(b).v; }
+PYOPS_HD Vec<T> operator-(Vec<T> a, T b) {
+  return a.v - Vec<T>(b).v;
+}
 template <class T>
-PYOPS_HD Vec<T> operator*(Vec<T> a, T b) { return a.v * Vec<T>(b).v; }
+PYOPS_HD Vec<T> operator*(Vec<T> a, T b) {
+  return a.v * Vec<T>(b).v;
+}
 
 template <class T>
 PYOPS_HD Vec<T> select_greater(Vec<T> a, Vec<T> b, Vec<T> if_greater, Vec<T> otherwise) {
@@ -147,9 +159,9 @@ struct ExpConstants<double> {
   static constexpr double kOverflow = 709.782712893383973;
   static constexpr double kUnderflow = -708.39641853226408;
   static constexpr int kMantissaBits = 52;
-  static constexpr double kPolynomial[] = {
-      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-      1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2};
+  static constexpr double kPolynomial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                           1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                           1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
 };
 
 // exp(x) = 2^n exp(r), x = n ln 2 + r. NaN stays NaN, -inf gives 0, large x gives infinity.
@@ -227,8 +239,7 @@ PYOPS_HD Vec<Acc> load_partial(const T* p, int count, Acc fill) {
   using V = Vec<Acc>;
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
-    return typename V::Native(
-        _mm512_mask_loadu_ps(V(fill).v, __mmask16((1u << count) - 1u), p));
+    return typename V::Native(_mm512_mask_loadu_ps(V(fill).v, __mmask16((1u << count) - 1u), p));
   } else if constexpr (std::is_same_v<T, double>) {
     return typename V::Native(_mm512_mask_loadu_pd(V(fill).v, __mmask8((1u << count) - 1u), p));
   }

@@ -65,8 +65,8 @@ struct RowGradient {
 
 // `grad` is d(total)/d(row loss), `sum_q` is sum_c q_c, `grad_lse` the gradient of a returned lse.
 template <class T>
-PYOPS_HD RowGradient<T> row_gradient(const CrossEntropyParams<T>& p, T grad, T sum_q,
-                                     SoftmaxStats<T> stats, T sample_weight, T grad_lse) {
+PYOPS_HD RowGradient<T> row_gradient(const CrossEntropyParams<T>& p, T grad, T sum_q, SoftmaxStats<T> stats,
+                                     T sample_weight, T grad_lse) {
   const T scale = grad * sample_weight;
   T on_probability = scale * sum_q;
   if (p.z_loss != T(0)) on_probability += scale * T(2) * p.z_loss * stats.lse();
