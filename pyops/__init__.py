@@ -10,9 +10,10 @@ if (_root / "csrc").is_dir() and (_root / "models").is_dir():
 from . import functional, nn, ops  # noqa: E402
 from ._info import __version__, info  # noqa: E402
 from ._library import load_libraries as _load_libraries  # noqa: E402
-from .backends import _from_environment, available_backends, set_backend, use_backend  # noqa: E402
+from .backends import _bind_loaded, _from_environment, available_backends, set_backend, use_backend  # noqa: E402
 
 _load_libraries()
+_bind_loaded()
 _from_environment()
 
 __all__ = [

@@ -92,6 +92,8 @@ def set_backend(name: str | None) -> None:
     global _requested
     if name is not None:
         _check_usable(name)
+        if name != "reference" and name not in _handles:
+            _bind(name)
     _requested = name
 
 
@@ -154,6 +156,13 @@ def _bind(name: str) -> SimpleNamespace:
     handles = SimpleNamespace(backend=name, **{op: getattr(ops, op).default for op in _library.op_names()})
     _handles[name] = handles
     return handles
+
+
+def _bind_loaded() -> None:
+    """Fill the caches for the compiled libraries now: torch.compile cannot trace that in a first call."""
+    for name in _library.loaded:
+        missing_reason(name, "cpu" if name == "cpp" else "cuda")
+        _bind(name)
 
 
 def _from_environment() -> None:

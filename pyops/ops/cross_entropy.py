@@ -7,6 +7,7 @@ again and writes the gradient. Kernels: ``csrc/cpu/cross_entropy.cpp``, ``csrc/c
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def _fake_forward(
     dtype = acc_dtype(logits.dtype)
     row_shape = without_class_dim(logits.shape)
     loss = logits.new_empty(row_shape if reduction == 0 else (), dtype=dtype)
-    return loss, logits.new_empty((2, row_shape.numel()), dtype=dtype), logits.new_empty((), dtype=dtype)
+    return loss, logits.new_empty((2, math.prod(row_shape)), dtype=dtype), logits.new_empty((), dtype=dtype)
 
 
 def _fake_backward(grad_loss: Tensor, grad_lse: Tensor | None, logits: Tensor, *others: Any) -> Tensor:

@@ -1,0 +1,82 @@
+"""Fixtures of the whole suite; what the op tests share is in ``tests/suite``."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# Without a GPU, Triton kernels run in Triton's interpreter. It must be asked for before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pyops
+from tests.suite.backends import BACKENDS, Backend, activate
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--large", action="store_true", help="also run tests that need several GB of memory")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "large: needs several GB of memory; runs with --large only")
+    # NumPy runs the interpreted Triton kernels: inf - inf in a masked-out lane is not worth a warning.
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    config.addinivalue_line("filterwarnings", "ignore:.*not have a deterministic impl.*:UserWarning")
+    # One thread: pytest-xdist has a worker per core. The determinism tests compare 1, 2 and 3 threads.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--large"):
+        return
+    skip = pytest.mark.skip(reason="needs several GB of memory: run with --large")
+    for item in items:
+        if "large" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers, alone or in company."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=BACKENDS, ids=str)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend in turn, in use for the duration of the test."""
+    activate(request.param)
+    with pyops.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b.name != "reference"], ids=str)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """As ``backend``, without the reference, which has no kernels of its own."""
+    activate(request.param)
+    with pyops.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def nan_filled_memory() -> Iterator[None]:
+    """Fresh memory holds NaN (integers: their maximum), so that reading it before writing shows.
+
+    torch fills whatever its allocator returns through ``empty``, ``new_empty`` and ``empty_like``, the
+    compiled libraries' ``torch::stable::new_empty`` included.
+    """
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    mode = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.set_deterministic_debug_mode(mode)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores torch's number of threads."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)

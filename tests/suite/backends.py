@@ -1,0 +1,72 @@
+"""The backends under test."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import pyops
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend on a device.
+
+    ``thorough`` backends are fast enough for every case. The emulator and Triton's interpreter are about
+    1000 times slower, and Triton on a GPU compiles each combination of options: they get the ``quick`` cases,
+    which cover every pair of options and every shape of code path.
+    """
+
+    name: str
+    device: str
+    thorough: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.device}" if self.name in ("triton", "reference") else self.name
+
+    @property
+    def refuses_bad_targets(self) -> bool:
+        """Whether a class index out of range raises; elsewhere it gives NaN: asking would synchronise."""
+        return self.name == "cpp"
+
+
+CPP = Backend("cpp", "cpu", thorough=True)
+_HAS_GPU = torch.cuda.is_available()
+BACKENDS = [
+    CPP,
+    Backend("reference", "cpu", thorough=True),
+    Backend("emulated", "cpu", thorough=False),
+    *(
+        [Backend("cuda", "cuda", thorough=True), Backend("triton", "cuda", thorough=False)]
+        if _HAS_GPU
+        else [Backend("triton", "cpu", thorough=False)]
+    ),
+]
+
+
+def activate(backend: Backend) -> None:
+    """Load what ``backend`` needs, or skip the test with the reason why it cannot run here."""
+    if backend.name == "emulated":
+        emulation = importlib.import_module("tests.cuda_emulation.build")
+        if reason := emulation.missing_reason():
+            pytest.skip(f"emulated: {reason}")
+        emulation.load()
+        if not has_kernel(backend, "gemm_"):  # on CUDA it is the vendor's, through torch
+            torch.library.impl("pyops_emulated::gemm_", "CPU")(pyops.ops.gemm.library_gemm_)
+    if reason := pyops.backends.missing_reason(backend.name, backend.device):
+        pytest.skip(f"{backend}: {reason}")
+
+
+def has_kernel(backend: Backend, op: str) -> bool:
+    """Whether the raw op ``op`` is implemented by ``backend``."""
+    namespace = pyops.backends._namespaces[backend.name]
+    key = "CUDA" if backend.device == "cuda" else "CPU"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", key)
+
+
+def raw(backend: Backend, op: str):
+    """The raw op ``op`` in the namespace of ``backend``."""
+    return getattr(getattr(torch.ops, pyops.backends._namespaces[backend.name]), op).default

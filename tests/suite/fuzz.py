@@ -1,0 +1,86 @@
+"""``python -m tests.suite.fuzz BACKEND ROUNDS``: raw ops with spoiled arguments must raise or run, not crash.
+
+Each round takes valid arguments of one op and replaces one to three of them by others of the same kind: a
+tensor of another shape, dtype, layout or device, an integer out of range, a float that is no number.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import torch
+from torch import Tensor
+
+from . import layouts
+from .backends import BACKENDS, Backend, activate, raw
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool]
+SHAPES = [(), (0,), (1,), (3,), (5,), (3, 5), (5, 3), (0, 5), (3, 0), (3, 5, 2), (2, 3), (2, 0), (1, 1, 1, 1)]
+INTEGERS = [-(2**63), -(2**31) - 1, -100, -3, -1, 0, 1, 2, 3, 4, 5, 2**31, 2**60, 2**63 - 1]
+FLOATS = [-1.0, 0.0, 0.1, 1.0, 1.5, float("nan"), float("inf"), -1e300]
+
+
+def valid_arguments() -> dict[str, tuple]:
+    logits, target = torch.randn(3, 5), torch.randint(0, 5, (3,))
+    one, stats = torch.ones(()), torch.zeros(2, 3)
+    options = (1, -100, 0.1, 0.1)
+    saved = (one, None, logits, target, None, None, stats, one, *options)
+    return {
+        "softmax_forward": (logits, 1, False),
+        "softmax_backward": (logits, logits, 1, True),
+        "nll_loss_forward": (logits, target, None, 1, -100),
+        "nll_loss_backward": (one, target, None, one, 5, 1, -100, torch.float32),
+        "cross_entropy_forward": (logits, target, None, None, *options),
+        "cross_entropy_backward": saved,
+        "cross_entropy_backward_": saved,
+        "gemm_": (torch.zeros(3, 2), logits, torch.randn(5, 2), 0.5),
+    }
+
+
+def random_tensor(rng: random.Random, device: str) -> Tensor:
+    tensor = torch.ones(rng.choice(SHAPES)).to(rng.choice(DTYPES))
+    if rng.random() < 0.3:
+        tensor = tensor * rng.choice([-7, 4, 5, 100])
+    if rng.random() < 0.3:
+        tensor = rng.choice(list(layouts.LAYOUTS.values()))(tensor)
+    return tensor.to("meta" if rng.random() < 0.05 else device)
+
+
+def spoiled(rng: random.Random, value: object, device: str) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return rng.choice(INTEGERS)
+    if isinstance(value, float):
+        return rng.choice(FLOATS)
+    if isinstance(value, torch.dtype):
+        return rng.choice(DTYPES)
+    return random_tensor(rng, device)
+
+
+def fuzz(backend: Backend, rounds: int, seed: int = 0) -> None:
+    activate(backend)
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    accepted = refused = 0
+    for _ in range(rounds):
+        op, arguments = rng.choice(list(valid_arguments().items()))
+        changed = list(arguments)
+        for i in rng.sample(range(len(changed)), min(len(changed), rng.randint(1, 3))):
+            changed[i] = spoiled(rng, changed[i], backend.device)
+        moved = [a.to(backend.device) if isinstance(a, Tensor) and not a.is_meta else a for a in changed]
+        try:
+            raw(backend, op)(*moved)
+            accepted += 1
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            refused += 1
+    if backend.device == "cuda":
+        torch.cuda.synchronize()
+    print(f"{accepted} accepted, {refused} refused")
+    assert accepted, "every call was refused: the fuzzer is not testing anything"
+    assert refused, "no call was refused: the fuzzer is not testing anything"
+
+
+if __name__ == "__main__":
+    fuzz(next(b for b in BACKENDS if str(b) == sys.argv[1]), int(sys.argv[2]))

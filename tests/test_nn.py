@@ -1,0 +1,136 @@
+"""pyops.nn: the modules behave as torch.nn's of the same name and swap with them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+
+import pyops.nn
+
+from .suite.backends import Backend
+
+# Arguments with which each module that both libraries have is built.
+MODULES = {
+    "CrossEntropyLoss": [
+        {},
+        {"reduction": "none"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "label_smoothing": 0.1, "ignore_index": 1},
+        {"reduction": "sum", "ignore_index": 255},
+    ],
+    "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
+    "Softmax": [{"dim": 1}, {"dim": -1}],
+    "LogSoftmax": [{"dim": 1}, {"dim": 0}],
+}
+CASES = [
+    pytest.param(name, arguments, id=f"{name}-{i}")
+    for name, several in MODULES.items()
+    for i, arguments in enumerate(several)
+]
+
+
+def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+    target = torch.tensor([0, 2, 1, 0, 3], device=x.device)
+    return module(x, target) if name.endswith("Loss") else module(x)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_output_and_gradient_are_torchs(backend: Backend, name: str, arguments: dict) -> None:
+    ours = getattr(pyops.nn, name)(**arguments).to(backend.device)
+    theirs = getattr(torch.nn, name)(**arguments).to(backend.device)
+    x = torch.randn(5, 4, device=backend.device, requires_grad=True)
+    found, wanted = call(ours, name, x), call(theirs, name, x)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    gradients = [torch.autograd.grad(y, x, upstream) for y in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_state_dict_repr_and_copies_are_torchs(name: str, arguments: dict) -> None:
+    ours, theirs = getattr(pyops.nn, name)(**arguments), getattr(torch.nn, name)(**arguments)
+    assert isinstance(ours, getattr(torch.nn, name))
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    ours.load_state_dict(theirs.state_dict())
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    x = torch.randn(5, 4)
+    for clone in (copy.deepcopy(ours), torch.load(buffer, weights_only=False)):
+        torch.testing.assert_close(call(clone, name, x), call(ours, name, x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_constructor_begins_with_torchs_arguments(name: str) -> None:
+    ours = list(inspect.signature(getattr(pyops.nn, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(torch.nn, name)).parameters.values())
+    for mine, torchs in zip(ours, theirs, strict=False):
+        assert (mine.name, mine.default, mine.kind) == (torchs.name, torchs.default, torchs.kind)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "softmax", "log_softmax"])
+def test_function_begins_with_torchs_arguments(name: str) -> None:
+    ours = list(inspect.signature(getattr(pyops.functional, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(torch.nn.functional, name)).parameters.values())
+    for mine, torchs in zip(ours, theirs, strict=False):
+        assert (mine.name, mine.default, mine.kind) == (torchs.name, torchs.default, torchs.kind)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+def test_module_uses_the_fused_function() -> None:
+    x = torch.randn(5, 4, requires_grad=True)
+    assert "_CrossEntropy" in type(call(pyops.nn.CrossEntropyLoss(), "Loss", x).grad_fn).__name__
+    assert "_Softmax" in type(pyops.nn.Softmax(1)(x).grad_fn).__name__
+
+
+def test_what_has_no_kernel_is_torchs_own() -> None:
+    assert pyops.nn.Conv2d is torch.nn.Conv2d
+    assert pyops.nn.Sequential is torch.nn.Sequential
+    with pytest.raises(AttributeError, match="NoSuchLayer"):
+        _ = pyops.nn.NoSuchLayer
+    with pytest.raises(AttributeError, match="__wrapped__"):
+        _ = pyops.nn.__wrapped__
+
+
+def test_cross_entropy_extras(backend: Backend) -> None:
+    module = pyops.nn.CrossEntropyLoss(z_loss=0.1, inplace_backward=True)
+    leaf = torch.randn(5, 4, device=backend.device, requires_grad=True)
+    target = torch.tensor([0, 2, 1, 0, 3], device=backend.device)
+    weights = torch.rand(5, device=backend.device)
+    rows = torch.nn.functional.cross_entropy(leaf, target, reduction="none") + 0.1 * leaf.logsumexp(1) ** 2
+    wanted = (rows * weights).sum() / 5
+    found = module(leaf * 1, target, sample_weight=weights)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, leaf), torch.autograd.grad(wanted, leaf))
+
+
+def test_linear_cross_entropy_loss(backend: Backend) -> None:
+    class_weight = torch.tensor([0.5, 1.0, 2.0, 1.0])
+    options = {"reduction": "sum", "ignore_index": 1, "label_smoothing": 0.1}
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, class_weight=class_weight, chunk_size=2, **options)
+    assert set(module.state_dict()) == {"weight", "bias", "class_weight"}
+    module.to(backend.device)
+    hidden = torch.randn(5, 3, device=backend.device)
+    target = torch.tensor([0, 2, 1, 0, 3], device=backend.device)
+    wanted = torch.nn.functional.cross_entropy(module.logits(hidden), target, module.class_weight, **options)
+    found = module(hidden, target)
+    torch.testing.assert_close(found, wanted)
+    parameters = list(module.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), rtol=1e-5, atol=1e-6
+    )
+    assert "in_features=3, out_features=4, bias=True, reduction='sum'" in repr(module)
+
+
+def test_linear_cross_entropy_loss_starts_as_a_linear_layer() -> None:
+    torch.manual_seed(3)
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, bias=False, dtype=torch.float64)
+    torch.manual_seed(3)
+    linear = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    assert torch.equal(module.weight, linear.weight)
+    assert module.bias is None
