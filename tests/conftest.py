@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pyops
+from pyops.memory import output_cache_stats, set_output_cache_limit
 from tests.suite.backends import BACKENDS, Backend, activate
 
 
@@ -63,13 +64,16 @@ def nan_filled_memory() -> Iterator[None]:
     """Fresh memory holds NaN (integers: their maximum), so that reading it before writing shows.
 
     torch fills whatever its allocator returns through ``empty``, ``new_empty`` and ``empty_like``, the
-    compiled libraries' ``torch::stable::new_empty`` included.
+    compiled libraries' allocations included. Outputs that would come from the cache are torch's own then.
     """
+    limit = output_cache_stats().limit
+    set_output_cache_limit(0)
     fill = torch.utils.deterministic.fill_uninitialized_memory
     mode = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
+    set_output_cache_limit(limit)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_deterministic_debug_mode(mode)
 

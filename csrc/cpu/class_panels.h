@@ -39,6 +39,7 @@ class RowGroups {
     return {outer * inner_ + l, outer * classes_ * inner_ + l, std::min(width_, inner_ - l)};
   }
 
+  // Last group first: what a forward pass read last is still in cache when backward begins.
   template <class F>
   void for_each(const F& f) const {
     parallel_for(count(), cost(), [&](int64_t begin, int64_t end) {

@@ -8,6 +8,7 @@
 
 #include "../binding/cross_entropy.h"
 #include "class_panels.h"
+#include "output_cache.h"
 
 namespace pyops::cpu {
 namespace {
@@ -366,7 +367,7 @@ Tensor cross_entropy_backward(Tensor grad_loss, std::optional<Tensor> grad_lse, 
   const char* op = "cross_entropy_backward";
   const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
                                 label_smoothing, z_loss);
-  Tensor grad_logits = new_tensor(logits, shape_of(logits), logits.scalar_type());
+  Tensor grad_logits = new_output(logits, shape_of(logits), logits.scalar_type());
   run_backward(op, a, grad_loss, grad_lse, stats, divisor, grad_logits);
   return grad_logits;
 }

@@ -5,6 +5,7 @@
 
 #include "../binding/nll_loss.h"
 #include "class_panels.h"
+#include "output_cache.h"
 
 namespace pyops::cpu {
 namespace {
@@ -90,7 +91,7 @@ Tensor nll_loss_backward(Tensor grad_loss, Tensor target, std::optional<Tensor> 
   const Reduction reduction = check_reduction(reduction_code, op);
   const ClassRows s =
       check_nll_loss_backward(grad_loss, target, weight, total_weight, num_classes, reduction, type, op);
-  Tensor grad_input = new_tensor(grad_loss, s.full_shape(), type);
+  Tensor grad_input = new_output(grad_loss, s.full_shape(), type);
   dispatch_floating(type, op, [&](auto tag) {
     backward<decltype(tag)>(grad_loss, target, weight, total_weight, s, reduction, ignore_index, grad_input);
   });

@@ -3,6 +3,7 @@
 
 #include "../binding/softmax.h"
 #include "class_panels.h"
+#include "output_cache.h"
 
 namespace pyops::cpu {
 namespace {
@@ -113,7 +114,7 @@ Tensor softmax_forward(Tensor input, int64_t dim, bool log) {
   const char* op = "softmax_forward";
   check_dense(input, op, "input", input);
   const ReducedShape shape = ReducedShape::of(input, dim, op);
-  Tensor output = new_tensor(input, shape_of(input), input.scalar_type());
+  Tensor output = new_output(input, shape_of(input), input.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     log ? forward<true, T>(input, output, shape) : forward<false, T>(input, output, shape);
@@ -125,7 +126,7 @@ Tensor softmax_backward(Tensor grad_output, Tensor output, int64_t dim, bool log
   const char* op = "softmax_backward";
   check_softmax_backward(grad_output, output, op);
   const ReducedShape shape = ReducedShape::of(output, dim, op);
-  Tensor grad_input = new_tensor(output, shape_of(output), output.scalar_type());
+  Tensor grad_input = new_output(output, shape_of(output), output.scalar_type());
   dispatch_floating(output.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     log ? backward<true, T>(grad_output, output, grad_input, shape)

@@ -247,7 +247,6 @@ def _fused(
     inplace_backward: bool,
     ops: SimpleNamespace,
 ) -> tuple[Tensor, Tensor | None]:
-    row_shape = without_class_dim(logits.shape)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     if inplace_backward and needs_grad:
         if logits.is_leaf:
@@ -256,8 +255,9 @@ def _fused(
                 "pass the output of a layer, or inplace_backward=False"
             )
         inplace_backward = not torch.compiler.is_compiling()
-    relaid = not logits.is_contiguous()
-    if relaid:
+    row_shape: torch.Size | None = None
+    if not logits.is_contiguous():
+        row_shape = without_class_dim(logits.shape)
         logits, target, sample_weight = _dense(logits, target, sample_weight)
     elif not target.is_contiguous():
         target = target.contiguous()
@@ -271,11 +271,10 @@ def _fused(
     else:
         loss, stats, _ = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
         if return_lse:
-            lse = stats[0] + stats[1]
-    if relaid and options[0] == 0:
-        loss = loss.reshape(row_shape)
-    if lse is not None:
-        lse = lse.reshape(row_shape)
+            lse = (stats[0] + stats[1]).view(without_class_dim(logits.shape))
+    if row_shape is not None:  # the rows were laid out otherwise
+        loss = loss.reshape(row_shape) if options[0] == 0 else loss
+        lse = lse.reshape(row_shape) if lse is not None else None
     return loss, lse
 
 
