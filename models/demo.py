@@ -18,6 +18,7 @@ from .trainer import Trainer
 _NETWORK, _DATA = "mlp", "digits"
 _LIBRARIES = ("pyops", "torch")
 _ROUNDS = 10
+_EPOCHS_PER_TURN = 10
 
 
 def demo(output: str | Path = "runs/demo", epochs: int | None = None) -> dict[str, Any]:
@@ -74,9 +75,9 @@ def _table(summary: dict[str, Any]) -> Table:
 
 
 def _measure_speeds(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Median samples per second by library, over epochs that take turns.
+    """Median samples per second by library, over turns of some epochs.
 
-    The two training runs above may have met the machine in different moods; epochs in the order
+    The two training runs above may have met the machine in different moods; turns in the order
     pyops, torch, torch, pyops, ... share its load and its clock.
     """
     data, network = load_data(_DATA), get_network(_NETWORK)
@@ -96,14 +97,18 @@ def _measure_speeds(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
     for round_number in range(_ROUNDS + 1):
         turns = _LIBRARIES if round_number % 2 == 0 else reversed(_LIBRARIES)
         for library in turns:
-            speed = _epoch_speed(trainers[library])
-            if round_number > 0:  # the first round warms up
-                speeds[library].append(speed)
+            if round_number == 0:
+                _train_turn(trainers[library])  # warms up
+            else:
+                speeds[library].append(_train_turn(trainers[library]))
     return {library: statistics.median(values) for library, values in speeds.items()}
 
 
-def _epoch_speed(trainer: Trainer) -> float:
+def _train_turn(trainer: Trainer) -> float:
+    """Train some epochs; samples per second of the steps after the warm-up, 0 when all were warm-up."""
     progress = trainer.progress
     samples, seconds = progress.timed_samples, progress.timed_seconds
-    trainer.train_epoch()
-    return (progress.timed_samples - samples) / (progress.timed_seconds - seconds)
+    for _ in range(_EPOCHS_PER_TURN):
+        trainer.train_epoch()
+    elapsed = progress.timed_seconds - seconds
+    return (progress.timed_samples - samples) / elapsed if elapsed > 0 else 0.0

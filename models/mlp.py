@@ -27,7 +27,7 @@ from .registry import Recipe, register
 @register(
     "mlp",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=256),
-    digits=Recipe(num_epochs=30, lr=0.5, batch_size=32),
+    digits=Recipe(num_epochs=100, lr=1.0, batch_size=256),
 )
 def mlp(
     image_shape: Sequence[int],

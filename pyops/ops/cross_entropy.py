@@ -83,7 +83,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         loss, stats, divisor = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
         ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor)
-        ctx.options, ctx.ops, ctx.inplace = options, ops, inplace_backward
+        ctx.call = options, ops, inplace_backward
         if not return_lse:
             return loss
         ctx.set_materialize_grads(False)
@@ -92,17 +92,19 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Any, ...]:
         logits, target, weight, sample_weight, stats, divisor = ctx.saved_tensors
+        options, ops, inplace = ctx.call
         nones = (None,) * 7
         if torch.is_grad_enabled():
-            return (_differentiable(ctx, logits, target, weight, sample_weight, grad_loss, grad_lse), *nones)
+            saved = (target, weight, sample_weight, *options)
+            return (_differentiable(logits, saved, grad_loss, grad_lse), *nones)
         if grad_loss is None:
-            grad_loss = divisor.new_zeros(without_class_dim(logits.shape) if ctx.options[0] == 0 else ())
+            grad_loss = divisor.new_zeros(without_class_dim(logits.shape) if options[0] == 0 else ())
         if grad_lse is not None:
             grad_lse = grad_lse.contiguous()
         arguments = (grad_loss.contiguous(), grad_lse, logits, target, weight, sample_weight, stats, divisor)
-        if not ctx.inplace:
-            return (ctx.ops.cross_entropy_backward(*arguments, *ctx.options), *nones)
-        ctx.ops.cross_entropy_backward_(*arguments, *ctx.options)
+        if not inplace:
+            return (ops.cross_entropy_backward(*arguments, *options), *nones)
+        ops.cross_entropy_backward_(*arguments, *options)
         # Whoever else saved these logits, a second backward through this node included, now gets
         # autograd's "modified by an inplace operation" instead of a wrong gradient.
         increment_version(logits)
@@ -110,21 +112,31 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _differentiable(
-    ctx: Any,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    grad_loss: Tensor | None,
-    grad_lse: Tensor | None,
+    logits: Tensor, saved: tuple[Any, ...], grad_loss: Tensor | None, grad_lse: Tensor | None
 ) -> Tensor:
     def formula(x: Tensor) -> tuple[Tensor, Tensor]:
-        reduction, ignore_index, label_smoothing, z_loss = ctx.options
-        return reference.cross_entropy_with_lse(
-            x, target, weight, sample_weight, reduction, ignore_index, label_smoothing, z_loss
-        )
+        return reference.cross_entropy_with_lse(x, *saved)
 
     return differentiable_gradients(formula, (logits,), (grad_loss, grad_lse))[0]
+
+
+def _is_plain(input: Tensor, target: Tensor) -> bool:
+    """Whether the usual call, [N, C] float32 and [N] indices, needs no normalising: every check at once.
+
+    On a small batch the checks one by one would cost as much as the kernel.
+    """
+    return (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.dtype is torch.float32
+        and target.dtype is torch.int64
+        and input.dim() == 2
+        and target.dim() == 1
+        and input.size(0) == target.size(0)
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and input.device == target.device
+    )
 
 
 def cross_entropy(
@@ -176,6 +188,11 @@ def cross_entropy(
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
+    if weight is None and sample_weight is None and not return_lse and _is_plain(input, target):
+        ops = backends.resolve(input)
+        if ops is not None and 0.0 <= label_smoothing <= 1.0:
+            options = (code, ignore_index, float(label_smoothing), float(z_loss))
+            return _fused(input, target, None, None, options, False, inplace_backward, ops)[0]
     check_floating(name, "input", input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
