@@ -20,6 +20,7 @@ LIBRARY_DIR = Path(__file__).with_name("_lib")
 NAMESPACES = ["pyops", "pyops_triton"]
 
 _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {}
+_ONLY_IN: dict[str, tuple[str, ...]] = {}
 
 #: Why a compiled library is not loaded, by backend name; empty when everything is.
 load_errors: dict[str, str] = {}
@@ -27,9 +28,16 @@ load_errors: dict[str, str] = {}
 loaded: dict[str, str] = {}
 
 
-def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Define op ``name`` with ``schema`` and ``fake`` (its shape function) in every namespace."""
+def define(
+    name: str, schema: str, fake: Callable[..., Any], *, namespaces: tuple[str, ...] | None = None
+) -> None:
+    """Define op ``name`` with ``schema`` and ``fake`` (its shape function) in every namespace.
+
+    ``namespaces`` limits an op that only some backends can have.
+    """
     _SCHEMAS[name] = (schema, fake)
+    if namespaces is not None:
+        _ONLY_IN[name] = namespaces
     for namespace in NAMESPACES:
         _define_in(namespace, name)
 
@@ -44,6 +52,8 @@ def add_namespace(namespace: str) -> None:
 
 
 def _define_in(namespace: str, name: str) -> None:
+    if namespace not in _ONLY_IN.get(name, (namespace,)):
+        return
     schema, fake = _SCHEMAS[name]
     qualified = f"{namespace}::{name}"
     # Every op is a pure function of its arguments and handles strides itself or asks for contiguous ones.
@@ -51,9 +61,9 @@ def _define_in(namespace: str, name: str) -> None:
     torch.library.register_fake(qualified, fake)
 
 
-def op_names() -> list[str]:
-    """Names of all defined ops, without a namespace."""
-    return list(_SCHEMAS)
+def op_names(namespace: str) -> list[str]:
+    """Names of the ops defined in ``namespace``."""
+    return [name for name in _SCHEMAS if namespace in _ONLY_IN.get(name, (namespace,))]
 
 
 def implement(namespace: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

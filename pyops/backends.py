@@ -153,7 +153,9 @@ def _default(device_type: str) -> str:
 
 def _bind(name: str) -> SimpleNamespace:
     ops = getattr(torch.ops, _namespaces[name])
-    handles = SimpleNamespace(backend=name, **{op: getattr(ops, op).default for op in _library.op_names()})
+    handles = SimpleNamespace(
+        backend=name, **{op: getattr(ops, op).default for op in _library.op_names(_namespaces[name])}
+    )
     _handles[name] = handles
     return handles
 

@@ -45,7 +45,8 @@ def _tiles(
     """Number of programs, and the sizes and constants that the kernel gets."""
     # A row that fits one tile is read from memory once and stays in registers.
     max_classes = 8192 if dtype == torch.float64 else 16384
-    tiles = row_tiles(classes, inner, max_classes if classes <= max_classes else max_classes // 4)
+    looped = max_classes // (8 if dtype == torch.float64 else 4)  # larger float64 tiles spill
+    tiles = row_tiles(classes, inner, max_classes if classes <= max_classes else looped)
     sizes = (outer, tiles.classes, tiles.inner, tiles.class_blocks)
     return tiles.programs(outer), sizes, {"ONE_TILE": tiles.class_blocks <= 1, **tiles.meta}
 

@@ -160,21 +160,6 @@ acc_t<T> row_loss(const Problem<T>& p, RowGroup group, int64_t i, const GroupSta
   return loss;
 }
 
-template <class T>
-LossSum forward(const Problem<T>& p, acc_t<T>* per_row_loss, acc_t<T>* stats) {
-  return p.groups().template sum<LossSum>([&](LossSum& sum, RowGroup group) {
-    GroupStats<acc_t<T>> s;
-    compute_stats(p, group, s);
-    for (int64_t i = 0; i < group.width; ++i) {
-      const int64_t row = group.first_row + i;
-      stats[row] = s.max[i];
-      stats[p.rows + row] = s.log_sum[i];
-      const acc_t<T> loss = row_loss(p, group, i, s, sum);
-      if (per_row_loss) per_row_loss[row] = loss;
-    }
-  });
-}
-
 // ---- backward -------------------------------------------------------------------------------------------
 
 template <class Acc>
@@ -305,13 +290,49 @@ void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup gro
 }
 
 template <class T>
+void write_group(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx) {
+  if (p.inner == 1) {
+    write_row(p, plan_row(p, up, group.first_row, group.offset), group.offset, dx);
+  } else {
+    write_panel(p, up, group, dx);
+  }
+}
+
+template <class T>
 void backward(const Problem<T>& p, const Upstream<acc_t<T>>& up, T* dx) {
-  p.groups().for_each([&](RowGroup group) {
-    if (p.inner == 1) {
-      write_row(p, plan_row(p, up, group.first_row, group.offset), group.offset, dx);
-    } else {
-      write_panel(p, up, group, dx);
+  p.groups().for_each([&](RowGroup group) { write_group(p, up, group, dx); });
+}
+
+// ---- forward, and both at once --------------------------------------------------------------------------
+
+// Calls after(group) when a group's statistics are written and its logits are still in cache.
+template <class T, class After>
+LossSum forward(const Problem<T>& p, acc_t<T>* per_row_loss, acc_t<T>* stats, const After& after) {
+  return p.groups().template sum<LossSum>([&](LossSum& sum, RowGroup group) {
+    GroupStats<acc_t<T>> s;
+    compute_stats(p, group, s);
+    for (int64_t i = 0; i < group.width; ++i) {
+      const int64_t row = group.first_row + i;
+      stats[row] = s.max[i];
+      stats[p.rows + row] = s.log_sum[i];
+      const acc_t<T> loss = row_loss(p, group, i, s, sum);
+      if (per_row_loss) per_row_loss[row] = loss;
     }
+    after(group);
+  });
+}
+
+// What the mean divides by, from the targets alone.
+template <class T>
+double target_weight(const Problem<T>& p) {
+  if (p.has_probabilities) return p.classes > 0 ? static_cast<double>(p.rows) : 0.0;
+  return parallel_sum<double>(p.rows, 1, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t y = p.index[row];
+      if (y != p.ignore_index && p.is_class(y)) sum += p.class_weight(y);
+    }
+    return sum;
   });
 }
 
@@ -334,8 +355,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
     using T = decltype(tag);
     using Acc = acc_t<T>;
     Acc* out = static_cast<Acc*>(loss.mutable_data_ptr());
-    const LossSum sum =
-        forward(Problem<T>(a), per_row ? out : nullptr, static_cast<Acc*>(stats.mutable_data_ptr()));
+    const LossSum sum = forward(Problem<T>(a), per_row ? out : nullptr,
+                                static_cast<Acc*>(stats.mutable_data_ptr()), [](RowGroup) {});
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message(op, sum.bad_target, a.shape.classes, ignore_index));
     const double denominator = a.reduction == Reduction::kMean ? sum.weight : 1.0;
@@ -343,6 +364,40 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
     *static_cast<Acc*>(divisor.mutable_data_ptr()) = static_cast<Acc>(denominator);
   });
   return {loss, stats, divisor};
+}
+
+// Loss and gradient in one pass over memory: a scalar loss scales every row's gradient alike, so the gradient
+// for an upstream gradient of 1 can be written while the row is in cache. Backward then has at most to scale
+// it.
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
+    Tensor logits, Tensor target, std::optional<Tensor> weight, std::optional<Tensor> sample_weight,
+    int64_t reduction, int64_t ignore_index, double label_smoothing, double z_loss) {
+  const char* op = "cross_entropy_forward_with_grad";
+  const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
+                                label_smoothing, z_loss);
+  STD_TORCH_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  const ScalarType acc = accumulate_type(logits.scalar_type());
+  Tensor loss = new_tensor(logits, {}, acc);
+  Tensor stats = new_tensor(logits, {2, a.shape.rows()}, acc);
+  Tensor divisor = new_tensor(logits, {}, acc);
+  Tensor grad_logits = new_output(logits, shape_of(logits), logits.scalar_type());
+  dispatch_floating(logits.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    using Acc = acc_t<T>;
+    const Problem<T> p(a);
+    Acc* const row_stats = static_cast<Acc*>(stats.mutable_data_ptr());
+    T* const dx = static_cast<T*>(grad_logits.mutable_data_ptr());
+    const Acc denominator = static_cast<Acc>(a.reduction == Reduction::kMean ? target_weight(p) : 1.0);
+    const Acc one = 1;
+    const Upstream<Acc> up{&one, nullptr, row_stats, one / denominator, false};
+    const LossSum sum = forward(p, static_cast<Acc*>(nullptr), row_stats,
+                                [&](RowGroup group) { write_group(p, up, group, dx); });
+    STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message("cross_entropy_forward", sum.bad_target,
+                                                            a.shape.classes, ignore_index));
+    *static_cast<Acc*>(loss.mutable_data_ptr()) = static_cast<Acc>(sum.loss / denominator);
+    *static_cast<Acc*>(divisor.mutable_data_ptr()) = denominator;
+  });
+  return {loss, stats, divisor, grad_logits};
 }
 
 void run_backward(const char* op, const CrossEntropyArguments& a, const Tensor& grad_loss,
@@ -358,6 +413,27 @@ void run_backward(const char* op, const CrossEntropyArguments& a, const Tensor& 
                            a.reduction == Reduction::kNone};
     backward(Problem<T>(a), up, static_cast<T*>(grad_logits.mutable_data_ptr()));
   });
+}
+
+// The second half of cross_entropy_forward_with_grad: nothing to do for the usual upstream gradient of 1. For
+// another the gradient is computed anew, which costs what scaling it would, and rounds once.
+void cross_entropy_regrade_(Tensor grad_logits, Tensor grad_loss, Tensor logits, Tensor target,
+                            std::optional<Tensor> weight, std::optional<Tensor> sample_weight, Tensor stats,
+                            Tensor divisor, int64_t reduction, int64_t ignore_index, double label_smoothing,
+                            double z_loss) {
+  const char* op = "cross_entropy_regrade_";
+  const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
+                                label_smoothing, z_loss);
+  STD_TORCH_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  a.check_backward(op, grad_loss, std::nullopt, stats, divisor);
+  check_dense(grad_logits, op, "grad_logits", logits);
+  check_type(grad_logits, op, "grad_logits", logits.scalar_type());
+  check_shape(grad_logits, op, "grad_logits", shape_of(logits));
+  const bool is_double = grad_loss.scalar_type() == ScalarType::Double;
+  const void* upstream = grad_loss.const_data_ptr();
+  const double value =
+      is_double ? *static_cast<const double*>(upstream) : *static_cast<const float*>(upstream);
+  if (value != 1.0) run_backward(op, a, grad_loss, std::nullopt, stats, divisor, grad_logits);
 }
 
 Tensor cross_entropy_backward(Tensor grad_loss, std::optional<Tensor> grad_lse, Tensor logits, Tensor target,
@@ -387,6 +463,8 @@ void cross_entropy_backward_(Tensor grad_loss, std::optional<Tensor> grad_lse, T
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&pyops::cpu::cross_entropy_forward));
+  m.impl("cross_entropy_forward_with_grad", TORCH_BOX(&pyops::cpu::cross_entropy_forward_with_grad));
+  m.impl("cross_entropy_regrade_", TORCH_BOX(&pyops::cpu::cross_entropy_regrade_));
   m.impl("cross_entropy_backward", TORCH_BOX(&pyops::cpu::cross_entropy_backward));
   m.impl("cross_entropy_backward_", TORCH_BOX(&pyops::cpu::cross_entropy_backward_));
 }

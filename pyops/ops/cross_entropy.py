@@ -50,6 +50,10 @@ def _fake_forward(
     return loss, logits.new_empty((2, math.prod(row_shape)), dtype=dtype), logits.new_empty((), dtype=dtype)
 
 
+def _fake_forward_with_grad(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_fake_forward(logits, *others), torch.empty_like(logits)
+
+
 def _fake_backward(grad_loss: Tensor, grad_lse: Tensor | None, logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits)
 
@@ -66,6 +70,23 @@ _library.define(
 )
 _library.define("cross_entropy_backward", f"({_SAVED.format(logits='Tensor')}) -> Tensor", _fake_backward)
 _library.define("cross_entropy_backward_", f"({_SAVED.format(logits='Tensor(a!)')}) -> ()", _fake_backward_)
+
+# On the CPU alone: a scalar loss with its gradient for an upstream gradient of 1, and that gradient made right
+# for another. A GPU's host would have to wait to know which it is.
+_library.define(
+    "cross_entropy_forward_with_grad",
+    f"(Tensor logits, Tensor target, Tensor? weight, Tensor? sample_weight, {_OPTIONS}) "
+    "-> (Tensor loss, Tensor stats, Tensor divisor, Tensor grad_logits)",
+    _fake_forward_with_grad,
+    namespaces=("pyops",),
+)
+_library.define(
+    "cross_entropy_regrade_",
+    "(Tensor(a!) grad_logits, Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, "
+    f"Tensor? sample_weight, Tensor stats, Tensor divisor, {_OPTIONS}) -> ()",
+    _fake_backward_,
+    namespaces=("pyops",),
+)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -109,6 +130,43 @@ class _CrossEntropy(torch.autograd.Function):
         # autograd's "modified by an inplace operation" instead of a wrong gradient.
         increment_version(logits)
         return (logits.detach(), *nones)
+
+
+class _CrossEntropyWithGrad(torch.autograd.Function):
+    """A scalar loss on the CPU, whose gradient is written while the logits are in cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        sample_weight: Tensor | None,
+        options: tuple[int, int, float, float],
+        ops: SimpleNamespace,
+    ) -> Tensor:
+        loss, stats, divisor, grad = ops.cross_entropy_forward_with_grad(
+            logits, target, weight, sample_weight, *options
+        )
+        ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor, grad)
+        ctx.call, ctx.is_fresh = (options, ops), True
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        *saved, grad = ctx.saved_tensors
+        options, ops = ctx.call
+        nones = (None,) * 5
+        if torch.is_grad_enabled():
+            logits, *others = saved[:4]
+            return (_differentiable(logits, (*others, *options), grad_loss, None), *nones)
+        if ctx.is_fresh:
+            # Given away once: a later backward (retain_graph) must not find what its owner made of it. As
+            # .data, whose version is its own: the owner's changes are none to what autograd has saved.
+            ctx.is_fresh = False
+            ops.cross_entropy_regrade_(grad, grad_loss, *saved, *options)
+            return (grad.data, *nones)
+        return (ops.cross_entropy_backward(grad_loss, None, *saved, *options), *nones)
 
 
 def _differentiable(
@@ -279,7 +337,9 @@ def _fused(
     elif not target.is_contiguous():
         target = target.contiguous()
     lse: Tensor | None = None
-    if needs_grad:
+    if needs_grad and ops.backend == "cpp" and _has_one_scale(logits, options, return_lse, inplace_backward):
+        loss = _CrossEntropyWithGrad.apply(logits, target, weight, sample_weight, options, ops)
+    elif needs_grad:
         arguments = (logits, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
         if return_lse:
             loss, lse = _CrossEntropy.apply(*arguments)
@@ -293,6 +353,20 @@ def _fused(
         loss = loss.reshape(row_shape) if options[0] == 0 else loss
         lse = lse.reshape(row_shape) if lse is not None else None
     return loss, lse
+
+
+def _has_one_scale(
+    logits: Tensor, options: tuple[int, int, float, float], return_lse: bool, inplace_backward: bool
+) -> bool:
+    """Whether forward may write the gradient: the upstream gradient is one number, most likely 1 (a scaler's
+    is not, hence no 16-bit types), and nobody asked to spare memory, which torch.compile plans itself."""
+    return (
+        options[0] != 0
+        and not return_lse
+        and not inplace_backward
+        and logits.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _dense(

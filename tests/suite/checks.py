@@ -14,6 +14,9 @@ from .backends import Backend
 from .cases import OPS, Case
 from .layouts import LAYOUTS, sliced
 
+# Below this, a reference of inputs around 1 is float64 rounding.
+_NO_SIGNAL = 1e-14
+
 # How far beyond twice torch's own error a result may be, in units of its dtype's epsilon. One rounding costs
 # half a unit; float32 results have several behind them. The reference itself is only float64, so that there
 # torch's distance from it says nothing (it is 0 where torch computes by the same formula).
@@ -92,9 +95,10 @@ def _errors(found: Tensor, wanted: Tensor, where: Tensor) -> tuple[float, float]
         return 0.0, 0.0
     found, wanted = found.double().cpu()[where], wanted[where]
     error = (found - wanted).abs()
-    scale = wanted.abs().max().item() or 1.0
-    nonzero = wanted != 0
-    relative = (error[nonzero] / wanted[nonzero].abs()).median().item() if nonzero.any() else 0.0
+    # Values that cancel to the float64 formula's own rounding are no signal; among them errors are absolute.
+    signal = wanted.abs() > _NO_SIGNAL
+    scale = wanted.abs().max().item() if signal.any() else 1.0
+    relative = (error[signal] / wanted[signal].abs()).median().item() if signal.any() else 0.0
     return error.max().item() / scale, relative
 
 
