@@ -49,16 +49,16 @@ MUTANTS = {
         "math/cross_entropy.h", "label_smoothing / num_classes", "label_smoothing / (num_classes - T(1))", _CE
     ),
     "mean_divides_by_rows_instead_of_weights": Mutant(
-        "cpu/cross_entropy.cpp", "sum.weight += p.class_weight(y);", "sum.weight += 1;", _CE
+        "cpu/cross_entropy_rows.h", "sum.weight += p.class_weight(y);", "sum.weight += 1;", _CE
     ),
     "ignored_rows_are_not_skipped_forward": Mutant(
-        "cpu/cross_entropy.cpp", "y != p.ignore_index) {", "y != -12345) {", _CE
+        "cpu/cross_entropy_rows.h", "y != p.ignore_index) {", "y != -12345) {", _CE
     ),
     "ignored_rows_get_probabilities_as_gradient": Mutant(
-        "cpu/cross_entropy.cpp", "plan.zero = grad_lse == Acc(0);", "plan.zero = false;", _CE
+        "cpu/cross_entropy_rows.h", "plan.zero = grad_lse == Acc(0);", "plan.zero = false;", _CE
     ),
     "ignored_rows_are_multiplied_by_zero_in_panels": Mutant(
-        "cpu/cross_entropy.cpp",
+        "cpu/cross_entropy_rows.h",
         "select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0)))",
         "grad * keep.vec(i)",
         _CE,

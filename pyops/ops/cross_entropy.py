@@ -1,7 +1,8 @@
 """Fused softmax cross-entropy: schema, autograd and public function.
 
 Forward reads the logits once and keeps two numbers per row (maximum and log-sum); backward reads them
-again and writes the gradient. Kernels: ``csrc/cpu/cross_entropy.cpp``, ``csrc/cuda/cross_entropy.cu``,
+again and writes the gradient. On the CPU, forward writes the gradient of a scalar float32 or float64 loss
+at once, while the row is in cache. Kernels: ``csrc/cpu/cross_entropy.cpp``, ``csrc/cuda/cross_entropy.cu``,
 ``triton_kernels/cross_entropy.py``; the formulas are in ``csrc/math/cross_entropy.h``.
 """
 
@@ -71,8 +72,8 @@ _library.define(
 _library.define("cross_entropy_backward", f"({_SAVED.format(logits='Tensor')}) -> Tensor", _fake_backward)
 _library.define("cross_entropy_backward_", f"({_SAVED.format(logits='Tensor(a!)')}) -> ()", _fake_backward_)
 
-# On the CPU alone: a scalar loss with its gradient for an upstream gradient of 1, and that gradient made right
-# for another. A GPU's host would have to wait to know which it is.
+# On the CPU alone: a scalar loss with its gradient for an upstream gradient of 1, and that gradient made
+# right for another. A GPU's host would have to wait to know which it is.
 _library.define(
     "cross_entropy_forward_with_grad",
     f"(Tensor logits, Tensor target, Tensor? weight, Tensor? sample_weight, {_OPTIONS}) "
