@@ -11,13 +11,18 @@
 
 namespace pyops::cpu {
 
-// A group of `width` neighbouring rows: rows first_row .. first_row + width - 1, whose first class is at
-// element `offset`. width is 1 when classes are contiguous.
+// A group of `width` neighbouring rows: rows first_row .. first_row + width - 1; the first class of the first
+// row is at element `offset`, that of the next `classes` further when classes are contiguous, else 1 further.
 struct RowGroup {
   int64_t first_row;
   int64_t offset;
   int64_t width;
 };
+
+// A row is a chain: maximum, sum, log, gradient. Several short ones side by side fill each other's waits;
+// long ones wait little, and together would leave the cache.
+constexpr int64_t kShortRow = 4096;
+constexpr int64_t kShortRows = 4;
 
 template <class Acc>
 class RowGroups {
@@ -25,21 +30,23 @@ class RowGroups {
   explicit RowGroups(int64_t classes, int64_t inner, int64_t outer)
       : classes_(classes),
         inner_(inner),
-        width_(inner == 1 ? 1 : Panel<Acc>::kRows),
-        per_outer_(inner == 1 ? 1 : (inner + width_ - 1) / width_),
-        count_(outer * per_outer_) {}
+        outer_(outer),
+        width_(inner > 1              ? Panel<Acc>::kRows
+               : classes <= kShortRow ? kShortRows
+                                      : 1),
+        per_outer_((inner + width_ - 1) / width_),
+        count_(inner == 1 ? (outer + width_ - 1) / width_ : outer * per_outer_) {}
 
   int64_t count() const { return count_; }
   int64_t cost() const { return std::max<int64_t>(1, classes_) * width_; }
 
   RowGroup operator[](int64_t g) const {
-    if (inner_ == 1) return {g, g * classes_, 1};
+    if (inner_ == 1) return {g * width_, g * width_ * classes_, std::min(width_, outer_ - g * width_)};
     const int64_t outer = g / per_outer_;
     const int64_t l = g % per_outer_ * width_;
     return {outer * inner_ + l, outer * classes_ * inner_ + l, std::min(width_, inner_ - l)};
   }
 
-  // Last group first: what a forward pass read last is still in cache when backward begins.
   template <class F>
   void for_each(const F& f) const {
     parallel_for(count(), cost(), [&](int64_t begin, int64_t end) {
@@ -60,6 +67,7 @@ class RowGroups {
  private:
   int64_t classes_;
   int64_t inner_;
+  int64_t outer_;
   int64_t width_;
   int64_t per_outer_;
   int64_t count_;

@@ -66,6 +66,10 @@ struct Problem {
     return has_probabilities ? spread : math::index_q(params, spread, false);
   }
 
+  int64_t row_offset(RowGroup group, int64_t i) const {
+    return group.offset + (inner == 1 ? i * classes : i);
+  }
+
   RowGroups<Acc> groups() const {
     const int64_t per_outer = std::max<int64_t>(1, inner);
     return RowGroups<Acc>(classes, inner, rows / per_outer);
@@ -118,18 +122,20 @@ template <class T>
 void compute_stats(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& s) {
   using Acc = acc_t<T>;
   if (p.inner == 1) {
-    const MaxSum<Acc> r = row_max_sum(p.logits + group.offset, p.classes);
-    const math::SoftmaxStats<Acc> stats = math::finish_stats(r.max, r.sum);
-    s.max[0] = stats.max;
-    s.log_sum[0] = stats.log_sum;
-    if (p.needs_class_sum()) s.class_sum[0] = row_class_sum(p, group.offset, stats);
-    return;
+    for (int64_t i = 0; i < group.width; ++i) {
+      const MaxSum<Acc> r = row_max_sum(p.logits + p.row_offset(group, i), p.classes);
+      s.max[i] = r.max;
+      s.log_sum[i] = r.sum;
+    }
+  } else {
+    panel_max_sum(p.logits + group.offset, p.classes, p.inner, group.width, s.max, s.log_sum);
   }
-  panel_max_sum(p.logits + group.offset, p.classes, p.inner, group.width, s.max, s.log_sum);
   for (int64_t i = 0; i < group.width; ++i) {
     s.log_sum[i] = math::finish_stats(s.max[i], s.log_sum[i]).log_sum;
   }
-  if (p.needs_class_sum()) panel_class_sum(p, group, s);
+  if (!p.needs_class_sum()) return;
+  if (p.inner != 1) return panel_class_sum(p, group, s);
+  for (int64_t i = 0; i < group.width; ++i) s.class_sum[i] = row_class_sum(p, p.row_offset(group, i), s[i]);
 }
 
 // The loss of row i of a group, and what it adds to the sums.
@@ -148,7 +154,7 @@ acc_t<T> row_loss(const Problem<T>& p, RowGroup group, int64_t i, const GroupSta
       sum.reject(y);
       return 0;
     }
-    const Acc nll = -math::log_probability(to_acc(p.logits[group.offset + i + y * p.inner]), s[i]);
+    const Acc nll = -math::log_probability(to_acc(p.logits[p.row_offset(group, i) + y * p.inner]), s[i]);
     loss = math::index_loss(p.params, nll, p.class_weight(y), class_sum, s[i], p.row_weight(row));
     sum.weight += p.class_weight(y);
   }
@@ -287,11 +293,11 @@ void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup gro
 
 template <class T>
 void write_group(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx) {
-  if (p.inner == 1) {
-    write_row(p, plan_row(p, up, group.first_row, group.offset), group.offset, dx);
-  } else {
-    write_panel(p, up, group, dx);
-  }
+  if (p.inner != 1) return write_panel(p, up, group, dx);
+  RowPlan<acc_t<T>> plans[Panel<acc_t<T>>::kRows];
+  for (int64_t i = 0; i < group.width; ++i)
+    plans[i] = plan_row(p, up, group.first_row + i, p.row_offset(group, i));
+  for (int64_t i = 0; i < group.width; ++i) write_row(p, plans[i], p.row_offset(group, i), dx);
 }
 
 template <class T>

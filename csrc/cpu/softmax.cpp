@@ -85,7 +85,8 @@ void backward_panel(const T* grad, const T* y, T* dx, int64_t classes, int64_t s
 template <class Acc, class Row, class PanelF>
 void for_each_row(const ReducedShape& s, const Row& row, const PanelF& panel) {
   RowGroups<Acc>(s.classes, s.inner, s.outer).for_each([&](RowGroup g) {
-    s.inner == 1 ? row(g.offset) : panel(g.offset, g.width);
+    if (s.inner != 1) return panel(g.offset, g.width);
+    for (int64_t i = 0; i < g.width; ++i) row(g.offset + i * s.classes);
   });
 }
 
