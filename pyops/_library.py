@@ -56,7 +56,7 @@ def _define_in(namespace: str, name: str) -> None:
         return
     schema, fake = _SCHEMAS[name]
     qualified = f"{namespace}::{name}"
-    # Every op is a pure function of its arguments and handles strides itself or asks for contiguous ones.
+    # Compliant: the schemas say what is written, no output aliases an input, and each op has its fake.
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(qualified, fake)
 

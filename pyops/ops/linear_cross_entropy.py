@@ -172,17 +172,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _differentiable(
     p: _Problem, hidden: Tensor, linear_weight: Tensor, bias: Tensor | None, grad_loss: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    def formula(h: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        logits = torch.nn.functional.linear(h, w, b).view(-1, *p.logits_shape)
+    def formula(*_: Tensor) -> Tensor:
+        weight = linear_weight.view(*p.logits_shape, -1)
         saved = (p.target, p.weight, p.sample_weight, *p.options)
-        return reference.cross_entropy_with_lse(logits, *saved)[0]
+        return reference.linear_cross_entropy(hidden, weight, bias, *saved)
 
-    inputs = tuple(t for t in (hidden, linear_weight, bias) if t is not None and t.requires_grad)
-    found = iter(
-        differentiable_gradients(lambda *_: formula(hidden, linear_weight, bias), inputs, (grad_loss,))
-    )
-    h, w, b = (next(found) if t is not None and t.requires_grad else None
-               for t in (hidden, linear_weight, bias))  # fmt: skip
+    arguments = (hidden, linear_weight, bias)
+    inputs = tuple(t for t in arguments if t is not None and t.requires_grad)
+    found = iter(differentiable_gradients(formula, inputs, (grad_loss,)))
+    h, w, b = (next(found) if t is not None and t.requires_grad else None for t in arguments)
     return h, w, b
 
 
@@ -264,10 +262,8 @@ def _run(
     ops = backends.resolve(input)
     rarely_differentiated = (target, weight, sample_weight)
     if ops is None or any(t is not None and t.requires_grad for t in rarely_differentiated):
-        logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), None)
-        logits = logits.view(-1, *logits_shape)
-        logits = logits if bias is None else logits + bias
-        return reference.cross_entropy_with_lse(logits, target, weight, sample_weight, *options)[0]
+        arguments = (input, linear_weight, bias, target, weight, sample_weight)
+        return reference.linear_cross_entropy(*arguments, *options)
     hidden = input.contiguous()
     matrix = linear_weight.contiguous().view(-1, linear_weight.size(-1))
     bias = None if bias is None else bias.contiguous().view(-1)
