@@ -12,10 +12,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from pyops.functional import cross_entropy
 
-from .suite import checks, formulas
+from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, raw
-from .suite.cases import (
-    DTYPES,
+from .suite.cases import DTYPES, Case, name_of, pairwise, product, sweep
+from .suite.class_losses import (
     EMPTY,
     EXTREME_SHAPES,
     EXTREMES,
@@ -24,14 +24,10 @@ from .suite.cases import (
     REDUCTIONS,
     SHAPES,
     SIZES,
-    Case,
     loss_case,
-    name_of,
-    pairwise,
-    product,
-    sweep,
 )
 from .suite.layouts import LAYOUTS
+from .suite.ops.cross_entropy import cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -224,7 +220,7 @@ def test_gradients_of_targets_and_weights(backend: Backend, argument: str) -> No
     leaves = {k: t.clone().requires_grad_(k in names) for k, t in tensors.items()}
     found = torch.autograd.grad(cross_entropy(**leaves, **c.options), [leaves[n] for n in names])
     copies = {k: t.detach().cpu().requires_grad_(k in names) for k, t in tensors.items()}
-    wanted = torch.autograd.grad(formulas.cross_entropy(**copies, **c.options), [copies[n] for n in names])
+    wanted = torch.autograd.grad(formula(**copies, **c.options), [copies[n] for n in names])
     for f, w in zip(found, wanted, strict=True):
         torch.testing.assert_close(f.cpu(), w, rtol=1e-10, atol=1e-12)
 

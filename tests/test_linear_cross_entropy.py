@@ -10,20 +10,11 @@ from torch import Tensor
 
 from pyops.functional import cross_entropy, linear_cross_entropy
 
-from .suite import checks, formulas
+from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend
-from .suite.cases import (
-    REDUCTIONS,
-    Case,
-    class_indices,
-    class_weights,
-    name_of,
-    normal,
-    pairwise,
-    probabilities,
-    sweep,
-    uniform,
-)
+from .suite.cases import Case, name_of, normal, pairwise, sweep, uniform
+from .suite.class_losses import REDUCTIONS, class_indices, class_weights, probabilities
+from .suite.ops.linear_cross_entropy import linear_cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -172,9 +163,7 @@ def test_only_wanted_gradients_are_formed(backend: Backend, reduction: str, want
     found = torch.autograd.grad(
         linear_cross_entropy(**leaves, **c.options).sum(), [leaves[k] for k in wanted]
     )
-    exact_grads = torch.autograd.grad(
-        formulas.linear_cross_entropy(**copies, **c.options).sum(), [copies[k] for k in wanted]
-    )
+    exact_grads = torch.autograd.grad(formula(**copies, **c.options).sum(), [copies[k] for k in wanted])
     for f, e in zip(found, exact_grads, strict=True):
         torch.testing.assert_close(f.cpu(), e, rtol=1e-11, atol=1e-12)
 
@@ -297,7 +286,7 @@ def test_pitfall_15_weight_gradient_of_many_chunks_accumulates_in_float32(
     tensors["target"].fill_(3)
     exact = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
     dtypes = [torch.bfloat16]
-    wanted = checks.run(formulas.linear_cross_entropy, c, exact, upstream_dtypes=dtypes)
+    wanted = checks.run(formula, c, exact, upstream_dtypes=dtypes)
     errors = {}
     for chunk in (1, rows):
         found = checks.run(
@@ -405,7 +394,7 @@ def test_gradients_of_targets_and_weights(backend: Backend) -> None:
         leaves = {k: t.detach().to(backend.device).requires_grad_(k == name) for k, t in exact.items()}
         copies = {k: t.detach().requires_grad_(k == name) for k, t in exact.items()}
         (found,) = torch.autograd.grad(linear_cross_entropy(**leaves), leaves[name])
-        (wanted,) = torch.autograd.grad(formulas.linear_cross_entropy(**copies), copies[name])
+        (wanted,) = torch.autograd.grad(formula(**copies), copies[name])
         torch.testing.assert_close(found.cpu(), wanted)
 
 

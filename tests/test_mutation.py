@@ -11,92 +11,21 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from .suite.mutants import Mutant
+from .suite.ops import MODULES
 from .suite.processes import ROOT, run_python
 
 _COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 pytestmark = pytest.mark.skipif(_COMPILER is None, reason="no C++ compiler")
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """``old`` becomes ``new`` in ``file``; ``compile`` are the sources that see it."""
-
-    file: str
-    old: str
-    new: str
-    compile: tuple[str, ...]
-
-    @property
-    def path(self) -> Path:
-        return ROOT / "csrc" / self.file
-
-
-_CE, _SOFTMAX, _NLL = ("cross_entropy",), ("softmax",), ("nll_loss",)
-MUTANTS = {
-    "target_gradient_has_the_wrong_sign": Mutant(
-        "math/cross_entropy.h",
-        "return probability * row.on_probability - q * row.on_target;",
-        "return probability * row.on_probability + q * row.on_target;",
-        _CE,
-    ),
-    "smoothing_is_divided_by_one_class_less": Mutant(
-        "math/cross_entropy.h", "label_smoothing / num_classes", "label_smoothing / (num_classes - T(1))", _CE
-    ),
-    "mean_divides_by_rows_instead_of_weights": Mutant(
-        "cpu/cross_entropy_rows.h", "sum.weight += p.class_weight(y);", "sum.weight += 1;", _CE
-    ),
-    "ignored_rows_are_not_skipped_forward": Mutant(
-        "cpu/cross_entropy_rows.h", "y != p.ignore_index) {", "y != -12345) {", _CE
-    ),
-    "ignored_rows_get_probabilities_as_gradient": Mutant(
-        "cpu/cross_entropy_rows.h", "plan.zero = grad_lse == Acc(0);", "plan.zero = false;", _CE
-    ),
-    "ignored_rows_are_multiplied_by_zero_in_panels": Mutant(
-        "cpu/cross_entropy_rows.h",
-        "select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0)))",
-        "grad * keep.vec(i)",
-        _CE,
-    ),
-    "gradient_of_z_loss_lacks_its_factor_2": Mutant(
-        "math/cross_entropy.h", "scale * T(2) * p.z_loss", "scale * p.z_loss", _CE
-    ),
-    "sample_weight_is_left_out_of_the_gradient": Mutant(
-        "math/cross_entropy.h", "const T scale = grad * sample_weight;", "const T scale = grad;", _CE
-    ),
-    "running_maximum_starts_at_zero": Mutant(
-        "cpu/rows.h", "MaxSum<acc_t<T>> r{-math::infinity<acc_t<T>>(), 0};", "MaxSum<acc_t<T>> r{0, 0};", _CE
-    ),
-    "last_lane_of_a_partial_vector_is_lost": Mutant(
-        "cpu/rows.h", "store_partial(p, x, lanes);", "store_partial(p, x, lanes - 1);", _CE
-    ),
-    "missing_lanes_of_a_sum_of_exp_hold_zero": Mutant(
-        "cpu/rows.h",
-        "reduce_row(x, n, acc_t<T>(0), -math::infinity<acc_t<T>>(), join, add<V>)",
-        "reduce_row(x, n, acc_t<T>(0), acc_t<T>(0), join, add<V>)",
-        _CE,
-    ),
-    "softmax_gradient_forgets_the_row_sum": Mutant(
-        "math/softmax.h", "return y * (grad - dot);", "return y * grad;", _SOFTMAX
-    ),
-    "log_softmax_gradient_uses_the_log": Mutant(
-        "math/softmax.h", "return grad - exp(y) * grad_sum;", "return grad - y * grad_sum;", _SOFTMAX
-    ),
-    "nll_gradient_ignores_the_weight": Mutant(
-        "math/nll_loss.h", "return -weight * grad;", "return -grad + T(0) * weight;", _NLL
-    ),
-    "nll_gradient_of_a_mean_is_not_divided": Mutant(
-        "cpu/nll_loss.cpp", "if (reduction == Reduction::kMean) grad /= total;", "(void)total;", _NLL
-    ),
-    # Noticed because fresh memory holds NaN.
-    "gradient_is_not_zeroed_first": Mutant(
-        "cpu/nll_loss.cpp", "memset(image, 0, sizeof(T) * s.classes * s.inner);", "", _NLL
-    ),
+MUTANTS: dict[str, Mutant] = {
+    name: mutant for module in MODULES for name, mutant in getattr(module, "MUTANTS", {}).items()
 }
 
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))

@@ -12,18 +12,8 @@ from pyops.functional import log_softmax, nll_loss
 
 from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, raw
-from .suite.cases import (
-    IGNORED,
-    REDUCTIONS,
-    SHAPES,
-    SIZES,
-    Case,
-    loss_case,
-    name_of,
-    pairwise,
-    product,
-    sweep,
-)
+from .suite.cases import Case, name_of, pairwise, product, sweep
+from .suite.class_losses import IGNORED, REDUCTIONS, SHAPES, SIZES, loss_case
 from .suite.layouts import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")

@@ -12,7 +12,8 @@ import pyops.functional as F
 
 from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, raw
-from .suite.cases import DTYPES, EXTREME_SHAPES, EXTREMES, Case, normal, sweep
+from .suite.cases import DTYPES, Case, normal, sweep
+from .suite.class_losses import EXTREME_SHAPES, EXTREMES
 from .suite.layouts import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")

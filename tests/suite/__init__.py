@@ -1,8 +1,10 @@
 """The correctness suite that every op shares, run on every backend that can run here.
 
 - ``backends``: the backends under test, and which of them are slow.
-- ``formulas``: each op in float64, one line per term; the reference of all accuracy checks.
-- ``cases``: the ops, and the inputs and options they are tried with.
+- ``ops``: one module per op: its formula in float64, the reference of all accuracy checks; torch's
+  counterpart; cases for the smoke check, arguments for the fuzzer, mistakes for the mutation test.
+- ``cases``: the inputs and options an op is tried with, and how they are combined.
+- ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
 - ``checks``: what must hold; written once, called by ``tests/test_<op>.py``.
 """

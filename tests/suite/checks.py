@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backends import Backend
-from .cases import OPS, Case
+from .cases import Case
 from .layouts import LAYOUTS, sliced
+from .ops import OPS
 
 # Below this, a reference of inputs around 1 is float64 rounding.
 _NO_SIGNAL = 1e-14

@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import Tensor
 
-from . import layouts
+from . import layouts, ops
 from .backends import BACKENDS, Backend, activate, raw
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool]
@@ -22,20 +22,11 @@ FLOATS = [-1.0, 0.0, 0.1, 1.0, 1.5, float("nan"), float("inf"), -1e300]
 
 
 def valid_arguments() -> dict[str, tuple]:
-    logits, target = torch.randn(3, 5), torch.randint(0, 5, (3,))
-    one, stats = torch.ones(()), torch.zeros(2, 3)
-    options = (1, -100, 0.1, 0.1)
-    saved = (one, None, logits, target, None, None, stats, one, *options)
-    return {
-        "softmax_forward": (logits, 1, False),
-        "softmax_backward": (logits, logits, 1, True),
-        "nll_loss_forward": (logits, target, None, 1, -100),
-        "nll_loss_backward": (one, target, None, one, 5, 1, -100, torch.float32),
-        "cross_entropy_forward": (logits, target, None, None, *options),
-        "cross_entropy_backward": saved,
-        "cross_entropy_backward_": saved,
-        "gemm_": (torch.zeros(3, 2), logits, torch.randn(5, 2), 0.5),
-    }
+    found: dict[str, tuple] = {}
+    for module in ops.MODULES:
+        if make := getattr(module, "valid_arguments", None):
+            found.update(make())
+    return found
 
 
 def random_tensor(rng: random.Random, device: str) -> Tensor:

@@ -13,81 +13,17 @@ import torch
 
 import pyops
 
-from . import checks
-from .backends import BACKENDS, Backend, activate, raw
-from .cases import Case, loss_case, normal, uniform
-
-# Both end inside a vector of every variant (4 to 16 lanes): 37 classes, and 29 rows side by side.
-ROWS, STRIDED = (9, 37), (2, 5, 29)
-
-
-def softmax_case(op: str, shape: tuple[int, ...]) -> Case:
-    return Case(f"{op}_{shape}", op, lambda g: {"input": normal(g, shape)}, {"dim": 1})
-
-
-def linear_case(**options) -> Case:
-    def make(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        return {
-            "input": normal(generator, (21, 17), 1.0),
-            "linear_weight": normal(generator, (37, 17), 1.0),
-            "target": torch.randint(0, 37, (21,), generator=generator),
-            "linear_bias": uniform(generator, (37,)),
-        }
-
-    return Case("linear", "linear_cross_entropy", make, {"chunk_size": 8, **options})
-
-
-def below_zero(logits: torch.Tensor) -> torch.Tensor:
-    return logits - 300.0
-
-
-CASES = [
-    softmax_case("softmax", ROWS),
-    softmax_case("softmax", STRIDED),
-    softmax_case("log_softmax", ROWS),
-    softmax_case("log_softmax", STRIDED),
-    linear_case(),
-    linear_case(reduction="none"),
-    *(
-        loss_case(op, f"{op}_{name}_{shape}", shape, **options)
-        for shape in (ROWS, STRIDED)
-        for op, name, options in [
-            ("nll_loss", "mean", {"weight": True, "ignored": 1}),
-            ("nll_loss", "none", {"reduction": "none", "ignored": 1}),
-            ("cross_entropy", "mean", {"weight": True, "ignored": 1}),
-            ("cross_entropy", "none", {"reduction": "none", "ignored": 255}),
-            ("cross_entropy", "smoothing", {"weight": True, "ignored": 1, "label_smoothing": 0.2}),
-            ("cross_entropy", "soft", {"probability_target": True, "label_smoothing": 0.2, "weight": True}),
-            ("cross_entropy", "extras", {"z_loss": 0.1, "sample_weight": True, "return_lse": True}),
-            ("cross_entropy", "below_zero", {"change": below_zero}),
-        ]
-    ),
-]
-
-
-def check_gemm(backend: Backend) -> None:
-    a, b = torch.randn(67, 70, dtype=torch.float64), torch.randn(70, 131, dtype=torch.float64)
-    out = torch.empty(67, 131, dtype=torch.float64)
-    raw(backend, "gemm_")(out, a, b, 0.0)
-    assert torch.allclose(out, a @ b, rtol=1e-12, atol=1e-12)
-
-
-def check_ignored_row_of_nan(backend: Backend) -> None:
-    for shape in (ROWS, STRIDED):
-        logits = torch.full(shape, torch.nan, requires_grad=True)
-        target = torch.full((shape[0], *shape[2:]), -100)
-        loss = pyops.functional.cross_entropy(logits, target, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert loss == 0
-        assert (gradient == 0).all()
+from . import checks, ops
+from .backends import BACKENDS, Backend, activate
 
 
 def all_checks(backend: Backend) -> Iterator[tuple[str, Callable[[], None]]]:
-    for case in CASES:
-        for dtype in (torch.float32, torch.bfloat16):
-            yield f"{case}_{dtype}", lambda c=case, d=dtype: checks.check_accuracy(c, backend, d)
-    yield "gemm", lambda: check_gemm(backend)
-    yield "ignored_row_of_nan", lambda: check_ignored_row_of_nan(backend)
+    for module in ops.MODULES:
+        for case in getattr(module, "SMOKE", ()):
+            for dtype in (torch.float32, torch.bfloat16):
+                yield f"{case}_{dtype}", lambda c=case, d=dtype: checks.check_accuracy(c, backend, d)
+        for name, check in getattr(module, "SMOKE_CHECKS", {}).items():
+            yield name, lambda check=check: check(backend)
 
 
 def failures(backend: Backend, at_most: int | None = None) -> list[str]:

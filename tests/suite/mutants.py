@@ -1,0 +1,22 @@
+"""A mistake in a CPU source, for ``tests/test_mutation.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .processes import ROOT
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in ``file``; ``compile`` are the sources that see it."""
+
+    file: str
+    old: str
+    new: str
+    compile: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "csrc" / self.file
