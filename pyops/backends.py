@@ -28,6 +28,9 @@ BACKENDS = ("cpp", "cuda", "triton", "reference")
 _FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
+#: Largest tensor of :func:`prefers_torch`: about where a kernel of ours starts to win back its call.
+TINY_ELEMENTS = 1024
+
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 _handles: dict[str, SimpleNamespace] = {}
 _missing: dict[tuple[str, str], str | None] = {}
@@ -140,6 +143,16 @@ def resolve(tensor: torch.Tensor) -> SimpleNamespace | None:
         return None
     handles = _handles.get(name)
     return handles if handles is not None else _bind(name)
+
+
+def prefers_torch(input: torch.Tensor) -> bool:
+    """The one rule for tiny tensors: a single op on them is left to torch's own op.
+
+    A Python ``autograd.Function`` takes longer per call than torch's C++ one, and on so few elements the call
+    is all there is. The rule holds on the CPU, and only while no backend is asked for by name. Fused forms
+    never use it (they win by replacing several calls), nor does dropout, whose mask is the same everywhere.
+    """
+    return _requested is None and input.is_cpu and input.numel() <= TINY_ELEMENTS
 
 
 def _default(device_type: str) -> str:

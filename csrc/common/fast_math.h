@@ -29,6 +29,14 @@ PYOPS_HD double select_greater(double a, double b, double if_greater, double oth
   return a > b ? if_greater : otherwise;
 }
 
+// a <= b ? if_at_most : otherwise. Not the negation of select_greater: they differ where a or b is NaN.
+PYOPS_HD float select_at_most(float a, float b, float if_at_most, float otherwise) {
+  return a <= b ? if_at_most : otherwise;
+}
+PYOPS_HD double select_at_most(double a, double b, double if_at_most, double otherwise) {
+  return a <= b ? if_at_most : otherwise;
+}
+
 PYOPS_HD float exp(float x) { return ::expf(x); }
 PYOPS_HD double exp(double x) { return ::exp(x); }
 PYOPS_HD float log(float x) { return ::logf(x); }

@@ -87,6 +87,11 @@ PYOPS_HD Vec<T> select_greater(Vec<T> a, Vec<T> b, Vec<T> if_greater, Vec<T> oth
   return Vec<T>(a.v > b.v ? if_greater.v : otherwise.v);
 }
 
+template <class T>
+PYOPS_HD Vec<T> select_at_most(Vec<T> a, Vec<T> b, Vec<T> if_at_most, Vec<T> otherwise) {
+  return Vec<T>(a.v <= b.v ? if_at_most.v : otherwise.v);
+}
+
 // Keeps the first operand's NaN out of the result: max(NaN, b) is b. (The sum of exp carries the NaN.)
 PYOPS_HD Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
