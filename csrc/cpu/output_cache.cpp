@@ -102,8 +102,28 @@ OutputCache::Stats OutputCache::stats() {
   return {limit_, idle_bytes_, in_use_bytes_, peak_in_use_};
 }
 
+namespace {
+
+size_t element_bytes(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+    case ScalarType::Bool:
+      return 1;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+}  // namespace
+
 Tensor new_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  size_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  size_t bytes = element_bytes(type);
   bool overflows = false;
   for (int64_t size : shape) overflows |= __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes);
   OutputCache& cache = OutputCache::instance();

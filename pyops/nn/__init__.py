@@ -10,8 +10,18 @@ import torch.nn
 
 from .activation import LogSoftmax, Softmax
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
+from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "MaxPool2d",
+    "NLLLoss",
+    "Softmax",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,125 @@
+"""What the pooling ops share: arguments, output sizes and memory formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._common import check_tensor
+
+Pair = list[int]
+IntOrPair = int | Sequence[int]
+
+_INT_MAX = 2**31 - 1
+
+
+def check_image(function: str, input: Tensor, *, channels_may_be_empty: bool = False) -> None:
+    """Raise unless ``input`` is [C, H, W] or [N, C, H, W] with at most N (and maybe C) of size 0."""
+    check_tensor(function, "input", input)
+    shape = input.shape
+    rank = len(shape)
+    if rank not in (3, 4):
+        raise ValueError(f"{function}: input must have shape (C, H, W) or (N, C, H, W), got {tuple(shape)}")
+    if 0 in shape[-2 if channels_may_be_empty else -3 :]:
+        raise ValueError(f"{function}: only the batch may be empty, got input of shape {tuple(shape)}")
+
+
+def pair(function: str, name: str, value: IntOrPair, low: int) -> Pair:
+    """``value`` for height and width: one integer for both, or a sequence of one or two."""
+    if isinstance(value, int):
+        values = [value, value]
+    else:
+        try:
+            values = list(value)
+        except TypeError:
+            values = []
+        if len(values) == 1:
+            values = values * 2
+    if len(values) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+        raise TypeError(f"{function}: {name} must be an integer or two, got {value!r}")
+    if not (low <= values[0] <= _INT_MAX and low <= values[1] <= _INT_MAX):
+        raise ValueError(f"{function}: {name} must be in [{low}, {_INT_MAX}], got {value!r}")
+    return values
+
+
+def stride_pair(function: str, stride: IntOrPair | None, kernel: Pair) -> Pair:
+    """``stride``, by default (None or empty) the kernel size."""
+    if stride is None or (not isinstance(stride, int) and hasattr(stride, "__len__") and len(stride) == 0):
+        return kernel
+    return pair(function, "stride", stride, 1)
+
+
+def output_size(
+    size: int, kernel: int, stride: int, padding: int, dilation: int = 1, ceil_mode: bool = False
+) -> int:
+    """Number of windows along an axis (``csrc/math/pooling.h``); below 1 when none fits."""
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+    return out - 1 if ceil_mode and (out - 1) * stride >= size + padding else out
+
+
+def output_sizes(
+    size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Sequence[int], ceil_mode: bool
+) -> Pair:
+    """Height and width of the output from those of the input."""
+    return [
+        output_size(size[i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)
+    ]
+
+
+def check_windows(
+    function: str,
+    input: Tensor,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> None:
+    """Raise unless padding is at most half a kernel and at least one window fits."""
+    if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
+        raise ValueError(
+            f"{function}: padding must be at most half of kernel_size {tuple(kernel)}, got {tuple(padding)}"
+        )
+    size = input.shape[-2:]
+    height, width = output_sizes(size, kernel, stride, padding, dilation, ceil_mode)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"{function}: kernel_size {tuple(kernel)} with dilation {tuple(dilation)} must fit into the "
+            f"input of height and width {tuple(size)} with padding {tuple(padding)}"
+        )
+
+
+def resized(shape: Sequence[int], size: Sequence[int], channels_last: bool) -> list[int]:
+    """The shape of a tensor in memory order with another height and width."""
+    if channels_last:
+        return [shape[0], *size, shape[3]]
+    return [*shape[:-2], *size]
+
+
+def image_size(shape: Sequence[int], channels_last: bool) -> Sequence[int]:
+    """Height and width of a tensor of ``shape`` in memory order."""
+    return shape[1:3] if channels_last else shape[-2:]
+
+
+def lies_channels_last(input: Tensor) -> bool:
+    """Whether a [N, C, H, W] tensor is pooled, and its output returned, in channels_last order."""
+    if input.is_contiguous() or input.dim() != 4:
+        return False
+    if input.is_contiguous(memory_format=torch.channels_last):
+        return True
+    # torch's suggestion for tensors with gaps or other orders: channels innermost, images outermost.
+    n, c, h, w = input.stride()
+    return bool(0 < c <= w <= h <= n and c < h)
+
+
+def in_memory_order(tensor: Tensor, channels_last: bool) -> Tensor:
+    """A contiguous tensor: [N, H, W, C] if ``channels_last``, else in the given order of dimensions."""
+    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).contiguous()
+
+
+def in_torch_order(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The inverse of :func:`in_memory_order`."""
+    return tensor.permute(0, 3, 1, 2) if channels_last else tensor

@@ -1,0 +1,242 @@
+"""Max pooling: schemas, autograd and public function.
+
+Kernels: ``csrc/cpu/max_pool2d.cpp``, ``csrc/cuda/max_pool2d.cu``, ``triton_kernels/max_pool2d.py``; the
+geometry is in ``csrc/math/pooling.h``.
+
+Tensors of the raw ops are contiguous, [N, H, W, C] with ``channels_last`` and else [N, C, H, W] or
+[C, H, W]. ``argmax`` holds the position in its window of each maximum, row by row: one byte, or int32 when
+the window has more than 255 positions.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._pooling import (
+    IntOrPair,
+    Pair,
+    check_image,
+    check_windows,
+    image_size,
+    in_memory_order,
+    in_torch_order,
+    lies_channels_last,
+    output_sizes,
+    pair,
+    resized,
+    stride_pair,
+)
+
+_MAX_BYTE_POSITIONS = 255
+
+
+class _Windows(NamedTuple):
+    """The geometry, in the order in which the raw ops take it."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    ceil_mode: bool
+    channels_last: bool
+
+
+def argmax_dtype(kernel: Pair) -> torch.dtype:
+    """The dtype of positions in a window of this size."""
+    return torch.uint8 if kernel[0] * kernel[1] <= _MAX_BYTE_POSITIONS else torch.int32
+
+
+def _fake_forward(input: Tensor, *windows: Any) -> tuple[Tensor, Tensor]:
+    kernel, stride, padding, dilation, ceil_mode, channels_last = windows
+    size = image_size(input.shape, channels_last)
+    out = output_sizes(size, kernel, stride, padding, dilation, ceil_mode)
+    shape = resized(input.shape, out, channels_last)
+    return input.new_empty(shape), input.new_empty(shape, dtype=argmax_dtype(kernel))
+
+
+def _fake_backward(grad_output: Tensor, argmax: Tensor, input_size: Pair, *windows: Any) -> Tensor:
+    return grad_output.new_empty(resized(grad_output.shape, input_size, windows[-1]))
+
+
+def _fake_indices(argmax: Tensor, input_size: Pair, *windows: Any) -> Tensor:
+    return torch.empty_like(argmax, dtype=torch.int64)
+
+
+_WINDOWS = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, bool channels_last"
+_library.define(
+    "max_pool2d_forward", f"(Tensor input, {_WINDOWS}) -> (Tensor output, Tensor argmax)", _fake_forward
+)
+_library.define(
+    "max_pool2d_backward",
+    f"(Tensor grad_output, Tensor argmax, SymInt[] input_size, {_WINDOWS}) -> Tensor",
+    _fake_backward,
+)
+_library.define(
+    "max_pool2d_indices", f"(Tensor argmax, SymInt[] input_size, {_WINDOWS}) -> Tensor", _fake_indices
+)
+
+
+def _taps_exist(size: int, kernel: int, stride: int, padding: int, dilation: int, out: int) -> Tensor:
+    """Whether each window along an axis has a tap inside the image; with dilation, one may have none."""
+    start = torch.arange(out) * stride - padding
+    return start + (-start).clamp(min=0).add(dilation - 1).div(dilation, rounding_mode="floor") * dilation < size
+
+
+class _Scatter(torch.autograd.Function):
+    """The gradient of the input from that of the output: linear, and the transpose of :class:`_Gather`.
+
+    ``argmax`` is in memory order, the other tensors are in torch's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, argmax: Tensor, size: Pair, windows: _Windows, ops: SimpleNamespace
+    ) -> Tensor:
+        ctx.save_for_backward(argmax)
+        ctx.rest = size, windows, ops
+        grad = in_memory_order(grad, windows.channels_last)
+        return in_torch_order(ops.max_pool2d_backward(grad, argmax, size, *windows), windows.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _Gather.apply(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """Of an input-sized tensor, the elements at the maxima; zero for windows without any element."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, argmax: Tensor, size: Pair, windows: _Windows, ops: SimpleNamespace
+    ) -> Tensor:
+        ctx.save_for_backward(argmax)
+        ctx.rest = size, windows, ops
+        indices = ops.max_pool2d_indices(argmax, size, *windows)
+        indices = in_torch_order(indices, windows.channels_last)
+        kernel, stride, padding, dilation = windows[:4]
+        exists = [
+            _taps_exist(size[i], kernel[i], stride[i], padding[i], dilation[i], indices.shape[i - 2])
+            for i in range(2)
+        ]
+        mask = (exists[0][:, None] & exists[1]).to(input.device)
+        inside = indices.clamp(0, size[0] * size[1] - 1).flatten(-2)
+        picked = input.reshape(*input.shape[:-2], -1).gather(-1, inside).view(indices.shape)
+        return torch.where(mask, picked, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _Scatter.apply(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+
+
+class _MaxPool2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, windows: _Windows, with_indices: bool, ops: SimpleNamespace
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        output, argmax = ops.max_pool2d_forward(input, *windows)
+        ctx.save_for_backward(argmax)
+        ctx.size, ctx.windows, ctx.ops = image_size(input.shape, windows.channels_last), windows, ops
+        if not with_indices:
+            return output
+        indices = ops.max_pool2d_indices(argmax, ctx.size, *windows)
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        return output, indices
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        (argmax,) = ctx.saved_tensors
+        windows = ctx.windows
+        if not torch.is_grad_enabled():
+            return ctx.ops.max_pool2d_backward(grad.contiguous(), argmax, ctx.size, *windows), None, None, None
+        grad = in_torch_order(grad, windows.channels_last)
+        grad = _Scatter.apply(grad, argmax, ctx.size, windows, ctx.ops)
+        return in_memory_order(grad, windows.channels_last), None, None, None
+
+
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Maxima of windows of an image, as :func:`torch.nn.functional.max_pool2d`.
+
+    Ties go to the first element of the window, NaN is larger than everything. Backward is a gather: the same
+    bits on every run.
+
+    Args:
+        input: tensor of shape (C, H, W) or (N, C, H, W), in any memory format.
+        kernel_size: height and width of a window, or one number for both, as for the other sizes.
+        stride: distance of windows; None is ``kernel_size``.
+        padding: elements of -inf around the image, at most half of ``kernel_size``.
+        dilation: distance of the elements of a window.
+        ceil_mode: also have windows that hang over the end, if they begin before it.
+        return_indices: also return, as int64, where in its H x W plane each maximum is.
+
+    Returns:
+        Tensor of the dtype and memory format of ``input``; with ``return_indices`` a pair.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves tiny
+            tensors, raises its own errors.
+    """
+    name = "max_pool2d"
+    if isinstance(input, Tensor) and backends.prefers_torch(input):
+        return torch.nn.functional.max_pool2d(
+            input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        )
+    check_image(name, input)
+    kernel = pair(name, "kernel_size", kernel_size, 1)
+    strides = stride_pair(name, stride, kernel)
+    paddings = pair(name, "padding", padding, 0)
+    dilations = pair(name, "dilation", dilation, 1)
+    check_windows(name, input, kernel, strides, paddings, dilations, ceil_mode)
+    ops = backends.resolve(input)
+    if ops is None:
+        return reference.max_pool2d(input, kernel, strides, paddings, dilations, ceil_mode, return_indices)
+    channels_last = lies_channels_last(input)
+    windows = _Windows(kernel, strides, paddings, dilations, ceil_mode, channels_last)
+    input = in_memory_order(input, channels_last)
+    if input.requires_grad and torch.is_grad_enabled():
+        result = _MaxPool2d.apply(input, windows, return_indices, ops)
+    else:
+        result, argmax = ops.max_pool2d_forward(input, *windows)
+        if return_indices:
+            size = image_size(input.shape, channels_last)
+            result = result, ops.max_pool2d_indices(argmax, size, *windows)
+    if not channels_last:
+        return result
+    if return_indices:
+        return result[0].permute(0, 3, 1, 2), result[1].permute(0, 3, 1, 2)
+    return result.permute(0, 3, 1, 2)
