@@ -5,6 +5,6 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import cross_entropy, gemm, nll_loss, softmax
+from . import avg_pool2d, cross_entropy, gemm, max_pool2d, nll_loss, softmax
 
-__all__ = ["cross_entropy", "gemm", "nll_loss", "softmax"]
+__all__ = ["avg_pool2d", "cross_entropy", "gemm", "max_pool2d", "nll_loss", "softmax"]

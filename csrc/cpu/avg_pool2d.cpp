@@ -160,6 +160,7 @@ class AverageBackward : AverageRows<T> {
       margin_ = layout_->reach * inner;
       merged_elements_ = blocks_ * inner + 2 * V::kLanes;
       merged_.resize(layout_->phases() * merged_elements_);
+      for (int64_t phase = 0; phase < layout_->phases(); ++phase) taps_.push_back(layout_->taps_of(phase));
     }
     windows_.assign(margin_ + std::max(plan.width.out, blocks_) * inner + V::kLanes, Acc(0));
   }
@@ -196,8 +197,7 @@ class AverageBackward : AverageRows<T> {
     Acc* to = merged_.data() + phase * merged_elements_;
     for (int64_t i = 0; i < blocks_ * inner_; i += V::kLanes) {
       V sum = Acc(0);
-      for (int64_t tap = phase; tap < layout_->axis.kernel; tap += layout_->phases())
-        sum += load<Acc>(windows_.data() + margin_ - layout_->shift(tap) * inner_ + i);
+      for (const auto& tap : taps_[phase]) sum += load<Acc>(windows_.data() + tap.offset + i);
       store(to + i, sum);
     }
   }
@@ -207,6 +207,7 @@ class AverageBackward : AverageRows<T> {
   int64_t merged_elements_ = 0;
   std::vector<Acc> windows_;  // gradients summed over the rows of windows
   std::vector<Acc> merged_;
+  std::vector<std::vector<typename SplitLayout<Acc>::PhaseTap>> taps_;  // by phase
   int64_t last_image_ = -1;
   math::Range last_rows_{0, -1};
 };

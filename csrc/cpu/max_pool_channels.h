@@ -8,16 +8,25 @@
 
 namespace pyops::cpu {
 
-// Calls f(first, lanes, count) for blocks of `count` (a compile-time constant) vectors of `channels`
-// elements.
+// Calls f(first, lanes, block) for blocks of vectors of `channels` elements. `lanes` is a compile-time
+// constant except for what is left at the end, and block(g) calls g(0), ..., g(vectors of the block - 1),
+// unrolled.
+template <int... kVector>
+struct ChannelBlock {
+  static constexpr int kVectors = sizeof...(kVector);
+  template <class G>
+  PYOPS_HD void operator()(const G& g) const {
+    (g(kVector), ...);
+  }
+};
+
 template <class Acc, class F>
-void for_each_channel_block(int64_t channels, const F& f) {
-  constexpr int kLanes = Vec<Acc>::kLanes;
+PYOPS_HD void for_each_channel_block(int64_t channels, const F& f) {
+  constexpr std::integral_constant<int, Vec<Acc>::kLanes> kLanes;
   int64_t c = 0;
-  for (; c + kUnroll * kLanes <= channels; c += kUnroll * kLanes)
-    f(c, kLanes, std::integral_constant<int, kUnroll>{});
-  for (; c < channels; c += kLanes)
-    f(c, static_cast<int>(std::min<int64_t>(kLanes, channels - c)), std::integral_constant<int, 1>{});
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) f(c, kLanes, ChannelBlock<0, 1, 2, 3>{});
+  for (; c + kLanes <= channels; c += kLanes) f(c, kLanes, ChannelBlock<0>{});
+  if (c < channels) f(c, static_cast<int>(channels - c), ChannelBlock<0>{});
 }
 
 template <class T, class A>
@@ -59,18 +68,19 @@ class MaxPoolChannels {
   }
 
   void pool(const T* x, int64_t first, T* output, A* argmax) const {
-    for_each_channel_block<Acc>(channels_, [&](int64_t c, int lanes, auto count) {
-      MaximumLanes<Acc> maximum[count()];
-      for (auto& m : maximum) m = MaximumLanes<Acc>::starting_at(all_positions<Acc>(first));
+    constexpr int kStep = Vec<Acc>::kLanes;
+    for_each_channel_block<Acc>(channels_, [&](int64_t c, auto lanes, auto block) {
+      MaximumLanes<Acc> maximum[block.kVectors];
+      block([&](int u) { maximum[u] = MaximumLanes<Acc>::starting_at(all_positions<Acc>(first)); });
       for (const Tap& tap : taps_) {
+        const T* const from = x + tap.offset + c;
         const Positions<Acc> at = all_positions<Acc>(tap.position);
-        for (int u = 0; u < count(); ++u)
-          maximum[u].push(load_lanes(x + tap.offset + c + u * Vec<Acc>::kLanes, lanes), at);
+        block([&](int u) { maximum[u].push(load_lanes(from + u * kStep, lanes), at); });
       }
-      for (int u = 0; u < count(); ++u) {
-        store_lanes(output + c + u * Vec<Acc>::kLanes, maximum[u].value, lanes);
-        store_positions<Acc>(argmax + c + u * Vec<Acc>::kLanes, maximum[u].position, lanes);
-      }
+      block([&](int u) {
+        store_lanes(output + c + u * kStep, maximum[u].value, lanes);
+        store_positions<Acc>(argmax + c + u * kStep, maximum[u].position, lanes);
+      });
     });
   }
 
@@ -117,19 +127,20 @@ class MaxPoolGradientChannels {
   };
 
   void gather(const T* grad_output, const A* argmax, T* grad_input) const {
-    constexpr int kLanes = Vec<Acc>::kLanes;
-    for_each_channel_block<Acc>(channels_, [&](int64_t c, int lanes, auto count) {
-      Vec<Acc> sum[count()];
-      for (auto& s : sum) s = Acc(0);
+    constexpr int kStep = Vec<Acc>::kLanes;
+    for_each_channel_block<Acc>(channels_, [&](int64_t c, auto lanes, auto block) {
+      Vec<Acc> sum[block.kVectors];
+      block([&](int u) { sum[u] = Acc(0); });
       for (const Source& source : sources_) {
+        const T* const grad = grad_output + source.offset + c;
+        const A* const position = argmax + source.offset + c;
         const Positions<Acc> at = all_positions<Acc>(source.position);
-        for (int u = 0; u < count(); ++u) {
-          const int64_t from = source.offset + c + u * kLanes;
-          add_where_maximum<Acc>(sum[u], load_lanes(grad_output + from, lanes),
-                                 load_positions<Acc>(argmax + from, lanes), at);
-        }
+        block([&](int u) {
+          add_where_maximum<Acc>(sum[u], load_lanes(grad + u * kStep, lanes),
+                                 load_positions<Acc>(position + u * kStep, lanes), at);
+        });
       }
-      for (int u = 0; u < count(); ++u) store_lanes(grad_input + c + u * kLanes, sum[u], lanes);
+      block([&](int u) { store_lanes(grad_input + c + u * kStep, sum[u], lanes); });
     });
   }
 

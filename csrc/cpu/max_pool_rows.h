@@ -94,7 +94,9 @@ class MaxPoolGradientRows {
         merged_elements_(blocks_ * inner + 2 * V::kLanes),
         grads_(ring_rows(height), padded_, Acc(0)),
         argmaxes_(ring_rows(height), padded_, 0),
-        merged_(layout_.phases() * merged_elements_) {}
+        merged_(layout_.phases() * merged_elements_) {
+    for (int64_t phase = 0; phase < layout_.phases(); ++phase) taps_.push_back(layout_.taps_of(phase));
+  }
 
   // Row `row` (counted over all of outer) of the gradient of the input.
   void backward(const T* grad_output, const A* argmax, int64_t row, T* grad_input) {
@@ -139,26 +141,18 @@ class MaxPoolGradientRows {
   void gather(int64_t phase) {
     const int64_t n = blocks_ * layout_.inner;
     Acc* to = merged_.data() + phase * merged_elements_;
-    const int64_t last = last_tap(phase);
     for (int64_t i = 0; i < n; i += V::kLanes) {
       V sum = Acc(0);
       for (const Source& source : sources_) {
-        // From the last tap to the first: in the order of the windows, as torch adds.
-        for (int64_t tap = last; tap >= 0; tap -= layout_.phases()) {
-          const int64_t at = (layout_.reach - layout_.shift(tap)) * layout_.inner + i;
+        for (const auto& [tap, offset] : taps_[phase]) {
           Positions<Acc> positions;
-          memcpy(&positions, source.argmax + at, sizeof(positions));
-          add_where_maximum<Acc>(sum, load<Acc>(source.grad + at), positions,
+          memcpy(&positions, source.argmax + offset + i, sizeof(positions));
+          add_where_maximum<Acc>(sum, load<Acc>(source.grad + offset + i), positions,
                                  all_positions<Acc>(source.position + tap));
         }
       }
       store(to + i, sum);
     }
-  }
-
-  int64_t last_tap(int64_t phase) const {
-    const int64_t kernel = layout_.axis.kernel, phases = layout_.phases();
-    return phase + (kernel - 1 - phase) / phases * phases;
   }
 
   math::SlidingAxis height_;
@@ -170,6 +164,7 @@ class MaxPoolGradientRows {
   RowRing<position_t<Acc>> argmaxes_;
   std::vector<Acc> merged_;
   std::vector<Source> sources_;
+  std::vector<std::vector<typename SplitLayout<Acc>::PhaseTap>> taps_;  // by phase
 };
 
 }  // namespace pyops::cpu

@@ -11,24 +11,57 @@
 
 namespace pyops::cpu {
 
-// The memory form of Vec<Acc>::kLanes positions of type A.
+// How Vec<Acc>::kLanes positions become numbers of type A in memory and back. The compiler converts between
+// neighbouring widths well, but takes larger steps lane by lane; hence the way there in steps.
 template <class Acc, class A>
 struct StoredPositions;
 template <>
 struct StoredPositions<float, uint8_t> {
   typedef uint8_t Lanes __attribute__((vector_size(kVectorBytes / 4)));
+  typedef uint16_t Wider __attribute__((vector_size(kVectorBytes / 2)));
+  using Wide = NativeVectors<float>::Bits;
+
+  PYOPS_HD static Wide widen(Lanes x) {
+#if defined(__AVX512F__)
+    return (Wide)_mm512_cvtepu8_epi32((__m128i)x);
+#else
+    return __builtin_convertvector(__builtin_convertvector(x, Wider), Wide);
+#endif
+  }
+  PYOPS_HD static Lanes narrow(Wide x) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_cvtepi32_epi8((__m512i)x);
+#else
+    return __builtin_convertvector(__builtin_convertvector(x, Wider), Lanes);
+#endif
+  }
 };
 template <>
 struct StoredPositions<double, uint8_t> {
   typedef uint8_t Lanes __attribute__((vector_size(kVectorBytes / 8)));
+  typedef uint16_t Wider __attribute__((vector_size(kVectorBytes / 4)));
+  typedef uint32_t Widest __attribute__((vector_size(kVectorBytes / 2)));
+  using Wide = NativeVectors<double>::Bits;
+
+  PYOPS_HD static Wide widen(Lanes x) {
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(x, Wider), Widest), Wide);
+  }
+  PYOPS_HD static Lanes narrow(Wide x) {
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(x, Widest), Wider), Lanes);
+  }
 };
 template <>
 struct StoredPositions<float, int32_t> {
-  typedef int32_t Lanes __attribute__((vector_size(kVectorBytes)));
+  using Lanes = NativeVectors<float>::Bits;
+  PYOPS_HD static Lanes widen(Lanes x) { return x; }
+  PYOPS_HD static Lanes narrow(Lanes x) { return x; }
 };
 template <>
 struct StoredPositions<double, int32_t> {
   typedef int32_t Lanes __attribute__((vector_size(kVectorBytes / 2)));
+  using Wide = NativeVectors<double>::Bits;
+  PYOPS_HD static Wide widen(Lanes x) { return __builtin_convertvector(x, Wide); }
+  PYOPS_HD static Lanes narrow(Wide x) { return __builtin_convertvector(x, Lanes); }
 };
 
 template <class Acc>
@@ -64,12 +97,12 @@ PYOPS_HD Positions<Acc> load_positions(const A* p, int lanes = Vec<Acc>::kLanes)
     for (int i = 0; i < lanes; ++i) some[i] = p[i];
     memcpy(&stored, some, sizeof(stored));
   }
-  return __builtin_convertvector(stored, Positions<Acc>);
+  return StoredPositions<Acc, A>::widen(stored);
 }
 
 template <class Acc, class A>
 PYOPS_HD void store_positions(A* p, Positions<Acc> positions, int lanes) {
-  const auto stored = __builtin_convertvector(positions, typename StoredPositions<Acc, A>::Lanes);
+  const auto stored = StoredPositions<Acc, A>::narrow(positions);
   if (lanes == Vec<Acc>::kLanes) {
     memcpy(p, &stored, sizeof(stored));
   } else {

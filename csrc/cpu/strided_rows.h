@@ -100,6 +100,19 @@ struct SplitLayout {
     return offsets;
   }
 
+  // The taps whose elements are in a phase, last first, so that their windows come in order; each with where
+  // window 0 of a row with `reach` blocks of margin stands to an element of block 0.
+  struct PhaseTap {
+    int64_t tap;
+    int64_t offset;
+  };
+  std::vector<PhaseTap> taps_of(int64_t phase) const {
+    std::vector<PhaseTap> taps;
+    for (int64_t tap = axis.kernel - 1; tap >= 0; --tap)
+      if (this->phase(tap) == phase) taps.push_back({tap, (reach - shift(tap)) * inner});
+    return taps;
+  }
+
   // Splits `row` into `split`, which is filled with `fill` where a row has no elements.
   template <class T>
   void split_row(const T* row, Acc* split, Acc fill) const {

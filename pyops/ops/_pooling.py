@@ -64,9 +64,7 @@ def output_sizes(
     size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Sequence[int], ceil_mode: bool
 ) -> Pair:
     """Height and width of the output from those of the input."""
-    return [
-        output_size(size[i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)
-    ]
+    return [output_size(size[i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)]
 
 
 def check_windows(

@@ -159,7 +159,7 @@ def avg_pool2d(
     return _apply(input, channels_last, ops.avg_pool2d_forward, ops.avg_pool2d_backward, (), rest)
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     r"""Means of windows that divide an image evenly, as :func:`torch.nn.functional.adaptive_avg_pool2d`.
 
     Window o of n along an axis of size s holds elements floor(o s / n) to ceil((o + 1) s / n) - 1. With an

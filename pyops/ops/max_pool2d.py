@@ -84,7 +84,9 @@ _library.define(
 def _taps_exist(size: int, kernel: int, stride: int, padding: int, dilation: int, out: int) -> Tensor:
     """Whether each window along an axis has a tap inside the image; with dilation, one may have none."""
     start = torch.arange(out) * stride - padding
-    return start + (-start).clamp(min=0).add(dilation - 1).div(dilation, rounding_mode="floor") * dilation < size
+    return (
+        start + (-start).clamp(min=0).add(dilation - 1).div(dilation, rounding_mode="floor") * dilation < size
+    )
 
 
 class _Scatter(torch.autograd.Function):
@@ -155,7 +157,12 @@ class _MaxPool2d(torch.autograd.Function):
         (argmax,) = ctx.saved_tensors
         windows = ctx.windows
         if not torch.is_grad_enabled():
-            return ctx.ops.max_pool2d_backward(grad.contiguous(), argmax, ctx.size, *windows), None, None, None
+            return (
+                ctx.ops.max_pool2d_backward(grad.contiguous(), argmax, ctx.size, *windows),
+                None,
+                None,
+                None,
+            )
         grad = in_torch_order(grad, windows.channels_last)
         grad = _Scatter.apply(grad, argmax, ctx.size, windows, ctx.ops)
         return in_memory_order(grad, windows.channels_last), None, None, None
