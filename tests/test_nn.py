@@ -24,6 +24,15 @@ MODULES = {
     "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
     "Softmax": [{"dim": 1}, {"dim": -1}],
     "LogSoftmax": [{"dim": 1}, {"dim": 0}],
+    "MaxPool2d": [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (2, 3), "dilation": (1, 2), "ceil_mode": True},
+    ],
+    "AvgPool2d": [
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False, "divisor_override": 7},
+    ],
+    "AdaptiveAvgPool2d": [{"output_size": 1}, {"output_size": (None, 2)}],
 }
 CASES = [
     pytest.param(name, arguments, id=f"{name}-{i}")
@@ -34,6 +43,8 @@ CASES = [
 
 def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
     target = torch.tensor([0, 2, 1, 0, 3], device=x.device)
+    if name.endswith("Pool2d"):
+        return module(x.repeat(8, 12).view(2, 6, 10, -1))
     return module(x, target) if name.endswith("Loss") else module(x)
 
 
@@ -73,7 +84,9 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "softmax", "log_softmax"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "nll_loss", "softmax", "log_softmax", "adaptive_avg_pool2d"]
+)
 def test_function_begins_with_torchs_arguments(name: str) -> None:
     ours = list(inspect.signature(getattr(pyops.functional, name)).parameters.values())
     theirs = list(inspect.signature(getattr(torch.nn.functional, name)).parameters.values())
@@ -87,6 +100,13 @@ def test_module_uses_the_fused_function() -> None:
     with pyops.use_backend("cpp"):
         assert "_CrossEntropy" in type(call(pyops.nn.CrossEntropyLoss(), "Loss", x).grad_fn).__name__
         assert "_Softmax" in type(pyops.nn.Softmax(1)(x).grad_fn).__name__
+
+
+def test_max_pool_returns_indices(backend: Backend) -> None:
+    x = torch.randn(1, 2, 24, 25, device=backend.device)
+    found = pyops.nn.MaxPool2d(3, return_indices=True)(x)
+    wanted = torch.nn.MaxPool2d(3, return_indices=True)(x)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
 def test_what_has_no_kernel_is_torchs_own() -> None:

@@ -59,6 +59,37 @@ def _nll_loss(shape: tuple[int, ...], dtype: torch.dtype, reduction: int, weight
     nll_loss.nll_loss_backward(loss, target, weight, total, shape[1], reduction, -100, dtype)
 
 
+def _max_pool2d(
+    shape: tuple[int, ...], dtype: torch.dtype, kernel: int, stride: int, padding: int, channels_last: bool
+) -> None:
+    from pyops.triton_kernels import max_pool2d
+
+    windows = ([kernel] * 2, [stride] * 2, [padding] * 2, [1, 1], False, channels_last)
+    y, argmax = max_pool2d.max_pool2d_forward(_empty(*shape, dtype=dtype), *windows)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    max_pool2d.max_pool2d_backward(y, argmax, size, *windows)
+    max_pool2d.max_pool2d_indices(argmax, size, *windows)
+
+
+def _avg_pool2d(shape: tuple[int, ...], dtype: torch.dtype, kernel: int, channels_last: bool) -> None:
+    from pyops.triton_kernels import avg_pool2d
+
+    windows = ([kernel] * 2, [kernel] * 2, [0, 0], False, True, None, channels_last)
+    y = avg_pool2d.avg_pool2d_forward(_empty(*shape, dtype=dtype), *windows)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    avg_pool2d.avg_pool2d_backward(y, size, *windows)
+
+
+def _adaptive_avg_pool2d(
+    shape: tuple[int, ...], dtype: torch.dtype, output: int, channels_last: bool
+) -> None:
+    from pyops.triton_kernels import avg_pool2d
+
+    y = avg_pool2d.adaptive_avg_pool2d_forward(_empty(*shape, dtype=dtype), [output] * 2, channels_last)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    avg_pool2d.adaptive_avg_pool2d_backward(y, size, channels_last)
+
+
 def _cross_entropy(
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -107,6 +138,13 @@ CASES: dict[str, Callable[[], None]] = {
     "nll_loss-float32": lambda: _nll_loss((4096, 1000), FLOAT, MEAN, False),
     "nll_loss-inner-weight-bfloat16": lambda: _nll_loss((8, 21, 64, 64), BFLOAT16, NONE, True),
     "nll_loss-many_rows-float64": lambda: _nll_loss((10**8, 10), DOUBLE, SUM, True),
+    "max_pool2d-nchw-float32": lambda: _max_pool2d((32, 64, 112, 112), FLOAT, 3, 2, 1, False),
+    "max_pool2d-channels_last-bfloat16": lambda: _max_pool2d((32, 112, 112, 64), BFLOAT16, 3, 2, 1, True),
+    "max_pool2d-wide-float64": lambda: _max_pool2d((4, 3, 56, 56), DOUBLE, 17, 1, 8, False),
+    "avg_pool2d-nchw-float32": lambda: _avg_pool2d((256, 6, 28, 28), FLOAT, 2, False),
+    "avg_pool2d-channels_last-float16": lambda: _avg_pool2d((32, 56, 56, 64), HALF, 3, True),
+    "adaptive_avg_pool2d-global-float32": lambda: _adaptive_avg_pool2d((32, 512, 7, 7), FLOAT, 1, False),
+    "adaptive_avg_pool2d-uneven-float64": lambda: _adaptive_avg_pool2d((4, 30, 31, 64), DOUBLE, 7, True),
     "cross_entropy-few_classes-float32": lambda: _cross_entropy((4096, 10), FLOAT),
     "cross_entropy-vocabulary-bfloat16": lambda: _cross_entropy((4096, 128256), BFLOAT16),
     "cross_entropy-inplace-bfloat16": lambda: _cross_entropy((4096, 50257), BFLOAT16, inplace=True),

@@ -31,11 +31,13 @@ struct AverageAxis {
   }
 
   static AverageAxis of(const math::SlidingAxis& axis, bool count_padding) {
-    AverageAxis made(axis.in, axis.out, math::AverageSliding{axis, count_padding});
+    AverageAxis made(axis.in, axis.out, math::AverageSlidingOf<int64_t>{axis, count_padding});
     made.sliding = axis;
     return made;
   }
-  static AverageAxis adaptive(int64_t in, int64_t out) { return {in, out, math::AverageAdaptive{in, out}}; }
+  static AverageAxis adaptive(int64_t in, int64_t out) {
+    return {in, out, math::AverageAdaptiveOf<int64_t>{in, out}};
+  }
 
   bool whole() const { return out == 1 && elements[0].first == 0 && elements[0].end == in; }
 };

@@ -6,31 +6,35 @@
 namespace pyops::cuda {
 namespace {
 
-// Axis is math::AverageSliding or math::AverageAdaptive.
-template <class Axis>
+using Sliding = math::AverageSlidingOf<int>;
+using Adaptive = math::AverageAdaptiveOf<int>;
+
+// Window is Sliding or Adaptive.
+template <class Window>
 struct AverageAxes {
-  Axis height, width;
-  int64_t height_in, height_out, width_in, width_out;
-  int64_t inner;
+  Window height, width;
+  int height_in, height_out, width_in, width_out;
+  int inner;
   int64_t divisor;  // 0: the elements are counted
 
   template <class Acc>
-  __device__ __forceinline__ Acc divisor_of(int64_t row_window, int64_t column_window) const {
-    return static_cast<Acc>(divisor != 0 ? divisor : height.count(row_window) * width.count(column_window));
+  __device__ __forceinline__ Acc divisor_of(int row_window, int column_window) const {
+    return static_cast<Acc>(
+        divisor != 0 ? divisor : static_cast<int64_t>(height.count(row_window)) * width.count(column_window));
   }
 };
 
-template <class T, class Axis, int kSize>
-__global__ void __launch_bounds__(kPoolThreads)
-    avg_pool2d_forward_kernel(PoolRows rows, AverageAxes<Axis> axes, const T* input, T* output) {
+template <class T, class Window, int kSize>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    avg_pool2d_forward_kernel(PoolRows rows, AverageAxes<Window> axes, const T* input, T* output) {
   using Acc = acc_t<T>;
   for_each_place<kSize>(rows, axes.height_out, [&](const PoolPlace& at) {
-    const math::Range down = axes.height.elements(at.row), along = axes.width.elements(at.column);
+    const AxisRange down = axes.height.elements(at.row), along = axes.width.elements(at.column);
     Acc sum[kSize] = {};
-    for (int64_t i = down.first; i < down.end; ++i) {
+    for (int i = down.first; i < down.end; ++i) {
       Acc row_sum[kSize] = {};
       const int64_t row = (at.image * axes.height_in + i) * axes.width_in;
-      for (int64_t j = along.first; j < along.end; ++j) {
+      for (int j = along.first; j < along.end; ++j) {
         Acc x[kSize];
         load_elements(input + (row + j) * axes.inner + at.channel, x);
 #pragma unroll
@@ -47,16 +51,16 @@ __global__ void __launch_bounds__(kPoolThreads)
   });
 }
 
-template <class T, class Axis, int kSize>
-__global__ void __launch_bounds__(kPoolThreads)
-    avg_pool2d_backward_kernel(PoolRows rows, AverageAxes<Axis> axes, const T* grad_output, T* grad_input) {
+template <class T, class Window, int kSize>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    avg_pool2d_backward_kernel(PoolRows rows, AverageAxes<Window> axes, const T* grad_output, T* grad_input) {
   using Acc = acc_t<T>;
   for_each_place<kSize>(rows, axes.height_in, [&](const PoolPlace& at) {
-    const math::Range down = axes.height.windows(at.row), along = axes.width.windows(at.column);
+    const AxisRange down = axes.height.windows(at.row), along = axes.width.windows(at.column);
     Acc sum[kSize] = {};
-    for (int64_t i = down.first; i < down.end; ++i) {
+    for (int i = down.first; i < down.end; ++i) {
       const int64_t row = (at.image * axes.height_out + i) * axes.width_out;
-      for (int64_t j = along.first; j < along.end; ++j) {
+      for (int j = along.first; j < along.end; ++j) {
         const Acc divisor = axes.template divisor_of<Acc>(i, j);
         Acc grad[kSize];
         load_elements(grad_output + (row + j) * axes.inner + at.channel, grad);
@@ -71,7 +75,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 
 // One number per plane of n contiguous elements.
 template <class T>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     average_planes_kernel(int64_t planes, int64_t n, acc_t<T> divisor, const T* input, T* output) {
   using Acc = acc_t<T>;
   const int lane = threadIdx.x % kWarpSize, warps = kPoolThreads / kWarpSize;
@@ -85,27 +89,26 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
 }
 
-template <class Axis>
-bool is_global(const AverageAxes<Axis>& axes) {
-  const auto whole = [](const Axis& axis, int64_t in, int64_t out) {
-    return out == 1 && axis.elements(0) == math::Range{0, in};
+template <class Window>
+bool is_global(const AverageAxes<Window>& axes) {
+  const auto whole = [](const Window& axis, int in, int out) {
+    return out == 1 && axis.elements(0) == AxisRange{0, in};
   };
   return axes.inner == 1 && whole(axes.height, axes.height_in, axes.height_out) &&
          whole(axes.width, axes.width_in, axes.width_out);
 }
 
-template <class T, class Axis>
-void average_planes(const AverageAxes<Axis>& axes, int64_t planes, const T* x, T* y, cudaStream_t stream) {
+template <class T, class Window>
+void average_planes(const AverageAxes<Window>& axes, int64_t planes, const T* x, T* y, cudaStream_t stream) {
   constexpr int kWarps = kPoolThreads / kWarpSize;
   const auto blocks = static_cast<unsigned>(std::min((planes + kWarps - 1) / kWarps, kMaxBlocks));
-  const int64_t counted = axes.height.count(0) * axes.width.count(0);
+  const int64_t counted = static_cast<int64_t>(axes.height_in) * axes.width_in;
   const auto divisor = static_cast<acc_t<T>>(axes.divisor != 0 ? axes.divisor : counted);
-  launch(average_planes_kernel<T>, blocks, kPoolThreads, 0, stream, planes, axes.height_in * axes.width_in,
-         divisor, x, y);
+  launch(average_planes_kernel<T>, blocks, kPoolThreads, 0, stream, planes, counted, divisor, x, y);
 }
 
-template <class Axis>
-Tensor forward(const Tensor& input, const Image& in, const AverageAxes<Axis>& axes, const char* op) {
+template <class Window>
+Tensor forward(const Tensor& input, const Image& in, const AverageAxes<Window>& axes, const char* op) {
   const Image out = in.resized(axes.height_out, axes.width_out);
   const DeviceScope device(input);
   Tensor output = new_tensor(input, out.shape, input.scalar_type());
@@ -114,15 +117,16 @@ Tensor forward(const Tensor& input, const Image& in, const AverageAxes<Axis>& ax
     const T* x = data<T>(input);
     T* y = mutable_data<T>(output);
     if (is_global(axes) && out.elements() > 0) return average_planes(axes, in.outer, x, y, device.stream);
-    const auto kernel_of = [](auto size) { return avg_pool2d_forward_kernel<T, Axis, size()>; };
+    const auto kernel_of = [](auto size) { return avg_pool2d_forward_kernel<T, Window, size()>; };
     const bool aligned = is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes);
     launch_pool<T>(out, aligned, device.stream, kernel_of, axes, x, y);
   });
   return output;
 }
 
-template <class Axis>
-Tensor backward(const Tensor& grad_output, const Image& out, const AverageAxes<Axis>& axes, const char* op) {
+template <class Window>
+Tensor backward(const Tensor& grad_output, const Image& out, const AverageAxes<Window>& axes,
+                const char* op) {
   const Image in = out.resized(axes.height_in, axes.width_in);
   const DeviceScope device(grad_output);
   Tensor grad_input = new_tensor(grad_output, in.shape, grad_output.scalar_type());
@@ -130,27 +134,37 @@ Tensor backward(const Tensor& grad_output, const Image& out, const AverageAxes<A
     using T = decltype(tag);
     const T* g = data<T>(grad_output);
     T* dx = mutable_data<T>(grad_input);
-    const auto kernel_of = [](auto size) { return avg_pool2d_backward_kernel<T, Axis, size()>; };
+    const auto kernel_of = [](auto size) { return avg_pool2d_backward_kernel<T, Window, size()>; };
     const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes);
     launch_pool<T>(in, aligned, device.stream, kernel_of, axes, g, dx);
   });
   return grad_input;
 }
 
-AverageAxes<math::AverageSliding> sliding_axes(const Windows& windows, bool count_include_pad, int64_t inner,
-                                               int64_t divisor) {
-  const math::SlidingAxis &h = windows.height(), &w = windows.width();
-  return {{h, count_include_pad}, {w, count_include_pad}, h.in, h.out, w.in, w.out, inner, divisor};
+AverageAxes<Sliding> sliding_axes(const Windows& windows, bool count_include_pad, const Image& image,
+                                  int64_t divisor, const char* op) {
+  const Axis h = narrow(windows.height(), op), w = narrow(windows.width(), op);
+  return {{h, count_include_pad},
+          {w, count_include_pad},
+          h.in,
+          h.out,
+          w.in,
+          w.out,
+          static_cast<int>(image.inner),
+          divisor};
 }
 
-AverageAxes<math::AverageAdaptive> adaptive_axes(const Image& in, const Image& out) {
-  return {{in.height, out.height},
-          {in.width, out.width},
-          in.height,
-          out.height,
-          in.width,
-          out.width,
-          in.inner,
+AverageAxes<Adaptive> adaptive_axes(const Image& in, const Image& out) {
+  const auto narrow = [](int64_t size) { return static_cast<int>(size); };  // check_adaptive bounds the sizes
+  const int height_in = narrow(in.height), height_out = narrow(out.height);
+  const int width_in = narrow(in.width), width_out = narrow(out.width);
+  return {{height_in, height_out},
+          {width_in, width_out},
+          height_in,
+          height_out,
+          width_in,
+          width_out,
+          narrow(in.inner),
           0};
 }
 
@@ -161,7 +175,7 @@ Tensor avg_pool2d_forward(Tensor input, Sizes kernel, Sizes stride, Sizes paddin
   const Image in = Image::of(input, channels_last, op, "input");
   const Windows windows = Windows::of({in.height, in.width}, kernel, stride, padding, {1, 1}, ceil_mode, op);
   const int64_t divisor = check_divisor(divisor_override, op);
-  return forward(input, in, sliding_axes(windows, count_include_pad, in.inner, divisor), op);
+  return forward(input, in, sliding_axes(windows, count_include_pad, in, divisor, op), op);
 }
 
 Tensor avg_pool2d_backward(Tensor grad_output, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
@@ -172,7 +186,7 @@ Tensor avg_pool2d_backward(Tensor grad_output, Sizes input_size, Sizes kernel, S
   const Windows windows = Windows::of(input_size, kernel, stride, padding, {1, 1}, ceil_mode, op);
   windows.check_output(out, op, "grad_output");
   const int64_t divisor = check_divisor(divisor_override, op);
-  return backward(grad_output, out, sliding_axes(windows, count_include_pad, out.inner, divisor), op);
+  return backward(grad_output, out, sliding_axes(windows, count_include_pad, out, divisor, op), op);
 }
 
 Tensor adaptive_avg_pool2d_forward(Tensor input, Sizes output_size, bool channels_last) {

@@ -7,8 +7,12 @@ namespace pyops::cuda {
 namespace {
 
 struct WindowAxes {
-  math::SlidingAxis height, width;
-  int64_t inner;
+  Axis height, width;
+  int inner;
+
+  static WindowAxes of(const Windows& windows, const Image& image, const char* op) {
+    return {narrow(windows.height(), op), narrow(windows.width(), op), static_cast<int>(image.inner)};
+  }
 };
 
 // The positions of a pack, which is aligned, as one access; kSize bytes are 2, 4 or 8.
@@ -44,14 +48,14 @@ __device__ __forceinline__ void load_positions(const A* p, int (&positions)[kSiz
 
 // kKernel: the window's height and width, so that its loads are issued together; 0 for any other.
 template <class T, class A, int kSize, int kKernel>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_forward_kernel(PoolRows rows, WindowAxes axes, const T* input, T* output, A* argmax) {
   using Acc = acc_t<T>;
   for_each_place<kSize>(rows, axes.height.out, [&](const PoolPlace& at) {
-    const math::Range down = axes.height.taps(at.row), along = axes.width.taps(at.column);
-    const int64_t top = at.image * axes.height.in + axes.height.start(at.row);
-    const int64_t left = axes.width.start(at.column);
-    const int kernel_width = kKernel > 0 ? kKernel : static_cast<int>(axes.width.kernel);
+    const AxisRange down = axes.height.taps(at.row), along = axes.width.taps(at.column);
+    const int64_t image = at.image * axes.height.in;
+    const int top = axes.height.start(at.row), left = axes.width.start(at.column);
+    const int kernel_width = kKernel > 0 ? kKernel : axes.width.kernel;
     Acc maximum[kSize];
     int position[kSize];
 #pragma unroll
@@ -60,15 +64,16 @@ __global__ void __launch_bounds__(kPoolThreads)
       position[k] =
           static_cast<int>(axes.height.first_tap(at.row) * kernel_width + axes.width.first_tap(at.column));
     }
-    const auto visit = [&](int64_t i, int64_t j) {
-      const int64_t pixel = (top + i * axes.height.dilation) * axes.width.in + left + j * axes.width.dilation;
+    const auto visit = [&](int i, int j) {
+      const int row = top + i * axes.height.dilation, column = left + j * axes.width.dilation;
+      const int64_t pixel = (image + row) * axes.width.in + column;
       Acc x[kSize];
       load_elements(input + pixel * axes.inner + at.channel, x);
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
         if (!math::replaces_maximum(x[k], maximum[k])) continue;
         maximum[k] = x[k];
-        position[k] = static_cast<int>(i * kernel_width + j);
+        position[k] = i * kernel_width + j;
       }
     };
     if constexpr (kKernel > 0) {
@@ -80,8 +85,8 @@ __global__ void __launch_bounds__(kPoolThreads)
         }
       }
     } else {
-      for (int64_t i = down.first; i < down.end; ++i)
-        for (int64_t j = along.first; j < along.end; ++j) visit(i, j);
+      for (int i = down.first; i < down.end; ++i)
+        for (int j = along.first; j < along.end; ++j) visit(i, j);
     }
     const int64_t pixel = (at.image * axes.height.out + at.row) * axes.width.out + at.column;
     store_elements(output + pixel * axes.inner + at.channel, maximum);
@@ -90,21 +95,21 @@ __global__ void __launch_bounds__(kPoolThreads)
 }
 
 template <class T, class A, int kSize>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_backward_kernel(PoolRows rows, WindowAxes axes, const T* grad_output, const A* argmax,
                                T* grad_input) {
   using Acc = acc_t<T>;
   for_each_place<kSize>(rows, axes.height.in, [&](const PoolPlace& at) {
-    const math::Range down = axes.height.windows(at.row), along = axes.width.windows(at.column);
+    const AxisRange down = axes.height.windows(at.row), along = axes.width.windows(at.column);
     Acc sum[kSize] = {};
-    for (int64_t i = down.first; i < down.end; ++i) {
-      const int64_t row_tap = axes.height.tap(i, at.row);
+    for (int i = down.first; i < down.end; ++i) {
+      const int row_tap = axes.height.tap(i, at.row);
       if (row_tap < 0) continue;
-      for (int64_t j = along.first; j < along.end; ++j) {
-        const int64_t tap = axes.width.tap(j, at.column);
+      for (int j = along.first; j < along.end; ++j) {
+        const int tap = axes.width.tap(j, at.column);
         if (tap < 0) continue;
         const int64_t pixel = (at.image * axes.height.out + i) * axes.width.out + j;
-        const int wanted = static_cast<int>(row_tap * axes.width.kernel + tap);
+        const int wanted = row_tap * axes.width.kernel + tap;
         Acc grad[kSize];
         int position[kSize];
         load_elements(grad_output + pixel * axes.inner + at.channel, grad);
@@ -119,7 +124,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_indices_kernel(PoolRows rows, WindowAxes axes, const A* argmax, int64_t* indices) {
   for_each_place<1>(rows, axes.height.out, [&](const PoolPlace& at) {
     const int64_t pixel = (at.image * axes.height.out + at.row) * axes.width.out + at.column;
@@ -133,7 +138,7 @@ void forward(const Tensor& input, const Image& out, const WindowAxes& axes, Tens
              cudaStream_t stream) {
   const T* x = data<T>(input);
   const auto kernel_of = [&](auto size) {
-    const int64_t kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
+    const int kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
     return kernel == 2   ? max_pool2d_forward_kernel<T, A, size(), 2>
            : kernel == 3 ? max_pool2d_forward_kernel<T, A, size(), 3>
                          : max_pool2d_forward_kernel<T, A, size(), 0>;
@@ -156,7 +161,7 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
   Tensor output = new_tensor(input, out.shape, input.scalar_type());
   Tensor argmax = new_tensor(input, out.shape, windows.argmax_type());
   dispatch_argmax(input.scalar_type(), windows, op, [&](auto tag, auto position) {
-    const WindowAxes axes{windows.height(), windows.width(), in.inner};
+    const auto axes = WindowAxes::of(windows, in, op);
     forward<decltype(tag), decltype(position)>(input, out, axes, output, argmax, device.stream);
   });
   return {output, argmax};
@@ -178,7 +183,7 @@ Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, 
     T* dx = mutable_data<T>(grad_input);
     const auto kernel_of = [](auto size) { return max_pool2d_backward_kernel<T, A, size()>; };
     const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes) && is_aligned(positions, 8);
-    const WindowAxes axes{windows.height(), windows.width(), in.inner};
+    const auto axes = WindowAxes::of(windows, in, op);
     launch_pool<T>(in, aligned, device.stream, kernel_of, axes, g, positions, dx);
   });
   return grad_input;
@@ -191,7 +196,7 @@ Tensor max_pool2d_indices(Tensor argmax, Sizes input_size, Sizes kernel, Sizes s
   const Image out = windows.check_argmax(argmax, channels_last, op);
   const DeviceScope device(argmax);
   Tensor indices = new_tensor(argmax, out.shape, ScalarType::Long);
-  const WindowAxes axes{windows.height(), windows.width(), out.inner};
+  const auto axes = WindowAxes::of(windows, out, op);
   const auto expand = [&](auto position) {
     using A = decltype(position);
     const auto kernel_of = [](auto) { return max_pool2d_indices_kernel<A>; };

@@ -14,34 +14,49 @@
 namespace pyops::cuda {
 
 constexpr int kPoolThreads = 256;
+constexpr int kPoolBlocks = 2;  // per multiprocessor at least: 128 registers per thread, and no spills
+
+using Axis = math::SlidingAxisOf<int>;
+using AxisRange = math::RangeOf<int>;
+
+// The axis in 32 bits.
+inline Axis narrow(const math::SlidingAxis& axis, const char* op) {
+  // Where a single window begins does not depend on the stride.
+  const int64_t stride = axis.out == 1 ? 1 : axis.stride;
+  const int64_t extent = axis.in + 2 * axis.padding + (axis.kernel - 1) * axis.dilation + stride;
+  STD_TORCH_CHECK(extent <= std::numeric_limits<int>::max(), op,
+                  ": height and width must be less than 2^31 with padding and a window, got ", axis.in);
+  return {static_cast<int>(axis.in), static_cast<int>(axis.out),     static_cast<int>(axis.kernel),
+          static_cast<int>(stride),  static_cast<int>(axis.padding), static_cast<int>(axis.dilation)};
+}
 
 // The rows of the tensor that a kernel makes.
 struct PoolRows {
   int64_t rows;
-  int64_t width;
-  int64_t packs;  // per pixel
-  int lanes;      // threads that share a row
+  int packs;   // per pixel
+  int places;  // packs per row
+  int lanes;   // threads that share a row
 };
 
 // Where an element or pack is.
 struct PoolPlace {
   int64_t image;  // 0, ..., outer - 1
-  int64_t row;    // in its image
-  int64_t column;
-  int64_t channel;  // the first of a pack
+  int row;        // in its image
+  int column;
+  int channel;  // the first of a pack
 };
 
 template <int kSize, class F>
-__device__ __forceinline__ void for_each_place(const PoolRows& shape, int64_t height, const F& f) {
+__device__ __forceinline__ void for_each_place(const PoolRows& shape, int height, const F& f) {
   const int lane = threadIdx.x % shape.lanes, rows_per_block = kPoolThreads / shape.lanes;
   const int64_t step = static_cast<int64_t>(gridDim.x) * rows_per_block;
-  const int64_t places = shape.width * shape.packs;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / shape.lanes;
        row < shape.rows; row += step) {
-    const int64_t image = math::quotient(row, height);
-    for (int64_t place = lane; place < places; place += shape.lanes) {
-      const int64_t column = shape.packs == 1 ? place : math::quotient(place, shape.packs);
-      f(PoolPlace{image, row - image * height, column, (place - column * shape.packs) * kSize});
+    const int64_t image = math::quotient<int64_t>(row, height);
+    for (int place = lane; place < shape.places; place += shape.lanes) {
+      const int column = shape.packs == 1 ? place : math::quotient(place, shape.packs);
+      f(PoolPlace{image, static_cast<int>(row - image * height), column,
+                  (place - column * shape.packs) * kSize});
     }
   }
 }
@@ -65,7 +80,7 @@ __device__ __forceinline__ void store_elements(T* p, const acc_t<T> (&values)[kS
   }
 }
 
-inline int next_lane_count(int64_t places) {
+inline int lanes_for(int64_t places) {
   int lanes = 1;
   while (lanes < kPoolThreads && lanes < places) lanes *= 2;
   return lanes;
@@ -79,8 +94,10 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
   if (image.elements() == 0) return;
   constexpr int kSize = Pack<T>::kSize;
   const auto run = [&](auto size) {
-    const int64_t packs = image.inner / size();
-    const PoolRows rows{image.rows(), image.width, packs, next_lane_count(image.width * packs)};
+    const int64_t packs = image.inner / size(), places = image.width * packs;
+    STD_TORCH_CHECK(image.row_elements() < std::numeric_limits<int>::max() - kPoolThreads,
+                    "pooling: a row must have less than 2^31 elements, got ", image.row_elements());
+    const PoolRows rows{image.rows(), static_cast<int>(packs), static_cast<int>(places), lanes_for(places)};
     const int64_t per_block = kPoolThreads / rows.lanes;
     const auto blocks = static_cast<unsigned>(std::min((rows.rows + per_block - 1) / per_block, kMaxBlocks));
     launch(kernel_of(size), blocks, kPoolThreads, 0, stream, rows, arguments...);

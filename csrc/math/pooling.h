@@ -12,114 +12,134 @@
 
 namespace pyops::math {
 
-// first, first + 1, ..., end - 1; empty when end <= first.
-struct Range {
-  int64_t first;
-  int64_t end;
-  PYOPS_HD bool operator==(const Range& other) const { return first == other.first && end == other.end; }
+// first, first + 1, ..., end - 1; empty when end <= first. Int is int64_t, or int on a GPU, where wide
+// numbers cost registers and division by them is slow.
+template <class Int>
+struct RangeOf {
+  Int first;
+  Int end;
+  PYOPS_HD bool operator==(const RangeOf& other) const { return first == other.first && end == other.end; }
 };
+using Range = RangeOf<int64_t>;
 
-PYOPS_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-PYOPS_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+template <class Int>
+PYOPS_HD Int smaller(Int a, Int b) {
+  return a < b ? a : b;
+}
+template <class Int>
+PYOPS_HD Int larger(Int a, Int b) {
+  return a > b ? a : b;
+}
 
-// a / b rounded up or down, and a % b, for a >= 0 and b > 0. On a GPU, 64-bit division takes several times as
-// long as 32-bit division, which nearly always does.
-PYOPS_HD int64_t quotient(int64_t a, int64_t b) {
+// a / b rounded down or up, for a >= 0 and b > 0. On a GPU, 64-bit division takes several times as long as
+// 32-bit division, which nearly always does.
+template <class Int>
+PYOPS_HD Int quotient(Int a, Int b) {
 #if defined(__CUDA_ARCH__)
-  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  if (sizeof(Int) == 4 || ((static_cast<int64_t>(a) | static_cast<int64_t>(b)) >> 32) == 0)
+    return static_cast<Int>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 #endif
   return a / b;
 }
-PYOPS_HD int64_t quotient_up(int64_t a, int64_t b) { return quotient(a + b - 1, b); }
+template <class Int>
+PYOPS_HD Int quotient_up(Int a, Int b) {
+  return quotient(static_cast<Int>(a + b - 1), b);
+}
 
 // Windows of `kernel` taps, `dilation` apart, beginning every `stride` elements. A tap may lie in the padding
 // or, at the end of the last window in ceil mode, behind it.
-struct SlidingAxis {
-  int64_t in;
-  int64_t out;
-  int64_t kernel;
-  int64_t stride;
-  int64_t padding;
-  int64_t dilation;
+template <class Int>
+struct SlidingAxisOf {
+  Int in;
+  Int out;
+  Int kernel;
+  Int stride;
+  Int padding;
+  Int dilation;
 
   // Number of windows; below 1 when not even one fits. In ceil mode a last window may hang over the end, but
   // must begin inside the image or the padding before it.
-  PYOPS_HD static int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t padding,
-                                      int64_t dilation, bool ceil_mode) {
-    const int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1;
-    if (room < 0 && (!ceil_mode || room + stride - 1 < 0)) return 0;
-    const int64_t out = (ceil_mode ? room + stride - 1 : room) / stride + 1;
+  PYOPS_HD static Int output_size(Int in, Int kernel, Int stride, Int padding, Int dilation, bool ceil_mode) {
+    const Int room = in + 2 * padding - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+    if (room < 0) return 0;
+    const Int out = room / stride + 1;
     return ceil_mode && (out - 1) * stride >= in + padding ? out - 1 : out;
   }
 
-  PYOPS_HD int64_t start(int64_t window) const { return window * stride - padding; }
+  PYOPS_HD Int start(Int window) const { return window * stride - padding; }
 
   // The taps of a window that lie inside the image.
-  PYOPS_HD Range taps(int64_t window) const {
-    const int64_t begin = start(window);
-    return {first_tap(window), begin >= in ? 0 : smaller(kernel, quotient_up(in - begin, dilation))};
+  PYOPS_HD RangeOf<Int> taps(Int window) const {
+    const Int begin = start(window);
+    return {first_tap(window), begin >= in ? Int(0) : smaller(kernel, quotient_up(in - begin, dilation))};
   }
-  PYOPS_HD int64_t first_tap(int64_t window) const {
-    const int64_t begin = start(window);
-    return begin >= 0 ? 0 : quotient_up(-begin, dilation);
+  PYOPS_HD Int first_tap(Int window) const {
+    const Int begin = start(window);
+    return begin >= 0 ? Int(0) : quotient_up(-begin, dilation);
   }
 
   // The windows that span an element (with dilation, not all of them have a tap there).
-  PYOPS_HD Range windows(int64_t element) const {
-    const int64_t last_start = element + padding, first_start = last_start - (kernel - 1) * dilation;
-    return {first_start <= 0 ? 0 : quotient_up(first_start, stride),
+  PYOPS_HD RangeOf<Int> windows(Int element) const {
+    const Int last_start = element + padding, first_start = last_start - (kernel - 1) * dilation;
+    return {first_start <= 0 ? Int(0) : quotient_up(first_start, stride),
             smaller(out, quotient(last_start, stride) + 1)};
   }
 
   // Which tap of a window that spans an element lies there; -1 for none.
-  PYOPS_HD int64_t tap(int64_t window, int64_t element) const {
-    const int64_t distance = element - start(window);
+  PYOPS_HD Int tap(Int window, Int element) const {
+    const Int distance = element - start(window);
     if (dilation == 1) return distance;
-    const int64_t tap = quotient(distance, dilation);
-    return tap * dilation == distance ? tap : -1;
+    const Int tap = quotient(distance, dilation);
+    return tap * dilation == distance ? tap : Int(-1);
   }
 };
+using SlidingAxis = SlidingAxisOf<int64_t>;
 
 // What averages ask of an axis: the elements of a window, what it contributes to the divisor, and the windows
 // that hold an element.
-struct AverageSliding {
-  SlidingAxis axis;  // of dilation 1
+template <class Int>
+struct AverageSlidingOf {
+  SlidingAxisOf<Int> axis;  // of dilation 1
   bool count_padding;
 
-  PYOPS_HD Range elements(int64_t window) const {
-    const int64_t begin = axis.start(window);
-    return {larger(begin, 0), smaller(begin + axis.kernel, axis.in)};
+  PYOPS_HD RangeOf<Int> elements(Int window) const {
+    const Int begin = axis.start(window);
+    return {larger(begin, Int(0)), smaller(begin + axis.kernel, axis.in)};
   }
-  PYOPS_HD int64_t count(int64_t window) const {
-    const int64_t begin = axis.start(window);
+  PYOPS_HD Int count(Int window) const {
+    const Int begin = axis.start(window);
     if (count_padding) return smaller(begin + axis.kernel, axis.in + axis.padding) - begin;
-    const Range held = elements(window);
+    const RangeOf<Int> held = elements(window);
     return held.end - held.first;
   }
-  PYOPS_HD Range windows(int64_t element) const { return axis.windows(element); }
+  PYOPS_HD RangeOf<Int> windows(Int element) const { return axis.windows(element); }
 };
 
 // `out` windows of nearly equal size that cover `in` elements; both below 2^31.
-struct AverageAdaptive {
-  int64_t in;
-  int64_t out;
+template <class Int>
+struct AverageAdaptiveOf {
+  Int in;
+  Int out;
 
-  PYOPS_HD Range elements(int64_t window) const {
-    return {quotient(window * in, out), quotient_up((window + 1) * in, out)};
-  }
-  PYOPS_HD int64_t count(int64_t window) const {
-    const Range held = elements(window);
+  PYOPS_HD RangeOf<Int> elements(Int window) const { return covering(window, out, in); }
+  PYOPS_HD RangeOf<Int> windows(Int element) const { return covering(element, in, out); }
+  PYOPS_HD Int count(Int window) const {
+    const RangeOf<Int> held = elements(window);
     return held.end - held.first;
   }
-  PYOPS_HD Range windows(int64_t element) const {
-    return {quotient(element * out, in), quotient_up((element + 1) * out, in)};
+
+ private:
+  // What of n pieces of the unit interval touches piece k of m.
+  PYOPS_HD static RangeOf<Int> covering(int64_t k, int64_t m, int64_t n) {
+    return {static_cast<Int>(quotient(k * n, m)), static_cast<Int>(quotient_up((k + 1) * n, m))};
   }
 };
 
 // Index in an image of `width.in` columns of the element at `position` of a window.
-PYOPS_HD int64_t flat_index(const SlidingAxis& height, const SlidingAxis& width, int64_t row_window,
-                            int64_t column_window, int64_t position) {
-  const int64_t tap = quotient(position, width.kernel);
+template <class Int>
+PYOPS_HD int64_t flat_index(const SlidingAxisOf<Int>& height, const SlidingAxisOf<Int>& width, Int row_window,
+                            Int column_window, int64_t position) {
+  const int64_t tap = quotient<int64_t>(position, width.kernel);
   const int64_t row = height.start(row_window) + tap * height.dilation;
   return row * width.in + width.start(column_window) + (position - tap * width.kernel) * width.dilation;
 }

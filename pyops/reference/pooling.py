@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn
 from torch import Tensor
 
 
@@ -16,8 +16,7 @@ def max_pool2d(
     return_indices: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Maxima of windows of [C, H, W] or [N, C, H, W], with their places if ``return_indices``."""
-    function = torch.max_pool2d_with_indices if return_indices else torch.max_pool2d
-    return function(input, kernel, stride, padding, dilation, ceil_mode)
+    return torch.nn.functional.max_pool2d(input, kernel, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def avg_pool2d(

@@ -45,6 +45,10 @@ def spoiled(rng: random.Random, value: object, device: str) -> object:
         return rng.choice(INTEGERS)
     if isinstance(value, float):
         return rng.choice(FLOATS)
+    if isinstance(value, list):
+        return [
+            spoiled(rng, v, device) if rng.random() < 0.5 else v for v in value[: rng.choice([1, 2, 2, 2])]
+        ]
     if isinstance(value, torch.dtype):
         return rng.choice(DTYPES)
     return random_tensor(rng, device)

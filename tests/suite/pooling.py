@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
+
+from .backends import Backend
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -43,3 +49,44 @@ def windows_of(
     rows, columns = taps
     picked = padded[..., rows[:, None, :, None], columns[None, :, None, :]]
     return picked.flatten(-2)
+
+
+def _random(shape: tuple[int, ...], *levels: float) -> Tensor:
+    return torch.tensor(levels)[torch.randint(0, len(levels), shape)]
+
+
+#: Tensors with many equal elements, or that are not all finite, by what is in them.
+EXTREMES: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "ties": lambda shape: _random(shape, 0.0, 1.0, -0.0),
+    "nan": lambda shape: _random(shape, torch.nan, 1.0, 2.0, 3.0, 4.0),
+    "infinite": lambda shape: _random(shape, torch.inf, -torch.inf, 0.0, torch.nan),
+    "only_negative_infinity": lambda shape: torch.full(shape, -torch.inf),
+}
+
+#: Forms of a [2, 8, 6, 7] tensor whose pooled outputs have the strides of torch's.
+POOL_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "unbatched": lambda x: x[0],
+    "unbatched_channels_last": lambda x: x.contiguous(memory_format=torch.channels_last)[0],
+    "narrowed_channels_last": lambda x: x.contiguous(memory_format=torch.channels_last)[..., :5],
+    "narrowed": lambda x: x[..., :5],
+}
+
+
+def check_torchs_samples(name: str, function: Callable[..., Any], backend: Backend) -> None:
+    """The samples PyTorch tests its own op with."""
+    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    torchs = getattr(torch.nn.functional, name)
+    for info in [i for i in op_db if i.name == f"nn.functional.{name}"]:
+        samples = list(info.sample_inputs(backend.device, torch.float64, requires_grad=True))
+        for sample in samples if backend.thorough else samples[::9]:
+            found = function(sample.input, *sample.args, **sample.kwargs)
+            wanted = torchs(sample.input, *sample.args, **sample.kwargs)
+            torch.testing.assert_close(found, wanted)
+            found, wanted = (y[0] if isinstance(y, tuple) else y for y in (found, wanted))
+            upstream = torch.randn_like(wanted)
+            gradients = [torch.autograd.grad(y, sample.input, upstream) for y in (found, wanted)]
+            torch.testing.assert_close(*gradients)
