@@ -26,7 +26,8 @@ def _traffic(elements: int, outputs: int, window: int, saved: int) -> Callable[[
 def pool_case(
     op: str,
     shape: tuple[int, ...],
-    output_size: tuple[int, int],
+    pooled: tuple[int, int],
+    /,
     *,
     saved: int = 0,
     overhead: bool = False,
@@ -34,8 +35,11 @@ def pool_case(
     channels_last: bool = False,
     **options: Any,
 ) -> Case:
-    """A case on images of ``shape``; ``saved`` bytes per output are kept for backward."""
-    outputs = math.prod(shape[:2]) * math.prod(output_size)
+    """A case on images of ``shape`` and outputs of height and width ``pooled``.
+
+    ``saved`` bytes per output are kept for backward.
+    """
+    outputs = math.prod(shape[:2]) * math.prod(pooled)
     kernel = options.get("kernel_size")
     window = kernel**2 if kernel else math.prod(shape) // outputs
     settings = "".join(f" {name[0]}{value}" for name, value in options.items())

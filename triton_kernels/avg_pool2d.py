@@ -226,10 +226,10 @@ def _backward_kernel(
     total = tl.zeros([BLOCK_R, BLOCK_C], acc)
     for i in tl.range(0, span_h):
         window_h = top + i
-        first, end, count_h = _elements(
+        top_row, end_row, count_h = _elements(
             window_h, in_h, out_h, kernel_h, stride_h, pad_h, ADAPTIVE, COUNT_PADDING
         )
-        row_holds = exists & (window_h < out_h) & (row >= first) & (row < end)
+        row_holds = exists & (window_h < out_h) & (row >= top_row) & (row < end_row)
         row_start = (image * out_h + window_h) * out_w
         for j in tl.range(0, span_w):
             window_w = left + j

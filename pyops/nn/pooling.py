@@ -9,7 +9,7 @@ from .. import functional as F
 class MaxPool2d(torch.nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d` through :func:`pyops.functional.max_pool2d`; same shapes."""
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return F.max_pool2d(
             input,
             self.kernel_size,

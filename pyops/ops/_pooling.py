@@ -10,7 +10,7 @@ from torch import Tensor
 from ._common import check_tensor
 
 Pair = list[int]
-IntOrPair = int | Sequence[int]
+IntOrPair = int | list[int] | tuple[int, ...]
 
 _INT_MAX = 2**31 - 1
 

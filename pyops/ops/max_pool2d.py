@@ -11,7 +11,7 @@ the window has more than 255 positions.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,26 +168,6 @@ class _MaxPool2d(torch.autograd.Function):
         return in_memory_order(grad, windows.channels_last), None, None, None
 
 
-@overload
-def max_pool2d(
-    input: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
-    ceil_mode: bool = False,
-    return_indices: Literal[False] = False,
-) -> Tensor: ...
-@overload
-def max_pool2d(
-    input: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]: ...
 def max_pool2d(
     input: Tensor,
     kernel_size: IntOrPair,
@@ -220,9 +200,8 @@ def max_pool2d(
     """
     name = "max_pool2d"
     if isinstance(input, Tensor) and backends.prefers_torch(input):
-        return torch.nn.functional.max_pool2d(
-            input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        )
+        function: Any = torch.nn.functional.max_pool2d  # its stub knows no bool that is decided at run time
+        return function(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     check_image(name, input)
     kernel = pair(name, "kernel_size", kernel_size, 1)
     strides = stride_pair(name, stride, kernel)

@@ -16,7 +16,11 @@ def max_pool2d(
     return_indices: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Maxima of windows of [C, H, W] or [N, C, H, W], with their places if ``return_indices``."""
-    return torch.nn.functional.max_pool2d(input, kernel, stride, padding, dilation, ceil_mode, return_indices)
+    if return_indices:
+        return torch.nn.functional.max_pool2d_with_indices(
+            input, kernel, stride, padding, dilation, ceil_mode, True
+        )
+    return torch.max_pool2d(input, kernel, stride, padding, dilation, ceil_mode)
 
 
 def avg_pool2d(
@@ -36,4 +40,4 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size: list[int]) -> Tensor:
     """Means of ``output_size`` windows that divide [C, H, W] or [N, C, H, W] evenly."""
-    return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
+    return torch.nn.functional.adaptive_avg_pool2d(input, (output_size[0], output_size[1]))

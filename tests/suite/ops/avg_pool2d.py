@@ -85,7 +85,7 @@ def case(
 
 SMOKE = [
     case("avg_pool2d", "2x2", (2, 3, 8, 70), kernel_size=2),
-    case("avg_pool2d", "3x3s2", (2, 3, 9, 41), kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    case("avg_pool2d", "3x3s2", (2, 3, 10, 42), kernel_size=3, stride=2, padding=1, ceil_mode=True),
     case(
         "avg_pool2d",
         "inside",
@@ -98,6 +98,7 @@ SMOKE = [
     case("avg_pool2d", "few_channels", (2, 3, 7, 9), nhwc=True, kernel_size=3, stride=1, padding=1),
     case("avg_pool2d", "channels", (2, 37, 7, 6), nhwc=True, kernel_size=2, divisor_override=3),
     case("adaptive_avg_pool2d", "global", (2, 3, 7, 7), output_size=1),
+    case("adaptive_avg_pool2d", "one_row", (2, 3, 5, 7), output_size=(1, 3)),
     case("adaptive_avg_pool2d", "uneven", (2, 3, 7, 10), output_size=(3, 4)),
     case("adaptive_avg_pool2d", "channels", (2, 37, 5, 7), nhwc=True, output_size=(2, 3)),
 ]
@@ -122,8 +123,8 @@ MUTANTS = {
     ),
     "adaptive_windows_do_not_overlap": Mutant(
         "math/pooling.h",
-        "quotient_up((window + 1) * in, out)}",
-        "quotient((window + 1) * in, out)}",
+        "quotient_up((k + 1) * n, m)",
+        "quotient((k + 1) * n, m)",
         ("avg_pool2d",),
     ),
     "average_gradient_repeats_the_row_of_another_image": Mutant(

@@ -47,6 +47,7 @@ SMOKE = [
     case("general", (2, 2, 17, 40), kernel_size=(3, 4), stride=(1, 3), padding=(1, 2), dilation=(2, 1)),
     case("few_channels", (2, 3, 9, 11), nhwc=True, kernel_size=3, stride=2, padding=1, ceil_mode=True),
     case("channels", (2, 77, 5, 6), nhwc=True, kernel_size=3, stride=2, padding=1),
+    case("overhang", (1, 2, 3, 36), kernel_size=2, stride=3, ceil_mode=True),
     case("wide", (1, 2, 20, 19), kernel_size=(16, 17), stride=1, padding=3),
 ]
 
