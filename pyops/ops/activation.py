@@ -135,12 +135,12 @@ class _Activation(torch.autograd.Function):
         return found, None, None, None, None, None
 
 
-def _activate(function: str, input: Tensor, activation: Activation, inplace: bool = False) -> Tensor:
+# Kinds and parameters are passed as numbers: a compiler treats those of a global tuple as unknown.
+def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inplace: bool = False) -> Tensor:
     check_floating(function, "input", input)
     ops = backends.resolve(input)
-    kind, a, b = activation
     if ops is None:
-        if inplace and not activation.from_output:
+        if inplace and not Activation(kind, a, b).from_output:
             return input.copy_(reference.activation(input.clone(), kind, a, b))
         return reference.activation(input, kind, a, b, inplace)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
@@ -150,7 +150,7 @@ def _activate(function: str, input: Tensor, activation: Activation, inplace: boo
             _refuse_leaf(function, input)
         # A compiler removes the copy; it cannot trace an in-place autograd.Function.
         if not dense or torch.compiler.is_compiling():
-            return input.copy_(_activate(function, input, activation))
+            return input.copy_(_activate(function, input, kind, a, b))
         if not needs_grad:
             ops.activation_forward_(input, kind, a, b)
             if not input.is_inference():
@@ -187,7 +187,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     check_tensor("relu", "input", input)
     if backends.prefers_torch(input) or not input.is_floating_point():
         return torch.nn.functional.relu(input, inplace)
-    return _activate("relu", input, _BY_NAME["relu"], inplace)
+    return _activate("relu", input, RELU, 0.0, 0.0, inplace)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -199,7 +199,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     check_tensor("leaky_relu", "input", input)
     if backends.prefers_torch(input):
         return torch.nn.functional.leaky_relu(input, negative_slope, inplace)
-    return _activate("leaky_relu", input, Activation(LEAKY_RELU, float(negative_slope)), inplace)
+    return _activate("leaky_relu", input, LEAKY_RELU, float(negative_slope), 0.0, inplace)
 
 
 def _as_floating(input: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def sigmoid(input: Tensor) -> Tensor:
     check_tensor("sigmoid", "input", input)
     if backends.prefers_torch(input) or input.is_complex():
         return torch.sigmoid(input)
-    return _activate("sigmoid", _as_floating(input), _BY_NAME["sigmoid"])
+    return _activate("sigmoid", _as_floating(input), SIGMOID, 0.0, 0.0)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def tanh(input: Tensor) -> Tensor:
     check_tensor("tanh", "input", input)
     if backends.prefers_torch(input) or input.is_complex():
         return torch.tanh(input)
-    return _activate("tanh", _as_floating(input), _BY_NAME["tanh"])
+    return _activate("tanh", _as_floating(input), TANH, 0.0, 0.0)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -241,7 +241,7 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
     check_tensor("selu", "input", input)
     if backends.prefers_torch(input):
         return torch.nn.functional.selu(input, inplace)
-    return _activate("selu", input, _BY_NAME["selu"], inplace)
+    return _activate("selu", input, SELU, 0.0, 0.0, inplace)
 
 
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
@@ -253,7 +253,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     check_tensor("elu", "input", input)
     if backends.prefers_torch(input):
         return torch.nn.functional.elu(input, alpha, inplace)
-    return _activate("elu", input, Activation(ELU, float(alpha)), inplace)
+    return _activate("elu", input, ELU, float(alpha), 0.0, inplace)
 
 
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -267,7 +267,7 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
         return torch.nn.functional.softplus(input, beta, threshold)
     if input.is_cuda and autocasts_to_float32(input):  # torch's autocast casts softplus on CUDA only
         input = input.float()
-    return _activate("softplus", input, Activation(SOFTPLUS, float(beta), float(threshold)))
+    return _activate("softplus", input, SOFTPLUS, float(beta), float(threshold))
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -284,7 +284,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     if backends.prefers_torch(input):
         return torch.nn.functional.gelu(input, approximate=approximate)
-    return _activate("gelu", input, _BY_NAME["gelu" if approximate == "none" else "gelu_tanh"])
+    return _activate("gelu", input, GELU if approximate == "none" else GELU_TANH, 0.0, 0.0)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -295,7 +295,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     check_tensor("silu", "input", input)
     if backends.prefers_torch(input):
         return torch.nn.functional.silu(input, inplace)
-    return _activate("silu", input, _BY_NAME["silu"], inplace)
+    return _activate("silu", input, SILU, 0.0, 0.0, inplace)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
@@ -306,4 +306,4 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     check_tensor("hardswish", "input", input)
     if backends.prefers_torch(input):
         return torch.nn.functional.hardswish(input, inplace)
-    return _activate("hardswish", input, _BY_NAME["hardswish"], inplace)
+    return _activate("hardswish", input, HARDSWISH, 0.0, 0.0, inplace)
