@@ -97,6 +97,23 @@ def _gemm(
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+def _activations(shape: tuple[int, ...], dtype: torch.dtype, *kinds: tuple[int, float, float, bool]) -> None:
+    from pyops.triton_kernels import activation
+
+    x = _empty(*shape, dtype=dtype)
+    for kind, a, b, saved_is_output in kinds:
+        activation.activation_forward(x, kind, a, b)
+        activation.activation_backward(x, x, kind, a, b, saved_is_output)
+
+
+def _prelu(shape: tuple[int, ...], slopes: int, dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import prelu
+
+    x, weight = _empty(*shape, dtype=dtype), _empty(slopes, dtype=dtype)
+    prelu.prelu_forward(x, weight, 1)
+    prelu.prelu_backward(x, x, weight, 1)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
     "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
@@ -122,6 +139,23 @@ CASES: dict[str, Callable[[], None]] = {
     "cross_entropy-probabilities-all_options-bfloat16": lambda: _cross_entropy(
         (4096, 32000), BFLOAT16, NONE, probabilities=True, all_options=True
     ),
+    "activation-float32": lambda: _activations(
+        (2048, 2048),
+        FLOAT,
+        (1, 0.0, 0.0, True),
+        (4, 0.0, 0.0, True),
+        (6, 1.0, 20.0, False),
+        (8, 0.0, 0.0, False),
+    ),
+    "activation-bfloat16": lambda: _activations(
+        (2048, 2048), BFLOAT16, (3, 0.0, 0.0, True), (5, 0.0, 0.0, False), (9, 0.0, 0.0, False)
+    ),
+    "activation-odd-float64": lambda: _activations(
+        (1001, 7), DOUBLE, (4, 0.0, 0.0, True), (6, 2.0, 20.0, False), (8, 0.0, 0.0, False)
+    ),
+    "prelu-columns-bfloat16": lambda: _prelu((4096, 4096), 4096, BFLOAT16),
+    "prelu-runs-float32": lambda: _prelu((16, 64, 56, 56), 64, FLOAT),
+    "prelu-one-slope-float64": lambda: _prelu((1001, 77), 1, DOUBLE),
     "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
     "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
     "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),

@@ -26,7 +26,7 @@ _LONG_RUN = 256
 _MAX_PIECE = 4096  # elements of a run that one program takes
 _COLUMNS = 1024
 _ROWS_PER_SUM = 16  # at least, so that the sums are few beside the elements
-_FINISH_BLOCK = 256
+_FINISH_TILE = (64, 32)  # sums of one channel, and channels, that a program adds up at once
 
 
 class _Shape(NamedTuple):
@@ -126,10 +126,10 @@ def prelu_backward(
         return grad_input, torch.zeros_like(weight)
     sums, (outer, channels, inner) = _run(shape, grad_output, input, weight, grad_input)
     grad_weight = torch.empty_like(weight)
-    steps = cdiv(outer * inner, _FINISH_BLOCK)
+    rows, columns = _FINISH_TILE
     launch(
-        _finish_kernel, channels, input.device, sums, grad_weight, outer, channels, inner, steps,
-        BLOCK=_FINISH_BLOCK, num_warps=4,
+        _finish_kernel, cdiv(channels, columns), input.device, sums, grad_weight, outer, channels, inner,
+        cdiv(outer * inner, rows), ROWS=rows, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     return grad_input, grad_weight
 
@@ -189,13 +189,16 @@ def _columns_kernel(
 @triton.jit
 def _finish_kernel(
     sums_ptr, grad_weight_ptr, outer: tl.int64, channels: tl.int64, inner: tl.int64, steps: tl.int64,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    channel = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([BLOCK], sums_ptr.dtype.element_ty)
+    channel = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    exists = channel < channels
+    total = tl.zeros([ROWS, COLUMNS], sums_ptr.dtype.element_ty)
     for step in tl.range(0, steps):
-        i = step * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+        i = step * ROWS + tl.arange(0, ROWS).to(tl.int64)
         block = i // inner
-        place = (block * channels + channel) * inner + (i - block * inner)
-        total += tl.load(sums_ptr + place, mask=block < outer, other=0.0)
-    tl.store(grad_weight_ptr + channel, tl.sum(total, axis=0).to(grad_weight_ptr.dtype.element_ty))
+        row = block * channels * inner + (i - block * inner)
+        place = row[:, None] + channel[None, :] * inner
+        total += tl.load(sums_ptr + place, mask=(block < outer)[:, None] & exists[None, :], other=0.0)
+    grad_weight = tl.sum(total, axis=0).to(grad_weight_ptr.dtype.element_ty)
+    tl.store(grad_weight_ptr + channel, grad_weight, mask=exists)

@@ -69,7 +69,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     check_floating("prelu", "input", input)
     check_device("prelu", "weight", weight, input)
     device_type = input.device.type
-    if torch.is_autocast_enabled(device_type):
+    if not input.is_meta and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (input, weight))
     _check_slopes(input, weight)
