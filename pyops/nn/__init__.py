@@ -9,9 +9,20 @@ from typing import Any
 import torch.nn
 
 from .activation import LogSoftmax, Softmax
+from .embedding import Embedding
+from .interpolate import Upsample, UpsamplingNearest2d
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "CrossEntropyLoss",
+    "Embedding",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "NLLLoss",
+    "Softmax",
+    "Upsample",
+    "UpsamplingNearest2d",
+]
 
 
 def __getattr__(name: str) -> Any:
