@@ -18,6 +18,8 @@ namespace pyops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kMinBlocks = 4;     // 64 registers per thread
+constexpr int kMinSumBlocks = 2;  // 128
 constexpr int kChunk = 32;  // sorted positions that one group of threads sums
 constexpr int kBatch = 4;   // of them, loaded together
 
@@ -97,7 +99,7 @@ __device__ __forceinline__ void for_each_tile(const Tiling& tiling, int64_t item
 // ---- forward -------------------------------------------------------------------------------------------
 
 template <class T, class Index, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     gather_kernel(EmbeddingShape s, Tiling tiling, const T* weight, const Index* indices, T* output) {
   using Acc = acc_t<T>;
   for_each_tile<kWidth>(tiling, s.positions, [&](int64_t i, int64_t column) {
@@ -154,7 +156,7 @@ struct Keys {
 
 // The row of each position; `rows` for the padding row and for indices out of range, which sorts them last.
 template <class Index, class Key>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     make_keys_kernel(const Index* indices, int64_t count, int64_t rows, int64_t padding_idx, Key* keys) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
@@ -235,7 +237,7 @@ struct Partials {
 };
 
 template <class T, class Source, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinSumBlocks)
     sum_rows_kernel(Pass pass, Tiling tiling, Frequencies frequencies, const Source* source,
                     Partials<acc_t<T>> partials, T* grad) {
   using Acc = acc_t<T>;
@@ -243,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool active = column < pass.dim;
     const int64_t first = chunk * kChunk;
     const int64_t last = first + kChunk < pass.count ? first + kChunk : pass.count;
-    int64_t key = pass.keys[first], partial_keys[2] = {pass.rows, pass.rows};
+    int64_t key = pass.keys[first], head_key = pass.rows, tail_key = pass.rows;
     bool began_before = first > 0 && pass.keys[first - 1] == key;
     Acc sum[kWidth] = {};
     const auto finish = [&](bool goes_on) {
@@ -256,13 +258,16 @@ __global__ void __launch_bounds__(kThreads)
         Columns<T, kWidth>::store(grad + key * pass.dim + column, sum);
         return;
       }
-      const int which = began_before ? 0 : 1;
-      partial_keys[which] = key;
-      if (active) Columns<Acc, kWidth>::store(partials.sums + (2 * chunk + which) * pass.dim + column, sum);
-      if (!began_before || !goes_on) return;
-      partial_keys[1] = key;
-      const Acc zeros[kWidth] = {};
-      if (active) Columns<Acc, kWidth>::store(partials.sums + (2 * chunk + 1) * pass.dim + column, zeros);
+      Acc* const head = partials.sums + 2 * chunk * pass.dim + column;
+      if (began_before) {
+        head_key = key;
+        if (active) Columns<Acc, kWidth>::store(head, sum);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) sum[k] = Acc(0);
+      }
+      if (!goes_on) return;
+      tail_key = key;
+      if (active) Columns<Acc, kWidth>::store(head + pass.dim, sum);
     };
     for (int64_t i = first; i < last; i += kBatch) {
       Columns<Source, kWidth> loaded[kBatch];
@@ -289,8 +294,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     finish(last < pass.count && pass.keys[last] == key);
     if (column != 0 || partials.keys == nullptr) return;
-    partials.keys[2 * chunk] = partial_keys[0];
-    partials.keys[2 * chunk + 1] = partial_keys[1];
+    partials.keys[2 * chunk] = head_key;
+    partials.keys[2 * chunk + 1] = tail_key;
   });
 }
 
@@ -359,7 +364,7 @@ struct JoinNorms {
 
 // A warp per sorted position; the first position of a row works on it.
 template <class T, class Norm>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     renorm_kernel(EmbeddingShape s, Keys keys, Norm norm, double max_norm, T* weight) {
   using Acc = acc_t<T>;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * kThreads / kWarpSize;

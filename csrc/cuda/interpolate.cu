@@ -13,6 +13,7 @@ namespace pyops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kMinBlocks = 2;  // 128 registers per thread
 
 // Where element i of [outer, depth, height, width, inner] is. Divisions of 32-bit numbers take a third of
 // the time, so that Index is the narrowest that counts the elements.
@@ -50,14 +51,14 @@ __device__ __forceinline__ int64_t source_offset(const InterpolateShape& s, Inde
 
 // Element i of `output` is element `source_offset` of `input`; an element is a whole pack with Word = uint4.
 template <class Word, class Index>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     copy_pixels_kernel(InterpolateShape s, int64_t count, const Word* input, Word* output) {
   for_each_index<Index>(count, [&](Index i) { output[i] = input[source_offset(s, i)]; });
 }
 
 // A pack of outputs at a time, begun by one division and continued by counting.
 template <class T, class Index>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     collect_packs_kernel(InterpolateShape s, int64_t packs, const T* input, T* output) {
   constexpr int kSize = Pack<T>::kSize;
   for_each_index<Index>(packs, [&](Index i) {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class Index, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     sum_outputs_kernel(InterpolateShape s, int64_t count, const T* grad, T* dx) {
   using Acc = acc_t<T>;
   for_each_index<Index>(count, [&](Index i) {
