@@ -144,7 +144,7 @@ def embedding_backward(
         keys, source, count = next_keys, sums, 2 * chunks
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _keys_before(all_keys, key, count, steps):
     """How many of the sorted keys are smaller than ``key``: a binary search."""
     low = key * 0
