@@ -120,14 +120,19 @@ def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.d
 
 def test_gradient_is_dense_and_contiguous(kernels: Backend) -> None:
     weight = torch.randn(4, 6, device=kernels.device).t().requires_grad_()
-    (grad,) = torch.autograd.grad(embedding(torch.tensor([1, 5], device=kernels.device), weight).sum(), weight)
+    (grad,) = torch.autograd.grad(
+        embedding(torch.tensor([1, 5], device=kernels.device), weight).sum(), weight
+    )
     assert grad.is_contiguous()
     assert grad.layout is torch.strided
 
 
 # ---------------------------------------------------------------------------------- gradients, dispatching
 
-_COMPACT = [case("compact", 6, 8, (2, 9)), case("compact", 5, 3, (40,), padding_idx=-1, scale_grad_by_freq=True)]
+_COMPACT = [
+    case("compact", 6, 8, (2, 9)),
+    case("compact", 5, 3, (40,), padding_idx=-1, scale_grad_by_freq=True),
+]
 
 
 @sweep([case("gradcheck", 4, 3, (2, 4), padding_idx=p, scale_grad_by_freq=s) for p, s in [(None, False), (1, True)]],
@@ -256,7 +261,9 @@ def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
         )
         torch.testing.assert_close(found, wanted)
         upstream = torch.randn_like(wanted)
-        grads = [torch.autograd.grad(y, w, upstream)[0] for y, w in zip((found, wanted), weights, strict=True)]
+        grads = [
+            torch.autograd.grad(y, w, upstream)[0] for y, w in zip((found, wanted), weights, strict=True)
+        ]
         torch.testing.assert_close(grads[0], grads[1])
         torch.testing.assert_close(weights[0], weights[1])
 

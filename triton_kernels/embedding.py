@@ -71,14 +71,10 @@ def _gather_kernel(
 # ------------------------------------------------------------------------------------------ sorted positions
 
 
-def _sort_positions(
-    indices: torch.Tensor, rows: int, padding_idx: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _sort_positions(indices: torch.Tensor, rows: int, padding_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The row of each position in ascending order, and the positions; ``rows`` where nothing is to do."""
     narrow = rows < 2**31 - 1  # half as many passes of the sort
-    keys = torch.empty(
-        indices.numel(), dtype=torch.int32 if narrow else torch.int64, device=indices.device
-    )
+    keys = torch.empty(indices.numel(), dtype=torch.int32 if narrow else torch.int64, device=indices.device)
     block = 1024
     launch(
         _keys_kernel, cdiv(keys.numel(), block), keys.device, indices, keys, keys.numel(), rows, padding_idx,
@@ -89,9 +85,7 @@ def _sort_positions(
 
 
 @triton.jit
-def _keys_kernel(
-    indices, keys, count: tl.int64, rows: tl.int64, padding_idx: tl.int64, BLOCK: tl.constexpr
-):
+def _keys_kernel(indices, keys, count: tl.int64, rows: tl.int64, padding_idx: tl.int64, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(indices + i, mask=i < count, other=-1).to(tl.int64)
     counted = (row >= 0) & (row < rows) & (row != padding_idx)
@@ -118,9 +112,7 @@ def embedding_backward(
     check_floating(grad_output, op, "grad_output")
     _check_indices(indices, op, grad_output)
     dim, dtype, device = grad_output.shape[-1], grad_output.dtype, grad_output.device
-    check_dense(
-        grad_output, op, "grad_output", like=grad_output, dtype=dtype, shape=(*indices.shape, dim)
-    )
+    check_dense(grad_output, op, "grad_output", like=grad_output, dtype=dtype, shape=(*indices.shape, dim))
     grad_weight = torch.zeros((num_weights, dim), dtype=dtype, device=device)
     if grad_weight.numel() == 0 or indices.numel() == 0:
         return grad_weight
@@ -235,9 +227,7 @@ _ORDERS = {2.0: "two", 1.0: "one", 0.0: "zero", math.inf: "largest", -math.inf: 
 
 
 @implement("pyops_triton", "embedding_renorm_")
-def embedding_renorm_(
-    weight: torch.Tensor, indices: torch.Tensor, max_norm: float, norm_type: float
-) -> None:
+def embedding_renorm_(weight: torch.Tensor, indices: torch.Tensor, max_norm: float, norm_type: float) -> None:
     """Shorten to ``max_norm`` the rows of ``weight`` that ``indices`` name and that are longer."""
     op = "embedding_renorm_"
     _check_table(weight, indices, op)
@@ -291,7 +281,9 @@ def _renorm_kernel(
         start = weight + key * row_stride
         lane = tl.arange(0, BLOCK)
         extremum: tl.constexpr = ORDER == "largest" or ORDER == "smallest"
-        part = tl.full([BLOCK], float("inf") if ORDER == "smallest" else 0.0, tl.float64 if ORDER == "other" else acc)
+        part = tl.full(
+            [BLOCK], float("inf") if ORDER == "smallest" else 0.0, tl.float64 if ORDER == "other" else acc
+        )
         for first in tl.range(0, dim, BLOCK):
             c = first + lane
             x = tl.load(start + c * column_stride, mask=c < dim, other=0.0).to(acc)

@@ -76,7 +76,9 @@ class _EmbeddingGradient(torch.autograd.Function):
         (indices,) = ctx.saved_tensors
         rows = torch.arange(grad.shape[0], device=grad.device)
         if ctx.scale_by_freq:
-            counts = torch.zeros_like(rows).index_add(0, indices.reshape(-1), torch.ones_like(indices.reshape(-1), dtype=rows.dtype))
+            counts = torch.zeros_like(rows).index_add(
+                0, indices.reshape(-1), torch.ones_like(indices.reshape(-1), dtype=rows.dtype)
+            )
             grad = grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1)
         if ctx.padding_idx >= 0:
             grad = grad.masked_fill((rows == ctx.padding_idx).unsqueeze(1), 0.0)

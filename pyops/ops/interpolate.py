@@ -131,8 +131,7 @@ def interpolate(
     ops = backends.resolve(input)
     if ops is not None and input.is_contiguous():
         return _apply(input, sizes, factors, exact, False, ops)
-    # The order of the strides decides about the format, as in torch's suggest_memory_format.
-    channels_last = input.dim() > 3 and not input.is_contiguous() and input.stride(1) < input.stride(-1)
+    channels_last = _has_channels_last(input)
     if ops is None:
         output = reference.interpolate_nearest(input, sizes, factors, exact)
         if not channels_last:
@@ -155,6 +154,19 @@ def _apply(
     if input.requires_grad and torch.is_grad_enabled():
         return _Interpolate.apply(input, sizes, factors, exact, channels_last, ops)
     return ops.interpolate_nearest_forward(input, sizes, factors, exact, channels_last)
+
+
+def _has_channels_last(input: Tensor) -> bool:
+    """The memory format that torch would choose for the output: by the order of the strides alone."""
+    if input.dim() < 4 or input.is_contiguous() or input.stride(1) == 0:
+        return False
+    least = 0
+    for dim in (1, *range(input.dim() - 1, 1, -1), 0):
+        stride = input.stride(dim)
+        if stride < least or (dim == 0 and least == input.stride(1)):
+            return False
+        least = stride * max(input.shape[dim], 1)
+    return True
 
 
 def _product(sizes: Sequence[int]) -> int:
