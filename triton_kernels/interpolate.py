@@ -1,4 +1,4 @@
-"""interpolate, nearest: a gather forward, and a gather of sums backward; formulas of csrc/math/interpolate.h."""
+"""interpolate, nearest: a gather forward, a gather of sums backward; formula of csrc/math/interpolate.h."""
 
 import ctypes
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def _largest_count(input: int, output: int, factor: float, exact: bool) -> int:
 
 
 class _Shape:
-    """A tensor seen as [outer, depth, height, width, inner]; ``input`` and ``output`` are the spatial sizes."""
+    """A tensor as [outer, depth, height, width, inner]: ``own`` spatial sizes and those of the ``other``."""
 
     def __init__(
         self,

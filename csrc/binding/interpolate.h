@@ -21,7 +21,8 @@ struct InterpolateShape {
 
 // `t` is the input of `input_to_output`, otherwise the gradient of the output; `sizes` are the spatial sizes
 // of the other one, whose whole shape is put into `shape`.
-inline InterpolateShape check_interpolate(const Tensor& t, const char* name, const std::vector<int64_t>& sizes,
+inline InterpolateShape check_interpolate(const Tensor& t, const char* name,
+                                          const std::vector<int64_t>& sizes,
                                           const std::vector<double>& factors, bool exact, bool channels_last,
                                           bool input_to_output, const char* op, std::vector<int64_t>& shape) {
   STD_TORCH_CHECK(t.dim() >= 3 && t.dim() <= 5, op, ": ", name, " must have 3 to 5 dimensions, got shape ",

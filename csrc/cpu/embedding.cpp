@@ -42,12 +42,14 @@ void check_range(const Index* indices, const EmbeddingShape& s, const char* op) 
 
 // ---- forward -------------------------------------------------------------------------------------------
 
-// Rows are copied as bits. Rows of a large table lie anywhere, so the row after next is fetched meanwhile.
+// Rows are copied as bits. Rows of a table that no cache holds lie anywhere, so the row after next is fetched
+// meanwhile.
 template <class Word, class Index>
 void gather(const Word* weight, const Index* indices, Word* output, const EmbeddingShape& s) {
   constexpr int64_t kAhead = 2;
-  constexpr int64_t kLine = 64 / sizeof(Word), kMaxLines = 16;
-  const int64_t fetched = std::min(s.dim, kMaxLines * kLine);
+  constexpr int64_t kLine = 64 / sizeof(Word), kMaxLines = 16, kCached = 1 << 18;
+  const bool cached = s.rows * s.dim * static_cast<int64_t>(sizeof(Word)) <= kCached;
+  const int64_t fetched = cached ? 0 : std::min(s.dim, kMaxLines * kLine);
   parallel_for(s.positions, s.dim, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Word* row = weight + indices[i] * s.row_stride;
@@ -67,8 +69,8 @@ void gather(const Word* weight, const Index* indices, Word* output, const Embedd
 
 template <class T>
 struct WordOf {
-  using type = std::conditional_t<sizeof(T) == 2, uint16_t,
-                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+  using type =
+      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 };
 
 Tensor embedding_forward(Tensor weight, Tensor indices) {
@@ -163,7 +165,8 @@ void sum_row(const T* grad, int64_t dim, int64_t columns, const int64_t* positio
 // Rows are shared out by the cost of their positions. Where one row has a good part of all, columns are as
 // well; the sums are the same either way.
 template <class T>
-void sum_rows(const T* grad, const RowPositions& sorted, const EmbeddingShape& s, bool scale_by_freq, T* out) {
+void sum_rows(const T* grad, const RowPositions& sorted, const EmbeddingShape& s, bool scale_by_freq,
+              T* out) {
   constexpr int64_t kColumns = 64;
   const int64_t cost = sorted.cost_before(s.rows);
   const bool crowded = sorted.largest * 32 > cost;
@@ -201,9 +204,8 @@ Tensor embedding_backward(Tensor grad_output, Tensor indices, int64_t num_weight
       const auto* positions = static_cast<const decltype(index)*>(indices.const_data_ptr());
       check_range(positions, s, op);
       if (s.rows * s.dim == 0) return;
-      sum_rows(static_cast<const T*>(grad_output.const_data_ptr()),
-               sort_positions(positions, s, padding_idx), s, scale_grad_by_freq,
-               static_cast<T*>(grad_weight.mutable_data_ptr()));
+      sum_rows(static_cast<const T*>(grad_output.const_data_ptr()), sort_positions(positions, s, padding_idx),
+               s, scale_grad_by_freq, static_cast<T*>(grad_weight.mutable_data_ptr()));
     });
   });
   return grad_weight;
@@ -237,8 +239,7 @@ void renorm_rows(T* weight, const std::vector<int64_t>& used, const EmbeddingSha
     parallel_for(used.size(), 2 * s.dim, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         T* const row = weight + used[i] * s.row_stride;
-        const double factor =
-            math::renorm_factor(row_norm(row, s.dim, s.column_stride, norm), max_norm);
+        const double factor = math::renorm_factor(row_norm(row, s.dim, s.column_stride, norm), max_norm);
         if (factor == 1.0) continue;
         for (int64_t c = 0; c < s.dim; ++c) {
           T& x = row[c * s.column_stride];

@@ -146,9 +146,8 @@ void sum_row(const OutputRows<T>& from, const AxisTable& width, acc_t<T>* PYOPS_
       sums[w] = total;
     }
   });
-  for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
-    store_lanes(out + i, load_lanes(sums + i, lanes), lanes);
-  });
+  for_each_vector<Acc>(
+      count, [&](int64_t i, int lanes) { store_lanes(out + i, load_lanes(sums + i, lanes), lanes); });
 }
 
 template <class T>
@@ -182,8 +181,8 @@ Tensor interpolate_nearest_forward(Tensor input, std::vector<int64_t> output_siz
                                    std::vector<double> scale_factors, bool exact, bool channels_last) {
   const char* op = "interpolate_nearest_forward";
   std::vector<int64_t> shape;
-  const InterpolateShape s = check_interpolate(input, "input", output_size, scale_factors, exact,
-                                               channels_last, true, op, shape);
+  const InterpolateShape s =
+      check_interpolate(input, "input", output_size, scale_factors, exact, channels_last, true, op, shape);
   Tensor output = new_output(input, shape, input.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using Word = std::conditional_t<sizeof(tag) == 2, uint16_t,

@@ -4,12 +4,11 @@
 // lies within a chunk is finished there, and what crosses a chunk's borders becomes at most two partial sums
 // per chunk, which are the positions of the next, smaller pass. So a row that most positions name is summed
 // by as many threads as any other, always in the same order.
-#include "../math/embedding.h"
-
 #include <climits>
 
 #include "../binding/embedding.h"
 #include "../binding/sort.h"
+#include "../math/embedding.h"
 #include "memory.cuh"
 #include "reduce.cuh"
 #include "tensor.cuh"
@@ -20,8 +19,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMinBlocks = 4;     // 64 registers per thread
 constexpr int kMinSumBlocks = 2;  // 128
-constexpr int kChunk = 32;  // sorted positions that one group of threads sums
-constexpr int kBatch = 4;   // of them, loaded together
+constexpr int kChunk = 32;        // sorted positions that one group of threads sums
+constexpr int kBatch = 4;         // of them, loaded together
 
 // kWidth neighbouring columns of one row: packs, or with kWidth 1 a single element of any alignment.
 template <class T, int kWidth>

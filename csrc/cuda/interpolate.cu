@@ -3,9 +3,8 @@
 // Elements are taken in memory order. Where the channels are last and fill whole packs, a pack has one source
 // pixel; otherwise a pack of outputs collects single elements. Backward computes which outputs copied an
 // input element (NearestAxis::first_output) and adds them in order.
-#include "../math/interpolate.h"
-
 #include "../binding/interpolate.h"
+#include "../math/interpolate.h"
 #include "memory.cuh"
 #include "tensor.cuh"
 
@@ -165,8 +164,8 @@ Tensor interpolate_nearest_forward(Tensor input, std::vector<int64_t> output_siz
                                    std::vector<double> scale_factors, bool exact, bool channels_last) {
   const char* op = "interpolate_nearest_forward";
   std::vector<int64_t> shape;
-  const InterpolateShape s = check_interpolate(input, "input", output_size, scale_factors, exact,
-                                               channels_last, true, op, shape);
+  const InterpolateShape s =
+      check_interpolate(input, "input", output_size, scale_factors, exact, channels_last, true, op, shape);
   const DeviceScope device(input);
   Tensor output = new_tensor(input, shape, input.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {

@@ -97,9 +97,9 @@ def interpolate(
         size: output size, one number or one per spatial dimension.
         scale_factor: multiplier of the size instead, likewise.
         mode: ``"nearest"`` (source index floor(i * scale)) or ``"nearest-exact"`` (floor((i + 0.5) * scale)),
-            where scale is 1 / scale_factor, or the ratio of the sizes. In float32 for every dtype and on every
-            device, as torch has it on CUDA. (On the CPU torch has exceptions: float64 for float64 input; in
-            some kernels, and in backward always, a scale factor that happens to keep or to double the size
+            where scale is 1 / scale_factor, or the ratio of the sizes; in float32 for every dtype, on every
+            device, as torch has it on CUDA. (On the CPU torch makes exceptions: for float64 it is float64; in
+            some kernels, and always in backward, a scale factor that happens to keep or to double the size
             counts as 1 or 2.)
         align_corners, antialias: of other modes only.
         recompute_scale_factor: use the ratio of the sizes although ``scale_factor`` is given.
@@ -192,7 +192,7 @@ def _per_dimension(name: str, argument: str, value: Any, spatial: int) -> list[A
 def _output_size(
     name: str, input: Tensor, size: Any, scale_factor: Any, recompute: bool | None
 ) -> tuple[list[int], list[float]]:
-    """The output's spatial size and, by dimension, the scale factor of the index formula (0: from the sizes)."""
+    """The output's spatial sizes, and the scale factors of the index formula (0: from the sizes)."""
     spatial = input.dim() - 2
     if (size is None) == (scale_factor is None):
         given = "neither" if size is None else "both"
