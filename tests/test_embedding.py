@@ -12,7 +12,7 @@ import pyops
 from pyops.functional import embedding
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import BACKENDS, CPP, Backend, activate, raw
 from .suite.cases import DTYPES, Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.embedding import embedding_case as case
@@ -222,6 +222,20 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+
+
+def test_same_bits_for_every_order_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = next(b for b in BACKENDS if b.name == "emulated")
+    activate(backend)
+    grad, index = torch.randn(300, 5), torch.randint(9, (300,)).clamp(max=4)
+    weight = torch.randn(9, 70) * 5
+    results = []
+    for seed in ("0", "1", "2"):
+        monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
+        renormed = weight.clone()
+        raw(backend, "embedding_renorm_")(renormed, index, 1.0, 2.0)
+        results.append((raw(backend, "embedding_backward")(grad, index, 9, -1, True), renormed))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -79,6 +82,22 @@ def valid_arguments() -> dict[str, tuple]:
         "embedding_backward": (torch.randn(3, 5), index, 4, 1, False),
         "embedding_renorm_": (weight, index, 1.0, 2.0),
     }
+
+
+def run_sanitized(ops: Any) -> None:
+    """Rows of any alignment, indices out of range, every number of passes."""
+    for dtype, dim, positions, offset in itertools.product(
+        (torch.float32, torch.bfloat16, torch.float64), (1, 3, 8, 264), (0, 1, 33, 1100), (0, 1)
+    ):
+        if positions * dim > 10_000:
+            continue
+        weight = torch.rand(offset + 7 * dim).to(dtype)[offset:].view(7, dim)
+        grad = torch.rand(offset + positions * dim).to(dtype)[offset:].view(positions, dim)
+        index = torch.randint(-2, 9, (positions,))
+        index[:1] = 2**62
+        ops.embedding_forward(weight, index)
+        ops.embedding_backward(grad, index, 7, 3, True)
+        ops.embedding_renorm_(weight, index.int(), 0.5, 2.0)
 
 
 MUTANTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -75,6 +76,19 @@ def valid_arguments() -> dict[str, tuple]:
         "interpolate_nearest_forward": (x, [6, 7], [0.0, 1.5], False, False),
         "interpolate_nearest_backward": (x, [3, 2], [0.0, 1.5], True, True),
     }
+
+
+def run_sanitized(ops: Any) -> None:
+    """Tensors of any alignment, sizes that are no multiple of a pack, extreme scale factors."""
+    sizes = ([1, 1], [6, 10], [7, 9], [2, 40])
+    for dtype, size, factor, last, offset in itertools.product(
+        (torch.float32, torch.bfloat16), sizes, (0.0, 1e-300, 0.7, 1e300), (False, True), (0, 1)
+    ):
+        for channels in (3, 8):
+            x = torch.rand(offset + channels * 15).to(dtype)[offset:]
+            x = x.view(1, 3, 5, channels) if last else x.view(1, channels, 3, 5)
+            ops.interpolate_nearest_forward(x, size, [factor, factor], not last, last)
+            ops.interpolate_nearest_backward(x, size, [factor, factor], last, last)
 
 
 MUTANTS = {
