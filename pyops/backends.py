@@ -151,10 +151,11 @@ def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
     ``elements`` is what the rule counts where that is not ``input`` itself (an op whose output is larger).
 
     A Python ``autograd.Function`` takes longer per call than torch's C++ one, and on so few elements the call
-    is all there is. The rule holds on the CPU, and only while no backend is asked for by name. Fused forms
-    never use it (they win by replacing several calls), nor does dropout, whose mask is the same everywhere.
+    is all there is. The rule holds on the CPU, and only while no backend is asked for by name and the library
+    is there (its absence must not go unnoticed). Fused forms never use it (they win by replacing several
+    calls), nor does dropout, whose mask is the same everywhere.
     """
-    if _requested is not None or not input.is_cpu:
+    if _requested is not None or not input.is_cpu or "cpp" not in _handles:
         return False
     return (input.numel() if elements is None else elements) <= TINY_ELEMENTS
 

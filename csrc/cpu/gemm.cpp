@@ -1,29 +1,13 @@
 // gemm_: the library's own matrix multiplication as an op; see gemm.h for the algorithm.
-#include "gemm.h"
-
 #include <cstdint>
 #include <type_traits>
 
-#include "../binding/tensor.h"
+#include "gemm_tensor.h"
 
 namespace pyops::cpu {
 namespace {
 
 constexpr const char* kOp = "gemm_";
-
-struct ThreadPool {
-  int64_t threads() const { return torch::stable::get_num_threads(); }
-  template <class F>
-  void operator()(int64_t count, const F& body) const {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(i);
-    });
-  }
-};
-
-// The stride of a dimension nobody steps along is arbitrary in torch; calling it 1 lets single
-// rows and columns pass as either layout.
-int64_t step(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 ? 1 : t.stride(dim); }
 
 void check_operand(const Tensor& t, const char* name, const Tensor& out) {
   STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions, got shape ", shape_string(t));
@@ -62,10 +46,8 @@ struct Extent {
 
 template <class T, class Out>
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double beta) {
-  const Operand<T> left{static_cast<const T*>(a.const_data_ptr()), step(a, 0), step(a, 1)};
-  const Operand<T> right{static_cast<const T*>(b.const_data_ptr()), step(b, 1), step(b, 0)};
-  gemm(a.size(0), b.size(1), a.size(1), left, right, static_cast<Out*>(out.mutable_data_ptr()), b.size(1),
-       static_cast<acc_t<T>>(beta), ThreadPool{});
+  gemm(a.size(0), b.size(1), a.size(1), left_operand<T>(a), right_operand<T>(b),
+       static_cast<Out*>(out.mutable_data_ptr()), b.size(1), static_cast<acc_t<T>>(beta), ThreadPool{});
 }
 
 // out[M, N] = a[M, K] @ b[K, N] + beta * out, accumulated in float32 (float64 for double).

@@ -23,6 +23,7 @@
 #include <utility>
 
 #include "gemm_pack.h"
+#include "gemm_thin.h"
 
 namespace pyops::cpu {
 
@@ -164,10 +165,11 @@ inline void* workspace(size_t bytes) {
   return buffer.get();
 }
 
-// One tile of the output by one thread.
-template <class T, class Out>
+// One tile of the output by one thread. finished(row, rows) is called for rows whose sums are final, which
+// are then still in cache.
+template <class T, class Out, class Finished>
 void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc,
-                   acc_t<T> beta) {
+                   acc_t<T> beta, const Finished& finished) {
   using Acc = acc_t<T>;
   using Blocking = GemmBlocking<Acc>;
   constexpr int n = Vec<Acc>::kLanes;
@@ -196,6 +198,7 @@ void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, 
       const Target<Acc, Out> target{
           out + row * ldc, ldc, partial + (spill ? row * padded : 0), padded, beta, k == 0, k + depth >= K};
       sweep(panels, N, depth, packed_a, packed_b, target);
+      if (target.last) finished(row, rows);
     }
     k += max_depth;
   } while (k < K);
@@ -240,20 +243,34 @@ struct Serial {
   }
 };
 
+// The epilogue of a plain product.
+struct NoEpilogue {
+  void operator()(int64_t, int64_t, int64_t, int64_t) const {}
+};
+
 // out[M, N] = a[M, K] @ b[K, N] + beta * out, accumulated in acc_t<T>.
 //
 // The operand a has its rows along M, b along N. out is row-major with leading dimension ldc and
 // must not overlap a or b; for beta == 0 it is not read. Out is T or acc_t<T>.
 // parallel.threads() says how many threads there are, parallel(count, body) calls body(i) for
 // every i in [0, count), in any order and concurrency.
-template <class T, class Out, class Parallel>
+//
+// epilogue(row, rows, column, columns) is called once for every element of the output, as part of some block
+// [row, row + rows) x [column, column + columns), when its sum has just been written. It runs on the thread
+// that wrote the block, concurrently with calls for other blocks, and may overwrite the block; whether blocks
+// are the same for every number of threads is not promised.
+template <class T, class Out, class Parallel, class Epilogue = NoEpilogue>
 void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc, acc_t<T> beta,
-          const Parallel& parallel) {
+          const Parallel& parallel, const Epilogue& epilogue = {}) {
   using Blocking = GemmBlocking<acc_t<T>>;
   // Below this, waking the other threads costs more than they save.
   constexpr double kSerialWork = 1 << 19;
   if (M == 0 || N == 0) return;
   const bool serial = double(M) * double(N) * double(K) < kSerialWork;
+  if (serial ? thin_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
+             : thin_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
+    return;
+  }
   const int64_t threads = serial ? 1 : std::max<int64_t>(parallel.threads(), 1);
   const TileGrid grid = choose_grid(M, N, Blocking::template kTileRows<Out>,
                                     Blocking::template kTileColumns<Out>, Blocking::kMicroColumns, threads);
@@ -270,7 +287,7 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
       multiply_tile(tile_rows.size(tile % grid.rows), columns, K,
                     Operand<T>{a.data + i * a.row_stride, a.row_stride, a.depth_stride},
                     Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride}, out + i * ldc + j,
-                    ldc, beta);
+                    ldc, beta, [&](int64_t row, int64_t rows) { epilogue(i + row, rows, j, columns); });
     }
   };
   if (threads == 1) {

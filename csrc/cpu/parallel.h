@@ -24,6 +24,17 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
   torch::stable::parallel_for(0, count, grain, f);
 }
 
+// The threads of a gemm (gemm.h): calls body(i) for every i in [0, count), each a piece worth a thread.
+struct ThreadPool {
+  int64_t threads() const { return torch::stable::get_num_threads(); }
+  template <class F>
+  void operator()(int64_t count, const F& body) const {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i);
+    });
+  }
+};
+
 // Sums f(begin, end) over blocks of [0, count) whose size depends on `count` and `cost` only.
 template <class Sum, class F>
 Sum parallel_sum(int64_t count, int64_t cost, const F& f) {

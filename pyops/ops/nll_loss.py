@@ -125,6 +125,7 @@ def nll_loss(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
             nor ``ignore_index`` (elsewhere such a row's loss is NaN, since finding out would synchronise).
+            torch's own op, which serves tiny tensors, raises its own errors.
     """
     name = "nll_loss"
     code = reduction_code(name, reduction, size_average, reduce)
@@ -134,7 +135,10 @@ def nll_loss(
     check_device(name, "target", target, input)
     row_shape = without_class_dim(input.shape)
     target = class_indices(name, target, row_shape)
+    given_weight = weight
     weight = class_weight(name, weight, input.shape[min(input.dim() - 1, 1)], input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.nll_loss(input, target, given_weight, None, ignore_index, None, reduction)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
     ops = backends.resolve(input)
     if ops is None:
