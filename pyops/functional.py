@@ -2,6 +2,8 @@
 
 from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.cross_entropy import cross_entropy
+from .ops.embedding import embedding
+from .ops.interpolate import interpolate
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.nll_loss import nll_loss
 from .ops.prelu import prelu
@@ -10,8 +12,10 @@ from .ops.softmax import log_softmax, softmax
 __all__ = [
     "cross_entropy",
     "elu",
+    "embedding",
     "gelu",
     "hardswish",
+    "interpolate",
     "leaky_relu",
     "linear_cross_entropy",
     "log_softmax",

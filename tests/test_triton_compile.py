@@ -12,6 +12,7 @@ memory; of 16-bit and TF32 matrix products: they run on tensor cores.
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -114,7 +115,35 @@ def _prelu(shape: tuple[int, ...], slopes: int, dtype: torch.dtype) -> None:
     prelu.prelu_backward(x, x, weight, 1)
 
 
+def _embedding(
+    rows: int, dim: int, positions: int, dtype: torch.dtype, scaled: bool = False, norm_type: float = 2.0
+) -> None:
+    from pyops.triton_kernels import embedding
+
+    indices = _empty(positions, dtype=torch.int64)
+    weight = _empty(rows, dim, dtype=dtype)
+    output = embedding.embedding_forward(weight, indices)
+    embedding.embedding_backward(output, indices, rows, -1, scaled)
+    embedding.embedding_renorm_(weight, indices, 1.0, norm_type)
+
+
+def _interpolate(shape: tuple[int, ...], size: list[int], dtype: torch.dtype, channels_last: bool) -> None:
+    from pyops.triton_kernels import interpolate
+
+    factors, exact = [0.0] * len(size), dtype != FLOAT
+    x = _empty(*shape, dtype=dtype)
+    y = interpolate.interpolate_nearest_forward(x, size, factors, exact, channels_last)
+    own = list(shape[1:-1] if channels_last else shape[2:])
+    interpolate.interpolate_nearest_backward(y, own, factors, exact, channels_last)
+
+
 CASES: dict[str, Callable[[], None]] = {
+    "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
+    "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
+    "embedding-odd-float64": lambda: _embedding(100, 37, 50, DOUBLE, False, 1.5),
+    "interpolate-double-float32": lambda: _interpolate((8, 64, 56, 56), [112, 112], FLOAT, False),
+    "interpolate-channels_last-bfloat16": lambda: _interpolate((8, 56, 56, 64), [112, 112], BFLOAT16, True),
+    "interpolate-volume-float64": lambda: _interpolate((2, 3, 5, 7, 9), [8, 8, 8], DOUBLE, False),
     "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
     "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
     "softmax-loop-bfloat16": lambda: _softmax((4096, 50257), BFLOAT16, False),

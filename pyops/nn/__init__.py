@@ -23,6 +23,8 @@ from .activation import (
     Softplus,
     Tanh,
 )
+from .embedding import Embedding
+from .interpolate import Upsample, UpsamplingNearest2d
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "GELU",
     "SELU",
     "CrossEntropyLoss",
+    "Embedding",
     "Hardswish",
     "LeakyReLU",
     "LinearCrossEntropyLoss",
@@ -42,6 +45,8 @@ __all__ = [
     "Softmax",
     "Softplus",
     "Tanh",
+    "Upsample",
+    "UpsamplingNearest2d",
 ]
 
 

@@ -6,6 +6,8 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 
 from .activation import activation, activation_gradient
 from .cross_entropy import cross_entropy_with_lse
+from .embedding import embedding
+from .interpolate import interpolate_nearest
 from .linear_cross_entropy import linear_cross_entropy
 from .nll_loss import nll_loss
 from .prelu import prelu_gradient
@@ -15,6 +17,8 @@ __all__ = [
     "activation",
     "activation_gradient",
     "cross_entropy_with_lse",
+    "embedding",
+    "interpolate_nearest",
     "linear_cross_entropy",
     "nll_loss",
     "prelu_gradient",

@@ -32,6 +32,7 @@ def run_ops() -> None:
     import torch
 
     from tests.cuda_emulation import build
+    from tests.suite import ops as suite_ops
 
     build.load()
     ops = torch.ops.pyops_emulated
@@ -61,6 +62,8 @@ def run_ops() -> None:
         for target, reduction in itertools.product([index, huge], (0, 1)):
             loss, total = ops.nll_loss_forward(x, target, weight, reduction, IGNORE_INDEX)
             ops.nll_loss_backward(loss, target, weight, total, classes, reduction, IGNORE_INDEX, dtype)
+    for module in suite_ops.MODULES:
+        getattr(module, "run_sanitized", lambda ops: None)(ops)
 
 
 def run_overflow() -> None:
