@@ -5,8 +5,17 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 """
 
 from .cross_entropy import cross_entropy_with_lse
+from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, dropout
 from .linear_cross_entropy import linear_cross_entropy
 from .nll_loss import nll_loss
 from .softmax import softmax
 
-__all__ = ["cross_entropy_with_lse", "linear_cross_entropy", "nll_loss", "softmax"]
+__all__ = [
+    "bias_activation_dropout",
+    "bias_activation_dropout_gradient",
+    "cross_entropy_with_lse",
+    "dropout",
+    "linear_cross_entropy",
+    "nll_loss",
+    "softmax",
+]
