@@ -20,9 +20,7 @@ class Dropout(torch.nn.Dropout):
         super().__init__(p, inplace)
         self.activation = activation
 
-    def forward(
-        self, input: Tensor, *, bias: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, *, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         return F.dropout(
             input,
             self.p,
