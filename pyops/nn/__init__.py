@@ -8,11 +8,43 @@ from typing import Any
 
 import torch.nn
 
-from .activation import LogSoftmax, Softmax
+from .activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardswish,
+    LeakyReLU,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from .dropout import Dropout
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
-__all__ = ["CrossEntropyLoss", "Dropout", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Hardswish",
+    "LeakyReLU",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "NLLLoss",
+    "PReLU",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+]
 
 
 def __getattr__(name: str) -> Any:
