@@ -287,7 +287,7 @@ def test_third_derivative_has_the_same_mask(backend: Backend) -> None:
     (g,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
     (h,) = torch.autograd.grad(g.sum(), x, create_graph=True)
     (t,) = torch.autograd.grad(h.sum(), x)
-    mask = (y != 0) * 2.0
+    mask = (y != 0).double() * 2
     torch.testing.assert_close(t, 6 * mask**3)
 
 

@@ -104,15 +104,15 @@ def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK:
     """x + bias for the elements ``i`` [BLOCK] of the groups ``group`` [BLOCK / 8]."""
     if BIAS == _NO_BIAS:
         return x
-    if BIAS == _ANY:
-        bias = tl.load(bias_ptr + (i // inner) % channels)
+    elif BIAS == _ANY:
+        return x + tl.load(bias_ptr + (i // inner) % channels).to(x.dtype)
     else:
         # One division for eight elements.
         first = group * _GROUP
         channel = first % channels if BIAS == _NEIGHBOURS else (first // inner) % channels
         step = tl.arange(0, _GROUP) if BIAS == _NEIGHBOURS else tl.zeros([_GROUP], tl.int32)
         bias = tl.load(bias_ptr + tl.reshape(channel[:, None] + step[None, :], [BLOCK]))
-    return x + bias.to(x.dtype)
+        return x + bias.to(x.dtype)
 
 
 @triton.jit

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_floating, check_shape, check_tensor
-from .activation import IDENTITY, Activation, parse
+from ._common import check_device, check_floating, check_shape, check_tensor, dense_order
+from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, _refuse_leaf, parse
 
 
 def _fake_backward(
@@ -59,7 +59,8 @@ _library.define(
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """A mask's seed, int64 of shape (2,), drawn on ``device`` from its generator."""
-    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+    # Not random_ on an empty tensor: torch.compile does not trace it.
+    return torch.randint(2**63 - 1, (2,), generator=generator, device=device)
 
 
 class _Dropout(torch.autograd.Function):
@@ -72,7 +73,8 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         # Dropout is linear: its gradient, to any order, is dropout by the same mask.
-        return _apply(grad.contiguous(), *ctx.saved_tensors, ctx.p, ctx.ops), None, None, None
+        (seed,) = ctx.saved_tensors
+        return _apply(grad.contiguous(), seed, ctx.p, ctx.ops), None, None, None
 
 
 class _InplaceDropout(torch.autograd.Function):
@@ -176,29 +178,37 @@ def dropout(
         raise TypeError(f"dropout: input must be a floating-point tensor, got {input.dtype}")
     ops = backends.resolve(input)
     seed = draw_seed(input.device, generator)
-    contiguous = input.is_contiguous()
-    if inplace:
-        if contiguous and ops is not None and not torch.compiler.is_compiling():
-            return _apply_inplace(input, seed, p, ops)
-        return input.copy_(_plain(input.contiguous(), seed, p, ops))
-    return _plain(input if contiguous else input.contiguous(), seed, p, ops)
+    if not inplace:
+        return _plain(input, seed, p, ops)
+    needs_grad = input.requires_grad and torch.is_grad_enabled()
+    if needs_grad:
+        _refuse_leaf("dropout", input)
+    # A compiler removes the copy; it cannot trace an in-place autograd.Function.
+    if ops is None or not input.is_contiguous() or torch.compiler.is_compiling():
+        return input.copy_(_plain(input, seed, p, ops))
+    if needs_grad:
+        return _InplaceDropout.apply(input, seed, p, ops)
+    ops.dropout_(input, seed, p)
+    return input
 
 
 def _plain(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace | None) -> Tensor:
+    if not input.is_contiguous():
+        order = dense_order(input)
+        if order is not None:
+            return _plain(input.permute(order), seed, p, ops).permute(_inverse(order))
+        input = input.contiguous()
     return reference.dropout(input, seed, p) if ops is None else _apply(input, seed, p, ops)
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _apply(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
         return _Dropout.apply(input, seed, p, ops)
     return ops.dropout(input, seed, p)
-
-
-def _apply_inplace(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
-    if input.requires_grad and torch.is_grad_enabled():
-        return _InplaceDropout.apply(input, seed, p, ops)
-    ops.dropout_(input, seed, p)
-    return input
 
 
 def _fused(
@@ -210,7 +220,8 @@ def _fused(
     generator: torch.Generator | None,
 ) -> Tensor:
     check_floating("dropout", "input", input)
-    kind, a, b = activation if isinstance(activation, Activation) else parse("dropout", activation)
+    if not isinstance(activation, Activation):
+        activation = parse("dropout", activation)
     if bias is not None and not _matches(bias, input):
         input, bias = _promoted("bias", bias, input)
     if residual is not None:
@@ -218,26 +229,52 @@ def _fused(
             input, residual = _promoted("residual", residual, input)
             bias = None if bias is None else bias.to(input.dtype)
         check_shape("dropout", "residual", residual, input.shape, "the input's shape")
-        residual = residual.contiguous()
     dim = input.dim() - 1
     if bias is not None:
         if bias.dim() != 1 or dim < 0 or bias.size(0) != input.size(dim):
             bias, dim = _bias_vector(input, bias)
         bias = bias.contiguous()
-    ops = backends.resolve(input)
     seed = draw_seed(input.device, generator) if p > 0.0 else None
+    order = None
     if not input.is_contiguous():
-        input = input.contiguous()
+        order = dense_order(input)
+        if order is None:
+            input = input.contiguous()
+        else:
+            input, dim = input.permute(order), order.index(dim)
+            residual = None if residual is None else residual.permute(order)
+    if residual is not None:
+        residual = residual.contiguous()
+    output = _apply_fused(input, bias, residual, seed, (p, *activation, dim))
+    return output if order is None else output.permute(_inverse(order))
+
+
+def _apply_fused(
+    input: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    options: tuple[float, int, float, float, int],
+) -> Tensor:
+    ops = backends.resolve(input)
     if ops is None:
-        return reference.bias_activation_dropout(input, bias, residual, seed, p, kind, a, b, dim)
+        return reference.bias_activation_dropout(input, bias, residual, seed, *options)
     if torch.is_grad_enabled() and (
         input.requires_grad
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        keeps_output = residual is None and Activation(kind, a, b).keeps_output(input.dtype)
-        return _FusedDropout.apply(input, bias, residual, seed, (p, kind, a, b, dim), keeps_output, ops)
-    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, kind, a, b, dim)
+        keeps_output = residual is None and _keeps_output(Activation(*options[1:4]), input.dtype)
+        return _FusedDropout.apply(input, bias, residual, seed, options, keeps_output, ops)
+    return ops.bias_activation_dropout_forward(input, bias, residual, seed, *options)
+
+
+def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:
+    """Whether backward gets the output. It is scaled before it is rounded, so that 16 bits of it say less of
+    the activation's output than torch keeps; only the sign is sure."""
+    if dtype.itemsize == 2 and activation.kind not in (RELU, LEAKY_RELU):
+        return False
+    return activation.from_output
 
 
 def _matches(tensor: Tensor, input: Tensor) -> bool:
