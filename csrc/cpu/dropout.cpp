@@ -16,7 +16,7 @@ constexpr int64_t kShortestInner = 64;
 constexpr int64_t kLongestJoined = int64_t{1} << 16;
 constexpr int64_t kPiece = 4 * kDrawChunk;
 // Rows whose gradients are added one by one before they join a longer sum, which keeps rounding errors small.
-constexpr int64_t kRowsPerSum = 64;
+constexpr int64_t kRowsPerSum = 32;
 constexpr int64_t kRowBlocks = 32;
 
 // A contiguous tensor as rows of `width` elements (the last may be shorter) with either a bias for each
