@@ -2,6 +2,7 @@
 
 from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.cross_entropy import cross_entropy
+from .ops.dropout import dropout
 from .ops.embedding import embedding
 from .ops.interpolate import interpolate
 from .ops.linear_cross_entropy import linear_cross_entropy
@@ -11,6 +12,7 @@ from .ops.softmax import log_softmax, softmax
 
 __all__ = [
     "cross_entropy",
+    "dropout",
     "elu",
     "embedding",
     "gelu",

@@ -22,6 +22,7 @@ MODULES = {
         {"reduction": "sum", "ignore_index": 255},
     ],
     "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
+    "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
     "Softmax": [{"dim": 1}, {"dim": -1}],
     "LogSoftmax": [{"dim": 1}, {"dim": 0}],
     "ReLU": [{}],
@@ -88,6 +89,7 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     "name",
     [
         "cross_entropy",
+        "dropout",
         "nll_loss",
         "softmax",
         "log_softmax",

@@ -137,6 +137,30 @@ def _interpolate(shape: tuple[int, ...], size: list[int], dtype: torch.dtype, ch
     interpolate.interpolate_nearest_backward(y, own, factors, exact, channels_last)
 
 
+def _dropout(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import dropout
+
+    dropout.dropout(_empty(*shape, dtype=dtype), _empty(2, dtype=torch.int64), 0.5)
+
+
+def _fused_dropout(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    dim: int = -1,
+    *,
+    from_output: bool = False,
+    residual: bool = False,
+    needs_bias: bool = True,
+) -> None:
+    from pyops.triton_kernels import dropout
+
+    x, bias = _empty(*shape, dtype=dtype), _empty(shape[dim], dtype=dtype)
+    mask, activation = (_empty(2, dtype=torch.int64), 0.5), (kind, 1.0, 20.0, dim)
+    dropout.bias_activation_dropout_forward(x, bias, x if residual else None, *mask, *activation)
+    dropout.bias_activation_dropout_backward(x, x, bias, *mask, *activation, from_output, needs_bias)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
@@ -144,6 +168,18 @@ CASES: dict[str, Callable[[], None]] = {
     "interpolate-double-float32": lambda: _interpolate((8, 64, 56, 56), [112, 112], FLOAT, False),
     "interpolate-channels_last-bfloat16": lambda: _interpolate((8, 56, 56, 64), [112, 112], BFLOAT16, True),
     "interpolate-volume-float64": lambda: _interpolate((2, 3, 5, 7, 9), [8, 8, 8], DOUBLE, False),
+    "dropout-float32": lambda: _dropout((1024, 1024), FLOAT),
+    "dropout-odd-bfloat16": lambda: _dropout((1001, 777), BFLOAT16),
+    "dropout-float64": lambda: _dropout((64, 4096), DOUBLE),
+    "dropout-bias-relu-float32": lambda: _fused_dropout((256, 4096), FLOAT, 1, from_output=True),
+    "dropout-bias-relu-bfloat16": lambda: _fused_dropout((8192, 8192), BFLOAT16, 1, from_output=True),
+    "dropout-bias-gelu-residual-bfloat16": lambda: _fused_dropout((4096, 768), BFLOAT16, 8, residual=True),
+    "dropout-bias-gelu-odd-float32": lambda: _fused_dropout((4096, 777), FLOAT, 8),
+    "dropout-bias-gelu-no_gradient-odd-float32": lambda: _fused_dropout(
+        (4096, 777), FLOAT, 8, needs_bias=False
+    ),
+    "dropout-image-sigmoid-float16": lambda: _fused_dropout((64, 256, 16, 16), HALF, 3, 1),
+    "dropout-image-tanh-odd-float64": lambda: _fused_dropout((8, 16, 7, 7), DOUBLE, 4, 1, from_output=True),
     "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
     "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
     "softmax-loop-bfloat16": lambda: _softmax((4096, 50257), BFLOAT16, False),

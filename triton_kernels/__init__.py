@@ -5,6 +5,16 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import activation, cross_entropy, embedding, gemm, interpolate, nll_loss, prelu, softmax
+from . import activation, cross_entropy, dropout, embedding, gemm, interpolate, nll_loss, prelu, softmax
 
-__all__ = ["activation", "cross_entropy", "embedding", "gemm", "interpolate", "nll_loss", "prelu", "softmax"]
+__all__ = [
+    "activation",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gemm",
+    "interpolate",
+    "nll_loss",
+    "prelu",
+    "softmax",
+]

@@ -23,6 +23,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
+from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
@@ -32,6 +33,7 @@ __all__ = [
     "GELU",
     "SELU",
     "CrossEntropyLoss",
+    "Dropout",
     "Embedding",
     "Hardswish",
     "LeakyReLU",

@@ -3,6 +3,7 @@
 from . import (
     activation,
     cross_entropy,
+    dropout,
     embedding,
     gemm,
     interpolate,
@@ -15,6 +16,7 @@ from . import (
 __all__ = [
     "activation",
     "cross_entropy",
+    "dropout",
     "embedding",
     "gemm",
     "interpolate",
