@@ -9,9 +9,29 @@ from typing import Any
 import torch.nn
 
 from .activation import LogSoftmax, Softmax
-from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
+from .loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "L1Loss",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "MSELoss",
+    "NLLLoss",
+    "SmoothL1Loss",
+    "Softmax",
+]
 
 
 def __getattr__(name: str) -> Any:

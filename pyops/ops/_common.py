@@ -85,6 +85,18 @@ def autocasts_to_float32(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
 
 
+def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """The gradients that forward wrote and saved, for the first backward; None for a later one.
+
+    Given away once: a later backward (retain_graph) must not find what their owner made of them. As ``.data``,
+    whose version is its own: the owner's changes are none to what autograd has saved.
+    """
+    if not ctx.is_fresh:
+        return None
+    ctx.is_fresh = False
+    return tuple(gradient.data for gradient in gradients)
+
+
 def differentiable_gradients(
     function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:

@@ -6,7 +6,8 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 
 from .cross_entropy import cross_entropy_with_lse
 from .linear_cross_entropy import linear_cross_entropy
+from .loss import elementwise_loss
 from .nll_loss import nll_loss
 from .softmax import softmax
 
-__all__ = ["cross_entropy_with_lse", "linear_cross_entropy", "nll_loss", "softmax"]
+__all__ = ["cross_entropy_with_lse", "elementwise_loss", "linear_cross_entropy", "nll_loss", "softmax"]
