@@ -102,8 +102,7 @@ struct BceWithLogitsLoss {
     const V one = V(T(1)), zero = V(T(0));
     const V e = exp(zero - abs(x));
     const V log_sigmoid = select_greater(x, zero, zero, x) - log1p(e);
-    const V upper = one / (one + e);  // sigmoid(|x|)
-    const V sigmoid = select_greater(zero, x, e * upper, upper);
+    const V sigmoid = select_greater(zero, x, e, one) / (one + e);
     if constexpr (kPosWeight) {
       const V positive = pos_weight * y;
       const V log_weight = (pos_weight - one) * y + one;
