@@ -191,6 +191,7 @@ def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.d
     checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", NAMES)
 def test_losses_of_elements_keep_torchs_strides(backend: Backend, op: str) -> None:
     plain = torch.rand(2, 3, 4, 5, device=backend.device)
@@ -295,6 +296,7 @@ def test_one_of_two_gradients(backend: Backend) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 def test_gradients_of_weights(backend: Backend) -> None:
     """Where torch has them: of what it composes of several ops."""
     x, y = torch.randn(4, 6, device=backend.device), torch.rand(4, 6, device=backend.device)
@@ -384,6 +386,7 @@ def test_double_backward_with_a_written_gradient() -> None:
 # --------------------------------------------------------------------------------- broadcasting and dtypes
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", DIFFERENCES)
 @pytest.mark.parametrize("shapes", [((3, 1), (3, 4)), ((4,), (3, 4)), ((3, 4), ()), ((2, 1, 4), (3, 1))])
 def test_broadcasting_with_torchs_warning(backend: Backend, op: str, shapes: tuple) -> None:
@@ -408,6 +411,7 @@ def test_weights_of_a_broadcast_input(backend: Backend) -> None:
 _DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64]
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("reduction", REDUCTIONS[:2])
 @pytest.mark.parametrize("op", NAMES)
 def test_dtypes_are_promoted_as_in_torch(backend: Backend, op: str, reduction: str) -> None:
@@ -427,6 +431,7 @@ def test_dtypes_are_promoted_as_in_torch(backend: Backend, op: str, reduction: s
             assert gradient.dtype is a
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("other", _DTYPES)
 def test_dtypes_of_weights_as_in_torch(backend: Backend, dtype: torch.dtype, other: torch.dtype) -> None:
@@ -438,6 +443,7 @@ def test_dtypes_of_weights_as_in_torch(backend: Backend, dtype: torch.dtype, oth
         torch.testing.assert_close(*results, rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 def test_complex_l1_loss_is_torchs(backend: Backend) -> None:
     x = torch.randn(3, dtype=torch.complex64, device=backend.device)
     torch.testing.assert_close(F.l1_loss(x, x + 1), torch.nn.functional.l1_loss(x, x + 1))
@@ -446,6 +452,7 @@ def test_complex_l1_loss_is_torchs(backend: Backend) -> None:
 # ------------------------------------------------------------------------------------- options and samples
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", ["mse_loss", "l1_loss", "smooth_l1_loss", BCE])
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend, op: str) -> None:
     x, y = torch.randn(3, 5, device=backend.device), torch.rand(3, 5, device=backend.device)
@@ -456,6 +463,7 @@ def test_legacy_reduction_arguments_as_in_torch(backend: Backend, op: str) -> No
             torch.testing.assert_close(*(f(x, y, **options) for f in (OPS[op].pyops, OPS[op].torch)))
 
 
+@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
 @pytest.mark.filterwarnings("ignore:Using a target size", "ignore:.*args will be deprecated")
 @pytest.mark.parametrize("op", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -465,7 +473,7 @@ def test_torchs_own_samples(backend: Backend, op: str, dtype: torch.dtype) -> No
 
     info = next(o for o in op_db if o.name == f"nn.functional.{op}")
     samples = list(info.sample_inputs(backend.device, dtype, requires_grad=True))
-    for sample in samples if backend.thorough else samples[::5]:
+    for sample in samples:
         found, wanted = (
             f(sample.input, *sample.args, **sample.kwargs) for f in (OPS[op].pyops, OPS[op].torch)
         )

@@ -33,8 +33,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_forward(Tensor input, Tensor target,
     using Acc = acc_t<T>;
     LossTensors<T> tensors(a);
     if (a.per_element()) tensors.all.value = static_cast<T*>(loss.mutable_data_ptr());
-    const TermSum sum =
-        tensors.visit_all(input.numel(), cost_of(a), chunk_visitor<true, false, Acc>(a));
+    const TermSum sum = tensors.visit_all(input.numel(), cost_of(a), chunk_visitor<true, false, Acc>(a));
     const double denominator = divisor_of(a, sum.weight);
     if (!a.per_element()) {
       *static_cast<Acc*>(loss.mutable_data_ptr()) = static_cast<Acc>(sum.loss / denominator);

@@ -111,7 +111,8 @@ const acc_t<T>* lay_out(const T* p, int64_t length, bool in_place, acc_t<T>* buf
     if (in_place || !p) return p;
   }
   if (!p) return nullptr;
-  for_each_vector<acc_t<T>>(length, [&](int64_t i, int lanes) { store(buffer + i, load_lanes(p + i, lanes)); });
+  for_each_vector<acc_t<T>>(length,
+                            [&](int64_t i, int lanes) { store(buffer + i, load_lanes(p + i, lanes)); });
   return buffer;
 }
 
@@ -147,9 +148,8 @@ const acc_t<T>* lay_out(const Repeated<T>& factor, int64_t begin, int64_t length
 template <class T>
 void write_back(const acc_t<T>* buffer, int64_t length, T* p) {
   if (!p) return;
-  for_each_vector<acc_t<T>>(length, [&](int64_t i, int lanes) {
-    store_lanes(p + i, load<acc_t<T>>(buffer + i), lanes);
-  });
+  for_each_vector<acc_t<T>>(
+      length, [&](int64_t i, int lanes) { store_lanes(p + i, load<acc_t<T>>(buffer + i), lanes); });
 }
 
 // Tensors as pointers; factors stay apart because they are repeated.
@@ -161,7 +161,8 @@ struct LossTensors {
   Repeated<T> pos_weight;
 
   explicit LossTensors(const LossArguments& a)
-      : all{static_cast<const T*>(a.input.const_data_ptr()), static_cast<const T*>(a.target.const_data_ptr())},
+      : all{static_cast<const T*>(a.input.const_data_ptr()),
+            static_cast<const T*>(a.target.const_data_ptr())},
         weight(a.weight, a.weight_inner),
         pos_weight(a.pos_weight, a.pos_weight_inner) {}
 

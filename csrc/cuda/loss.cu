@@ -106,7 +106,8 @@ __device__ __forceinline__ acc_t<T> piece_terms(const LossInputs<T>& in, const L
 // Writes the losses of the elements, or each block's sum of them and of what their mean divides by.
 template <class T, class Loss>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    loss_forward_kernel(LossInputs<T> in, Loss loss, bool divides_by_weight, T* per_element, double* partials) {
+    loss_forward_kernel(LossInputs<T> in, Loss loss, bool divides_by_weight, T* per_element,
+                        double* partials) {
   using Acc = acc_t<T>;
   PYOPS_SHARED_ARRAY(double, scratch, kLossScratch);
   LossSum sum;
@@ -162,7 +163,9 @@ LossInputs<T> inputs_of(const LossArguments& a, const Others*... others) {
                    {a.weight, a.weight_inner},
                    {a.pos_weight, a.pos_weight_inner}};
   const auto alike = [&](const T* p) { return !p || same_alignment(in.input, p); };
-  const auto factor = [&](const Repeated<T>& f) { return f.inner > 1 || f.count < in.count || alike(f.data); };
+  const auto factor = [&](const Repeated<T>& f) {
+    return f.inner > 1 || f.count < in.count || alike(f.data);
+  };
   in.aligned = alike(in.target) && factor(in.weight) && factor(in.pos_weight) && (alike(others) && ...);
   return in;
 }
@@ -195,8 +198,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_forward(Tensor input, Tensor target,
     double* const sums = partials ? mutable_data<double>(*partials) : nullptr;
     if (in.count > 0 || !a.per_element()) {
       math::dispatch_loss<Acc>(a.kind, parameter, pos_weight.has_value(), [&](const auto& term_of) {
-        launch(loss_forward_kernel<T, std::decay_t<decltype(term_of)>>, blocks, kThreads, 0, device.stream, in,
-               term_of, a.divides_by_weight(), per_element, sums);
+        launch(loss_forward_kernel<T, std::decay_t<decltype(term_of)>>, blocks, kThreads, 0, device.stream,
+               in, term_of, a.divides_by_weight(), per_element, sums);
       });
     }
     if (a.per_element()) {
@@ -232,8 +235,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(Tensor grad_loss, Tensor in
     const Acc* const upstream = a.per_element() ? nullptr : data<Acc>(grad_loss);
     const LossInputs<T> in = inputs_of<T>(a, grad, negated, per_element);
     math::dispatch_loss<Acc>(a.kind, parameter, pos_weight.has_value(), [&](const auto& term_of) {
-      launch(loss_backward_kernel<T, std::decay_t<decltype(term_of)>>, blocks_for<T>(in.count, 1), kThreads, 0,
-             device.stream, in, term_of, upstream,
+      launch(loss_backward_kernel<T, std::decay_t<decltype(term_of)>>, blocks_for<T>(in.count, 1), kThreads,
+             0, device.stream, in, term_of, upstream,
              a.reduction == Reduction::kMean ? data<Acc>(divisor) : nullptr, per_element, grad, negated);
     });
   });

@@ -88,8 +88,8 @@ def autocasts_to_float32(tensor: Tensor) -> bool:
 def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """The gradients that forward wrote and saved, for the first backward; None for a later one.
 
-    Given away once: a later backward (retain_graph) must not find what their owner made of them. As ``.data``,
-    whose version is its own: the owner's changes are none to what autograd has saved.
+    Given away once: a later backward (retain_graph) must not find what their owner made of them. As
+    ``.data``, whose version is its own: the owner's changes are none to what autograd has saved.
     """
     if not ctx.is_fresh:
         return None

@@ -99,7 +99,9 @@ def loss_case(
         input = normal(generator, shape)
         tensors = {"input": input if change is None else change(input)}
         if op == BCE:
-            tensors["target"] = torch.rand(shape, generator=generator, dtype=torch.float64)
+            # Smoothed labels. With any others sigmoid(x) - y at times cancels to the rounding of sigmoid(x).
+            labels = torch.randint(0, 2, shape, generator=generator)
+            tensors["target"] = labels * 0.75 + uniform(generator, shape) / 8
         else:
             tensors["target"] = normal(generator, shape, 0.5)
         if weight is not False:
@@ -141,7 +143,10 @@ def valid_arguments() -> dict[str, tuple]:
 
 MUTANTS = {
     "huber_gradient_loses_its_sign": Mutant(  # as in attorch
-        "math/loss.h", "return {c * (d - c * T(0.5)), c};", "return {c * (d - c * T(0.5)), abs(c)};", ("loss",)
+        "math/loss.h",
+        "return {c * (d - c * T(0.5)), c};",
+        "return {c * (d - c * T(0.5)), abs(c)};",
+        ("loss",),
     ),
     "pos_weight_is_missing_from_the_gradient": Mutant(
         "math/loss.h",
