@@ -33,7 +33,10 @@ HUBER: tl.constexpr = tl.constexpr(2)
 SMOOTH_L1: tl.constexpr = tl.constexpr(3)
 BCE_WITH_LOGITS: tl.constexpr = tl.constexpr(4)
 
-_BLOCK = 2048
+
+def _block(dtype: torch.dtype) -> int:
+    """Elements of one program; more of float64 would spill."""
+    return 512 if dtype == torch.float64 else 2048
 
 
 def _check_factor(factor: torch.Tensor | None, inner: int, op: str, name: str, input: torch.Tensor) -> None:
@@ -70,7 +73,7 @@ def _check(
         "POS_WEIGHT_REPEATS": pos_weight is not None
         and (pos_weight_inner > 1 or pos_weight.numel() < input.numel()),
         "SMALL": input.numel() < 2**31 and max(weight_inner, pos_weight_inner) < 2**31,
-        "BLOCK": _BLOCK,
+        "BLOCK": _block(input.dtype),
         "num_warps": 4,
     }
 
@@ -100,7 +103,7 @@ def elementwise_loss_forward(
     acc, n = acc_dtype(input.dtype), input.numel()
     loss = torch.empty_like(input) if reduction == NONE else input.new_empty((), dtype=acc)
     divisor = input.new_empty((), dtype=acc)
-    blocks = cdiv(n, _BLOCK)
+    blocks = cdiv(n, _block(input.dtype))
     partials = input.new_empty((2, 0 if reduction == NONE else blocks), dtype=acc)
     if n > 0:
         launch(
@@ -142,7 +145,8 @@ def elementwise_loss_backward(
     n = input.numel()
     if n > 0:
         launch(
-            _backward_kernel, cdiv(n, _BLOCK), input.device, grad_loss, input, target, *_factors(tensors),
+            _backward_kernel, cdiv(n, _block(input.dtype)), input.device, grad_loss, input, target,
+            *_factors(tensors),
             divisor if reduction == MEAN else None, grad_input, grad_target if both else None, n,
             PER_ELEMENT=per_element, **meta,
         )  # fmt: skip
