@@ -175,6 +175,18 @@ def elementwise_loss(
     Chooses the dtype to compute in, the backend and the layout. Arguments are not checked.
     """
     kind, _, reduction = options
+    ops = backends.resolve(input)
+    if (
+        weight is None
+        and pos_weight is None
+        and ops is not None
+        and input.dtype is target.dtype is result_dtype
+        and (reduction == 0 or result_dtype.itemsize >= 4)  # a reduced loss of 16-bit tensors is in float32
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and not (kind == BCE_WITH_LOGITS and target.requires_grad)
+    ):  # the usual call, for which what follows would do nothing
+        return _apply(input, target, (None, 1, None, 1), options, ops)
     dtype = input.dtype
     for tensor in (target, weight, pos_weight):
         if tensor is not None and tensor.dtype is not dtype:

@@ -138,6 +138,8 @@ def valid_arguments() -> dict[str, tuple]:
     return {
         "elementwise_loss_forward": (*tensors, *options),
         "elementwise_loss_backward": (one, *tensors[:4], None, 1, one, 2, 1.0, 1, True),
+        "elementwise_loss_forward_with_grad": (*tensors, *options, False),
+        "elementwise_loss_regrade_": (torch.rand(3, 5), one),
     }
 
 
