@@ -6,27 +6,33 @@ from .ops.dropout import dropout
 from .ops.embedding import embedding
 from .ops.interpolate import interpolate
 from .ops.linear_cross_entropy import linear_cross_entropy
+from .ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from .ops.nll_loss import nll_loss
 from .ops.prelu import prelu
 from .ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout",
     "elu",
     "embedding",
     "gelu",
     "hardswish",
+    "huber_loss",
     "interpolate",
+    "l1_loss",
     "leaky_relu",
     "linear_cross_entropy",
     "log_softmax",
+    "mse_loss",
     "nll_loss",
     "prelu",
     "relu",
     "selu",
     "sigmoid",
     "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
     "tanh",

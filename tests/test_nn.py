@@ -23,6 +23,14 @@ MODULES = {
     ],
     "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
     "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
+    "MSELoss": [{}, {"reduction": "none"}],
+    "L1Loss": [{}, {"reduction": "sum"}],
+    "HuberLoss": [{}, {"reduction": "sum", "delta": 0.3}],
+    "SmoothL1Loss": [{}, {"reduction": "none", "beta": 0.3}],
+    "BCEWithLogitsLoss": [
+        {"reduction": "sum"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 3.0, 0.5, 2.0])},
+    ],
     "Softmax": [{"dim": 1}, {"dim": -1}],
     "LogSoftmax": [{"dim": 1}, {"dim": 0}],
     "ReLU": [{}],
@@ -45,8 +53,11 @@ CASES = [
 
 
 def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-    target = torch.tensor([0, 2, 1, 0, 3], device=x.device)
-    return module(x, target) if name.endswith("Loss") else module(x)
+    if not name.endswith("Loss"):
+        return module(x)
+    if name in ("CrossEntropyLoss", "NLLLoss", "Loss"):
+        return module(x, torch.tensor([0, 2, 1, 0, 3], device=x.device))
+    return module(x, torch.linspace(0, 1, 20, device=x.device).view(5, 4))
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
@@ -99,6 +110,11 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
         "elu",
         "silu",
         "hardswish",
+        "mse_loss",
+        "l1_loss",
+        "huber_loss",
+        "smooth_l1_loss",
+        "binary_cross_entropy_with_logits",
     ],
 )
 def test_function_begins_with_torchs_arguments(name: str) -> None:

@@ -161,6 +161,25 @@ def _fused_dropout(
     dropout.bias_activation_dropout_backward(x, x, bias, *mask, *activation, from_output, needs_bias)
 
 
+def _loss(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    reduction: int = MEAN,
+    weight: tuple[int, ...] | None = None,
+    pos_weight: tuple[int, ...] | None = None,
+    inner: int = 1,
+    both: bool = False,
+) -> None:
+    from pyops.triton_kernels import loss
+
+    x = _empty(*shape, dtype=dtype)
+    factors = [None if f is None else _empty(*f, dtype=dtype) for f in (weight, pos_weight)]
+    tensors = (x, x, factors[0], inner, factors[1], inner)
+    value, divisor = loss.elementwise_loss_forward(*tensors, kind, 0.5, reduction)
+    loss.elementwise_loss_backward(value, *tensors, divisor, kind, 0.5, reduction, both)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
@@ -221,6 +240,18 @@ CASES: dict[str, Callable[[], None]] = {
     "prelu-columns-bfloat16": lambda: _prelu((4096, 4096), 4096, BFLOAT16),
     "prelu-runs-float32": lambda: _prelu((16, 64, 56, 56), 64, FLOAT),
     "prelu-one-slope-float64": lambda: _prelu((1001, 77), 1, DOUBLE),
+    "mse_loss-float32": lambda: _loss((4096, 1000), FLOAT, 0, both=True),
+    "mse_loss-weight-float64": lambda: _loss((1001, 77), DOUBLE, 0, SUM, weight=(1001, 77)),
+    "l1_loss-bfloat16": lambda: _loss((4096, 1000), BFLOAT16, 1),
+    "huber_loss-many-float32": lambda: _loss((2**31 + 5,), FLOAT, 2),
+    "smooth_l1_loss-none-float16": lambda: _loss((4096, 1000), HALF, 3, NONE),
+    "binary_cross_entropy-float32": lambda: _loss((4096, 1000), FLOAT, 4),
+    "binary_cross_entropy-factors-bfloat16": lambda: _loss(
+        (8, 21, 64, 64), BFLOAT16, 4, weight=(8, 21, 64, 64), pos_weight=(21, 1, 1), inner=4096
+    ),
+    "binary_cross_entropy-factors-float64": lambda: _loss(
+        (64, 1000), DOUBLE, 4, NONE, weight=(1000,), pos_weight=(1000,)
+    ),
     "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
     "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
     "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),

@@ -5,7 +5,7 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import activation, cross_entropy, dropout, embedding, gemm, interpolate, nll_loss, prelu, softmax
+from . import activation, cross_entropy, dropout, embedding, gemm, interpolate, loss, nll_loss, prelu, softmax
 
 __all__ = [
     "activation",
@@ -14,6 +14,7 @@ __all__ = [
     "embedding",
     "gemm",
     "interpolate",
+    "loss",
     "nll_loss",
     "prelu",
     "softmax",

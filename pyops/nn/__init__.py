@@ -26,24 +26,38 @@ from .activation import (
 from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
-from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
+from .loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 
 __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
     "Hardswish",
+    "HuberLoss",
+    "L1Loss",
     "LeakyReLU",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
+    "MSELoss",
     "NLLLoss",
     "PReLU",
     "ReLU",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "Tanh",

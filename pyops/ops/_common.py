@@ -104,6 +104,18 @@ def laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(gradient)
 
 
+def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """The gradients that forward wrote and saved, for the first backward; None for a later one.
+
+    Given away once: a later backward (retain_graph) must not find what their owner made of them. As
+    ``.data``, whose version is its own: the owner's changes are none to what autograd has saved.
+    """
+    if not ctx.is_fresh:
+        return None
+    ctx.is_fresh = False
+    return tuple(gradient.data for gradient in gradients)
+
+
 def differentiable_gradients(
     function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:

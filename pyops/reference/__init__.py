@@ -10,6 +10,7 @@ from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, 
 from .embedding import embedding
 from .interpolate import interpolate_nearest
 from .linear_cross_entropy import linear_cross_entropy
+from .loss import elementwise_loss
 from .nll_loss import nll_loss
 from .prelu import prelu_gradient
 from .softmax import softmax
@@ -21,6 +22,7 @@ __all__ = [
     "bias_activation_dropout_gradient",
     "cross_entropy_with_lse",
     "dropout",
+    "elementwise_loss",
     "embedding",
     "interpolate_nearest",
     "linear_cross_entropy",
