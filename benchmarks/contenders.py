@@ -68,9 +68,12 @@ def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> lis
         needs_gradient=needs_gradient,
         before_call=before_call,
     )
+    subjects: list[str | None] = [*kernel_backends(device)]
+    if case.overhead:
+        subjects.insert(0, None)  # as users call it: tiny tensors may be left to torch
     contenders = [
-        make(f"pyops {backend}", case.pyops_call(), subject=True, backend=backend)
-        for backend in kernel_backends(device)
+        make(f"pyops {backend or 'default'}", case.pyops_call(), subject=True, backend=backend)
+        for backend in subjects
     ]
     contenders.append(make("eager", eager))
     if compiled:
@@ -135,12 +138,12 @@ def _contender(
         forward_backward if needs_gradient else forward,
         inputs,
         subject,
-        before_block=partial(_set_backend, backend) if backend else _nothing,
+        before_block=partial(_set_backend, backend) if subject else _nothing,
         before_call=before_call,
     )
 
 
-def _set_backend(name: str) -> None:
+def _set_backend(name: str | None) -> None:
     backends.set_backend(name)
 
 

@@ -1,8 +1,9 @@
 """Microseconds per call at the smallest size: what a function costs before it does any work.
 
-Each op file marks its case with ``overhead=True`` ([32, 10] for losses). Timed on the host's clock, in
-long blocks; on a GPU the device is waited for once per block, so the number is the larger of what the
-host and the device need per call.
+Each op file marks its cases with ``overhead=True`` ([32, 10] or [32, 16]). pyops competes twice: as users
+call it, with the rule for tiny tensors (``pyops.backends.prefers_torch``), and with its kernels asked for by
+name. Timed on the host's clock, in long blocks; on a GPU the device is waited for once per block, so the
+number is the larger of what the host and the device need per call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,6 @@ def cases(ops: list[str], device: torch.device) -> Iterator[tuple[registry.Case,
 
 
 def measure_overhead(case: registry.Case, mode: str, device: torch.device, settings: Settings) -> Result:
-    """pyops against torch eager; compiled calls are left to the main table's sizes."""
-    settings = replace(settings, compile=False, cuda_graph=False)
+    """pyops against torch eager and torch.compile."""
+    settings = replace(settings, cuda_graph=False)
     return measure(case, mode, device, settings, clock=host_clock(device))

@@ -242,6 +242,60 @@ def test_accumulated_gradients_do_not_share_memory_with_what_is_saved(backend: B
     assert torch.equal(matrix.grad, first)
 
 
+# ------------------------------------------------------------------- small problems on the CPU: one call each
+
+_SMALL_OPS = ["linear_cross_entropy_with_grad", "linear_cross_entropy_regrade_"]
+_SMALL = [
+    case(f"small_{name_of(s)}", **s)
+    for s in pairwise(**{**_AXES, "classes": [(11,)], "chunk_size": [None], "reduction": ["mean", "sum"]})
+]
+
+
+def _names(calls: list) -> list[str]:
+    return [call[0].name().removeprefix("pyops::") for call in calls]
+
+
+@sweep(_SMALL, [torch.float32, torch.float64], [CPP])
+def test_small_problem_is_one_call_each_way(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+    assert _names(checks.recorded_calls(case, backend, dtype)) == _SMALL_OPS
+
+
+@sweep(_SMALL[:2], [torch.float32], [CPP])
+def test_small_problem_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_SMALL[:2], [torch.float64], [CPP])
+def test_small_problem_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
+def test_small_problem_gives_its_gradients_away_once(upstream: float) -> None:
+    hidden, matrix = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    loss = linear_cross_entropy(hidden, matrix, torch.randint(0, 9, (7,)))
+    grads = [
+        torch.autograd.grad(loss, (hidden, matrix), torch.tensor(upstream), retain_graph=True)
+        for _ in range(3)
+    ]
+    kept = [g.clone() for g in grads[1]]
+    for g in grads[0]:
+        g.fill_(77.0)
+    for again, before in zip((*grads[1], *grads[2]), (*kept, *kept), strict=True):
+        assert torch.equal(again, before)
+
+
+def test_small_problem_forms_no_gradient_that_is_not_asked_for() -> None:
+    hidden, matrix = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4)
+    target = torch.randint(0, 9, (7,))
+    loss = linear_cross_entropy(hidden, matrix, target)
+    *_, grad_matrix, grad_bias = loss.grad_fn.saved_tensors
+    assert grad_matrix.numel() == grad_bias.numel() == 0
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, matrix, target), loss.detach())
+
+
 # -------------------------------------------------------------------------------------------------- memory
 
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -54,17 +55,14 @@ inline bool is_floating(ScalarType type) {
 }
 
 // Contiguous and uninitialised, on the device of `like`. The C shim is called directly:
-// torch::stable::new_empty looks its operator up by name, which takes longer than a small kernel.
+// torch::stable::new_empty looks its operator up by name, which takes longer than a small kernel. What the
+// shim is not told it takes from `like`.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  int32_t layout, device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(),
-                                                          static_cast<int64_t>(shape.size()), &dtype, &layout,
-                                                          &device_type, device_index, nullptr, &handle));
+                                                          static_cast<int64_t>(shape.size()), &dtype,
+                                                          nullptr, nullptr, -1, nullptr, &handle));
   return Tensor(handle);
 }
 
@@ -76,7 +74,8 @@ inline void check_dense(const Tensor& t, const char* op, const char* name, const
 
 inline void check_shape(const Tensor& t, const char* op, const char* name,
                         const std::vector<int64_t>& shape) {
-  STD_TORCH_CHECK(shape_of(t) == shape, op, ": ", name, " must have shape ", shape_string(shape), ", got ",
+  const auto sizes = t.sizes();
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name, " must have shape ", shape_string(shape), ", got ",
                   shape_string(t));
 }
 

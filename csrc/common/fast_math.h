@@ -1,7 +1,8 @@
 // Scalar math for host and device under one set of names.
 //
-// The formulas in csrc/math call these unqualified; csrc/cpu/vec.h adds overloads for SIMD vectors, which
-// argument-dependent lookup finds, so that one formula serves a CUDA thread, a scalar loop and a vector.
+// The formulas in csrc/math call these unqualified; csrc/cpu/vec.h and vec_math.h add overloads for SIMD
+// vectors, which argument-dependent lookup finds, so that one formula serves a CUDA thread, a scalar loop and
+// a vector.
 #pragma once
 
 #include <cmath>
@@ -39,7 +40,15 @@ PYOPS_HD double select_at_most(double a, double b, double if_at_most, double oth
 
 PYOPS_HD float exp(float x) { return ::expf(x); }
 PYOPS_HD double exp(double x) { return ::exp(x); }
+PYOPS_HD float expm1(float x) { return ::expm1f(x); }
+PYOPS_HD double expm1(double x) { return ::expm1(x); }
 PYOPS_HD float log(float x) { return ::logf(x); }
 PYOPS_HD double log(double x) { return ::log(x); }
+PYOPS_HD float log1p(float x) { return ::log1pf(x); }
+PYOPS_HD double log1p(double x) { return ::log1p(x); }
+PYOPS_HD float tanh(float x) { return ::tanhf(x); }
+PYOPS_HD double tanh(double x) { return ::tanh(x); }
+PYOPS_HD float abs(float x) { return ::fabsf(x); }
+PYOPS_HD double abs(double x) { return ::fabs(x); }
 
 }  // namespace pyops::math

@@ -1,15 +1,16 @@
 // Activation functions and their derivatives.
 //
 // Each is a functor with the parameters as members: forward(x), and backward(saved, grad), where saved is the
-// output if kFromOutput (nothing but the output has to be kept, and an in-place forward can be differentiated)
-// and the input otherwise. V is a number, or a vector of numbers on the CPU. Boundary values and NaN are
-// treated as torch does.
+// output if kFromOutput (nothing but the output has to be kept, and an in-place forward can be
+// differentiated) and the input otherwise. V is a number, or a vector of numbers on the CPU. Boundary values
+// and NaN are treated as torch does.
 #pragma once
 
 #include <cstdint>
 
 #include "../common/fast_math.h"
 #include "../common/macros.h"
+#include "normal.h"
 
 namespace pyops::math {
 
@@ -43,29 +44,217 @@ struct Identity {
   }
 };
 
+// The comparisons are torch's: -0 stays -0, and the gradient passes at NaN.
 template <class T>
 struct Relu {
   static constexpr bool kFromOutput = true;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return select_at_most(x, V(0), V(0), x);
+    return select_greater(V(T(0)), x, V(T(0)), x);
   }
   template <class V>
   PYOPS_HD V backward(V y, V grad) const {
-    return select_at_most(y, V(0), V(0), grad);
+    return select_at_most(y, V(T(0)), V(T(0)), grad);
   }
 };
+
+// kOutput: backward sees the output, which has the input's sign if the slope is not negative.
+template <class T, bool kOutput>
+struct LeakyRelu {
+  static constexpr bool kFromOutput = kOutput;
+  T slope;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return select_greater(x, V(T(0)), x, x * slope);
+  }
+  template <class V>
+  PYOPS_HD V backward(V saved, V grad) const {
+    return select_greater(saved, V(T(0)), grad, grad * slope);
+  }
+};
+
+template <class T, class V>
+PYOPS_HD V logistic(V x) {
+  return V(T(1)) / (exp(-x) + V(T(1)));
+}
+
+template <class T>
+struct Sigmoid {
+  static constexpr bool kFromOutput = true;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return logistic<T>(x);
+  }
+  template <class V>
+  PYOPS_HD V backward(V y, V grad) const {
+    return grad * (V(T(1)) - y) * y;
+  }
+};
+
+template <class T>
+struct Tanh {
+  static constexpr bool kFromOutput = true;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return tanh(x);
+  }
+  template <class V>
+  PYOPS_HD V backward(V y, V grad) const {
+    return grad * (V(T(1)) - y * y);
+  }
+};
+
+// scale * x above 0, scale * alpha * (exp(x) - 1) below; the slope below is scale * alpha * exp(x), which is
+// output + scale * alpha. Clevert et al. 2015 (arXiv:1511.07289); SELU: Klambauer et al. 2017 (1706.02515).
+template <class T, bool kOutput>
+struct Elu {
+  static constexpr bool kFromOutput = kOutput;
+  T scale;
+  T saturation;  // scale * alpha
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return select_greater(V(T(0)), x, expm1(x) * saturation, x * scale);
+  }
+  template <class V>
+  PYOPS_HD V backward(V saved, V grad) const {
+    const V below = kOutput ? saved + V(saturation) : exp(saved) * saturation;
+    return select_at_most(saved, V(T(0)), grad * below, grad * scale);
+  }
+};
+
+// log(1 + exp(beta x)) / beta. Neither exp overflows. Above the threshold it is x, and the slope 1.
+template <class T>
+struct Softplus {
+  static constexpr bool kFromOutput = false;
+  T beta;
+  T threshold;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    const V t = x * beta;
+    const V above = select_greater(t, V(T(0)), t, V(T(0)));
+    const V smooth = (above + log1p(exp(-abs(t)))) / V(beta);
+    return select_greater(t, V(threshold), x, smooth);
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const V t = x * beta;
+    return select_greater(t, V(threshold), grad, grad * logistic<T>(t));
+  }
+};
+
+// x P(X <= x) for a standard normal X (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+template <class T>
+struct Gelu {
+  static constexpr bool kFromOutput = false;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return x * Normal<T, V>::of(x).cdf;
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const Normal<T, V> normal = Normal<T, V>::of(x);
+    return grad * (normal.cdf + x * (normal.exponential * T(0.39894228040143267794)));
+  }
+};
+
+// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), written as x s(2 u) with the logistic s: the
+// sum would cancel for negative x.
+template <class T>
+struct GeluTanh {
+  static constexpr bool kFromOutput = false;
+  static constexpr T kScale = T(1.5957691216057307117);  // 2 sqrt(2 / pi)
+  static constexpr T kCubic = T(0.044715);
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return x * logistic<T>(x * (x * x * kCubic + V(T(1))) * kScale);
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const V square = x * x;
+    const V s = logistic<T>(x * (square * kCubic + V(T(1))) * kScale);
+    const V slope = (square * (T(3) * kCubic) + V(T(1))) * kScale;
+    return grad * (s + x * (s * (V(T(1)) - s)) * slope);
+  }
+};
+
+// x s(x) with the logistic s (Elfwing et al. 2017, arXiv:1702.03118).
+template <class T>
+struct Silu {
+  static constexpr bool kFromOutput = false;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return x / (exp(-x) + V(T(1)));
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const V s = logistic<T>(x);
+    return grad * s * (x * (V(T(1)) - s) + V(T(1)));
+  }
+};
+
+// x min(max(x + 3, 0), 6) / 6 (Howard et al. 2019, arXiv:1905.02244). At -3 the slope is that of the left, at
+// 3 that of the right.
+template <class T>
+struct Hardswish {
+  static constexpr bool kFromOutput = false;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    V gate = x + V(T(3));
+    gate = select_greater(V(T(0)), gate, V(T(0)), gate);
+    gate = select_greater(gate, V(T(6)), V(T(6)), gate);
+    return x * gate / V(T(6));
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const V inside = grad * (x / V(T(3)) + V(T(0.5)));
+    const V right = select_greater(V(T(3)), x, inside, grad);
+    return select_at_most(x, V(T(-3)), V(T(0)), right);
+  }
+};
+
+// The gradient when the input was kept, also of a functor that wants the output. It is then formed again: in
+// 16 bits a kept output may have lost what the derivative needs.
+template <class Functor, class V>
+PYOPS_HD V backward_from_input(const Functor& f, V x, V grad) {
+  if constexpr (Functor::kFromOutput) {
+    return f.backward(f.forward(x), grad);
+  } else {
+    return f.backward(x, grad);
+  }
+}
 
 // Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind.
 template <class T, class F>
 bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
-  (void)a;
-  (void)b;
+  constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
+  constexpr double kSeluScale = 1.0507009873554804934193349852946;
   switch (static_cast<ActivationKind>(kind)) {
     case ActivationKind::kIdentity:
       return f(Identity<T>{}), true;
     case ActivationKind::kRelu:
       return f(Relu<T>{}), true;
+    case ActivationKind::kLeakyRelu:
+      a >= 0 ? f(LeakyRelu<T, true>{T(a)}) : f(LeakyRelu<T, false>{T(a)});
+      return true;
+    case ActivationKind::kSigmoid:
+      return f(Sigmoid<T>{}), true;
+    case ActivationKind::kTanh:
+      return f(Tanh<T>{}), true;
+    case ActivationKind::kSelu:
+      return f(Elu<T, true>{T(kSeluScale), T(kSeluScale * kSeluAlpha)}), true;
+    case ActivationKind::kSoftplus:
+      return f(Softplus<T>{T(a), T(b)}), true;
+    case ActivationKind::kElu:
+      a >= 0 ? f(Elu<T, true>{T(1), T(a)}) : f(Elu<T, false>{T(1), T(a)});
+      return true;
+    case ActivationKind::kGelu:
+      return f(Gelu<T>{}), true;
+    case ActivationKind::kGeluTanh:
+      return f(GeluTanh<T>{}), true;
+    case ActivationKind::kSilu:
+      return f(Silu<T>{}), true;
+    case ActivationKind::kHardswish:
+      return f(Hardswish<T>{}), true;
     default:
       return false;
   }

@@ -243,11 +243,14 @@ def cross_entropy(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
             nor ``ignore_index``. Elsewhere finding out would need a synchronisation, so such a row's loss
-            and gradient are NaN.
+            and gradient are NaN. torch's own op, which serves tiny tensors, raises its own errors.
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
     if weight is None and sample_weight is None and not return_lse and _is_plain(input, target):
+        if backends.prefers_torch(input) and z_loss == 0.0:
+            torchs = torch.nn.functional.cross_entropy
+            return torchs(input, target, None, None, ignore_index, None, reduction, label_smoothing)
         ops = backends.resolve(input)
         if ops is not None and 0.0 <= label_smoothing <= 1.0:
             options = (code, ignore_index, float(label_smoothing), float(z_loss))

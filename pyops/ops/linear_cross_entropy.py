@@ -8,13 +8,14 @@ Liger-Kernel issues 512 and 827). The kernels are those of ``gemm`` and ``cross_
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import backends, reference
+from .. import _library, backends, reference
 from ._common import (
     REDUCTIONS,
     acc_dtype,
@@ -35,6 +36,32 @@ _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 _MIN_CHUNK_ROWS = 64
 
 _SUM = REDUCTIONS["sum"]
+
+
+#: Most multiplications in one matrix product for which a C++ call does everything at once, on one thread.
+_SMALL_PRODUCT = 1 << 20
+
+_library.define(
+    "linear_cross_entropy_with_grad",
+    "(Tensor hidden, Tensor linear_weight, Tensor? bias, Tensor target, Tensor? weight, "
+    "Tensor? sample_weight, int reduction, int ignore_index, float label_smoothing, float z_loss, "
+    "bool needs_hidden, bool needs_weight, bool needs_bias) "
+    "-> (Tensor loss, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    lambda hidden, matrix, *others: (
+        hidden.new_empty(()),
+        *(
+            hidden.new_empty(shape if needed else (0,))
+            for shape, needed in zip((hidden.shape, matrix.shape, matrix.shape[:1]), others[-3:], strict=True)
+        ),
+    ),
+    namespaces=("pyops",),
+)
+_library.define(
+    "linear_cross_entropy_regrade_",
+    "(Tensor(a!) grad_hidden, Tensor(b!) grad_weight, Tensor(c!) grad_bias, Tensor grad_loss) -> ()",
+    lambda *tensors: None,
+    namespaces=("pyops",),
+)
 
 
 class _Problem(NamedTuple):
@@ -151,7 +178,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, linear_weight, bias = ctx.saved_tensors
         p = ctx.problem
         if torch.is_grad_enabled():
-            return (*_differentiable(p, hidden, linear_weight, bias, grad_loss), None, None)
+            saved = (p.target, p.weight, p.sample_weight, *p.options)
+            arguments = (hidden, linear_weight, bias, p.logits_shape, saved, grad_loss)
+            return (*_differentiable(*arguments), None, None)
         if p.options[0] != 0:
             scale = grad_loss if ctx.divisor is None else grad_loss / ctx.divisor
             if ctx.divisor is not None:
@@ -169,15 +198,67 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*gradients.scaled(None, ctx.dtype), None, None)
 
 
-def _differentiable(
-    p: _Problem, hidden: Tensor, linear_weight: Tensor, bias: Tensor | None, grad_loss: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    def formula(*_: Tensor) -> Tensor:
-        weight = linear_weight.view(*p.logits_shape, -1)
-        saved = (p.target, p.weight, p.sample_weight, *p.options)
-        return reference.linear_cross_entropy(hidden, weight, bias, *saved)
+class _SmallLinearCrossEntropy(torch.autograd.Function):
+    """A small scalar loss on the CPU: one call forms the loss and, for an upstream gradient of 1, everything
+    that backward returns."""
 
-    arguments = (hidden, linear_weight, bias)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        sample_weight: Tensor | None,
+        options: tuple[int, int, float, float],
+        ops: SimpleNamespace,
+    ) -> Tensor:
+        call = (hidden, matrix, bias, target, weight, sample_weight, *options, *ctx.needs_input_grad[:3])
+        loss, *gradients = ops.linear_cross_entropy_with_grad(*call)
+        ctx.save_for_backward(hidden, matrix, bias, target, weight, sample_weight, *gradients)
+        ctx.call = options, ops
+        ctx.is_fresh = True
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        hidden, matrix, bias, *targets, grad_hidden, grad_matrix, grad_bias = ctx.saved_tensors
+        options, ops = ctx.call
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            arguments = (hidden, matrix, bias, matrix.shape[:1], (*targets, *options), grad_loss)
+            return (*_differentiable(*arguments), *(None,) * 5)
+        if ctx.is_fresh:
+            ctx.is_fresh = False
+        else:  # the first backward has given them away
+            call = (hidden, matrix, bias, *targets, *options, *needs[:3])
+            _, grad_hidden, grad_matrix, grad_bias = ops.linear_cross_entropy_with_grad(*call)
+        if grad_loss.item() != 1.0:  # on a CPU nothing waits for it
+            ops.linear_cross_entropy_regrade_(grad_hidden, grad_matrix, grad_bias, grad_loss)
+        # As .data, whose version is its own: what their owner does is none of autograd's business here.
+        return (
+            grad_hidden.data if needs[0] else None,
+            grad_matrix.data if needs[1] else None,
+            grad_bias.data if needs[2] else None,
+            *(None,) * 5,
+        )
+
+
+def _differentiable(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    logits_shape: torch.Size,
+    saved: tuple[Any, ...],
+    grad_loss: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden states, matrix [V, in] and bias that can be differentiated again."""
+
+    def formula(*_: Tensor) -> Tensor:
+        return reference.linear_cross_entropy(hidden, matrix.view(*logits_shape, -1), bias, *saved)
+
+    arguments = (hidden, matrix, bias)
     inputs = tuple(t for t in arguments if t is not None and t.requires_grad)
     found = iter(differentiable_gradients(formula, inputs, (grad_loss,)))
     h, w, b = (next(found) if t is not None and t.requires_grad else None for t in arguments)
@@ -221,6 +302,17 @@ def linear_cross_entropy(
     """
     name = "linear_cross_entropy"
     code = reduction_code(name, reduction)
+    index = -100 if ignore_index is None else ignore_index
+    options = (code, index, float(label_smoothing), float(z_loss))
+    unusual = weight is not None or sample_weight is not None or chunk_size is not None
+    if not unusual and _may_be_small(input, linear_weight, linear_bias, target):
+        ops = backends.resolve(input)
+        if ops is not None and _is_small(input, linear_weight, options, ops):
+            # The op checks what it is given; on a few rows, checking here as well would cost as much as it
+            # does. What it refuses is converted, or explained, below.
+            with suppress(RuntimeError):
+                tensors = (input, linear_weight, linear_bias, target, None, None)
+                return _SmallLinearCrossEntropy.apply(*tensors, options, ops)
     _check_linear(name, input, linear_weight, linear_bias)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
@@ -240,7 +332,6 @@ def linear_cross_entropy(
     row_shape = without_class_dim(full_shape)
     if sample_weight is not None:
         sample_weight = _row_weights(name, sample_weight, row_shape, input)
-    options = (code, -100 if ignore_index is None else ignore_index, float(label_smoothing), float(z_loss))
     arguments = (input, linear_weight, linear_bias, target, weight, sample_weight, options, chunk_size)
     return _run(*arguments).to(result_dtype).view(row_shape if code == 0 else ())
 
@@ -272,7 +363,41 @@ def _run(
     needs = tuple(
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, matrix, bias)
     )
+    if chunk_size is None and len(logits_shape) == 1 and _is_small(hidden, matrix, options, ops):
+        return _SmallLinearCrossEntropy.apply(
+            hidden, matrix, bias, target, weight, sample_weight, options, ops
+        )
     return _LinearCrossEntropy.apply(hidden, matrix, bias, problem, needs)
+
+
+def _may_be_small(input: Tensor, linear_weight: Tensor, bias: Tensor | None, target: Tensor) -> bool:
+    """The usual call on a CPU, as far as can be told at once: (N, in), (C, in) and (N)."""
+    return (
+        isinstance(input, Tensor)
+        and isinstance(linear_weight, Tensor)
+        and isinstance(target, Tensor)
+        and input.is_cpu
+        and linear_weight.is_cpu
+        and target.is_cpu
+        and (bias is None or (isinstance(bias, Tensor) and bias.is_cpu))
+        and input.dim() == 2
+        and linear_weight.dim() == 2
+        and target.dim() == 1
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_small(
+    hidden: Tensor, matrix: Tensor, options: tuple[int, int, float, float], ops: SimpleNamespace
+) -> bool:
+    """Whether a scalar loss is left to one call that keeps all logits and forms every gradient."""
+    return (
+        ops.backend == "cpp"
+        and options[0] != 0
+        and hidden.numel() * matrix.size(0) <= _SMALL_PRODUCT
+        and hidden.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _chunk_rows(hidden: Tensor, matrix: Tensor) -> int:

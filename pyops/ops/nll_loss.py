@@ -125,6 +125,7 @@ def nll_loss(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
             nor ``ignore_index`` (elsewhere such a row's loss is NaN, since finding out would synchronise).
+            torch's own op, which serves tiny tensors, raises its own errors.
     """
     name = "nll_loss"
     code = reduction_code(name, reduction, size_average, reduce)
@@ -132,6 +133,8 @@ def nll_loss(
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     check_device(name, "target", target, input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.nll_loss(input, target, weight, None, ignore_index, None, reduction)
     row_shape = without_class_dim(input.shape)
     target = class_indices(name, target, row_shape)
     weight = class_weight(name, weight, input.shape[min(input.dim() - 1, 1)], input)

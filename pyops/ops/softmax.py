@@ -93,6 +93,8 @@ def _softmax(
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if not -rank <= dim < rank:
         raise IndexError(f"{name}: dim must be in [{-rank}, {rank - 1}], got {dim}")
+    if backends.prefers_torch(input):
+        return torch.log_softmax(input, dim) if log else torch.softmax(input, dim)
     # torch's autocast casts softmax on CUDA only.
     if dtype is None and input.is_cuda and autocasts_to_float32(input):
         input = input.float()

@@ -64,6 +64,8 @@ def has_kernel(backend: Backend, op: str) -> bool:
     """Whether the raw op ``op`` is implemented by ``backend``."""
     namespace = pyops.backends._namespaces[backend.name]
     key = "CUDA" if backend.device == "cuda" else "CPU"
+    if op not in pyops._library.op_names(namespace):
+        return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", key)
 
 

@@ -143,6 +143,8 @@ def valid_arguments() -> dict[str, tuple]:
         "cross_entropy_forward": (logits, target, None, None, *options),
         "cross_entropy_backward": saved,
         "cross_entropy_backward_": saved,
+        "cross_entropy_forward_with_grad": (logits, target, None, None, *options),
+        "cross_entropy_regrade_": (torch.zeros(3, 5), one, *saved[2:]),
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal, uniform
+from ..mutants import Mutant
 from .cross_entropy import cross_entropy, torch_cross_entropy
 
 
@@ -57,7 +58,7 @@ OPS = {
 }
 
 
-def _case(reduction: str) -> Case:
+def _case(reduction: str, chunk_size: int | None) -> Case:
     def make(generator: torch.Generator) -> dict[str, torch.Tensor]:
         return {
             "input": normal(generator, (21, 17), 1.0),
@@ -66,8 +67,31 @@ def _case(reduction: str) -> Case:
             "linear_bias": uniform(generator, (37,)),
         }
 
-    options = {"chunk_size": 8, "reduction": reduction}
-    return Case(f"linear_{reduction}", "linear_cross_entropy", make, options)
+    options = {"chunk_size": chunk_size, "reduction": reduction}
+    return Case(f"linear_{reduction}_{chunk_size}", "linear_cross_entropy", make, options)
 
 
-SMOKE = [_case("mean"), _case("none")]
+SMOKE = [_case("mean", 8), _case("none", 8), _case("mean", None)]
+
+
+def valid_arguments() -> dict[str, tuple]:
+    hidden, matrix, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    tensors = (hidden, matrix, bias, torch.randint(0, 5, (3,)), None, None)
+    return {
+        "linear_cross_entropy_with_grad": (*tensors, 1, -100, 0.1, 0.1, True, True, True),
+        "linear_cross_entropy_regrade_": (hidden, matrix, bias, torch.ones(())),
+    }
+
+
+_SOURCE = ("linear_cross_entropy",)
+MUTANTS = {
+    "small_linear_cross_entropy_adds_to_uninitialised_logits": Mutant(
+        "cpu/linear_cross_entropy.cpp", "T(b ? 1 : 0), Serial{}", "T(1), Serial{}", _SOURCE
+    ),
+    "small_linear_cross_entropy_sums_one_row_less_into_the_bias": Mutant(
+        "cpu/linear_cross_entropy.cpp",
+        "for (int64_t row = 0; row < rows; ++row) sum +=",
+        "for (int64_t row = 1; row < rows; ++row) sum +=",
+        _SOURCE,
+    ),
+}
