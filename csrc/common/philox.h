@@ -2,8 +2,8 @@
 // that random masks are made of.
 //
 // A mask is a function of a seed and the element's index alone, so CPU, CUDA and Triton produce the same bits
-// and backward regenerates what forward used. One evaluation serves kDrawsPerBlock neighbouring elements: on a
-// GPU a generator of 32-bit draws would take more time than the memory traffic it decorates.
+// and backward regenerates what forward used. One evaluation serves kDrawsPerBlock neighbouring elements: on
+// a GPU a generator of 32-bit draws would take more time than the memory traffic it decorates.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,9 @@ PYOPS_HD PhiloxBlock philox(const PhiloxSeed& seed, uint64_t block) {
   uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), seed.stream[0],
                    seed.stream[1]};
   uint32_t k[2] = {seed.key[0], seed.key[1]};
+#if defined(__CUDACC__)
 #pragma unroll
+#endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t first = static_cast<uint64_t>(kPhiloxMultiplier[0]) * c[0];
     const uint64_t second = static_cast<uint64_t>(kPhiloxMultiplier[1]) * c[2];

@@ -1,5 +1,6 @@
 // Dropout (Srivastava et al., JMLR 15, 2014): an element is multiplied by 0 with probability p and by 1/(1-p)
-// otherwise.
+// otherwise. Fused with what stands around it in a network:
+//   y = residual + m f(x + b),   dx = f'(x + b) m dy,   db = sum of dx,   m in {0, scale}.
 //
 // The decision compares a 16-bit draw (common/philox.h) with a threshold, so p is rounded to a multiple of
 // 2^-16 (but neither to 0 nor to 1 unless it is exactly that), and the scale is that of the rounded p: the
@@ -30,6 +31,11 @@ struct DropoutRate {
 
   // What the element with this draw is multiplied by.
   PYOPS_HD T factor(uint32_t draw) const { return draw < threshold ? T(0) : scale; }
+
+  // Turns a kept output into the activation's; a dropped one is 0, and its gradient too, whatever it was.
+  PYOPS_HD T inverse_scale() const {
+    return threshold >= kDropoutSteps ? T(0) : T(double(kDropoutSteps - threshold) / double(kDropoutSteps));
+  }
 };
 
 }  // namespace pyops::math

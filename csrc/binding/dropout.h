@@ -1,0 +1,82 @@
+// Checks of dropout and of its fusions that hold on every device.
+#pragma once
+
+#include "../math/activation.h"
+#include "../math/dropout.h"
+#include "softmax.h"
+
+namespace pyops {
+
+// The seed's values are not looked at: any two int64 make a mask.
+inline void check_dropout_mask(const std::optional<Tensor>& seed, double p, const char* op,
+                               const Tensor& like) {
+  STD_TORCH_CHECK(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);
+  if (!seed) return;
+  check_dense(*seed, op, "seed", like);
+  check_type(*seed, op, "seed", ScalarType::Long);
+  check_shape(*seed, op, "seed", {2});
+}
+
+// The seed on the device; null without dropout.
+inline const int64_t* seed_data(const std::optional<Tensor>& seed) { return data_or_null<int64_t>(seed); }
+
+// The elements as [outer, channels, inner], the bias along channels; one row when there is no bias.
+inline ReducedShape bias_shape(const Tensor& t, bool has_bias, int64_t dim, const char* op) {
+  if (has_bias) return ReducedShape::of(t, dim, op);
+  int64_t total = 1;
+  for (int64_t i = 0; i < t.dim(); ++i) total *= t.size(i);
+  return {1, 1, total};
+}
+
+// A tensor of the same shape and dtype as `like`.
+inline void check_companion(const std::optional<Tensor>& t, const char* op, const char* name,
+                            const Tensor& like) {
+  if (!t) return;
+  check_dense(*t, op, name, like);
+  check_type(*t, op, name, like.scalar_type());
+  check_shape(*t, op, name, shape_of(like));
+}
+
+inline void check_bias(const std::optional<Tensor>& bias, const char* op, const Tensor& like,
+                       const ReducedShape& s) {
+  if (!bias) return;
+  check_dense(*bias, op, "bias", like);
+  check_type(*bias, op, "bias", like.scalar_type());
+  check_shape(*bias, op, "bias", {s.classes});
+}
+
+// Calls f(dtype tag, activation functor) with the activation in the dtype's accumulation type.
+template <class F>
+void dispatch_fused(ScalarType type, int64_t kind, double a, double b, const char* op, const F& f) {
+  dispatch_floating(type, op, [&](auto tag) {
+    using Acc = acc_t<decltype(tag)>;
+    const bool known = math::dispatch_activation<Acc>(kind, a, b, [&](const auto& act) { f(tag, act); });
+    STD_TORCH_CHECK(known, op, ": there is no activation of kind ", kind);
+  });
+}
+
+// What backward gets: which tensor the activation's derivative is formed from.
+struct FusedBackward {
+  std::optional<Tensor> saved;
+  std::optional<Tensor> bias;
+  bool saved_is_output;
+  bool needs_bias;
+
+  ReducedShape check(const Tensor& grad_output, int64_t kind, int64_t dim, const char* op) const {
+    check_dense(grad_output, op, "grad_output", grad_output);
+    const ReducedShape s = bias_shape(grad_output, needs_bias || bias.has_value(), dim, op);
+    check_companion(saved, op, "saved", grad_output);
+    check_bias(bias, op, grad_output, s);
+    const bool identity = kind == static_cast<int64_t>(math::ActivationKind::kIdentity);
+    STD_TORCH_CHECK(saved || identity, op, ": saved must be given unless the activation is the identity");
+    return s;
+  }
+
+  template <class Activation>
+  void check_derivative(const Activation&, const char* op) const {
+    STD_TORCH_CHECK(!saved || !saved_is_output || Activation::kFromOutput, op,
+                    ": this activation's derivative needs its input, so saved_is_output must be false");
+  }
+};
+
+}  // namespace pyops
