@@ -3,11 +3,11 @@
 
 #include <optional>
 
-#include "tensor.h"
+#include "dropout.h"
 
 namespace pyops {
 
-// What follows the product: dropout(activation(z)); see math/activation.h and math/dropout.h.
+// What follows the product: dropout(activation(z)).
 struct LinearEpilogue {
   std::optional<Tensor> seed;  // no dropout without
   double p;
@@ -23,44 +23,42 @@ struct LinearShape {
   int64_t M;
   int64_t N;
   int64_t K;
+  std::vector<int64_t> input;
   std::vector<int64_t> output;
 };
 
+// What a matrix product takes as [rows, columns] without a copy.
 inline void check_matrix(const Tensor& t, const char* op, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(t.dim() >= 1, op, ": ", name, " must have at least 1 dimension, got a 0-d tensor");
   STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
-  const bool unit_stride = t.is_contiguous() || (t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1));
-  STD_TORCH_CHECK(unit_stride, op, ": ", name,
+  check_type(t, op, name, like.scalar_type());
+  const bool unit_stride = t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1);
+  STD_TORCH_CHECK(unit_stride || t.is_contiguous(), op, ": ", name,
                   " must be contiguous, or a matrix with a stride of 1, got shape ", shape_string(t));
 }
 
-inline LinearShape check_linear_operands(const Tensor& input, const Tensor& weight,
-                                         const LinearEpilogue& epilogue, const char* op) {
-  STD_TORCH_CHECK(is_floating(input.scalar_type()), op,
-                  ": input must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(input.scalar_type()));
-  STD_TORCH_CHECK(input.dim() >= 1, op, ": input must have at least 1 dimension, got a 0-d tensor");
+// `rows` is the input or the output: its leading dimensions become M.
+inline LinearShape linear_shape(const Tensor& rows, const Tensor& weight, const LinearEpilogue& epilogue,
+                                const char* op, const char* name) {
+  STD_TORCH_CHECK(is_floating(rows.scalar_type()), op, ": ", name,
+                  " must be float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(rows.scalar_type()));
   STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got shape ", shape_string(weight));
-  check_matrix(input, op, "input", input);
-  check_matrix(weight, op, "weight", input);
-  check_type(weight, op, "weight", input.scalar_type());
-  LinearShape s{1, weight.size(0), weight.size(1), shape_of(input)};
-  STD_TORCH_CHECK(s.output.back() == s.K, op, ": weight must have shape (N, K) with K = ", s.output.back(),
-                  " as in input, got ", shape_string(weight));
-  s.output.back() = s.N;
+  check_matrix(rows, op, name, rows);
+  check_matrix(weight, op, "weight", rows);
+  check_dropout_mask(epilogue.seed, epilogue.p, op, rows);
+  LinearShape s{1, weight.size(0), weight.size(1), shape_of(rows), shape_of(rows)};
   for (size_t i = 0; i + 1 < s.output.size(); ++i) s.M *= s.output[i];
-  STD_TORCH_CHECK(epilogue.p >= 0 && epilogue.p <= 1, op, ": p must be between 0 and 1, got ", epilogue.p);
-  if (epilogue.seed) {
-    check_dense(*epilogue.seed, op, "seed", input);
-    check_type(*epilogue.seed, op, "seed", ScalarType::Long);
-    check_shape(*epilogue.seed, op, "seed", {2});
-  }
+  s.input.back() = s.K;
+  s.output.back() = s.N;
   return s;
 }
 
 inline LinearShape check_linear_forward(const Tensor& input, const Tensor& weight,
                                         const std::optional<Tensor>& bias, const LinearEpilogue& epilogue,
                                         const char* op) {
-  LinearShape s = check_linear_operands(input, weight, epilogue, op);
+  LinearShape s = linear_shape(input, weight, epilogue, op, "input");
+  check_shape(input, op, "input", s.input);
   if (bias) {
     check_dense(*bias, op, "bias", input);
     check_type(*bias, op, "bias", input.scalar_type());
@@ -69,19 +67,19 @@ inline LinearShape check_linear_forward(const Tensor& input, const Tensor& weigh
   return s;
 }
 
-inline LinearShape check_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                         const std::optional<Tensor>& saved, const LinearEpilogue& epilogue,
-                                         const char* op) {
-  LinearShape s = check_linear_operands(input, weight, epilogue, op);
-  check_dense(grad_output, op, "grad_output", input);
-  check_type(grad_output, op, "grad_output", input.scalar_type());
+inline LinearShape check_linear_backward(const Tensor& grad_output, const std::optional<Tensor>& input,
+                                         const Tensor& weight, const std::optional<Tensor>& saved,
+                                         bool needs_weight, const LinearEpilogue& epilogue, const char* op) {
+  LinearShape s = linear_shape(grad_output, weight, epilogue, op, "grad_output");
+  check_dense(grad_output, op, "grad_output", grad_output);
   check_shape(grad_output, op, "grad_output", s.output);
-  STD_TORCH_CHECK(saved || epilogue.kind == 0, op, ": saved must be given with an activation");
-  if (saved) {
-    check_dense(*saved, op, "saved", input);
-    check_type(*saved, op, "saved", input.scalar_type());
-    check_shape(*saved, op, "saved", s.output);
+  STD_TORCH_CHECK(input || !needs_weight, op, ": input must be given for the weight's gradient");
+  if (input) {
+    check_matrix(*input, op, "input", grad_output);
+    check_shape(*input, op, "input", s.input);
   }
+  STD_TORCH_CHECK(saved || epilogue.kind == 0, op, ": saved must be given with an activation");
+  check_companion(saved, op, "saved", grad_output);
   return s;
 }
 

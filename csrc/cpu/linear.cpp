@@ -28,8 +28,6 @@ bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #endif
 }
 
-const int64_t* seed_of(const LinearEpilogue& e) { return pyops::data_or_null<int64_t>(e.seed); }
-
 template <class T, class F>
 void with_activation(const LinearEpilogue& e, const char* op, const F& f) {
   STD_TORCH_CHECK(math::dispatch_activation<acc_t<T>>(e.kind, e.a, e.b, f), op,
@@ -47,7 +45,7 @@ MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Ten
   MatrixEpilogue epilogue;
   with_activation<T>(e, op, [&](auto activation) {
     epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
-        sums, bias, pointer<T>(saved), pointer<T>(&output), N, activation, seed_of(e), e.p};
+        sums, bias, pointer<T>(saved), pointer<T>(&output), N, activation, seed_data(e.seed), e.p};
   });
   return epilogue;
 }
@@ -55,7 +53,7 @@ MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Ten
 // The bias in the accumulation type: itself, or a copy in `widened`.
 template <class T>
 const acc_t<T>* widened_bias(const std::optional<Tensor>& bias, std::vector<acc_t<T>>& widened) {
-  const T* const values = pyops::data_or_null<T>(bias);
+  const T* const values = data_or_null<T>(bias);
   if constexpr (std::is_same_v<T, acc_t<T>>) {
     return values;
   } else {
@@ -133,11 +131,11 @@ Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tenso
     return grad_output;
   }
   Tensor dz = new_output(grad_output, s.output, grad_output.scalar_type());
-  const EpilogueSaved<T> from{pyops::data_or_null<T>(saved), saved_is_output, {}};
+  const EpilogueSaved<T> from{data_or_null<T>(saved), saved_is_output, {}};
   with_activation<T>(e, op, [&](auto activation) {
     T* const to = pointer<T>(&dz);
     sum_rows(s.M, s.N, pointer<T>(grad_bias), [&](int64_t begin, int64_t end, Acc* sums) {
-      DropoutMask<Acc> mask(seed_of(e), e.p);
+      DropoutMask<Acc> mask(seed_data(e.seed), e.p);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * s.N;
         epilogue_backward(activation, mask, grad + at, from.from(at), to + at, sums, -1, s.N, at);
@@ -168,19 +166,19 @@ void weight_gradient(const Tensor& out, const Tensor& dz, const Tensor& input, c
        acc_t<T>(0), ThreadPool{});
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, Tensor input, Tensor weight,
-                                                   std::optional<Tensor> saved, std::optional<Tensor> seed,
-                                                   double p, int64_t kind, double a, double b,
-                                                   bool saved_is_output, bool needs_input, bool needs_weight,
-                                                   bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::optional<Tensor> input,
+                                                   Tensor weight, std::optional<Tensor> saved,
+                                                   std::optional<Tensor> seed, double p, int64_t kind,
+                                                   double a, double b, bool saved_is_output, bool needs_input,
+                                                   bool needs_weight, bool needs_bias) {
   const char* op = "linear_backward";
   const LinearEpilogue e{seed, p, kind, a, b};
-  const LinearShape s = check_linear_backward(grad_output, input, weight, saved, e, op);
-  const ScalarType type = input.scalar_type();
+  const LinearShape s = check_linear_backward(grad_output, input, weight, saved, needs_weight, e, op);
+  const ScalarType type = weight.scalar_type();
   const auto output = [&](bool needed, const std::vector<int64_t>& shape) {
-    return new_output(input, needed ? shape : std::vector<int64_t>{0}, type);
+    return new_output(weight, needed ? shape : std::vector<int64_t>{0}, type);
   };
-  Tensor grad_input = output(needs_input, shape_of(input));
+  Tensor grad_input = output(needs_input, s.input);
   Tensor grad_weight = output(needs_weight, {s.N, s.K});
   Tensor grad_bias = output(needs_bias, {s.N});
   dispatch_floating(type, op, [&](auto tag) {
@@ -188,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, Tensor in
     const Tensor dz = backward_of_epilogue<T>(grad_output, saved, saved_is_output,
                                               needs_bias ? &grad_bias : nullptr, s, e, op);
     if (needs_input) input_gradient<T>(grad_input, dz, weight, s);
-    if (needs_weight) weight_gradient<T>(grad_weight, dz, input, s);
+    if (needs_weight) weight_gradient<T>(grad_weight, dz, *input, s);
   });
   return {grad_input, grad_weight, grad_bias};
 }

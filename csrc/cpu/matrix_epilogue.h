@@ -13,6 +13,7 @@
 #include "../math/activation.h"
 #include "fused_epilogue.h"
 #include "parallel.h"
+#include "vec_math.h"
 
 namespace pyops::cpu {
 
@@ -32,19 +33,13 @@ struct ForwardEpilogue {
 
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
     using Acc = acc_t<T>;
-    DropoutMask<Acc> mask(seed, p), no_mask(nullptr, 0);
+    DropoutMask<Acc> mask(seed, p);
     const RowBias<Acc> shift = RowBias<Acc>::per_element(bias).from(column);
     const T* const no_residual = nullptr;
     for (int64_t i = row; i < row + rows; ++i) {
       const int64_t at = i * N + column;
-      if (saved == nullptr) {
-        epilogue_forward(activation, mask, sums + at, shift, no_residual, output + at, columns, at);
-      } else {
-        // As backward will see it: rounded.
-        epilogue_forward(math::Identity<Acc>{}, no_mask, sums + at, shift, no_residual, saved + at, columns,
-                         at);
-        epilogue_forward(activation, mask, saved + at, RowBias<Acc>{}, no_residual, output + at, columns, at);
-      }
+      epilogue_forward(activation, mask, sums + at, shift, no_residual, output + at,
+                       saved ? saved + at : nullptr, columns, at);
     }
   }
 };

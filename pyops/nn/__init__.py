@@ -9,9 +9,18 @@ from typing import Any
 import torch.nn
 
 from .activation import LogSoftmax, Softmax
+from .linear import LazyLinear, Linear
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LazyLinear",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "NLLLoss",
+    "Softmax",
+]
 
 
 def __getattr__(name: str) -> Any:

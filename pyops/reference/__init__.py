@@ -5,8 +5,18 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 """
 
 from .cross_entropy import cross_entropy_with_lse
+from .dropout import bias_activation_dropout_gradient
+from .linear import linear
 from .linear_cross_entropy import linear_cross_entropy
 from .nll_loss import nll_loss
 from .softmax import softmax
 
-__all__ = ["cross_entropy_with_lse", "linear_cross_entropy", "nll_loss", "softmax"]
+__all__ = [
+    "bias_activation_dropout_gradient",
+    "cross_entropy_with_lse",
+    "linear",
+    "linear_cross_entropy",
+    "linear_epilogue_gradient",
+    "nll_loss",
+    "softmax",
+]
