@@ -100,7 +100,7 @@ void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor&
 std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                           std::optional<Tensor> seed, double p, int64_t kind, double a,
                                           double b, bool save_input_of_activation) {
-  const char* op = "linear_forward";
+  const char* op = "linear";
   const LinearEpilogue e{seed, p, kind, a, b};
   const LinearShape s = check_linear_forward(input, weight, bias, e, op);
   const ScalarType type = input.scalar_type();
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::opti
                                                    std::optional<Tensor> seed, double p, int64_t kind,
                                                    double a, double b, bool saved_is_output, bool needs_input,
                                                    bool needs_weight, bool needs_bias) {
-  const char* op = "linear_backward";
+  const char* op = "linear";
   const LinearEpilogue e{seed, p, kind, a, b};
   const LinearShape s = check_linear_backward(grad_output, input, weight, saved, needs_weight, e, op);
   const ScalarType type = weight.scalar_type();

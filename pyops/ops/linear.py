@@ -7,13 +7,13 @@ product is that of ``csrc/math/activation.h`` and ``csrc/math/dropout.h``.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_tensor
+from ._common import check_tensor
 from .activation import Activation, parse
 from .dropout import draw_seed
 
@@ -29,6 +29,13 @@ def _fake_forward(
     b: float,
     save_input_of_activation: bool,
 ) -> tuple[Tensor, Tensor]:
+    # Elsewhere the kernels do.
+    torch._check(weight.dim() == 2, lambda: f"linear: weight must have 2 dimensions, got {weight.dim()}")
+    torch._check(input.dim() > 0, lambda: "linear: input must have at least 1 dimension, got a 0-d tensor")
+    torch._check(
+        input.shape[-1] == weight.shape[1],
+        lambda: f"linear: input must have {weight.shape[1]} features as weight has, got {input.shape[-1]}",
+    )
     output = input.new_empty((*input.shape[:-1], weight.shape[0]))
     return output, input.new_empty(output.shape if save_input_of_activation else (0,))
 
@@ -70,64 +77,55 @@ _library.define(
 )
 
 
+class _Options(NamedTuple):
+    p: float
+    activation: Activation
+    ops: SimpleNamespace
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seed: Tensor | None,
-        p: float,
-        activation: Activation,
-        ops: SimpleNamespace,
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor | None, options: _Options
     ) -> Tensor:
+        p, activation, ops = options
         keeps_output = activation.keeps_output(input.dtype)
         output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
         if keeps_output:
             # A frozen layer does not hold on to its input.
             kept_input = input if ctx.needs_input_grad[1] else None
-            ctx.save_for_backward(kept_input, weight, None, seed, output if activation.kind else None)
+            ctx.save_for_backward(kept_input, weight, output if activation.kind else None, seed, None)
         else:
-            ctx.save_for_backward(input, weight, bias, seed, saved)
-        ctx.options, ctx.keeps_output, ctx.ops = (p, *activation), keeps_output, ops
+            ctx.save_for_backward(input, weight, saved, seed, bias)
+        ctx.options = options
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, weight, bias, seed, saved = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            if not ctx.keeps_output:  # with the graph that double backward needs
-                saved = torch.nn.functional.linear(input, weight, bias)
-            dz, grad_bias = reference.bias_activation_dropout_gradient(
-                grad, saved, None, seed, *ctx.options, grad.dim() - 1, ctx.keeps_output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, saved, seed, bias = ctx.saved_tensors
+        p, activation, ops = ctx.options
+        keeps_output = activation.keeps_output(weight.dtype)
+        needs_input, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            grad_input, grad_weight, grad_bias = ops.linear_backward(
+                grad.contiguous(), input, weight, saved, seed, p, *activation, keeps_output, *needs
             )
-            return (*_product_gradients(dz, input, weight, needs), grad_bias, None, None, None, None)
-        grads = ctx.ops.linear_backward(
-            grad.contiguous(), input, weight, saved, seed, *ctx.options, ctx.keeps_output, *needs
+            return (
+                grad_input if needs_input else None,
+                grad_weight if needs_weight else None,
+                grad_bias if needs_bias else None,
+                None,
+                None,
+            )
+        if not keeps_output:  # now with the graph that double backward needs
+            saved = torch.nn.functional.linear(input, weight, bias)
+        dz, grad_bias = reference.bias_activation_dropout_gradient(
+            grad, saved, None, seed, p, *activation, grad.dim() - 1, keeps_output
         )
-        grad_input, grad_weight, grad_bias = grads
-        return (
-            grad_input if needs[0] else None,
-            grad_weight if needs[1] else None,
-            grad_bias if needs[2] else None,
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _product_gradients(
-    dz: Tensor, input: Tensor | None, weight: Tensor, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Differentiable gradients of input and weight from that of input @ weight.T."""
-    grad_weight = None
-    if needs[1]:
-        assert input is not None
-        grad_weight = dz.flatten(0, -2).t() @ input.flatten(0, -2) if dz.dim() > 1 else dz.outer(input)
-    return dz @ weight if needs[0] else None, grad_weight
+        grad_weight = None
+        if needs_weight:
+            grad_weight = dz.flatten(0, -2).t() @ input.flatten(0, -2) if dz.dim() > 1 else dz.outer(input)
+        return dz @ weight if needs_input else None, grad_weight, grad_bias, None, None
 
 
 def linear(
@@ -157,25 +155,32 @@ def linear(
         Tensor of shape (*, out_features), or (*) for a weight of shape (in_features), in the dtype of the
         arguments or, under autocast, in autocast's.
 
+    On tiny tensors without dropout the calls are torch's own (:func:`pyops.backends.prefers_torch`): with an
+    activation two nodes of its graph still cost less than one of Python's.
+
     Raises:
-        TypeError, ValueError: an argument of wrong dtype, shape or value.
-        RuntimeError: tensors on different devices.
+        TypeError: an argument is no tensor.
+        ValueError: ``activation`` or ``dropout_p`` has no such value.
+        RuntimeError: shapes, dtypes or devices that do not fit; the message names the argument.
     """
     name = "linear"
-    if activation is None and dropout_p == 0.0 and backends.prefers_torch(input):
-        return torch.nn.functional.linear(input, weight, bias)
     function = parse(name, activation)
-    if not 0.0 <= dropout_p <= 1.0:
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        check_tensor(name, "input", input)
+        check_tensor(name, "weight", weight)
+    if dropout_p == 0.0:
+        if backends.prefers_torch(input):
+            return reference.linear(input, weight, bias, None, 0.0, *function)
+    elif not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    check_tensor(name, "input", input)
-    check_tensor(name, "weight", weight)
     if torch.is_autocast_enabled(input.device.type):
         input, weight, bias = _autocast(input), _autocast(weight), _autocast(bias)
     if weight.dim() == 1:
         column = None if bias is None else bias.reshape(-1)
         options = {"activation": activation, "dropout_p": dropout_p, "training": training}
         return linear(input, weight.unsqueeze(0), column, **options, generator=generator).squeeze(-1)
-    bias = _checked_bias(name, input, weight, bias)
+    if bias is not None:
+        bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
     seed = draw_seed(input.device, generator) if training and dropout_p > 0.0 else None
     ops = backends.resolve(input)
     if ops is None:
@@ -183,7 +188,7 @@ def linear(
     input, weight = _operand(input), _operand(weight)
     differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if differentiable and torch.is_grad_enabled():
-        return _Linear.apply(input, weight, bias, seed, dropout_p, function, ops)
+        return _Linear.apply(input, weight, bias, seed, _Options(dropout_p, function, ops))
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
 
 
@@ -199,28 +204,3 @@ def _operand(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous() or (tensor.dim() == 2 and 1 in tensor.stride()):
         return tensor
     return tensor.contiguous()
-
-
-def _checked_bias(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """Raise what is wrong with the arguments; the bias with shape (out_features)."""
-    if weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{name}: input and weight must have shapes (*, in_features) and (out_features, in_features), "
-            f"got {tuple(input.shape)} and {tuple(weight.shape)}"
-        )
-    if weight.dtype is not input.dtype:
-        raise TypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
-    check_device(name, "weight", weight, input)
-    if bias is None:
-        return None
-    check_device(name, "bias", bias, input)
-    if bias.dtype is not input.dtype:
-        raise TypeError(f"{name}: bias must have the input's dtype {input.dtype}, got {bias.dtype}")
-    if bias.shape != weight.shape[:1]:
-        if bias.dim() > 1 or bias.numel() != 1:
-            raise ValueError(
-                f"{name}: bias must have shape {tuple(weight.shape[:1])} (out_features), "
-                f"got {tuple(bias.shape)}"
-            )
-        bias = bias.expand(weight.shape[0])
-    return bias.contiguous()
