@@ -149,10 +149,11 @@ def prefers_torch(input: torch.Tensor) -> bool:
     """The one rule for tiny tensors: a single op on them is left to torch's own op.
 
     A Python ``autograd.Function`` takes longer per call than torch's C++ one, and on so few elements the call
-    is all there is. The rule holds on the CPU, and only while no backend is asked for by name. Fused forms
-    never use it (they win by replacing several calls), nor does dropout, whose mask is the same everywhere.
+    is all there is. The rule holds on the CPU, and only while no backend is asked for by name and the library
+    is there (its absence must not go unnoticed). Fused forms never use it (they win by replacing several
+    calls), nor does dropout, whose mask is the same everywhere.
     """
-    return _requested is None and input.is_cpu and input.numel() <= TINY_ELEMENTS
+    return _requested is None and input.is_cpu and input.numel() <= TINY_ELEMENTS and "cpp" in _handles
 
 
 def _default(device_type: str) -> str:

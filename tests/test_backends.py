@@ -37,6 +37,18 @@ def test_reference_serves_any_device() -> None:
     assert pyops.available_backends("meta") == ["reference"]
 
 
+def test_tiny_single_ops_are_left_to_torch_unless_a_backend_is_asked_for() -> None:
+    """The rule of backends.prefers_torch, and that its results are torch's to the bit."""
+    for elements, left_to_torch in [(backends.TINY_ELEMENTS, True), (backends.TINY_ELEMENTS + 1, False)]:
+        x = torch.randn(1, elements, requires_grad=True)
+        y = pyops.functional.softmax(x, 1)
+        assert ("_Softmax" not in type(y.grad_fn).__name__) == left_to_torch
+        if left_to_torch:
+            assert torch.equal(y, torch.softmax(x, 1))
+        with pyops.use_backend("cpp"):
+            assert "_Softmax" in type(pyops.functional.softmax(x, 1).grad_fn).__name__
+
+
 def test_use_backend_is_undone_also_by_an_exception() -> None:
     with pyops.use_backend("reference"):
         assert used() == "reference"

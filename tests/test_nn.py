@@ -84,12 +84,13 @@ def test_function_begins_with_torchs_arguments(name: str) -> None:
 
 def test_module_uses_the_fused_function() -> None:
     x = torch.randn(5, 4, requires_grad=True)
-    assert "_CrossEntropy" in type(call(pyops.nn.CrossEntropyLoss(), "Loss", x).grad_fn).__name__
-    assert "_Softmax" in type(pyops.nn.Softmax(1)(x).grad_fn).__name__
+    with pyops.use_backend("cpp"):
+        assert "_CrossEntropy" in type(call(pyops.nn.CrossEntropyLoss(), "Loss", x).grad_fn).__name__
+        assert "_Softmax" in type(pyops.nn.Softmax(1)(x).grad_fn).__name__
 
 
 def test_what_has_no_kernel_is_torchs_own() -> None:
-    assert pyops.nn.Conv2d is torch.nn.Conv2d
+    assert pyops.nn.Bilinear is torch.nn.Bilinear
     assert pyops.nn.Sequential is torch.nn.Sequential
     with pytest.raises(AttributeError, match="NoSuchLayer"):
         _ = pyops.nn.NoSuchLayer

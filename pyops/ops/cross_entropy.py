@@ -248,7 +248,7 @@ def cross_entropy(
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
     if weight is None and sample_weight is None and not return_lse and _is_plain(input, target):
-        if backends.prefers_torch(input) and z_loss == 0.0:
+        if backends.prefers_torch(input) and z_loss == 0.0 and 0.0 <= label_smoothing <= 1.0:
             torchs = torch.nn.functional.cross_entropy
             return torchs(input, target, None, None, ignore_index, None, reduction, label_smoothing)
         ops = backends.resolve(input)

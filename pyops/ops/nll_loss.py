@@ -133,11 +133,12 @@ def nll_loss(
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     check_device(name, "target", target, input)
-    if backends.prefers_torch(input):
-        return torch.nn.functional.nll_loss(input, target, weight, None, ignore_index, None, reduction)
     row_shape = without_class_dim(input.shape)
     target = class_indices(name, target, row_shape)
+    given_weight = weight
     weight = class_weight(name, weight, input.shape[min(input.dim() - 1, 1)], input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.nll_loss(input, target, given_weight, None, ignore_index, None, reduction)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
     ops = backends.resolve(input)
     if ops is None:
