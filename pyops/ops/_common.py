@@ -85,6 +85,25 @@ def autocasts_to_float32(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
 
 
+def dense_order(tensor: Tensor) -> list[int] | None:
+    """The permutation that makes ``tensor`` contiguous, largest stride first; None if there is none.
+
+    There is one for channels_last and transposed tensors: their memory has no gaps and no element twice.
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda i: (-strides[i], i))
+    return order if tensor.permute(order).is_contiguous() else None
+
+
+def laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
+    """``gradient`` with the strides of the dense tensor ``like``, copied if it has others."""
+    if like.is_contiguous():
+        return gradient.contiguous()
+    if gradient.stride() == like.stride():
+        return gradient
+    return torch.empty_like(like).copy_(gradient)
+
+
 def differentiable_gradients(
     function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:

@@ -4,19 +4,23 @@ It serves devices and dtypes that no kernel serves, gradients that no kernel com
 backward. Written to be read: one line per term of the formula, in float32 (float64 for float64).
 """
 
+from .activation import activation, activation_gradient
 from .cross_entropy import cross_entropy_with_lse
 from .dropout import bias_activation_dropout_gradient
 from .linear import linear
 from .linear_cross_entropy import linear_cross_entropy
 from .nll_loss import nll_loss
+from .prelu import prelu_gradient
 from .softmax import softmax
 
 __all__ = [
+    "activation",
+    "activation_gradient",
     "bias_activation_dropout_gradient",
     "cross_entropy_with_lse",
     "linear",
     "linear_cross_entropy",
-    "linear_epilogue_gradient",
     "nll_loss",
+    "prelu_gradient",
     "softmax",
 ]
