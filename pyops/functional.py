@@ -2,6 +2,7 @@
 
 from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.cross_entropy import cross_entropy
+from .ops.dropout import dropout
 from .ops.linear import linear
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.nll_loss import nll_loss
@@ -10,6 +11,7 @@ from .ops.softmax import log_softmax, softmax
 
 __all__ = [
     "cross_entropy",
+    "dropout",
     "elu",
     "gelu",
     "hardswish",

@@ -9,11 +9,13 @@ from typing import Any
 import torch.nn
 
 from .activation import LogSoftmax, Softmax
+from .dropout import Dropout
 from .linear import LazyLinear, Linear
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
 __all__ = [
     "CrossEntropyLoss",
+    "Dropout",
     "LazyLinear",
     "Linear",
     "LinearCrossEntropyLoss",

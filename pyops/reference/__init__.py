@@ -6,7 +6,7 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 
 from .activation import activation, activation_gradient
 from .cross_entropy import cross_entropy_with_lse
-from .dropout import bias_activation_dropout_gradient
+from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, dropout
 from .linear import linear
 from .linear_cross_entropy import linear_cross_entropy
 from .nll_loss import nll_loss
@@ -16,8 +16,10 @@ from .softmax import softmax
 __all__ = [
     "activation",
     "activation_gradient",
+    "bias_activation_dropout",
     "bias_activation_dropout_gradient",
     "cross_entropy_with_lse",
+    "dropout",
     "linear",
     "linear_cross_entropy",
     "nll_loss",

@@ -1,0 +1,271 @@
+"""Dropout, alone or fused with bias, activation and residual: schemas, autograd and public function.
+
+Kernels: ``csrc/cpu/dropout.cpp``, ``csrc/cuda/dropout.cu``, ``triton_kernels/dropout.py``; the formulas are in
+``csrc/math/dropout.h``, the random numbers in ``csrc/common/philox.h``.
+
+The mask is a function of a seed and of an element's place in memory. The seed is drawn on the tensor's device
+from torch's generator, and is all that plain dropout keeps for backward: 16 bytes.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import check_device, check_floating, check_shape, check_tensor
+from .activation import IDENTITY, Activation, parse
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    kind: int,
+    a: float,
+    b: float,
+    dim: int,
+    saved_is_output: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    channels = grad_output.size(dim) if needs_bias else 0
+    return torch.empty_like(grad_output), grad_output.new_empty((channels,))
+
+
+_library.define(
+    "dropout",
+    "(Tensor input, Tensor seed, float p) -> Tensor",
+    lambda input, seed, p: torch.empty_like(input),
+)
+_library.define("dropout_", "(Tensor(a!) input, Tensor seed, float p) -> ()", lambda input, seed, p: None)
+_library.define(
+    "bias_activation_dropout_forward",
+    "(Tensor input, Tensor? bias, Tensor? residual, Tensor? seed, float p, int kind, float a, float b, "
+    "int dim) -> Tensor",
+    lambda input, bias, residual, seed, p, kind, a, b, dim: torch.empty_like(input),
+)
+_library.define(
+    "bias_activation_dropout_backward",
+    "(Tensor grad_output, Tensor? saved, Tensor? bias, Tensor? seed, float p, int kind, float a, float b, "
+    "int dim, bool saved_is_output, bool needs_bias) -> (Tensor grad_input, Tensor grad_bias)",
+    _fake_backward,
+)
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A mask's seed, int64 of shape (2,), drawn on ``device`` from its generator."""
+    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.ops = p, ops
+        return ops.dropout(input, seed, p)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # Dropout is linear: its gradient, to any order, is dropout by the same mask.
+        return _apply(grad.contiguous(), *ctx.saved_tensors, ctx.p, ctx.ops), None, None, None
+
+
+class _InplaceDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.ops = p, ops
+        ctx.mark_dirty(input)
+        ops.dropout_(input, seed, p)
+        return input
+
+    backward = _Dropout.backward
+
+
+class _FusedDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        seed: Tensor | None,
+        p: float,
+        activation: Activation,
+        dim: int,
+        ops: SimpleNamespace,
+    ) -> Tensor:
+        output = ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+        saved_is_output = residual is None and activation.keeps_output(input.dtype)
+        if activation.kind == IDENTITY:
+            ctx.save_for_backward(None, None, seed)
+        elif saved_is_output:
+            ctx.save_for_backward(output, None, seed)
+        else:
+            ctx.save_for_backward(input, bias, seed)
+        ctx.options = (p, *activation, dim)
+        ctx.saved_is_output, ctx.ops = saved_is_output, ops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        saved, bias, seed = ctx.saved_tensors
+        needs_bias = ctx.needs_input_grad[1]
+        if torch.is_grad_enabled():
+            grad_input, grad_bias = reference.bias_activation_dropout_gradient(
+                grad, saved, bias, seed, *ctx.options, ctx.saved_is_output
+            )
+        else:
+            grad_input, grad_bias = ctx.ops.bias_activation_dropout_backward(
+                grad.contiguous(), saved, bias, seed, *ctx.options, ctx.saved_is_output, needs_bias
+            )
+        grad_residual = grad if ctx.needs_input_grad[2] else None
+        return grad_input, grad_bias if needs_bias else None, grad_residual, None, None, None, None, None
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    bias: Tensor | None = None,
+    activation: str | Activation | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Multiply elements by 0 with probability ``p``, others by 1/(1-p); as :func:`torch.nn.functional.dropout`.
+
+    With ``bias``, ``activation`` or ``residual`` it is ``residual + dropout(activation(input + bias))`` in one
+    pass over memory, and one pass for all gradients. Without ``training``, or with ``p = 0``, nothing is
+    dropped: ``input`` itself is returned, or the fused formula without the mask.
+
+    ``p`` is rounded to a multiple of 2^-16 (never to 0 or 1), and what is kept is scaled by the probability
+    after that. The mask depends on the seed, drawn from torch's generator, and on the elements' order in
+    memory; it is the same on every backend.
+
+    Args:
+        input: floating tensor of any shape and strides.
+        p: probability of an element to be zeroed, in [0, 1].
+        training: whether to drop at all.
+        inplace: write the result into ``input``; not together with the fused arguments.
+        bias: added to ``input`` before the activation, broadcast like ``input + bias``, with at most one
+            dimension that is not 1: shape (C,) for the last dimension, (C, 1, 1) for the channels of images.
+        activation: a name as in :func:`pyops.ops.activation.parse`, or an ``Activation``.
+        residual: added last; of the shape of ``input``.
+        generator: where the seed is drawn from, on the device of ``input``; torch's default one if None.
+
+    Returns:
+        Tensor of the shape of ``input``; of its dtype, or of the promoted one of the tensors that are given.
+
+    Raises:
+        TypeError: a tensor is not floating-point (as in torch, nothing to drop, or p = 1, is allowed).
+        ValueError: ``p`` or ``activation`` is not a possible value, a shape does not fit, or ``inplace`` was
+            combined with fused arguments.
+        RuntimeError: tensors on different devices.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: p must be a probability between 0 and 1, got {p}")
+    drops = training and p > 0.0
+    if bias is not None or activation is not None or residual is not None:
+        if inplace:
+            raise ValueError("dropout: inplace=True cannot be combined with bias, activation or residual")
+        return _fused(input, p if drops else 0.0, bias, activation, residual, generator)
+    check_tensor("dropout", "input", input)
+    if not drops or input.numel() == 0:
+        return input
+    if not input.is_floating_point() and p < 1.0 and not input.is_complex():
+        raise TypeError(f"dropout: input must be a floating-point tensor, got {input.dtype}")
+    ops = backends.resolve(input)
+    seed = draw_seed(input.device, generator)
+    contiguous = input.is_contiguous()
+    if inplace:
+        if contiguous and ops is not None and not torch.compiler.is_compiling():
+            return _apply_inplace(input, seed, p, ops)
+        return input.copy_(_plain(input.contiguous(), seed, p, ops))
+    return _plain(input if contiguous else input.contiguous(), seed, p, ops)
+
+
+def _plain(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace | None) -> Tensor:
+    return reference.dropout(input, seed, p) if ops is None else _apply(input, seed, p, ops)
+
+
+def _apply(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Dropout.apply(input, seed, p, ops)
+    return ops.dropout(input, seed, p)
+
+
+def _apply_inplace(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+    if input.requires_grad and torch.is_grad_enabled():
+        return _InplaceDropout.apply(input, seed, p, ops)
+    ops.dropout_(input, seed, p)
+    return input
+
+
+def _fused(
+    input: Tensor,
+    p: float,
+    bias: Tensor | None,
+    activation: str | Activation | None,
+    residual: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    check_floating("dropout", "input", input)
+    if not isinstance(activation, Activation):
+        activation = parse("dropout", activation)
+    dim = max(input.dim() - 1, 0)
+    if bias is not None:
+        check_floating("dropout", "bias", bias)
+        check_device("dropout", "bias", bias, input)
+        if bias.dtype is not input.dtype:
+            input, bias = _promoted(input, bias)
+        bias, dim = _bias_vector(input, bias)
+    if residual is not None:
+        check_floating("dropout", "residual", residual)
+        check_device("dropout", "residual", residual, input)
+        check_shape("dropout", "residual", residual, input.shape, "the input's shape")
+        if residual.dtype is not input.dtype:
+            input, residual = _promoted(input, residual)
+            bias = None if bias is None else bias.to(input.dtype)
+        residual = residual.contiguous()
+    seed = draw_seed(input.device, generator) if p > 0.0 else None
+    ops = backends.resolve(input)
+    input = input.contiguous()
+    if ops is None:
+        return reference.bias_activation_dropout(input, bias, residual, seed, p, *activation, dim)
+    if torch.is_grad_enabled() and (
+        input.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        return _FusedDropout.apply(input, bias, residual, seed, p, activation, dim, ops)
+    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+
+
+def _promoted(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype of their sum."""
+    dtype = torch.result_type(input, other)
+    return input.to(dtype), other.to(dtype)
+
+
+def _bias_vector(input: Tensor, bias: Tensor) -> tuple[Tensor, int]:
+    """``bias`` as a contiguous vector, and the dimension of ``input`` that it lies along."""
+    rank, shape = input.dim(), bias.shape
+    wide = [i for i, size in enumerate(shape) if size != 1]
+    dim = rank - len(shape) + wide[0] if wide else rank - 1
+    if rank == 0 or len(shape) > rank or len(wide) > 1 or (wide and shape[wide[0]] != input.size(dim)):
+        raise ValueError(
+            "dropout: bias must have at most one dimension that is not 1 and broadcast to the input's shape "
+            f"{tuple(input.shape)}, got {tuple(shape)}"
+        )
+    if len(shape) != 1:
+        bias = bias.reshape(-1)
+    if not wide:
+        bias = bias.expand(input.size(dim))
+    return bias.contiguous(), dim
