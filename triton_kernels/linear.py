@@ -1,7 +1,8 @@
 """linear with bias, activation and dropout; the product and what it is followed by are in gemm.py.
 
-Dropout is a pass of its own over the output. In the tile of a product the elements that share a draw's
-evaluation lie in different threads, so each would be evaluated eight times: more work than the pass.
+Dropout is a pass of its own over the output. In a tile of a product the eight elements that share an evaluation
+of Philox lie in different threads: each would be evaluated eight times, or the draws of the whole tile go
+through shared memory, which the product's operands need.
 """
 
 import torch
@@ -10,7 +11,7 @@ from pyops._library import implement
 
 from ._common import check_dense, check_floating
 from .activation import check_kind
-from .dropout import bias_activation_dropout_backward, check_seed, dropout_
+from .dropout import bias_activation_dropout_backward, check_mask, dropout_
 from .gemm import _leading_stride, matmul
 
 
@@ -62,7 +63,7 @@ def linear_forward(
     if bias is not None:
         check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=weight.shape[:1])
     check_kind(kind, a, op)
-    check_seed(seed, p, op, input)
+    check_mask(seed, p, op, input)
     output = input.new_empty((*input.shape[:-1], weight.shape[0]))
     saved = input.new_empty(output.shape if save_input_of_activation else (0,))
     kept = saved.view(-1, weight.shape[0]) if save_input_of_activation and output.numel() else None
@@ -95,7 +96,7 @@ def linear_backward(
     _check_operands(grad_output, 0, weight, op, "grad_output")
     check_dense(grad_output, op, "grad_output", like=grad_output, dtype=grad_output.dtype)
     _matrix(weight, op, "weight")
-    check_seed(seed, p, op, grad_output)
+    check_mask(seed, p, op, grad_output)
     if needs_weight:
         if input is None:
             raise RuntimeError(f"{op}: input must be given for the weight's gradient")

@@ -59,6 +59,7 @@ inline LinearShape check_linear_forward(const Tensor& input, const Tensor& weigh
                                         const char* op) {
   LinearShape s = linear_shape(input, weight, epilogue, op, "input");
   check_shape(input, op, "input", s.input);
+  is_from_output(epilogue.kind, epilogue.a, op);
   if (bias) {
     check_dense(*bias, op, "bias", input);
     check_type(*bias, op, "bias", input.scalar_type());
@@ -69,7 +70,8 @@ inline LinearShape check_linear_forward(const Tensor& input, const Tensor& weigh
 
 inline LinearShape check_linear_backward(const Tensor& grad_output, const std::optional<Tensor>& input,
                                          const Tensor& weight, const std::optional<Tensor>& saved,
-                                         bool needs_weight, const LinearEpilogue& epilogue, const char* op) {
+                                         bool saved_is_output, bool needs_weight,
+                                         const LinearEpilogue& epilogue, const char* op) {
   LinearShape s = linear_shape(grad_output, weight, epilogue, op, "grad_output");
   check_dense(grad_output, op, "grad_output", grad_output);
   check_shape(grad_output, op, "grad_output", s.output);
@@ -78,7 +80,10 @@ inline LinearShape check_linear_backward(const Tensor& grad_output, const std::o
     check_matrix(*input, op, "input", grad_output);
     check_shape(*input, op, "input", s.input);
   }
+  const bool from_output = is_from_output(epilogue.kind, epilogue.a, op);
   STD_TORCH_CHECK(saved || epilogue.kind == 0, op, ": saved must be given with an activation");
+  STD_TORCH_CHECK(!saved || !saved_is_output || from_output, op,
+                  ": this activation's derivative needs its input, so saved_is_output must be false");
   check_companion(saved, op, "saved", grad_output);
   return s;
 }

@@ -173,7 +173,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::opti
                                                    bool needs_weight, bool needs_bias) {
   const char* op = "linear";
   const LinearEpilogue e{seed, p, kind, a, b};
-  const LinearShape s = check_linear_backward(grad_output, input, weight, saved, needs_weight, e, op);
+  const LinearShape s =
+      check_linear_backward(grad_output, input, weight, saved, saved_is_output, needs_weight, e, op);
   const ScalarType type = weight.scalar_type();
   const auto output = [&](bool needed, const std::vector<int64_t>& shape) {
     return new_output(weight, needed ? shape : std::vector<int64_t>{0}, type);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_tensor
+from ._common import check_tensor, differentiable_gradients
 from .activation import Activation, parse
 from .dropout import draw_seed
 
@@ -117,10 +117,17 @@ class _Linear(torch.autograd.Function):
                 None,
                 None,
             )
-        if not keeps_output:  # now with the graph that double backward needs
-            saved = torch.nn.functional.linear(input, weight, bias)
+        if not keeps_output:
+            tensors = (input, weight, bias)
+            wanted = tuple(t for t, needed in zip(tensors, needs, strict=True) if needed)
+            found = iter(
+                differentiable_gradients(
+                    lambda *_: reference.linear(*tensors, seed, p, *activation), wanted, (grad,)
+                )
+            )
+            return (*(next(found) if needed else None for needed in needs), None, None)
         dz, grad_bias = reference.bias_activation_dropout_gradient(
-            grad, saved, None, seed, p, *activation, grad.dim() - 1, keeps_output
+            grad, saved, None, seed, p, *activation, grad.dim() - 1, True
         )
         grad_weight = None
         if needs_weight:
@@ -168,20 +175,21 @@ def linear(
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         check_tensor(name, "input", input)
         check_tensor(name, "weight", weight)
+    if weight.dim() == 1:
+        column = None if bias is None else bias.reshape(-1)
+        options = {"activation": activation, "dropout_p": dropout_p, "training": training}
+        return linear(input, weight.unsqueeze(0), column, **options, generator=generator).squeeze(-1)
     if dropout_p == 0.0:
         if backends.prefers_torch(input):
             return reference.linear(input, weight, bias, None, 0.0, *function)
     elif not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    if torch.is_autocast_enabled(input.device.type):
+    device = input.device
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         input, weight, bias = _autocast(input), _autocast(weight), _autocast(bias)
-    if weight.dim() == 1:
-        column = None if bias is None else bias.reshape(-1)
-        options = {"activation": activation, "dropout_p": dropout_p, "training": training}
-        return linear(input, weight.unsqueeze(0), column, **options, generator=generator).squeeze(-1)
     if bias is not None:
         bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
-    seed = draw_seed(input.device, generator) if training and dropout_p > 0.0 else None
+    seed = draw_seed(device, generator) if training and dropout_p > 0.0 else None
     ops = backends.resolve(input)
     if ops is None:
         return reference.linear(input, weight, bias, seed, dropout_p, *function)
