@@ -110,7 +110,7 @@ void epilogue_backward(const Activation& activation, DropoutMask<acc_t<T>>& mask
           g = activation.backward(v * unscale, g);
         } else {
           if (s.bias.values) v = v + load_lanes(s.bias.values + (i & s.bias.wrap), lanes);
-          g = math::backward_from_input(activation, v, g);
+          g = math::gradient_from_input(activation, v, g);
         }
       }
       store_lanes(dx + begin + i, g, lanes);

@@ -242,9 +242,13 @@ struct FromInput {
   }
 };
 
-// Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind.
+// Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind. On host
+// and device, with an f for either.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 template <class T, class F>
-bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
+PYOPS_HD bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
   constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
   constexpr double kSeluScale = 1.0507009873554804934193349852946;
   switch (static_cast<ActivationKind>(kind)) {

@@ -95,37 +95,30 @@ class _FusedDropout(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         seed: Tensor | None,
-        p: float,
-        activation: Activation,
-        dim: int,
+        options: tuple[float, int, float, float, int],
+        keeps_output: bool,
         ops: SimpleNamespace,
     ) -> Tensor:
-        output = ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
-        saved_is_output = residual is None and activation.keeps_output(input.dtype)
-        if activation.kind == IDENTITY:
+        output = ops.bias_activation_dropout_forward(input, bias, residual, seed, *options)
+        if options[1] == IDENTITY:
             ctx.save_for_backward(None, None, seed)
-        elif saved_is_output:
+        elif keeps_output:
             ctx.save_for_backward(output, None, seed)
         else:
             ctx.save_for_backward(input, bias, seed)
-        ctx.options = (p, *activation, dim)
-        ctx.saved_is_output, ctx.ops = saved_is_output, ops
+        ctx.options, ctx.keeps_output, ctx.ops = options, keeps_output, ops
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved, bias, seed = ctx.saved_tensors
-        needs_bias = ctx.needs_input_grad[1]
+        _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+        arguments = (*ctx.saved_tensors, *ctx.options, ctx.keeps_output, needs_bias)
         if torch.is_grad_enabled():
-            grad_input, grad_bias = reference.bias_activation_dropout_gradient(
-                grad, saved, bias, seed, *ctx.options, ctx.saved_is_output
-            )
+            gradients = reference.bias_activation_dropout_gradient(grad, *arguments)
         else:
-            grad_input, grad_bias = ctx.ops.bias_activation_dropout_backward(
-                grad.contiguous(), saved, bias, seed, *ctx.options, ctx.saved_is_output, needs_bias
-            )
-        grad_residual = grad if ctx.needs_input_grad[2] else None
-        return grad_input, grad_bias if needs_bias else None, grad_residual, None, None, None, None, None
+            gradients = ctx.ops.bias_activation_dropout_backward(grad.contiguous(), *arguments)
+        grad_bias = gradients[1] if needs_bias else None
+        return gradients[0], grad_bias, grad if needs_residual else None, None, None, None, None
 
 
 def dropout(
@@ -175,7 +168,7 @@ def dropout(
     if bias is not None or activation is not None or residual is not None:
         if inplace:
             raise ValueError("dropout: inplace=True cannot be combined with bias, activation or residual")
-        return _fused(input, p if drops else 0.0, bias, activation, residual, generator)
+        return _fused(input, float(p) if drops else 0.0, bias, activation, residual, generator)
     check_tensor("dropout", "input", input)
     if not drops or input.numel() == 0:
         return input
@@ -217,45 +210,50 @@ def _fused(
     generator: torch.Generator | None,
 ) -> Tensor:
     check_floating("dropout", "input", input)
-    if not isinstance(activation, Activation):
-        activation = parse("dropout", activation)
-    dim = max(input.dim() - 1, 0)
-    if bias is not None:
-        check_floating("dropout", "bias", bias)
-        check_device("dropout", "bias", bias, input)
-        if bias.dtype is not input.dtype:
-            input, bias = _promoted(input, bias)
-        bias, dim = _bias_vector(input, bias)
+    kind, a, b = activation if isinstance(activation, Activation) else parse("dropout", activation)
+    if bias is not None and not _matches(bias, input):
+        input, bias = _promoted("bias", bias, input)
     if residual is not None:
-        check_floating("dropout", "residual", residual)
-        check_device("dropout", "residual", residual, input)
-        check_shape("dropout", "residual", residual, input.shape, "the input's shape")
-        if residual.dtype is not input.dtype:
-            input, residual = _promoted(input, residual)
+        if not _matches(residual, input):
+            input, residual = _promoted("residual", residual, input)
             bias = None if bias is None else bias.to(input.dtype)
+        check_shape("dropout", "residual", residual, input.shape, "the input's shape")
         residual = residual.contiguous()
-    seed = draw_seed(input.device, generator) if p > 0.0 else None
+    dim = input.dim() - 1
+    if bias is not None:
+        if bias.dim() != 1 or dim < 0 or bias.size(0) != input.size(dim):
+            bias, dim = _bias_vector(input, bias)
+        bias = bias.contiguous()
     ops = backends.resolve(input)
-    input = input.contiguous()
+    seed = draw_seed(input.device, generator) if p > 0.0 else None
+    if not input.is_contiguous():
+        input = input.contiguous()
     if ops is None:
-        return reference.bias_activation_dropout(input, bias, residual, seed, p, *activation, dim)
+        return reference.bias_activation_dropout(input, bias, residual, seed, p, kind, a, b, dim)
     if torch.is_grad_enabled() and (
         input.requires_grad
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        return _FusedDropout.apply(input, bias, residual, seed, p, activation, dim, ops)
-    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+        keeps_output = residual is None and Activation(kind, a, b).keeps_output(input.dtype)
+        return _FusedDropout.apply(input, bias, residual, seed, (p, kind, a, b, dim), keeps_output, ops)
+    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, kind, a, b, dim)
 
 
-def _promoted(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of their sum."""
-    dtype = torch.result_type(input, other)
-    return input.to(dtype), other.to(dtype)
+def _matches(tensor: Tensor, input: Tensor) -> bool:
+    return isinstance(tensor, Tensor) and tensor.dtype is input.dtype and tensor.device == input.device
+
+
+def _promoted(name: str, tensor: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and tensor in the dtype of their sum, or the error that they cannot be added."""
+    check_floating("dropout", name, tensor)
+    check_device("dropout", name, tensor, input)
+    dtype = torch.result_type(input, tensor)
+    return input.to(dtype), tensor.to(dtype)
 
 
 def _bias_vector(input: Tensor, bias: Tensor) -> tuple[Tensor, int]:
-    """``bias`` as a contiguous vector, and the dimension of ``input`` that it lies along."""
+    """``bias`` as a vector, and the dimension of ``input`` that it lies along."""
     rank, shape = input.dim(), bias.shape
     wide = [i for i, size in enumerate(shape) if size != 1]
     dim = rank - len(shape) + wide[0] if wide else rank - 1
@@ -264,8 +262,5 @@ def _bias_vector(input: Tensor, bias: Tensor) -> tuple[Tensor, int]:
             "dropout: bias must have at most one dimension that is not 1 and broadcast to the input's shape "
             f"{tuple(input.shape)}, got {tuple(shape)}"
         )
-    if len(shape) != 1:
-        bias = bias.reshape(-1)
-    if not wide:
-        bias = bias.expand(input.size(dim))
-    return bias.contiguous(), dim
+    bias = bias.reshape(-1)
+    return (bias if wide else bias.expand(input.size(dim))), dim

@@ -85,7 +85,8 @@ def bias_activation_dropout_gradient(
     b: float,
     dim: int,
     saved_is_output: bool,
-) -> tuple[Tensor, Tensor]:
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of input and bias from what backward has, differentiable in every tensor."""
     value = grad.to(acc_dtype(grad.dtype))
     factor = None if seed is None else dropout_factor(value, seed, p)
@@ -100,7 +101,8 @@ def bias_activation_dropout_gradient(
             argument = argument / factor.masked_fill(factor == 0, 1.0)
         value = activation_gradient(value, argument, kind, a, b, saved_is_output)
     over = [i for i in range(grad.dim()) if i != dim]
-    return value.to(grad.dtype), (value.sum(over) if over else value).to(grad.dtype)
+    grad_bias = value.sum(over) if over and needs_bias else value
+    return value.to(grad.dtype), grad_bias.to(grad.dtype) if needs_bias else None
 
 
 def _with_bias(value: Tensor, bias: Tensor | None, dim: int) -> Tensor:
