@@ -5,6 +5,6 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import cross_entropy, dropout, gemm, linear, nll_loss, softmax
+from . import activation, cross_entropy, dropout, gemm, linear, nll_loss, prelu, softmax
 
-__all__ = ["cross_entropy", "dropout", "gemm", "linear", "nll_loss", "softmax"]
+__all__ = ["activation", "cross_entropy", "dropout", "gemm", "linear", "nll_loss", "prelu", "softmax"]

@@ -1,6 +1,7 @@
 // Checks of the prelu ops that hold on every device.
 #pragma once
 
+#include "../common/macros.h"
 #include "tensor.h"
 
 namespace pyops {
@@ -11,8 +12,8 @@ struct PreluShape {
   int64_t channels;
   int64_t inner;
 
-  int64_t numel() const { return outer * channels * inner; }
-  int64_t period() const { return channels * inner; }  // after which the slopes repeat
+  PYOPS_HD int64_t numel() const { return outer * channels * inner; }
+  PYOPS_HD int64_t period() const { return channels * inner; }  // after which the slopes repeat
 
   static PreluShape of(const Tensor& input, const Tensor& weight, int64_t dim, const char* op) {
     check_dense(input, op, "input", input);

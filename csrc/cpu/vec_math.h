@@ -64,7 +64,7 @@ PYOPS_HD Vec<T> expm1(Vec<T> x) {
   const V n = (bounded * K::kLog2e + K::kRoundMagic) - K::kRoundMagic;
   const V r = (bounded - n * K::kLn2High) - n * K::kLn2Low;
   V p = K::kPolynomial[0];
-#pragma GCC unroll 16
+  PYOPS_UNROLL
   for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * r + K::kPolynomial[i];
   const V fraction = p * (r * r) + r;
   const Bits exponent = __builtin_convertvector(n.v, Bits) + (Expm1Constants<T>::kBias - 1);
@@ -121,7 +121,7 @@ PYOPS_HD Vec<T> log_of_normal(Vec<T> x, Vec<T> correction) {
   const V s = f / (f + T(2));
   const V z = s * s;
   V p = K::kPolynomial[0];
-#pragma GCC unroll 16
+  PYOPS_UNROLL
   for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * z + K::kPolynomial[i];
   const V half_square = f * f * T(0.5);
   const V small = s * (half_square + p * z) + (n * K::kLn2Low + correction);

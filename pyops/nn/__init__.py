@@ -8,7 +8,21 @@ from typing import Any
 
 import torch.nn
 
-from .activation import LogSoftmax, Softmax
+from .activation import (
+    ELU,
+    GELU,
+    Hardswish,
+    LeakyReLU,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    SELU,
+    SiLU,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from .dropout import Dropout
 from .linear import LazyLinear, Linear
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
@@ -16,12 +30,23 @@ from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 __all__ = [
     "CrossEntropyLoss",
     "Dropout",
+    "ELU",
+    "GELU",
+    "Hardswish",
     "LazyLinear",
+    "LeakyReLU",
     "Linear",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
     "NLLLoss",
+    "PReLU",
+    "ReLU",
+    "SELU",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Softplus",
+    "Tanh",
 ]
 
 
