@@ -228,7 +228,7 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(F.linear, fullgraph=True, dynamic=True, backend=counter)
-    with pyops.use_backend("cpp"):
+    with pyops.use_backend("cpp"), torch.no_grad():
         for rows in (6, 7, 11):
             x, w, b = operands(rows, 5, 3)
             torch.testing.assert_close(
@@ -340,9 +340,7 @@ def test_weight_of_one_dimension(backend: Backend) -> None:
     x, w = torch.randn(4, 3, device=backend.device), torch.randn(3, device=backend.device)
     bias = torch.randn((), device=backend.device)
     torch.testing.assert_close(F.linear(x, w), torch.nn.functional.linear(x, w))
-    torch.testing.assert_close(
-        F.linear(x, w, bias), x @ w + bias
-    )  # torch's documentation has it, its code not
+    torch.testing.assert_close(F.linear(x, w, bias), x @ w + bias)  # only documented in torch
     torch.testing.assert_close(F.linear(x, w, activation="relu"), torch.relu(x @ w))
 
 
@@ -385,7 +383,7 @@ def test_float32_is_exact_on_the_cpu_whatever_cuda_may_do(backend: Backend, capa
         (ValueError, r"dropout_p must be between 0 and 1, got nan", {"dropout_p": float("nan")}),
         (RuntimeError, r"input must have shape \(40, 6\), got \(40, 7\)", {"input": torch.zeros(40, 7)}),
         (RuntimeError, "input must have at least 1 dimension", {"input": torch.zeros(())}),
-        (RuntimeError, r"weight must have 2 dimensions, got shape \(5, 6, 1\)", {"weight": torch.zeros(5, 6, 1)}),
+        (RuntimeError, r"weight must have 2 dimensions, got shape", {"weight": torch.ones(1, 1, 1)}),
         (RuntimeError, "weight must have dtype Float, got Double", {"weight": torch.zeros(5, 6).double()}),
         (RuntimeError, r"bias must have shape \(5\), got \(4\)", {"bias": torch.zeros(4)}),
         (RuntimeError, "bias must have dtype Float, got Half", {"bias": torch.zeros(5).half()}),

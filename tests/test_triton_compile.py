@@ -97,6 +97,26 @@ def _gemm(
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+def _linear(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    kind: int,
+    *,
+    dropout: bool = False,
+    saved_is_output: bool = True,
+) -> None:
+    from pyops.triton_kernels import linear
+
+    x, w, bias = _empty(m, k, dtype=dtype), _empty(n, k, dtype=dtype), _empty(n, dtype=dtype)
+    seed = _empty(2, dtype=torch.int64) if dropout else None
+    options = (0.1, kind, 0.0, 0.0)
+    y, z = linear.linear_forward(x, w, bias, seed, *options, not saved_is_output)
+    saved = None if kind == 0 else y if saved_is_output else z
+    linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
     "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
@@ -122,6 +142,10 @@ CASES: dict[str, Callable[[], None]] = {
     "cross_entropy-probabilities-all_options-bfloat16": lambda: _cross_entropy(
         (4096, 32000), BFLOAT16, NONE, probabilities=True, all_options=True
     ),
+    "linear-relu-dropout-bfloat16": lambda: _linear(4096, 4096, 4096, BFLOAT16, 1, dropout=True),
+    "linear-gelu-bfloat16": lambda: _linear(4096, 4096, 1024, BFLOAT16, 8, saved_is_output=False),
+    "linear-tanh-float32": lambda: _linear(256, 257, 784, FLOAT, 4),
+    "linear-gelu-float64": lambda: _linear(512, 512, 64, DOUBLE, 8, saved_is_output=False),
     "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
     "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
     "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),

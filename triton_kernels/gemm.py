@@ -104,12 +104,12 @@ def matmul(
     *,
     bias: torch.Tensor | None = None,
     activation: tuple[int, float, float] = (0, 0.0, 0.0),
-    saved: torch.Tensor | None = None,
 ) -> None:
     """Overwrite ``out`` [M, N] with activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``).
 
-    Of shapes, dtypes and strides as :func:`gemm_` accepts; ``bias`` [N] and ``saved`` [M, N], which receives
-    the activation's argument, have the dtype of ``out``. ``activation`` is its number and parameters.
+    Of shapes, dtypes and strides as :func:`gemm_` accepts; ``bias`` [N] has the dtype of ``out``.
+    ``activation`` is its number and parameters. An activation of many steps, such as gelu, would spill the
+    accumulator's registers (by 1000 to 3000 bytes on sm_80 to sm_100).
     """
     if out.numel() == 0:
         return
@@ -126,9 +126,10 @@ def matmul(
     config = _config(a.dtype, tf32, m, n, aligned, beta != 0, capability(a.device))
     kind, first, second = activation
     launch(
-        _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device, out, a, b, beta, bias, saved,
-        m, n, k, stride_a, stride_b, A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed,
-        HAS_BETA=beta != 0, KIND=kind, FIRST=float(first), SECOND=float(second),
+        _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
+        out, a, b, beta, bias, m, n, k, stride_a, stride_b,
+        A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, HAS_BETA=beta != 0,
+        KIND=kind, FIRST=float(first), SECOND=float(second),
         PRECISION="tf32" if tf32 else "ieee", WIDEN=triton_is_interpreted(),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
         num_warps=config.num_warps, num_stages=config.num_stages,
@@ -137,7 +138,7 @@ def matmul(
 
 @triton.jit
 def _gemm_kernel(
-    out, a, b, beta: tl.float64, bias, saved,
+    out, a, b, beta: tl.float64, bias,
     m: tl.int64, n: tl.int64, k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
     KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr,
@@ -189,7 +190,5 @@ def _gemm_kernel(
         b_tile += b_step
     if bias is not None:
         total += tl.load(bias + columns, mask=columns < n, other=0.0).to(acc)[None, :]
-    if saved is not None:
-        tl.store(saved + rows[:, None] * n + columns[None, :], total.to(out.dtype.element_ty), mask=mask)
     total = activate(total, KIND, FIRST, SECOND, out.dtype.element_ty)
     tl.store(out_tile, total.to(out.dtype.element_ty), mask=mask)

@@ -1,8 +1,8 @@
-"""linear with bias, activation and dropout; the product and what it is followed by are in gemm.py.
+"""linear with bias, activation and dropout.
 
-Dropout is a pass of its own over the output. In a tile of a product the eight elements that share an evaluation
-of Philox lie in different threads: each would be evaluated eight times, or the draws of the whole tile go
-through shared memory, which the product's operands need.
+The product (gemm.py) adds the bias and applies a cheap activation to its tiles. Others are a pass of their
+own over its result, together with dropout: they would spill the tile's registers, and the eight elements that
+share an evaluation of Philox lie in different threads of a tile.
 """
 
 import torch
@@ -10,9 +10,11 @@ import torch
 from pyops._library import implement
 
 from ._common import check_dense, check_floating
-from .activation import check_kind
-from .dropout import bias_activation_dropout_backward, check_mask, dropout_
+from .activation import IDENTITY, LEAKY_RELU, RELU, check_kind
+from .dropout import bias_activation_dropout_backward, bias_activation_dropout_forward, check_mask
 from .gemm import _leading_stride, matmul
+
+_CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value)
 
 
 def _matrix(tensor: torch.Tensor, op: str, name: str) -> torch.Tensor:
@@ -55,7 +57,7 @@ def linear_forward(
     b: float,
     save_input_of_activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dropout(activation(``input`` [*, K] @ ``weight`` [N, K].T + ``bias``)), and the activation's argument."""
+    """dropout(activation(``input`` [*, K] @ ``weight`` [N, K].T + ``bias``)), and what was activated."""
     op = "linear"
     _check_operands(input, 1, weight, op, "input")
     matrix = _matrix(input, op, "input")
@@ -64,15 +66,15 @@ def linear_forward(
         check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=weight.shape[:1])
     check_kind(kind, a, op)
     check_mask(seed, p, op, input)
-    output = input.new_empty((*input.shape[:-1], weight.shape[0]))
-    saved = input.new_empty(output.shape if save_input_of_activation else (0,))
-    kept = saved.view(-1, weight.shape[0]) if save_input_of_activation and output.numel() else None
-    if output.numel() > 0:
-        rows = output.view(-1, weight.shape[0])
-        matmul(rows, matrix, weight.t(), bias=bias, activation=(kind, a, b), saved=kept)
-        if seed is not None:
-            dropout_(output, seed, p)
-    return output, saved
+    product = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    fused = kind in _CHEAP and seed is None and not save_input_of_activation
+    if product.numel() > 0:
+        activation = (kind, a, b) if fused else (0, 0.0, 0.0)
+        matmul(product.view(-1, weight.shape[0]), matrix, weight.t(), bias=bias, activation=activation)
+    if fused:
+        return product, input.new_empty(0)
+    output = bias_activation_dropout_forward(product, None, None, seed, p, kind, a, b, 0)
+    return output, product if save_input_of_activation else input.new_empty(0)
 
 
 @implement("pyops_triton", "linear_backward")

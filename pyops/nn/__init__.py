@@ -11,14 +11,14 @@ import torch.nn
 from .activation import (
     ELU,
     GELU,
+    SELU,
     Hardswish,
     LeakyReLU,
     LogSoftmax,
     PReLU,
     ReLU,
-    SELU,
-    SiLU,
     Sigmoid,
+    SiLU,
     Softmax,
     Softplus,
     Tanh,
@@ -28,10 +28,11 @@ from .linear import LazyLinear, Linear
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
 __all__ = [
-    "CrossEntropyLoss",
-    "Dropout",
     "ELU",
     "GELU",
+    "SELU",
+    "CrossEntropyLoss",
+    "Dropout",
     "Hardswish",
     "LazyLinear",
     "LeakyReLU",
@@ -41,7 +42,6 @@ __all__ = [
     "NLLLoss",
     "PReLU",
     "ReLU",
-    "SELU",
     "SiLU",
     "Sigmoid",
     "Softmax",
