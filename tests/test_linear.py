@@ -74,12 +74,13 @@ def test_sizes_around_blocks_and_vectors(backend: Backend, case: Case, dtype: to
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(_ACTIVATIONS, [torch.float32, torch.bfloat16])
+@sweep(_ACTIVATIONS, [torch.float32])
 def test_every_activation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(_ACTIVATIONS, [torch.float64, torch.float16], [CPP])
+# Not Triton: its interpreter truncates to bfloat16 where GPUs round, here twice.
+@sweep(_ACTIVATIONS, [torch.float64, torch.float16, torch.bfloat16], [b for b in BACKENDS if b.thorough])
 def test_every_activation_in_the_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 

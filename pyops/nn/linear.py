@@ -73,7 +73,7 @@ class LazyLinear(torch.nn.LazyLinear):
         return super().extra_repr() + _options_repr(self)
 
 
-def _set_options(module: torch.nn.Module, activation: str | None, dropout_p: float) -> None:
+def _set_options(module: Linear | LazyLinear, activation: str | None, dropout_p: float) -> None:
     name = type(module).__name__
     parse(name, activation)
     if not 0.0 <= dropout_p <= 1.0:

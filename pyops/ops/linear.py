@@ -177,8 +177,16 @@ def linear(
         check_tensor(name, "weight", weight)
     if weight.dim() == 1:
         column = None if bias is None else bias.reshape(-1)
-        options = {"activation": activation, "dropout_p": dropout_p, "training": training}
-        return linear(input, weight.unsqueeze(0), column, **options, generator=generator).squeeze(-1)
+        output = linear(
+            input,
+            weight.unsqueeze(0),
+            column,
+            activation=activation,
+            dropout_p=dropout_p,
+            training=training,
+            generator=generator,
+        )
+        return output.squeeze(-1)
     if dropout_p == 0.0:
         if backends.prefers_torch(input):
             return reference.linear(input, weight, bias, None, 0.0, *function)
@@ -186,7 +194,8 @@ def linear(
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
     device = input.device
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        input, weight, bias = _autocast(input), _autocast(weight), _autocast(bias)
+        input, weight = _autocast(input), _autocast(weight)
+        bias = None if bias is None else _autocast(bias)
     if bias is not None:
         bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
     seed = draw_seed(device, generator) if training and dropout_p > 0.0 else None
@@ -200,9 +209,9 @@ def linear(
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
+def _autocast(tensor: Tensor) -> Tensor:
     """As torch's autocast does to the arguments of ``linear``."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
+    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
