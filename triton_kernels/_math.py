@@ -49,8 +49,8 @@ def _polynomial(x, COEFFICIENTS: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def expm1(x):
-    """exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1), x = n log(2) + r."""
+def _exp_parts(x):
+    """x = n log(2) + r: 2^n / 2 (2^n may overflow where the result does not) and exp(r) - 1."""
     if x.dtype.scalar == tl.float64:
         bounded = tl.where(x < -45.0, -45.0, tl.where(x > 710.0, 710.0, x))
         n = tl.floor(bounded * 1.4426950408889634074 + 0.5)
@@ -63,15 +63,26 @@ def expm1(x):
         r = (bounded - n * 0.693359375) + n * 2.12194440e-4
         fraction = _polynomial(r, _EXP_32, 6) * (r * r) + r
         half_power = ((tl.where(n == n, n, 0.0).to(tl.int32) + 126) << 23).to(tl.float32, bitcast=True)
+    return half_power, fraction
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1)."""
+    half_power, fraction = _exp_parts(x)
     half = fraction * half_power + (half_power - 0.5)
     return half + half
 
 
 @triton.jit
 def tanh(x):
-    """With t = exp(-2 |x|) - 1: tanh |x| = -t / (t + 2)."""
-    t = expm1(tl.abs(x) * -2.0)
-    y = divide(-t, t + 2.0)
+    """With e = exp(-2 |x|): (1 - e) / (1 + e), or for larger |x| 1 - 2 e / (1 + e), which rounds once."""
+    half_power, fraction = _exp_parts(tl.abs(x) * -2.0)
+    scaled = fraction * half_power
+    half_e = scaled + half_power
+    small = half_e > 0.125
+    quotient = divide(tl.where(small, (0.5 - half_power) - scaled, half_e + half_e), half_e + 0.5)
+    y = tl.where(small, quotient, 1.0 - quotient)
     return tl.where(x < 0.0, -y, y)
 
 

@@ -1,7 +1,7 @@
 """Dropout, and bias + activation + dropout + residual; formulas as in csrc/math/dropout.h.
 
-The mask is that of csrc/common/philox.h: one evaluation of Philox serves eight neighbouring elements. Tiles are
-made of such groups; where a tensor's rows are not, each element evaluates it for itself.
+The mask is that of csrc/common/philox.h: one evaluation of Philox serves eight neighbouring elements. Tiles
+are made of such groups; where a tensor's rows are not, each element evaluates it for itself.
 """
 
 from typing import Any
@@ -140,8 +140,10 @@ def _differentiate(
     grad, saved, threshold, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     DROPS: tl.constexpr, storage: tl.constexpr,
 ):  # fmt: skip
-    """Through the activation. ``saved`` is the op's output (dropped elements are 0, whose gradient is 0 whatever
-    they were) or the activation's input."""
+    """Through the activation. ``saved`` is the op's output or the activation's input.
+
+    A dropped output is 0, and its gradient too, whatever the activation's output was.
+    """
     if FROM_OUTPUT:
         if DROPS:
             saved = saved * (tl.full([], _STEPS - threshold, saved.dtype) * (1.0 / 65536))
@@ -187,7 +189,7 @@ def _gradient_tile(
     acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
     grad = tl.load(grad_ptr + i, mask=mask, other=0.0).to(acc)
     if seed_ptr is not None:
-        if GROUPS:
+        if GROUPS:  # noqa: SIM108 (a conditional expression would evaluate both)
             draws = group_draws(seed_ptr, group, SHAPE)
         else:
             draws = element_draws(seed_ptr, i)

@@ -140,6 +140,8 @@ def _activate(function: str, input: Tensor, activation: Activation, inplace: boo
     ops = backends.resolve(input)
     kind, a, b = activation
     if ops is None:
+        if inplace and not activation.from_output:
+            return input.copy_(reference.activation(input.clone(), kind, a, b))
         return reference.activation(input, kind, a, b, inplace)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
     dense = input.is_contiguous() or dense_order(input) is not None
@@ -151,6 +153,8 @@ def _activate(function: str, input: Tensor, activation: Activation, inplace: boo
             return input.copy_(_activate(function, input, activation))
         if not needs_grad:
             ops.activation_forward_(input, kind, a, b)
+            if not input.is_inference():
+                torch.autograd.graph.increment_version(input)
             return input
     elif not dense:
         input = input.contiguous()

@@ -1,7 +1,7 @@
 """Dropout, alone or fused with bias, activation and residual: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/dropout.cpp``, ``csrc/cuda/dropout.cu``, ``triton_kernels/dropout.py``; the formulas are in
-``csrc/math/dropout.h``, the random numbers in ``csrc/common/philox.h``.
+Kernels: ``csrc/cpu/dropout.cpp``, ``csrc/cuda/dropout.cu``, ``triton_kernels/dropout.py``; the formulas are
+in ``csrc/math/dropout.h``, the random numbers in ``csrc/common/philox.h``.
 
 The mask is a function of a seed and of an element's place in memory. The seed is drawn on the tensor's device
 from torch's generator, and is all that plain dropout keeps for backward: 16 bytes.
@@ -132,10 +132,10 @@ def dropout(
     residual: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Multiply elements by 0 with probability ``p``, others by 1/(1-p); as :func:`torch.nn.functional.dropout`.
+    r"""Zero elements with probability ``p`` and scale the others, as :func:`torch.nn.functional.dropout`.
 
-    With ``bias``, ``activation`` or ``residual`` it is ``residual + dropout(activation(input + bias))`` in one
-    pass over memory, and one pass for all gradients. Without ``training``, or with ``p = 0``, nothing is
+    With ``bias``, ``activation`` or ``residual`` it is ``residual + dropout(activation(input + bias))`` in
+    one pass over memory, and one pass for all gradients. Without ``training``, or with ``p = 0``, nothing is
     dropped: ``input`` itself is returned, or the fused formula without the mask.
 
     ``p`` is rounded to a multiple of 2^-16 (never to 0 or 1), and what is kept is scaled by the probability
