@@ -104,6 +104,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, saved, seed, bias = ctx.saved_tensors
         p, activation, ops = ctx.options
+        kind, a, b = activation
         keeps_output = activation.keeps_output(weight.dtype)
         needs_input, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
@@ -127,7 +128,7 @@ class _Linear(torch.autograd.Function):
             )
             return (*(next(found) if needed else None for needed in needs), None, None)
         dz, grad_bias = reference.bias_activation_dropout_gradient(
-            grad, saved, None, seed, p, *activation, grad.dim() - 1, True
+            grad, saved, None, seed, p, kind, a, b, grad.dim() - 1, True, needs_bias
         )
         grad_weight = None
         if needs_weight:
