@@ -5,6 +5,7 @@ from .ops.cross_entropy import cross_entropy
 from .ops.dropout import dropout
 from .ops.embedding import embedding
 from .ops.interpolate import interpolate
+from .ops.linear import linear
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from .ops.nll_loss import nll_loss
@@ -23,6 +24,7 @@ __all__ = [
     "interpolate",
     "l1_loss",
     "leaky_relu",
+    "linear",
     "linear_cross_entropy",
     "log_softmax",
     "mse_loss",

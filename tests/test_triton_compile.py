@@ -180,6 +180,26 @@ def _loss(
     loss.elementwise_loss_backward(value, *tensors, divisor, kind, 0.5, reduction, both)
 
 
+def _linear(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    kind: int,
+    *,
+    dropout: bool = False,
+    saved_is_output: bool = True,
+) -> None:
+    from pyops.triton_kernels import linear
+
+    x, w, bias = _empty(m, k, dtype=dtype), _empty(n, k, dtype=dtype), _empty(n, dtype=dtype)
+    seed = _empty(2, dtype=torch.int64) if dropout else None
+    options = (0.1, kind, 0.0, 0.0)
+    y, z = linear.linear_forward(x, w, bias, seed, *options, not saved_is_output)
+    saved = None if kind == 0 else y if saved_is_output else z
+    linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
@@ -252,6 +272,10 @@ CASES: dict[str, Callable[[], None]] = {
     "binary_cross_entropy-factors-float64": lambda: _loss(
         (64, 1000), DOUBLE, 4, NONE, weight=(1000,), pos_weight=(1000,)
     ),
+    "linear-relu-dropout-bfloat16": lambda: _linear(4096, 4096, 4096, BFLOAT16, 1, dropout=True),
+    "linear-gelu-bfloat16": lambda: _linear(4096, 4096, 1024, BFLOAT16, 8, saved_is_output=False),
+    "linear-tanh-float32": lambda: _linear(256, 257, 784, FLOAT, 4),
+    "linear-gelu-float64": lambda: _linear(512, 512, 64, DOUBLE, 8, saved_is_output=False),
     "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
     "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
     "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),

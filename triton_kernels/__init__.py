@@ -5,7 +5,19 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import activation, cross_entropy, dropout, embedding, gemm, interpolate, loss, nll_loss, prelu, softmax
+from . import (
+    activation,
+    cross_entropy,
+    dropout,
+    embedding,
+    gemm,
+    interpolate,
+    linear,
+    loss,
+    nll_loss,
+    prelu,
+    softmax,
+)
 
 __all__ = [
     "activation",
@@ -14,6 +26,7 @@ __all__ = [
     "embedding",
     "gemm",
     "interpolate",
+    "linear",
     "loss",
     "nll_loss",
     "prelu",

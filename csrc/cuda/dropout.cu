@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../binding/dropout.h"
+#include "dropout.cuh"
 #include "fused_epilogue.cuh"
 #include "tensor.cuh"
 
@@ -395,6 +396,8 @@ void dropout_(Tensor input, Tensor seed, double p) {
   });
 }
 
+}  // namespace
+
 Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
                                        std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
                                        int64_t kind, double a, double b, int64_t dim) {
@@ -457,7 +460,6 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
   return {grad_input, grad_bias};
 }
 
-}  // namespace
 }  // namespace pyops::cuda
 
 PYOPS_CUDA_LIBRARY_IMPL(m) {

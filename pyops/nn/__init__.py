@@ -26,6 +26,7 @@ from .activation import (
 from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
+from .linear import LazyLinear, Linear
 from .loss import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -48,7 +49,9 @@ __all__ = [
     "Hardswish",
     "HuberLoss",
     "L1Loss",
+    "LazyLinear",
     "LeakyReLU",
+    "Linear",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
     "MSELoss",

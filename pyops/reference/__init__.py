@@ -9,6 +9,7 @@ from .cross_entropy import cross_entropy_with_lse
 from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, dropout
 from .embedding import embedding
 from .interpolate import interpolate_nearest
+from .linear import linear
 from .linear_cross_entropy import linear_cross_entropy
 from .loss import elementwise_loss
 from .nll_loss import nll_loss
@@ -25,6 +26,7 @@ __all__ = [
     "elementwise_loss",
     "embedding",
     "interpolate_nearest",
+    "linear",
     "linear_cross_entropy",
     "nll_loss",
     "prelu_gradient",
