@@ -62,8 +62,8 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(),
-                                                          static_cast<int64_t>(shape.size()), &dtype,
-                                                          nullptr, nullptr, -1, nullptr, &handle));
+                                                          static_cast<int64_t>(shape.size()), &dtype, nullptr,
+                                                          nullptr, -1, nullptr, &handle));
   return Tensor(handle);
 }
 
@@ -119,8 +119,8 @@ inline Tensor new_tensor_like(const Tensor& like) {
 inline void check_shape(const Tensor& t, const char* op, const char* name,
                         const std::vector<int64_t>& shape) {
   const auto sizes = t.sizes();
-  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name, " must have shape ", shape_string(shape), ", got ",
-                  shape_string(t));
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name,
+                  " must have shape ", shape_string(shape), ", got ", shape_string(t));
 }
 
 inline void check_type(const Tensor& t, const char* op, const char* name, ScalarType type) {

@@ -221,7 +221,7 @@ Tensor dropout(Tensor input, Tensor seed, double p) {
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     const Rows rows = Rows::of(bias_shape(input, false, 0, op), false);
-    forward<T>(math::Identity<acc_t<T>>{}, input, rows, {}, {}, seed, p,
+    forward<T>(OneActivation<math::Identity<acc_t<T>>>{}, input, rows, {}, {}, seed, p,
                static_cast<T*>(output.mutable_data_ptr()));
   });
   return output;
@@ -234,17 +234,16 @@ void dropout_(Tensor input, Tensor seed, double p) {
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     const Rows rows = Rows::of(bias_shape(input, false, 0, op), false);
-    forward<T>(math::Identity<acc_t<T>>{}, input, rows, {}, {}, seed, p,
+    forward<T>(OneActivation<math::Identity<acc_t<T>>>{}, input, rows, {}, {}, seed, p,
                static_cast<T*>(input.mutable_data_ptr()));
   });
 }
 
-// Calls f(dtype tag, activation functor), the functor for the dtype's accumulation type.
+// Calls f(dtype tag, activation), for the dtype's accumulation type.
 template <class F>
 void dispatch_fused(ScalarType type, int64_t kind, double a, double b, const char* op, const F& f) {
   dispatch_floating(type, op, [&](auto tag) {
-    math::dispatch_activation<acc_t<decltype(tag)>>(kind, a, b,
-                                                    [&](const auto& activation) { f(tag, activation); });
+    with_activation<acc_t<decltype(tag)>>(kind, a, b, [&](const auto& activation) { f(tag, activation); });
   });
 }
 

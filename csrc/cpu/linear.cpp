@@ -28,12 +28,6 @@ bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #endif
 }
 
-template <class T, class F>
-void with_activation(const LinearEpilogue& e, const char* op, const F& f) {
-  STD_TORCH_CHECK(math::dispatch_activation<acc_t<T>>(e.kind, e.a, e.b, f), op,
-                  ": kind must be the number of an activation, got ", e.kind);
-}
-
 template <class T>
 T* pointer(const Tensor* t) {
   return t ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;
@@ -41,9 +35,9 @@ T* pointer(const Tensor* t) {
 
 template <class T, class Sum>
 MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Tensor* saved,
-                                const Tensor& output, int64_t N, const LinearEpilogue& e, const char* op) {
+                                const Tensor& output, int64_t N, const LinearEpilogue& e) {
   MatrixEpilogue epilogue;
-  with_activation<T>(e, op, [&](auto activation) {
+  with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
     epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
         sums, bias, pointer<T>(saved), pointer<T>(&output), N, activation, seed_data(e.seed), e.p};
   });
@@ -69,8 +63,7 @@ const acc_t<T>* widened_bias(const std::optional<Tensor>& bias, std::vector<acc_
 // The sums are formed in the accumulation type: in place where that is the output's, otherwise beside it.
 template <class T>
 void forward_by_gemm(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
-                     const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e,
-                     const char* op) {
+                     const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e) {
   using Acc = acc_t<T>;
   constexpr bool kInPlace = std::is_same_v<T, Acc>;
   std::optional<Tensor> scratch;
@@ -81,18 +74,17 @@ void forward_by_gemm(const Tensor& output, const Tensor* saved, const Tensor& in
   };
   if (kInPlace && !bias && e.is_identity()) return run(NoEpilogue{});
   std::vector<Acc> widened;
-  run(forward_epilogue<T, Acc>(sums, widened_bias<T>(bias, widened), saved, output, s.N, e, op));
+  run(forward_epilogue<T, Acc>(sums, widened_bias<T>(bias, widened), saved, output, s.N, e));
 }
 
 // The library adds the bias; the rest is a pass over its result.
 template <class T>
 void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
-                        const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e,
-                        const char* op) {
+                        const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e) {
   const Tensor& z = saved ? *saved : output;
   library_linear(matrix_view(z, s.M, s.N), matrix_view(input, s.M, s.K), weight, bias);
   if (e.is_identity()) return;
-  const auto epilogue = forward_epilogue<T, T>(pointer<T>(&z), nullptr, nullptr, output, s.N, e, op);
+  const auto epilogue = forward_epilogue<T, T>(pointer<T>(&z), nullptr, nullptr, output, s.N, e);
   parallel_for(s.M, s.N, [&](int64_t begin, int64_t end) { epilogue(begin, end - begin, 0, s.N); });
 }
 
@@ -111,10 +103,10 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::opti
     using T = decltype(tag);
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (library_is_faster(type, s.M, s.N, s.K)) {
-        return forward_by_library<T>(output, z, input, weight, bias, s, e, op);
+        return forward_by_library<T>(output, z, input, weight, bias, s, e);
       }
     }
-    forward_by_gemm<T>(output, z, input, weight, bias, s, e, op);
+    forward_by_gemm<T>(output, z, input, weight, bias, s, e);
   });
   return {output, saved};
 }
@@ -123,7 +115,7 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::opti
 template <class T>
 Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tensor>& saved,
                             bool saved_is_output, Tensor* grad_bias, const LinearShape& s,
-                            const LinearEpilogue& e, const char* op) {
+                            const LinearEpilogue& e) {
   using Acc = acc_t<T>;
   const T* const grad = static_cast<const T*>(grad_output.const_data_ptr());
   if (e.is_identity()) {
@@ -132,7 +124,7 @@ Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tenso
   }
   Tensor dz = new_output(grad_output, s.output, grad_output.scalar_type());
   const EpilogueSaved<T> from{data_or_null<T>(saved), saved_is_output, {}};
-  with_activation<T>(e, op, [&](auto activation) {
+  with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
     T* const to = pointer<T>(&dz);
     sum_rows(s.M, s.N, pointer<T>(grad_bias), [&](int64_t begin, int64_t end, Acc* sums) {
       DropoutMask<Acc> mask(seed_data(e.seed), e.p);
@@ -184,8 +176,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::opti
   Tensor grad_bias = output(needs_bias, {s.N});
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
-    const Tensor dz = backward_of_epilogue<T>(grad_output, saved, saved_is_output,
-                                              needs_bias ? &grad_bias : nullptr, s, e, op);
+    const Tensor dz =
+        backward_of_epilogue<T>(grad_output, saved, saved_is_output, needs_bias ? &grad_bias : nullptr, s, e);
     if (needs_input) input_gradient<T>(grad_input, dz, weight, s);
     if (needs_weight) weight_gradient<T>(grad_weight, dz, *input, s);
   });
