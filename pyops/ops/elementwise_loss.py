@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import acc_dtype, differentiable_gradients, take_written
+from ._common import acc_dtype, dense_order, differentiable_gradients, take_written
 
 # As in csrc/math/loss.h.
 MSE, L1, HUBER, SMOOTH_L1, BCE_WITH_LOGITS = range(5)
@@ -221,7 +221,7 @@ def _in_memory_order(
     """Calls the kernels on contiguous tensors: permuted views where memory is dense."""
     # The layout that torch gives the losses of the elements.
     leading = target if options[0] == BCE_WITH_LOGITS else input
-    order = None if leading.is_contiguous() else _dense_order(leading)
+    order = None if leading.is_contiguous() else dense_order(leading)
     if order is not None:
         input, target = input.permute(order), target.permute(order)
     factors = (
@@ -232,13 +232,6 @@ def _in_memory_order(
     if options[2] == 0 and order is not None:
         loss = loss.permute(sorted(range(len(order)), key=order.__getitem__))
     return loss
-
-
-def _dense_order(tensor: Tensor) -> list[int] | None:
-    """The order of dimensions in which ``tensor`` is contiguous; None when there is none."""
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda i: (-strides[i], i))
-    return order if tensor.permute(order).is_contiguous() else None
 
 
 def _repeated(
