@@ -72,7 +72,7 @@ struct OneActivation {
   template <class V>
   PYOPS_HD V backward(V saved, bool saved_is_output, V grad) const {
     const Functor f{};
-    return saved_is_output ? f.backward(saved, grad) : math::gradient_from_input(f, saved, grad);
+    return saved_is_output ? f.backward(saved, grad) : math::FromInput<Functor>{f}(saved, grad);
   }
 };
 

@@ -125,10 +125,10 @@ template <class Activation, class Acc, int kCount>
 __device__ __forceinline__ void differentiate(const Activation& activation, bool saved_is_output,
                                               const Acc (&saved)[kCount], Acc (&grad)[kCount]) {
   activation.visit([&](const auto& f) {
+    const math::FromInput<std::decay_t<decltype(f)>> from_input{f};
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      grad[k] =
-          saved_is_output ? f.backward(saved[k], grad[k]) : math::gradient_from_input(f, saved[k], grad[k]);
+      grad[k] = saved_is_output ? f.backward(saved[k], grad[k]) : from_input(saved[k], grad[k]);
     }
   });
 }

@@ -116,6 +116,14 @@ def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return tuple(gradient.data for gradient in gradients)
 
 
+def refuse_leaf(function: str, input: Tensor) -> None:
+    """Raise torch's error for an in-place operation on a leaf that requires grad, or on a view of one."""
+    base = input if input._base is None else input._base
+    if base.is_leaf and base.requires_grad:
+        what = "a leaf Variable" if base is input else "a view of a leaf Variable"
+        raise RuntimeError(f"{function}: {what} that requires grad is being used in an in-place operation.")
+
+
 def differentiable_gradients(
     function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:

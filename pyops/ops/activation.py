@@ -19,6 +19,7 @@ from ._common import (
     check_tensor,
     dense_order,
     laid_out_as,
+    refuse_leaf,
 )
 
 IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS, ELU, GELU, GELU_TANH, SILU, HARDSWISH = range(12)
@@ -147,7 +148,7 @@ def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inpla
     dense = input.is_contiguous() or dense_order(input) is not None
     if inplace:
         if needs_grad:
-            _refuse_leaf(function, input)
+            refuse_leaf(function, input)
         # A compiler removes the copy; it cannot trace an in-place autograd.Function.
         if not dense or torch.compiler.is_compiling():
             return input.copy_(_activate(function, input, kind, a, b))
@@ -161,13 +162,6 @@ def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inpla
     if needs_grad:
         return _Activation.apply(input, kind, a, b, inplace, ops)
     return ops.activation_forward(input, kind, a, b)
-
-
-def _refuse_leaf(function: str, input: Tensor) -> None:
-    base = input if input._base is None else input._base
-    if base.is_leaf and base.requires_grad:
-        what = "a leaf Variable" if base is input else "a view of a leaf Variable"
-        raise RuntimeError(f"{function}: {what} that requires grad is being used in an in-place operation.")
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

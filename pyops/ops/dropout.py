@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_floating, check_shape, check_tensor, dense_order
-from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, _refuse_leaf, parse
+from ._common import check_device, check_floating, check_shape, check_tensor, dense_order, refuse_leaf
+from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, parse
 
 
 def _fake_backward(
@@ -182,7 +182,7 @@ def dropout(
         return _plain(input, seed, p, ops)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
     if needs_grad:
-        _refuse_leaf("dropout", input)
+        refuse_leaf("dropout", input)
     # A compiler removes the copy; it cannot trace an in-place autograd.Function.
     if ops is None or not input.is_contiguous() or torch.compiler.is_compiling():
         return input.copy_(_plain(input, seed, p, ops))
