@@ -5,6 +5,34 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import avg_pool2d, cross_entropy, gemm, max_pool2d, nll_loss, softmax
+from . import (
+    activation,
+    avg_pool2d,
+    cross_entropy,
+    dropout,
+    embedding,
+    gemm,
+    interpolate,
+    linear,
+    loss,
+    max_pool2d,
+    nll_loss,
+    prelu,
+    softmax,
+)
 
-__all__ = ["avg_pool2d", "cross_entropy", "gemm", "max_pool2d", "nll_loss", "softmax"]
+__all__ = [
+    "activation",
+    "avg_pool2d",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gemm",
+    "interpolate",
+    "linear",
+    "loss",
+    "max_pool2d",
+    "nll_loss",
+    "prelu",
+    "softmax",
+]

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../math/activation.h"
 #include "philox.h"
 #include "rows.h"
+#include "vec_math.h"
 
 namespace pyops::cpu {
 
@@ -48,6 +50,45 @@ struct RowBias {
   RowBias from(int64_t first) const { return {values ? values + (first & wrap) : nullptr, wrap}; }
 };
 
+// An activation chosen at run time: it works on pieces in the L1 cache by functions that are compiled once
+// (fused_epilogue.cpp). The commonest, whose own loops are worth their code, are of the other kind below.
+template <class Acc>
+struct AnyActivation {
+  static constexpr bool kOnPieces = true;
+  int64_t kind;
+  double a;
+  double b;
+  void forward(Acc* values, int64_t n) const;
+  void backward(const Acc* saved, bool saved_is_output, Acc* grad, int64_t n) const;
+};
+
+template <class Functor>
+struct OneActivation {
+  static constexpr bool kOnPieces = false;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return Functor{}.forward(x);
+  }
+  template <class V>
+  PYOPS_HD V backward(V saved, bool saved_is_output, V grad) const {
+    const Functor f{};
+    return saved_is_output ? f.backward(saved, grad) : math::FromInput<Functor>{f}(saved, grad);
+  }
+};
+
+// Calls f(activation) with either; `kind` must be known.
+template <class Acc, class F>
+void with_activation(int64_t kind, double a, double b, const F& f) {
+  switch (static_cast<math::ActivationKind>(kind)) {
+    case math::ActivationKind::kIdentity:
+      return f(OneActivation<math::Identity<Acc>>{});
+    case math::ActivationKind::kRelu:
+      return f(OneActivation<math::Relu<Acc>>{});
+    default:
+      return f(AnyActivation<Acc>{kind, a, b});
+  }
+}
+
 // n elements of one row; `first` is the number of the first of them in the tensor that the mask belongs to.
 // In may be the accumulation type. `y` may be `x`; `activation_input`, if not null, gets x + bias.
 template <class In, class T, class Activation>
@@ -55,17 +96,32 @@ void epilogue_forward(const Activation& activation, DropoutMask<acc_t<T>>& mask,
                       RowBias<acc_t<T>> bias, const T* residual, T* y, T* activation_input, int64_t n,
                       int64_t first) {
   using Acc = acc_t<T>;
+  constexpr bool kOnPieces = Activation::kOnPieces;
+  alignas(kVectorBytes) Acc piece[kOnPieces ? kDrawChunk : 1];
   const math::DropoutRate<Acc> rate = mask.rate();
   for (int64_t begin = 0; begin < n; begin += kDrawChunk) {
     const int64_t count = std::min(kDrawChunk, n - begin);
     const uint16_t* draws = mask.draws(first + begin, count);
     const RowBias<Acc> b = bias.from(begin);
     const T* r = residual ? residual + begin : nullptr;
-    for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
+    const auto with_bias = [&](int64_t i, int lanes) {
       Vec<Acc> v = load_lanes(x + begin + i, lanes);
       if (b.values) v = v + load_lanes(b.values + (i & b.wrap), lanes);
       if (activation_input) store_lanes(activation_input + begin + i, v, lanes);
-      v = activation.forward(v);
+      return v;
+    };
+    if constexpr (kOnPieces) {
+      for_each_vector<Acc>(count,
+                           [&](int64_t i, int lanes) { store_lanes(piece + i, with_bias(i, lanes), lanes); });
+      activation.forward(piece, count);
+    }
+    for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
+      Vec<Acc> v;
+      if constexpr (kOnPieces) {
+        v = load_lanes(piece + i, lanes);
+      } else {
+        v = activation.forward(with_bias(i, lanes));
+      }
       if (draws) v = v * dropout_factor(draws + i, rate);
       if (r) v = v + load_lanes(r + i, lanes);
       store_lanes(y + begin + i, v, lanes);
@@ -92,6 +148,8 @@ void epilogue_backward(const Activation& activation, DropoutMask<acc_t<T>>& mask
                        const EpilogueSaved<T>& saved, T* dx, acc_t<T>* bias_sums, int64_t sums_wrap,
                        int64_t n, int64_t first) {
   using Acc = acc_t<T>;
+  constexpr bool kOnPieces = Activation::kOnPieces;
+  alignas(kVectorBytes) Acc grads[kOnPieces ? kDrawChunk : 1], values[kOnPieces ? kDrawChunk : 1];
   const math::DropoutRate<Acc> rate = mask.rate();
   const Acc unscale = mask.active() ? rate.inverse_scale() : Acc(1);
   for (int64_t begin = 0; begin < n; begin += kDrawChunk) {
@@ -99,18 +157,29 @@ void epilogue_backward(const Activation& activation, DropoutMask<acc_t<T>>& mask
     const uint16_t* draws = mask.draws(first + begin, count);
     const EpilogueSaved<T> s = saved.from(begin);
     Acc* const sums = bias_sums ? bias_sums + (begin & sums_wrap) : nullptr;
+    const auto masked = [&](int64_t i, int lanes) {
+      const Vec<Acc> g = load_lanes(grad + begin + i, lanes);
+      return draws ? g * dropout_factor(draws + i, rate) : g;
+    };
+    const auto kept = [&](int64_t i, int lanes) {
+      const Vec<Acc> v = load_lanes(s.values + i, lanes);
+      if (s.is_output) return v * unscale;
+      return s.bias.values ? v + load_lanes(s.bias.values + (i & s.bias.wrap), lanes) : v;
+    };
+    if constexpr (kOnPieces) {
+      for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
+        store_lanes(grads + i, masked(i, lanes), lanes);
+        store_lanes(values + i, kept(i, lanes), lanes);
+      });
+      activation.backward(values, s.is_output, grads, count);
+    }
     for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
-      Vec<Acc> g = load_lanes(grad + begin + i, lanes);
-      if (draws) g = g * dropout_factor(draws + i, rate);
-      if (s.values) {
-        Vec<Acc> v = load_lanes(s.values + i, lanes);
-        if (s.is_output) {
-          v = v * unscale;
-        } else {
-          if (s.bias.values) v = v + load_lanes(s.bias.values + (i & s.bias.wrap), lanes);
-          if constexpr (Activation::kFromOutput) v = activation.forward(v);
-        }
-        g = activation.backward(v, g);
+      Vec<Acc> g;
+      if constexpr (kOnPieces) {
+        g = load_lanes(grads + i, lanes);
+      } else {
+        g = masked(i, lanes);
+        if (s.values) g = activation.backward(kept(i, lanes), s.is_output, g);
       }
       store_lanes(dx + begin + i, g, lanes);
       if (sums) {

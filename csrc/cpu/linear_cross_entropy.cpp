@@ -1,7 +1,7 @@
 // linear + cross_entropy of a small problem in one call, gradients included.
 //
-// Larger problems are cut into chunks of rows by pyops/ops/linear_cross_entropy.py, with one op per step. On a
-// few rows those calls take many times as long as the arithmetic; here all of it is one call.
+// Larger problems are cut into chunks of rows by pyops/ops/linear_cross_entropy.py, with one op per step. On
+// a few rows those calls take many times as long as the arithmetic; here all of it is one call.
 #include "../binding/cross_entropy.h"
 #include "cross_entropy_rows.h"
 #include "gemm.h"
@@ -35,8 +35,8 @@ void form_logits(const Tensor& hidden, const Tensor& matrix, const std::optional
   const T* b = data_or_null<T>(bias);
   for (int64_t row = 0; b && row < rows; ++row) std::copy(b, b + classes, logits + row * classes);
   gemm(rows, classes, features, Operand<T>{static_cast<const T*>(hidden.const_data_ptr()), features, 1},
-       Operand<T>{static_cast<const T*>(matrix.const_data_ptr()), features, 1}, logits, classes,
-       T(b ? 1 : 0), Serial{});
+       Operand<T>{static_cast<const T*>(matrix.const_data_ptr()), features, 1}, logits, classes, T(b ? 1 : 0),
+       Serial{});
 }
 
 template <class T>

@@ -8,19 +8,68 @@ from typing import Any
 
 import torch.nn
 
-from .activation import LogSoftmax, Softmax
-from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
+from .activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardswish,
+    LeakyReLU,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from .dropout import Dropout
+from .embedding import Embedding
+from .interpolate import Upsample, UpsamplingNearest2d
+from .linear import LazyLinear, Linear
+from .loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "Hardswish",
+    "HuberLoss",
+    "L1Loss",
+    "LazyLinear",
+    "LeakyReLU",
+    "Linear",
     "LinearCrossEntropyLoss",
     "LogSoftmax",
+    "MSELoss",
     "MaxPool2d",
     "NLLLoss",
+    "PReLU",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
+    "Softplus",
+    "Tanh",
+    "Upsample",
+    "UpsamplingNearest2d",
 ]
 
 
