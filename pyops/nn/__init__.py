@@ -9,9 +9,10 @@ from typing import Any
 import torch.nn
 
 from .activation import LogSoftmax, Softmax
+from .conv import Conv2d
 from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
 
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = ["Conv2d", "CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
 
 
 def __getattr__(name: str) -> Any:
