@@ -9,6 +9,7 @@
 
 #include "philox.h"
 #include "rows.h"
+#include "vec_math.h"
 
 namespace pyops::cpu {
 
