@@ -34,8 +34,13 @@ inline bool has_channels_last(const Tensor& t) {
   return true;
 }
 
-// Channels last and not contiguous: the format that outputs follow.
-inline bool is_channels_last(const Tensor& t) { return !t.is_contiguous() && has_channels_last(t); }
+// Whether outputs follow a dense tensor in having the channels last. Where both formats are the same in
+// memory, the strides tell what the tensor was made as, as they do torch.
+inline bool is_channels_last(const Tensor& t) {
+  if (!has_channels_last(t)) return false;
+  return !t.is_contiguous() ||
+         (t.stride(1) == 1 && t.stride(3) == t.size(1) && t.size(1) * t.size(2) * t.size(3) > 1);
+}
 
 // A 4-D tensor, contiguous or channels_last, of the dtype and on the device of `like`.
 inline void check_image(const Tensor& t, const char* op, const char* name, const Tensor& like) {

@@ -56,7 +56,8 @@ class Conv2d {
         weight_(static_cast<const T*>(weight.const_data_ptr())) {}
 
   void forward(const ConvEpilogue<T>& epilogue) const {
-    const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
+    const std::vector<math::CorrelationAxis> h{math::forward_axis(shape_.height)};
+    const std::vector<math::CorrelationAxis> w{math::forward_axis(shape_.width)};
     Correlation<T>(input_source(), weights(false), h, w, target(output_strides(), epilogue.output),
                    shape_.images)
         .run(epilogue);
@@ -65,16 +66,12 @@ class Conv2d {
   void input_gradient(const T* grad, const T* gate, T* to) const {
     ActivationEpilogue<T, math::Identity<Acc>> epilogue{{}};
     epilogue.output = to;
-    for (int64_t p = 0; p < shape_.height.stride; ++p) {
-      for (int64_t q = 0; q < shape_.width.stride; ++q) {
-        const math::CorrelationAxis h = math::gradient_axis(shape_.height, p);
-        const math::CorrelationAxis w = math::gradient_axis(shape_.width, q);
-        if (h.count == 0 || w.count == 0) break;
-        Correlation<T>(source(output_strides(), grad, gate), weights(true), h, w, target(input_strides(), to),
-                       shape_.images)
-            .run(epilogue);
-      }
-    }
+    const std::vector<math::CorrelationAxis> h = math::gradient_axes(shape_.height);
+    const std::vector<math::CorrelationAxis> w = math::gradient_axes(shape_.width);
+    if (h.empty() || w.empty()) return;
+    Correlation<T>(source(output_strides(), grad, gate), weights(true), h, w, target(input_strides(), to),
+                   shape_.images)
+        .run(epilogue);
   }
 
   // Either result may be null.

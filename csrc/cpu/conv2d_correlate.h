@@ -89,19 +89,29 @@ class Correlation {
   using Acc = acc_t<T>;
   static constexpr int64_t n = Vec<Acc>::kLanes;
 
-  Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights, const math::CorrelationAxis& h,
-              const math::CorrelationAxis& w, const ImageTarget<T>& out, int64_t images)
+  // One axis for each phase of the output: all of them read the same part of the source.
+  Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights,
+              const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
+              const ImageTarget<T>& out, int64_t images)
       : x_(x),
         weights_(weights),
-        h_(h),
-        w_(w),
+        h_(h.front()),
+        w_(w.front()),
         out_(out),
         images_(images),
-        taps_(static_cast<int64_t>(h.taps.size() * w.taps.size())),
-        blocks_(weights.inputs, std::max<int64_t>(1, ceil_div(weights.inputs * taps_, kConvDepth))),
-        panels_(weights.outputs, std::min<int64_t>(w.count, 4 * n)),
-        shape_(h, w, 1, 1) {
-    if (blocks_.parts > weights.inputs) blocks_ = EvenSplit(weights.inputs, weights.inputs);
+        blocks_(1, 1),
+        panels_(weights.outputs, std::min<int64_t>(w.front().count, 4 * n)),
+        shape_(h.front(), w.front(), 1, 1) {
+    int64_t taps = 0;
+    for (const math::CorrelationAxis& rows : h) {
+      for (const math::CorrelationAxis& columns : w) {
+        phases_.push_back(
+            {&rows, &columns, static_cast<int64_t>(rows.taps.size() * columns.taps.size()), 0, {}});
+        taps = std::max(taps, phases_.back().taps);
+      }
+    }
+    const int64_t blocks = std::max<int64_t>(1, ceil_div(weights.inputs * taps, kConvDepth));
+    blocks_ = EvenSplit(weights.inputs, std::min(weights.inputs, blocks));
     choose_tiles();
   }
 
@@ -110,8 +120,10 @@ class Correlation {
     pack_weights();
     const int64_t tiles = images_ * group_blocks() * row_tiles_.parts * column_tiles_.parts;
     constexpr double kSerialWork = 1 << 19;
+    double taps = 0;
+    for (const Phase& phase : phases_) taps += double(phase.taps);
     const double work = double(images_) * double(h_.count * w_.count) * double(weights_.groups) *
-                        double(weights_.outputs) * double(weights_.inputs * taps_);
+                        double(weights_.outputs * weights_.inputs) * taps;
     std::atomic<int64_t> next{0};
     const auto claim = [&](int64_t) {
       for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
@@ -124,19 +136,35 @@ class Correlation {
   }
 
  private:
+  struct Phase {
+    const math::CorrelationAxis* h;
+    const math::CorrelationAxis* w;
+    int64_t taps;
+    int64_t packed;  // where its weights begin within a group's
+    std::vector<int64_t> offsets;
+
+    // The part of a tile that this phase, which may be shorter than the first, has.
+    ConvTile part(const ConvTile& tile) const {
+      return {tile.row, std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row)), tile.column,
+              std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column))};
+    }
+  };
+
   int64_t group_blocks() const { return ceil_div(weights_.groups, groups_in_tile_); }
-  int64_t depth() const { return weights_.inputs * taps_; }
   // Where a panel's weights of a block of input channels lie, panels of a block one after the other.
-  Acc* packed(int64_t group, int64_t block, int64_t panel) const {
-    return packed_ + group * packed_group_ + blocks_.begin(block) * taps_ * panels_.padded() +
-           panels_.begin(panel) * blocks_.size(block) * taps_;
+  Acc* packed(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
+    return packed_ + group * packed_group_ + phase.packed +
+           blocks_.begin(block) * phase.taps * panels_.padded() +
+           panels_.begin(panel) * blocks_.size(block) * phase.taps;
   }
 
   void choose_tiles() {
     const int64_t columns_at_most = 1024;
     const int64_t pixels = std::min<int64_t>(
-        columns_at_most, std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) /
-                                                            std::max(panels_.padded(), blocks_.base + 1)));
+        columns_at_most,
+        std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) /
+                                           std::max(panels_.padded() * static_cast<int64_t>(phases_.size()),
+                                                    blocks_.base + 1)));
     if (h_.count == 0 || w_.count == 0) return;
     column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
     const int64_t columns = column_tiles_.size(0);
@@ -148,30 +176,34 @@ class Correlation {
     if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
       groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
     }
-    offsets_ = shape_.offsets(h_, w_, blocks_.size(0));
+    for (Phase& phase : phases_) phase.offsets = shape_.offsets(*phase.h, *phase.w, blocks_.size(0));
   }
 
   void pack_weights() {
-    packed_group_ = round_up(panels_.padded() * depth(), n);
+    packed_group_ = 0;
+    for (Phase& phase : phases_) {
+      phase.packed = packed_group_;
+      packed_group_ += round_up(panels_.padded() * weights_.inputs * phase.taps, n);
+    }
     packed_ = conv_buffer<0, Acc>(weights_.groups * packed_group_ + n);
-    const int64_t tasks = weights_.groups * blocks_.parts * panels_.parts;
-    parallel_for(tasks, blocks_.size(0) * taps_ * panels_.width(0), [&](int64_t begin, int64_t end) {
+    const int64_t in_group = static_cast<int64_t>(phases_.size()) * blocks_.parts * panels_.parts;
+    parallel_for(weights_.groups * in_group, packed_group_ / in_group, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels_.parts, rest = task / panels_.parts;
-        pack_panel_of_weights(rest / blocks_.parts, rest % blocks_.parts, panel);
+        const int64_t panel = task % panels_.parts, rest = task % in_group / panels_.parts;
+        pack_panel_of_weights(phases_[rest / blocks_.parts], task / in_group, rest % blocks_.parts, panel);
       }
     });
   }
 
-  void pack_panel_of_weights(int64_t group, int64_t block, int64_t panel) const {
+  void pack_panel_of_weights(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
     const int64_t first = panels_.begin(panel), width = panels_.width(panel);
     const int64_t count = std::min(width, weights_.outputs - first);
-    Acc* to = packed(group, block, panel);
+    Acc* to = packed(phase, group, block, panel);
     for (int64_t c = blocks_.begin(block); c < blocks_.begin(block) + blocks_.size(block); ++c) {
       const T* const channel = weights_.values + group * weights_.group_stride + c * weights_.input_stride +
                                first * weights_.output_stride;
-      for (const math::ConvTap& r : h_.taps) {
-        for (const math::ConvTap& s : w_.taps) {
+      for (const math::ConvTap& r : phase.h->taps) {
+        for (const math::ConvTap& s : phase.w->taps) {
           const T* const from = channel + r.kernel * weights_.row_stride + s.kernel * weights_.column_stride;
           for (int64_t k = 0; k < count; ++k) to[k] = to_acc(from[k * weights_.output_stride]);
           for (int64_t k = count; k < width; ++k) to[k] = 0;
@@ -192,93 +224,102 @@ class Correlation {
                         column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
     const bool along_channels = panels_.vectors_along_channels;
     const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
-    const int64_t pixels = tile.rows * line;
     const int64_t channels = along_channels ? panels_.padded() : weights_.outputs;
-    const int64_t slab_channels = groups_in_tile_ * blocks_.size(0);
+    const int64_t phase_sums = groups_in_tile_ * channels * tile.rows * line;
     // Vectors of pixels read past the end of a row, and transposition past that of the sums.
-    Acc* const slab = conv_buffer<1, Acc>(slab_channels * shape_.channel() + n);
-    Acc* const sums = conv_buffer<2, Acc>(groups_in_tile_ * channels * (pixels + kPixelVectors * n) + n * n);
-    for (int64_t g = 0; g < groups; ++g) {
-      Acc* const group_sums = sums + g * channels * pixels;
-      for (int64_t block = 0; block < blocks_.parts; ++block) {
-        const int64_t block_channels = blocks_.size(block);
-        if (groups_in_tile_ == 1 || g == 0) {
-          fill_slab(x_, image, (first_group + g) * weights_.inputs + blocks_.begin(block),
-                    groups * block_channels, h_, w_, shape_, tile, slab);
-        }
-        const Acc* const group_slab = slab + g * block_channels * shape_.channel();
-        for (int64_t panel = 0; panel < panels_.parts; ++panel) {
-          const Acc* const weight = packed(first_group + g, block, panel);
-          if (along_channels) {
-            sweep_pixels(tile, group_slab, weight, panel, block, group_sums);
-          } else {
-            sweep_channels(tile, line, group_slab, weight, panel, block, group_sums);
+    Acc* const slab = conv_buffer<1, Acc>(groups_in_tile_ * blocks_.size(0) * shape_.channel() + n);
+    Acc* const sums = conv_buffer<2, Acc>(static_cast<int64_t>(phases_.size()) * phase_sums + n * n);
+    for (int64_t block = 0; block < blocks_.parts; ++block) {
+      const int64_t block_channels = blocks_.size(block);
+      fill_slab(x_, image, first_group * weights_.inputs + blocks_.begin(block), groups * block_channels, h_,
+                w_, shape_, tile, slab);
+      for (size_t p = 0; p < phases_.size(); ++p) {
+        const ConvTile part = phases_[p].part(tile);
+        for (int64_t g = 0; g < groups; ++g) {
+          const Acc* const group_slab = slab + g * block_channels * shape_.channel();
+          Acc* const group_sums = sums + p * phase_sums + g * channels * tile.rows * line;
+          for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+            const Acc* const weight = packed(phases_[p], first_group + g, block, panel);
+            if (along_channels) {
+              sweep_pixels(phases_[p], part, line, group_slab, weight, panel, block, group_sums);
+            } else {
+              sweep_channels(phases_[p], part, line, tile.rows * line, group_slab, weight, panel, block,
+                             group_sums);
+            }
           }
         }
       }
-      if (along_channels) {
-        write_tile(epilogue, out_, image, (first_group + g) * weights_.outputs, weights_.outputs, h_, w_,
-                   tile, TileSums<Acc>{group_sums, line * channels, channels, 1});
-      }
     }
-    if (!along_channels) {
-      write_tile(epilogue, out_, image, first_group * weights_.outputs, groups * weights_.outputs, h_, w_,
-                 tile, TileSums<Acc>{sums, line, 1, pixels});
+    for (size_t p = 0; p < phases_.size(); ++p) {
+      const ConvTile part = phases_[p].part(tile);
+      const Acc* const from = sums + p * phase_sums;
+      if (!along_channels) {
+        write_tile(epilogue, out_, image, first_group * weights_.outputs, groups * weights_.outputs,
+                   *phases_[p].h, *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
+        continue;
+      }
+      for (int64_t g = 0; g < groups; ++g) {
+        write_tile(epilogue, out_, image, (first_group + g) * weights_.outputs, weights_.outputs,
+                   *phases_[p].h, *phases_[p].w, part,
+                   TileSums<Acc>{from + g * channels * tile.rows * line, line * channels, channels, 1});
+      }
     }
   }
 
-  void sweep_pixels(const ConvTile& tile, const Acc* slab, const Acc* weight, int64_t panel, int64_t block,
-                    Acc* sums) const {
+  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
+                    const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
     constexpr auto heights = std::make_integer_sequence<int, kPixels>{};
-    const int64_t depth = blocks_.size(block) * taps_, ld = panels_.padded();
+    if (tile.columns == 0) return;
+    const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
     const EvenSplit runs(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t run = 0; run < runs.parts; ++run) {
         const int64_t column = runs.begin(run), pixels = runs.size(run);
         const auto kernel = panels_.width(panel) == n ? pixel_kernels<1, Acc>(pixels, heights)
                                                       : pixel_kernels<kChannelVectors, Acc>(pixels, heights);
-        kernel(depth, slab + row * shape_.columns + column, offsets_.data(), weight,
-               sums + (row * tile.columns + column) * ld + panels_.begin(panel), ld, block > 0);
+        kernel(depth, slab + row * shape_.columns + column, phase.offsets.data(), weight,
+               sums + (row * line + column) * ld + panels_.begin(panel), ld, block > 0);
       }
     }
   }
 
-  // Vectors of pixels are numbered through the tile's rows and taken kPixelVectors at a time.
-  void sweep_channels(const ConvTile& tile, int64_t line, const Acc* slab, const Acc* weight, int64_t panel,
-                      int64_t block, Acc* sums) const {
-    constexpr auto heights = std::make_integer_sequence<int, kChannels>{};
-    const int64_t depth = blocks_.size(block) * taps_, rows = panels_.width(panel);
-    const int64_t in_row = line / n, vectors = tile.rows * in_row, ld = tile.rows * line;
+  // Vectors of pixels are numbered through the tile's rows and taken several at a time.
+  void sweep_channels(const Phase& phase, const ConvTile& tile, int64_t line, int64_t ld, const Acc* slab,
+                      const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
+    constexpr auto all = std::make_integer_sequence<int, kChannels>{};
+    constexpr auto few = std::make_integer_sequence<int, kFewChannels>{};
+    const int64_t depth = blocks_.size(block) * phase.taps, rows = panels_.width(panel);
+    const int64_t in_row = line / n, vectors = tile.rows * in_row;
+    const int64_t* const offsets = phase.offsets.data();
     Acc* const to = sums + panels_.begin(panel) * ld;
-    const auto start = [&](int64_t v) { return v / in_row * shape_.columns + v % in_row * n; };
-    int64_t v = 0;
-    for (; v + kPixelVectors <= vectors; v += kPixelVectors) {
-      int64_t starts[kPixelVectors];
-      for (int j = 0; j < kPixelVectors; ++j) starts[j] = start(v + j);
-      channel_kernels<kPixelVectors, Acc>(rows, heights)(depth, slab, starts, offsets_.data(), weight,
-                                                         to + v * n, ld, block > 0);
-    }
-    for (; v < vectors; ++v) {
-      const int64_t at = start(v);
-      channel_kernels<1, Acc>(rows, heights)(depth, slab, &at, offsets_.data(), weight, to + v * n, ld,
-                                             block > 0);
+    for (int64_t v = 0, taken; v < vectors; v += taken) {
+      int64_t starts[kMostPixelVectors];
+      taken = vectors - v;
+      taken = taken >= kMostPixelVectors && rows <= kFewChannels ? kMostPixelVectors
+              : taken >= kPixelVectors                           ? kPixelVectors
+                                                                 : 1;
+      for (int64_t j = 0; j < taken; ++j)
+        starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
+      const auto kernel = taken == kMostPixelVectors ? channel_kernels<kMostPixelVectors, Acc>(rows, few)
+                          : taken == kPixelVectors   ? channel_kernels<kPixelVectors, Acc>(rows, all)
+                                                     : channel_kernels<1, Acc>(rows, all);
+      kernel(depth, slab, starts, offsets, weight, to + v * n, ld, block > 0);
     }
   }
 
   ImageSource<T> x_;
   ConvWeights<T> weights_;
-  const math::CorrelationAxis& h_;
+  const math::CorrelationAxis& h_;  // of the first phase, which is the longest
   const math::CorrelationAxis& w_;
   ImageTarget<T> out_;
   int64_t images_;
-  int64_t taps_;
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
   SlabShape shape_;
+  std::vector<Phase> phases_;
   EvenSplit row_tiles_{1, 1};
   EvenSplit column_tiles_{1, 1};
   int64_t groups_in_tile_ = 1;
-  std::vector<int64_t> offsets_;
   int64_t packed_group_ = 0;
   Acc* packed_ = nullptr;
 };

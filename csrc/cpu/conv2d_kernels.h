@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "gemm_pack.h"
@@ -17,30 +18,33 @@ namespace pyops::cpu {
 
 // Blocks of sums, chosen so that they, a row of vectors and a broadcast fit the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int kPixels = 14, kWeights = 12, kChannels = 6, kPixelVectors = 4, kDotWeights = 5,
+inline constexpr int kPixels = 14, kWeights = 12, kChannels = 6, kFewChannels = 3, kDotWeights = 5,
                      kDotChannels = 4;
 #else
-inline constexpr int kPixels = 6, kWeights = 6, kChannels = 2, kPixelVectors = 4, kDotWeights = 3,
+inline constexpr int kPixels = 6, kWeights = 6, kChannels = 2, kFewChannels = 1, kDotWeights = 3,
                      kDotChannels = 3;
 #endif
-inline constexpr int kChannelVectors = 2;
+inline constexpr int kChannelVectors = 2, kPixelVectors = 4, kMostPixelVectors = 8, kMostRun = 5;
+
+// c[vectors * kLanes] = sum, or += sum.
+template <int vectors, class Native, class Acc>
+PYOPS_HD void write_row(Native (&sum)[vectors], Acc* c, bool accumulate) {
+#pragma GCC unroll 8
+  for (int j = 0; j < vectors; ++j) {
+    Acc* const to = c + j * Vec<Acc>::kLanes;
+    if (accumulate) sum[j] += load<Acc>(to).v;
+    store(to, Vec<Acc>(sum[j]));
+  }
+}
 
 template <int rows, int vectors, class Acc>
 struct SumBlock {
   using Native = typename Vec<Acc>::Native;
   Native sum[rows][vectors] = {};
 
-  // c[rows, vectors * kLanes] = sum, or += sum.
   void write(Acc* c, int64_t ldc, bool accumulate) {
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
-      for (int j = 0; j < vectors; ++j) {
-        Acc* const to = c + i * ldc + j * Vec<Acc>::kLanes;
-        if (accumulate) sum[i][j] += load<Acc>(to).v;
-        store(to, Vec<Acc>(sum[i][j]));
-      }
-    }
+    for (int i = 0; i < rows; ++i) write_row<vectors>(sum[i], c + i * ldc, accumulate);
   }
 };
 
@@ -77,42 +81,55 @@ void channel_kernel(int64_t depth, const Acc* x, const int64_t* starts, const in
 #pragma GCC unroll 1
   for (int64_t d = 0; d < depth; ++d, weight += rows) {
     const int64_t offset = offsets[d];
-    Native right[vectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j) right[j] = load<Acc>(from[j] + offset).v;
+    Native value[rows];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const Native value = weight[i] - Native{};
+    for (int i = 0; i < rows; ++i) value[i] = weight[i] - Native{};
 #pragma GCC unroll 8
-      for (int j = 0; j < vectors; ++j) block.sum[i][j] += value * right[j];
+    for (int j = 0; j < vectors; ++j) {
+      const Native right = load<Acc>(from[j] + offset).v;
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) block.sum[i][j] += value[i] * right;
     }
   }
   block.write(c, ldc, accumulate);
 }
 
-// c[weight, channel] (+)= sum over pixels of x[offsets[weight] + row * row_stride + column] * grad[pixel,
-// channel] for `rows` weights, the pixels of the packed gradient lying one after the other.
-template <int rows, int vectors, class Acc>
+// c[rows[g] + k, channel] (+)= sum over pixels of x[offsets[rows[g]] + k + row * row_stride + column] *
+// grad[pixel, channel] for `groups` runs of `run` weights that read neighbours, the pixels of the packed
+// gradient lying one after the other. Runs share a pointer; there are not enough registers for one per
+// weight.
+template <int groups, int run, int vectors, class Acc>
 void weight_kernel(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int64_t row_stride,
-                   const int64_t* offsets, const Acc* grad, Acc* c, int64_t ldc, bool accumulate) {
+                   const int64_t* offsets, const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc,
+                   bool accumulate) {
   using Native = typename Vec<Acc>::Native;
-  SumBlock<rows, vectors, Acc> block;
+  SumBlock<groups * run, vectors, Acc> block;
   const auto* right = reinterpret_cast<const Native*>(grad);
   for (int64_t row = 0; row < pixel_rows; ++row, x += row_stride) {
-    const Acc* left[rows];
+    const Acc* left[groups];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) left[i] = x + offsets[i];
-#pragma GCC unroll 2
+    for (int g = 0; g < groups; ++g) left[g] = x + offsets[rows[g]];
+#pragma GCC unroll 1
     for (int64_t column = 0; column < pixel_columns; ++column, right += vectors) {
+      // A neighbour's broadcast is not worth a register until the next pixel: the compiler must not see that.
+      asm("" : "+r"(column));
 #pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const Native value = left[i][column] - Native{};
+      for (int g = 0; g < groups; ++g) {
+#pragma GCC unroll 16
+        for (int k = 0; k < run; ++k) {
+          const Native value = left[g][column + k] - Native{};
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) block.sum[i][j] += value * right[j];
+          for (int j = 0; j < vectors; ++j) block.sum[g * run + k][j] += value * right[j];
+        }
       }
     }
   }
-  block.write(c, ldc, accumulate);
+#pragma GCC unroll 16
+  for (int g = 0; g < groups; ++g) {
+#pragma GCC unroll 16
+    for (int k = 0; k < run; ++k)
+      write_row<vectors>(block.sum[g * run + k], c + (rows[g] + k) * ldc, accumulate);
+  }
 }
 
 // c[weight, channel] (+)= sum over pixels of x[offsets[weight] + ...] * grad[channel * grad_stride + ...] for
@@ -160,12 +177,22 @@ auto channel_kernels(int64_t rows, std::integer_sequence<int, index...>) {
   return kernels[rows - 1];
 }
 
-template <int vectors, class Acc, int... index>
-auto weight_kernels(int64_t rows, std::integer_sequence<int, index...>) {
-  using Kernel =
-      void (*)(int64_t, int64_t, const Acc*, int64_t, const int64_t*, const Acc*, Acc*, int64_t, bool);
-  static constexpr Kernel kernels[] = {weight_kernel<index + 1, vectors, Acc>...};
-  return kernels[rows - 1];
+template <int run, int vectors, class Acc, int... index>
+auto weight_kernels(int64_t groups, std::integer_sequence<int, index...>) {
+  using Kernel = void (*)(int64_t, int64_t, const Acc*, int64_t, const int64_t*, const int64_t*, const Acc*,
+                          Acc*, int64_t, bool);
+  static constexpr Kernel kernels[] = {weight_kernel<index + 1, run, vectors, Acc>...};
+  return kernels[groups - 1];
+}
+
+template <int run, class Acc>
+auto weight_kernel_for(int64_t length, int64_t groups, bool narrow) {
+  if constexpr (run > 1) {
+    if (length < run) return weight_kernel_for<run - 1, Acc>(length, groups, narrow);
+  }
+  constexpr auto all = std::make_integer_sequence<int, kWeights / run>{};
+  return narrow ? weight_kernels<run, 1, Acc>(groups, all)
+                : weight_kernels<run, kChannelVectors, Acc>(groups, all);
 }
 
 template <int columns, class Acc, int... index>

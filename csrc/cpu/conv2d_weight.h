@@ -93,6 +93,7 @@ class WeightGradient {
       groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
     }
     offsets_ = shape_.offsets(h_, w_, blocks_.size(0));
+    find_runs();
     tiles_ = images * row_tiles_.parts * column_tiles_.parts;
     // Enough units for many threads, as long as the chunks' sums stay small.
     constexpr int64_t kUnits = 32, kMostBytes = int64_t{32} << 20;
@@ -180,18 +181,35 @@ class WeightGradient {
 
   void add_weights(const ConvTile& tile, const Acc* slab, int64_t depth, const Acc* grad, Acc* sums,
                    bool accumulate) const {
-    constexpr auto heights = std::make_integer_sequence<int, kWeights>{};
-    const EvenSplit runs(depth, ceil_div(depth, kWeights));
     const int64_t ld = panels_.padded();
     for (int64_t panel = 0; panel < panels_.parts; ++panel) {
       const Acc* const right = grad + panels_.begin(panel) * tile.rows * tile.columns;
-      for (int64_t run = 0; run < runs.parts; ++run) {
-        const int64_t d = runs.begin(run), rows = runs.size(run);
-        const auto kernel = panels_.width(panel) == n ? weight_kernels<1, Acc>(rows, heights)
-                                                      : weight_kernels<kChannelVectors, Acc>(rows, heights);
-        kernel(tile.rows, tile.columns, slab, shape_.columns, offsets_.data() + d, right,
-               sums + d * ld + panels_.begin(panel), ld, accumulate);
+      Acc* const to = sums + panels_.begin(panel);
+      for (int64_t length = 1; length <= kMostRun; ++length) {
+        // Runs are in the order of channels: those of this block come first.
+        const std::vector<int64_t>& all = runs_[length];
+        const int64_t count = std::lower_bound(all.begin(), all.end(), depth) - all.begin();
+        if (count == 0) continue;
+        const EvenSplit parts(count, ceil_div(count, kWeights / length));
+        for (int64_t part = 0; part < parts.parts; ++part) {
+          weight_kernel_for<kMostRun, Acc>(length, parts.size(part), panels_.width(panel) == n)(
+              tile.rows, tile.columns, slab, shape_.columns, offsets_.data(), all.data() + parts.begin(part),
+              right, to, ld, accumulate);
+        }
       }
+    }
+  }
+
+  // The terms in runs that read neighbours, by length.
+  void find_runs() {
+    const int64_t count = static_cast<int64_t>(offsets_.size());
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count && offsets_[end] == offsets_[end - 1] + 1; ++end) {
+        if (end % static_cast<int64_t>(w_.taps.size()) == 0) break;
+      }
+      const EvenSplit parts(end - begin, ceil_div(end - begin, int64_t{kMostRun}));
+      for (int64_t part = 0; part < parts.parts; ++part)
+        runs_[parts.size(part)].push_back(begin + parts.begin(part));
     }
   }
 
@@ -290,6 +308,7 @@ class WeightGradient {
   int64_t groups_in_tile_ = 1;
   int64_t tiles_ = 0;
   std::vector<int64_t> offsets_;
+  std::vector<int64_t> runs_[kMostRun + 1];
   Acc* partial_ = nullptr;
 };
 

@@ -6,6 +6,7 @@
 // own. No multiplication by a zero between strided elements is ever made.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -53,17 +54,20 @@ struct CorrelationAxis {
   }
 };
 
-// The output is correlated with the input: output o reads padded input o * stride + k * dilation.
+// The output is correlated with the input: output o reads padded input o * stride + k * dilation. Taps that
+// read neighbours are neighbours.
 inline CorrelationAxis forward_axis(const ConvAxis& a) {
   CorrelationAxis r{a.output(), 0, 1, a.input, -a.padding, a.stride, {}};
   for (int64_t k = 0; k < a.kernel; ++k) {
     r.add({k, k * a.dilation % a.stride, k * a.dilation / a.stride});
   }
+  std::stable_sort(r.taps.begin(), r.taps.end(),
+                   [](const ConvTap& one, const ConvTap& other) { return one.phase < other.phase; });
   return r;
 }
 
 // The gradients of input elements phase, phase + stride, ... are correlated with the output's gradient.
-inline CorrelationAxis gradient_axis(const ConvAxis& a, int64_t phase) {
+inline CorrelationAxis gradient_phase(const ConvAxis& a, int64_t phase) {
   const int64_t count = phase < a.input ? (a.input - phase - 1) / a.stride + 1 : 0;
   CorrelationAxis r{count, phase, a.stride, a.output(), 0, 1, {}};
   for (int64_t k = 0; k < a.kernel; ++k) {
@@ -71,6 +75,22 @@ inline CorrelationAxis gradient_axis(const ConvAxis& a, int64_t phase) {
     if (distance % a.stride == 0) r.add({k, 0, distance / a.stride});
   }
   return r;
+}
+
+// All phases of the data gradient that have elements, reading from the same stretch of the source.
+inline std::vector<CorrelationAxis> gradient_axes(const ConvAxis& a) {
+  std::vector<CorrelationAxis> phases;
+  int64_t least = 0, most = 0;
+  for (int64_t p = 0; p < std::min(a.stride, a.input); ++p) {
+    phases.push_back(gradient_phase(a, p));
+    least = std::min(least, phases.back().min_shift);
+    most = std::max(most, phases.back().max_shift);
+  }
+  for (CorrelationAxis& axis : phases) {
+    axis.min_shift = least;
+    axis.max_shift = most;
+  }
+  return phases;
 }
 
 }  // namespace pyops::math

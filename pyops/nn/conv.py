@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn
 from torch import Tensor
@@ -28,17 +28,15 @@ class Conv2d(torch.nn.Conv2d):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
         activation: str | None = None,
     ) -> None:
         parse("Conv2d", activation)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype,
-        )  # fmt: skip
+        layout = (stride, padding, dilation, groups, bias, padding_mode)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, device, dtype)
         self.activation = activation
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:

@@ -19,8 +19,15 @@ from .activation import Activation, parse
 
 
 def is_channels_last(image: Tensor) -> bool:
-    """Whether the channels of a 4-D tensor are last in memory, and not also first."""
-    return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    """Whether outputs follow a dense 4-D tensor in having the channels last.
+
+    Where both formats are the same in memory, the strides tell what the tensor was made as, as they do torch.
+    """
+    if not image.is_contiguous():
+        return image.is_contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = image.shape
+    strides = image.stride()
+    return strides[1] == 1 and strides[3] == channels and channels * height * width > 1
 
 
 def _empty_image(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
@@ -164,7 +171,7 @@ def conv2d(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    r"""activation(conv2d(input, weight) + bias + residual), as :func:`torch.nn.functional.conv2d` and what follows.
+    r"""activation(conv2d(input, weight) + bias + residual), as :func:`torch.nn.functional.conv2d`.
 
     Args:
         input: shape (N, C, H, W) or (C, H, W), contiguous or channels_last; other strides are copied.
@@ -190,15 +197,18 @@ def conv2d(
     """
     name = "conv2d"
     if activation is None and residual is None and backends.prefers_torch(input):
-        return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore
     function = parse(name, activation)
     check_floating(name, "input", input)
     if input.dim() == 3:
-        more = None if residual is None else residual.unsqueeze(0)
-        options = {"activation": activation, "residual": more}
-        return conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups, **options)[0]  # type: ignore[arg-type]
-    if torch.is_autocast_enabled(input.device.type):
-        input, weight, bias, residual = (_autocast(t) for t in (input, weight, bias, residual))  # type: ignore[assignment]
+        images, more = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+        options = (bias, stride, padding, dilation, groups)
+        return conv2d(images, weight, *options, activation=activation, residual=more)[0]
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+        residual = None if residual is None else _autocast(residual, dtype)
     _check_tensors(name, input, weight, bias, groups)
     strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
     if isinstance(padding, str):
@@ -212,7 +222,9 @@ def conv2d(
         check_device(name, "residual", residual, input)
         check_shape(name, "residual", residual, shape, "the output's")
         if residual.dtype is not input.dtype:
-            raise TypeError(f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}")
+            raise TypeError(
+                f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}"
+            )
     ops = backends.resolve(input, "conv2d_forward")
     if ops is None:
         return reference.conv2d(input, weight, bias, residual, *geometry, *function)
@@ -228,11 +240,9 @@ def conv2d(
     return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """As torch's autocast does to the arguments of ``conv2d``."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype is not torch.float64 else tensor
 
 
 def _either_format(image: Tensor) -> Tensor:
@@ -308,7 +318,7 @@ def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: _Geom
         padded = input.shape[2 + i] + 2 * geometry.padding[i]
         if weight.shape[2 + i] == 0 or extent > padded:
             raise ValueError(
-                f"{name}: the kernel's {side} is {weight.shape[2 + i]}, {extent} with its dilation, and must be "
-                f"at least 1 and at most the padded input's {padded} (input {input.shape[2 + i]}, padding "
-                f"{geometry.padding[i]})"
+                f"{name}: the kernel's {side} is {weight.shape[2 + i]}, {extent} with its dilation, and must "
+                f"be at least 1 and at most the padded input's {padded} (input {input.shape[2 + i]}, "
+                f"padding {geometry.padding[i]})"
             )

@@ -49,4 +49,7 @@ def conv2d_gradient(
     product = torch.ops.aten.convolution_backward(
         grad, input, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, needs[:3]
     )
-    return (*(g if needed else None for g, needed in zip(product, needs, strict=False)), grad if needs[3] else None)
+    return (
+        *(g if needed else None for g, needed in zip(product, needs, strict=False)),
+        grad if needs[3] else None,
+    )
