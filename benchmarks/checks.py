@@ -93,19 +93,23 @@ def require_close(
     labels: Sequence[str],
     dtype: torch.dtype,
     factor: float = SUBJECT_FACTOR,
+    eager_reference: Outputs | None = None,
 ) -> dict[str, Errors]:
     """Errors of ``outputs`` by label, after checking each against ``factor`` times eager's own.
+
+    ``eager_reference`` is what eager's outputs are compared with when their mask is another.
 
     Raises:
         WrongResult: too far away; the message names the output and the errors of both.
     """
     found = {}
-    for label, output, exact, torch_output in zip(labels, outputs, reference, eager, strict=True):
+    columns = zip(labels, outputs, reference, eager, eager_reference or reference, strict=True)
+    for label, output, exact, torch_output, torch_exact in columns:
         try:
             ours = errors(output, exact)
         except WrongResult as error:
             raise WrongResult(f"{name}: {label}: {error}") from None
-        theirs = errors(torch_output, exact)
+        theirs = errors(torch_output, torch_exact)
         for metric in ("norm", "peak", "mean"):
             allowed = factor * getattr(theirs, metric) + floor(dtype)
             if not getattr(ours, metric) <= allowed:
@@ -116,6 +120,18 @@ def require_close(
                 )
         found[label] = ours
     return found
+
+
+def require_share(name: str, kept: torch.Tensor, expected: float) -> None:
+    """Fail unless the share of True in ``kept`` is ``expected``, within five standard deviations.
+
+    Raises:
+        WrongResult: it is not.
+    """
+    count = max(1, kept.numel())
+    share, deviation = kept.sum().item() / count, math.sqrt(expected * (1 - expected) / count)
+    if abs(share - expected) > 5 * deviation:
+        raise WrongResult(f"{name}: kept a share of {share:.5g}, expected {expected:.5g}")
 
 
 def fingerprint(tensors: Outputs) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 
 from pyops import backends
 
+from . import checks
 from .registry import FORWARD_BACKWARD, SEED, Case, Inputs
 
 
@@ -114,6 +115,29 @@ def outputs_in_float64(case: Case, mode: str, contenders: list[Contender]) -> tu
     if mode == FORWARD_BACKWARD:
         grad_output = _in_float64(_grad_output(call, eager.inputs))
     return _contender("reference", call, inputs, case, grad_output, mode == FORWARD_BACKWARD, None).run()
+
+
+def masked_outputs_in_float64(
+    case: Case, mode: str, contenders: list[Contender], outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """The reference for ``outputs`` of a case with a random mask, under the mask that the first output shows.
+
+    Raises:
+        WrongResult: the number of zeros is not what the probability to drop lets expect.
+    """
+    assert case.mask is not None
+    eager = next(c for c in contenders if c.name == "eager")
+    inputs = {name: _in_float64(value) for name, value in eager.inputs.items()}
+    plain = case.mask.without(**inputs)
+    visible = plain.detach() != 0
+    kept = (outputs[0].detach() != 0) | ~visible
+    checks.require_share(f"{case.name} {mode}", kept[visible], 1 - case.mask.p)
+    factor = kept / (1 - case.mask.p)
+    if mode != FORWARD_BACKWARD:
+        return (plain * factor,)
+    grad_output = _in_float64(_grad_output(case.eager_call(), eager.inputs))
+    wrt = [inputs[key] for key in case.differentiable]
+    return (plain * factor, *torch.autograd.grad(plain, wrt, grad_output * factor))
 
 
 def _contender(

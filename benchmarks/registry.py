@@ -41,6 +41,17 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class RandomMask:
+    """What makes a random result checkable: the call without its mask, and the probability to drop.
+
+    Where the result is not 0 it must be that of ``without``, divided by 1 - p.
+    """
+
+    without: Callable[..., torch.Tensor]
+    p: float
+
+
+@dataclass(frozen=True)
 class Case:
     """One measured call.
 
@@ -65,6 +76,8 @@ class Case:
     baselines: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
     #: The input that a call may overwrite: rewritten before each call, outside of the timed region.
     refill: str | None = None
+    #: For calls with a random mask, whose results never repeat.
+    mask: RandomMask | None = None
     #: Also measure torch eager on channels_last input (4-D inputs only).
     channels_last: bool = False
     #: Measured in microseconds per call by :mod:`pyops.benchmarks.overhead`, not in the main table.

@@ -149,15 +149,19 @@ def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | No
     return None if op in handles.without_kernel else handles
 
 
-def prefers_torch(input: torch.Tensor) -> bool:
+def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
     """The one rule for tiny tensors: a single op on them is left to torch's own op.
+
+    ``elements`` is what the rule counts where that is not ``input`` itself (an op whose output is larger).
 
     A Python ``autograd.Function`` takes longer per call than torch's C++ one, and on so few elements the call
     is all there is. The rule holds on the CPU, and only while no backend is asked for by name and the library
     is there (its absence must not go unnoticed). Fused forms never use it (they win by replacing several
     calls), nor does dropout, whose mask is the same everywhere.
     """
-    return _requested is None and input.is_cpu and input.numel() <= TINY_ELEMENTS and "cpp" in _handles
+    if _requested is not None or not input.is_cpu or "cpp" not in _handles:
+        return False
+    return (input.numel() if elements is None else elements) <= TINY_ELEMENTS
 
 
 def _default(device_type: str) -> str:

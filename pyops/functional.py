@@ -1,9 +1,43 @@
 """The public functions: names, arguments and defaults as in :mod:`torch.nn.functional`."""
 
+from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.conv2d import conv2d
 from .ops.cross_entropy import cross_entropy
+from .ops.dropout import dropout
+from .ops.embedding import embedding
+from .ops.interpolate import interpolate
+from .ops.linear import linear
 from .ops.linear_cross_entropy import linear_cross_entropy
+from .ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss, smooth_l1_loss
 from .ops.nll_loss import nll_loss
+from .ops.prelu import prelu
 from .ops.softmax import log_softmax, softmax
 
-__all__ = ["conv2d", "cross_entropy", "linear_cross_entropy", "log_softmax", "nll_loss", "softmax"]
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "elu",
+    "embedding",
+    "gelu",
+    "hardswish",
+    "huber_loss",
+    "interpolate",
+    "l1_loss",
+    "leaky_relu",
+    "linear",
+    "linear_cross_entropy",
+    "log_softmax",
+    "mse_loss",
+    "nll_loss",
+    "prelu",
+    "relu",
+    "selu",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "softmax",
+    "softplus",
+    "tanh",
+]

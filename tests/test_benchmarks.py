@@ -328,3 +328,33 @@ def test_gpu_run_goes_on_after_a_failing_step_and_reports_all(monkeypatch, tmp_p
     assert "5 passed in 1s" in text
     assert "| memcheck | left out | 0 | not needed |" in text
     assert "build       FAILED" in capsys.readouterr().out
+
+
+def _dropout_case() -> Case:
+    return next(c for c in registry.discover() if c.op == "dropout" and "relu" in c.name and c.overhead)
+
+
+def test_a_random_mask_is_judged_by_itself():
+    result = harness.measure(_dropout_case(), FORWARD_BACKWARD, CPU, SETTINGS)
+    assert len(result.seconds) >= 2
+    assert not result.left_out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda input, p, **more: F.dropout(F.relu(input + more["bias"]), 0.8) * 0.4, "share"),
+        (lambda input, p, **more: F.dropout(F.relu(input + more["bias"]), p) * 1.01, "output: norm error"),
+        (
+            lambda input, p, **more: (
+                F.dropout(F.relu(input + more["bias"]), p).detach() + 0 * (input + more["bias"])
+            ),
+            "gradient of input",
+        ),
+    ],
+    ids=["probability", "scale", "gradient"],
+)
+def test_a_wrong_random_result_is_never_timed(monkeypatch, wrong, message):
+    monkeypatch.setattr(pyops.functional, "dropout", wrong)
+    with pytest.raises(checks.WrongResult, match=message):
+        harness.measure(_dropout_case(), FORWARD_BACKWARD, CPU, SETTINGS)

@@ -127,7 +127,9 @@ def test_compiles_without_spills(
     assert not spilling, "\n".join(map(str, spilling))
 
 
-@pytest.mark.parametrize("name", ["cross_entropy.cu", "softmax.cu"])
+@pytest.mark.parametrize(
+    "name", ["activation.cu", "cross_entropy.cu", "embedding.cu", "interpolate.cu", "prelu.cu", "softmax.cu"]
+)
 def test_packs_move_16_bytes_at_once(name: str, tmp_path: Path) -> None:
     """The compiler may split an access it cannot see to be aligned, down to single bytes."""
     ptx = tmp_path / "kernels.ptx"

@@ -22,8 +22,28 @@ MODULES = {
         {"reduction": "sum", "ignore_index": 255},
     ],
     "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
+    "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
+    "MSELoss": [{}, {"reduction": "none"}],
+    "L1Loss": [{}, {"reduction": "sum"}],
+    "HuberLoss": [{}, {"reduction": "sum", "delta": 0.3}],
+    "SmoothL1Loss": [{}, {"reduction": "none", "beta": 0.3}],
+    "BCEWithLogitsLoss": [
+        {"reduction": "sum"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 3.0, 0.5, 2.0])},
+    ],
     "Softmax": [{"dim": 1}, {"dim": -1}],
     "LogSoftmax": [{"dim": 1}, {"dim": 0}],
+    "ReLU": [{}],
+    "LeakyReLU": [{}, {"negative_slope": 0.2}],
+    "PReLU": [{}, {"num_parameters": 4, "init": 0.1}],
+    "Sigmoid": [{}],
+    "Tanh": [{}],
+    "SELU": [{}],
+    "ELU": [{}, {"alpha": 0.5}],
+    "Softplus": [{}, {"beta": 2.0, "threshold": 1.0}],
+    "GELU": [{}, {"approximate": "tanh"}],
+    "SiLU": [{}],
+    "Hardswish": [{}],
 }
 CASES = [
     pytest.param(name, arguments, id=f"{name}-{i}")
@@ -33,8 +53,11 @@ CASES = [
 
 
 def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-    target = torch.tensor([0, 2, 1, 0, 3], device=x.device)
-    return module(x, target) if name.endswith("Loss") else module(x)
+    if not name.endswith("Loss"):
+        return module(x)
+    if name in ("CrossEntropyLoss", "NLLLoss", "Loss"):
+        return module(x, torch.tensor([0, 2, 1, 0, 3], device=x.device))
+    return module(x, torch.linspace(0, 1, 20, device=x.device).view(5, 4))
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
@@ -73,13 +96,43 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "softmax", "log_softmax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_entropy",
+        "dropout",
+        "nll_loss",
+        "softmax",
+        "log_softmax",
+        "relu",
+        "leaky_relu",
+        "selu",
+        "elu",
+        "silu",
+        "hardswish",
+        "mse_loss",
+        "l1_loss",
+        "huber_loss",
+        "smooth_l1_loss",
+        "binary_cross_entropy_with_logits",
+    ],
+)
 def test_function_begins_with_torchs_arguments(name: str) -> None:
     ours = list(inspect.signature(getattr(pyops.functional, name)).parameters.values())
     theirs = list(inspect.signature(getattr(torch.nn.functional, name)).parameters.values())
     for mine, torchs in zip(ours, theirs, strict=False):
         assert (mine.name, mine.default, mine.kind) == (torchs.name, torchs.default, torchs.kind)
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("name", ["ReLU", "LeakyReLU", "SELU", "ELU", "SiLU", "Hardswish"])
+def test_inplace_activation_overwrites_its_input(backend: Backend, name: str) -> None:
+    x = torch.randn(5, 4, device=backend.device)
+    wanted = getattr(torch.nn, name)()(x)
+    module = getattr(pyops.nn, name)(inplace=True)
+    assert module(x) is x
+    torch.testing.assert_close(x, wanted)
+    assert repr(module) == repr(getattr(torch.nn, name)(inplace=True))
 
 
 def test_module_uses_the_fused_function() -> None:

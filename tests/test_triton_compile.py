@@ -12,6 +12,7 @@ memory; of 16-bit and TF32 matrix products: they run on tensor cores.
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -97,7 +98,127 @@ def _gemm(
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+def _activations(shape: tuple[int, ...], dtype: torch.dtype, *kinds: tuple[int, float, float, bool]) -> None:
+    from pyops.triton_kernels import activation
+
+    x = _empty(*shape, dtype=dtype)
+    for kind, a, b, saved_is_output in kinds:
+        activation.activation_forward(x, kind, a, b)
+        activation.activation_backward(x, x, kind, a, b, saved_is_output)
+
+
+def _prelu(shape: tuple[int, ...], slopes: int, dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import prelu
+
+    x, weight = _empty(*shape, dtype=dtype), _empty(slopes, dtype=dtype)
+    prelu.prelu_forward(x, weight, 1)
+    prelu.prelu_backward(x, x, weight, 1)
+
+
+def _embedding(
+    rows: int, dim: int, positions: int, dtype: torch.dtype, scaled: bool = False, norm_type: float = 2.0
+) -> None:
+    from pyops.triton_kernels import embedding
+
+    indices = _empty(positions, dtype=torch.int64)
+    weight = _empty(rows, dim, dtype=dtype)
+    output = embedding.embedding_forward(weight, indices)
+    embedding.embedding_backward(output, indices, rows, -1, scaled)
+    embedding.embedding_renorm_(weight, indices, 1.0, norm_type)
+
+
+def _interpolate(shape: tuple[int, ...], size: list[int], dtype: torch.dtype, channels_last: bool) -> None:
+    from pyops.triton_kernels import interpolate
+
+    factors, exact = [0.0] * len(size), dtype != FLOAT
+    x = _empty(*shape, dtype=dtype)
+    y = interpolate.interpolate_nearest_forward(x, size, factors, exact, channels_last)
+    own = list(shape[1:-1] if channels_last else shape[2:])
+    interpolate.interpolate_nearest_backward(y, own, factors, exact, channels_last)
+
+
+def _dropout(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import dropout
+
+    dropout.dropout(_empty(*shape, dtype=dtype), _empty(2, dtype=torch.int64), 0.5)
+
+
+def _fused_dropout(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    dim: int = -1,
+    *,
+    from_output: bool = False,
+    residual: bool = False,
+    needs_bias: bool = True,
+) -> None:
+    from pyops.triton_kernels import dropout
+
+    x, bias = _empty(*shape, dtype=dtype), _empty(shape[dim], dtype=dtype)
+    mask, activation = (_empty(2, dtype=torch.int64), 0.5), (kind, 1.0, 20.0, dim)
+    dropout.bias_activation_dropout_forward(x, bias, x if residual else None, *mask, *activation)
+    dropout.bias_activation_dropout_backward(x, x, bias, *mask, *activation, from_output, needs_bias)
+
+
+def _loss(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    reduction: int = MEAN,
+    weight: tuple[int, ...] | None = None,
+    pos_weight: tuple[int, ...] | None = None,
+    inner: int = 1,
+    both: bool = False,
+) -> None:
+    from pyops.triton_kernels import loss
+
+    x = _empty(*shape, dtype=dtype)
+    factors = [None if f is None else _empty(*f, dtype=dtype) for f in (weight, pos_weight)]
+    tensors = (x, x, factors[0], inner, factors[1], inner)
+    value, divisor = loss.elementwise_loss_forward(*tensors, kind, 0.5, reduction)
+    loss.elementwise_loss_backward(value, *tensors, divisor, kind, 0.5, reduction, both)
+
+
+def _linear(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    kind: int,
+    *,
+    dropout: bool = False,
+    saved_is_output: bool = True,
+) -> None:
+    from pyops.triton_kernels import linear
+
+    x, w, bias = _empty(m, k, dtype=dtype), _empty(n, k, dtype=dtype), _empty(n, dtype=dtype)
+    seed = _empty(2, dtype=torch.int64) if dropout else None
+    options = (0.1, kind, 0.0, 0.0)
+    y, z = linear.linear_forward(x, w, bias, seed, *options, not saved_is_output)
+    saved = None if kind == 0 else y if saved_is_output else z
+    linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
+
+
 CASES: dict[str, Callable[[], None]] = {
+    "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
+    "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
+    "embedding-odd-float64": lambda: _embedding(100, 37, 50, DOUBLE, False, 1.5),
+    "interpolate-double-float32": lambda: _interpolate((8, 64, 56, 56), [112, 112], FLOAT, False),
+    "interpolate-channels_last-bfloat16": lambda: _interpolate((8, 56, 56, 64), [112, 112], BFLOAT16, True),
+    "interpolate-volume-float64": lambda: _interpolate((2, 3, 5, 7, 9), [8, 8, 8], DOUBLE, False),
+    "dropout-float32": lambda: _dropout((1024, 1024), FLOAT),
+    "dropout-odd-bfloat16": lambda: _dropout((1001, 777), BFLOAT16),
+    "dropout-float64": lambda: _dropout((64, 4096), DOUBLE),
+    "dropout-bias-relu-float32": lambda: _fused_dropout((256, 4096), FLOAT, 1, from_output=True),
+    "dropout-bias-relu-bfloat16": lambda: _fused_dropout((8192, 8192), BFLOAT16, 1, from_output=True),
+    "dropout-bias-gelu-residual-bfloat16": lambda: _fused_dropout((4096, 768), BFLOAT16, 8, residual=True),
+    "dropout-bias-gelu-odd-float32": lambda: _fused_dropout((4096, 777), FLOAT, 8),
+    "dropout-bias-gelu-no_gradient-odd-float32": lambda: _fused_dropout(
+        (4096, 777), FLOAT, 8, needs_bias=False
+    ),
+    "dropout-image-sigmoid-float16": lambda: _fused_dropout((64, 256, 16, 16), HALF, 3, 1),
+    "dropout-image-tanh-odd-float64": lambda: _fused_dropout((8, 16, 7, 7), DOUBLE, 4, 1, from_output=True),
     "softmax-many_rows-float16": lambda: _softmax((4096, 100), HALF, False),
     "softmax-one_tile-bfloat16": lambda: _softmax((4096, 16384), BFLOAT16, False),
     "softmax-loop-bfloat16": lambda: _softmax((4096, 50257), BFLOAT16, False),
@@ -122,6 +243,39 @@ CASES: dict[str, Callable[[], None]] = {
     "cross_entropy-probabilities-all_options-bfloat16": lambda: _cross_entropy(
         (4096, 32000), BFLOAT16, NONE, probabilities=True, all_options=True
     ),
+    "activation-float32": lambda: _activations(
+        (2048, 2048),
+        FLOAT,
+        (1, 0.0, 0.0, True),
+        (4, 0.0, 0.0, True),
+        (6, 1.0, 20.0, False),
+        (8, 0.0, 0.0, False),
+    ),
+    "activation-bfloat16": lambda: _activations(
+        (2048, 2048), BFLOAT16, (3, 0.0, 0.0, True), (5, 0.0, 0.0, False), (9, 0.0, 0.0, False)
+    ),
+    "activation-odd-float64": lambda: _activations(
+        (1001, 7), DOUBLE, (4, 0.0, 0.0, True), (6, 2.0, 20.0, False), (8, 0.0, 0.0, False)
+    ),
+    "prelu-columns-bfloat16": lambda: _prelu((4096, 4096), 4096, BFLOAT16),
+    "prelu-runs-float32": lambda: _prelu((16, 64, 56, 56), 64, FLOAT),
+    "prelu-one-slope-float64": lambda: _prelu((1001, 77), 1, DOUBLE),
+    "mse_loss-float32": lambda: _loss((4096, 1000), FLOAT, 0, both=True),
+    "mse_loss-weight-float64": lambda: _loss((1001, 77), DOUBLE, 0, SUM, weight=(1001, 77)),
+    "l1_loss-bfloat16": lambda: _loss((4096, 1000), BFLOAT16, 1),
+    "huber_loss-many-float32": lambda: _loss((2**31 + 5,), FLOAT, 2),
+    "smooth_l1_loss-none-float16": lambda: _loss((4096, 1000), HALF, 3, NONE),
+    "binary_cross_entropy-float32": lambda: _loss((4096, 1000), FLOAT, 4),
+    "binary_cross_entropy-factors-bfloat16": lambda: _loss(
+        (8, 21, 64, 64), BFLOAT16, 4, weight=(8, 21, 64, 64), pos_weight=(21, 1, 1), inner=4096
+    ),
+    "binary_cross_entropy-factors-float64": lambda: _loss(
+        (64, 1000), DOUBLE, 4, NONE, weight=(1000,), pos_weight=(1000,)
+    ),
+    "linear-relu-dropout-bfloat16": lambda: _linear(4096, 4096, 4096, BFLOAT16, 1, dropout=True),
+    "linear-gelu-bfloat16": lambda: _linear(4096, 4096, 1024, BFLOAT16, 8, saved_is_output=False),
+    "linear-tanh-float32": lambda: _linear(256, 257, 784, FLOAT, 4),
+    "linear-gelu-float64": lambda: _linear(512, 512, 64, DOUBLE, 8, saved_is_output=False),
     "gemm-nn-bfloat16": lambda: _gemm(4096, 4096, 4096, BFLOAT16),
     "gemm-nt-bfloat16": lambda: _gemm(4096, 32000, 2048, BFLOAT16, "nt"),
     "gemm-tn-accumulate-bfloat16": lambda: _gemm(32000, 2048, 4096, BFLOAT16, "tn", FLOAT, 1.0),

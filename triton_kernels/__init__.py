@@ -5,6 +5,30 @@ for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in th
 kernels run in Triton's interpreter, on CPU tensors.
 """
 
-from . import cross_entropy, gemm, nll_loss, softmax
+from . import (
+    activation,
+    cross_entropy,
+    dropout,
+    embedding,
+    gemm,
+    interpolate,
+    linear,
+    loss,
+    nll_loss,
+    prelu,
+    softmax,
+)
 
-__all__ = ["cross_entropy", "gemm", "nll_loss", "softmax"]
+__all__ = [
+    "activation",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gemm",
+    "interpolate",
+    "linear",
+    "loss",
+    "nll_loss",
+    "prelu",
+    "softmax",
+]

@@ -222,6 +222,68 @@ def locate_classes(first, classes, inner, ROW_MAJOR: tl.constexpr, BLOCK_C: tl.c
     return c, offset, c < classes
 
 
+# -------------------------------------------------------------------------------- blocks of elements
+# Elementwise kernels: one program takes ELEMENTS neighbouring elements. Its accesses are masked in the last
+# program only, because Triton splits masked accesses unless it knows that 16 divides the number of elements.
+
+ELEMENTS = 1024
+
+
+def check_packed(tensor: torch.Tensor, op: str, name: str) -> None:
+    """Raise RuntimeError unless the elements fill their memory, in whatever order of dimensions."""
+    order = sorted(range(tensor.dim()), key=lambda i: (-tensor.stride(i), i))
+    if not tensor.permute(order).is_contiguous():
+        raise RuntimeError(
+            f"{op}: {name} must be dense (contiguous after some permutation), got strides {tensor.stride()}"
+        )
+
+
+def check_same_order(tensor: torch.Tensor, op: str, name: str, like: torch.Tensor) -> None:
+    """Raise RuntimeError unless ``tensor`` is like ``like`` in dtype, device, shape and relevant strides."""
+    if tensor.device != like.device or tensor.dtype != like.dtype or tensor.shape != like.shape:
+        raise RuntimeError(
+            f"{op}: {name} must have shape {tuple(like.shape)} and dtype {like.dtype} on {like.device}, got "
+            f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        )
+    relevant = [i for i in range(like.dim()) if like.shape[i] > 1] if like.numel() else []
+    if any(tensor.stride(i) != like.stride(i) for i in relevant):
+        raise RuntimeError(f"{op}: {name} must have strides {like.stride()}, got {tensor.stride()}")
+
+
+def launch_elementwise(kernel: Any, tensors: Sequence[torch.Tensor], **meta: Any) -> None:
+    """Run ``kernel(*pointers, n, **meta, BLOCK)`` over the elements of equally laid out ``tensors``."""
+    n = tensors[0].numel()
+    if n > 0:
+        launch(kernel, cdiv(n, ELEMENTS), tensors[0].device, *tensors, n, BLOCK=ELEMENTS, num_warps=4, **meta)
+
+
+@triton.jit
+def block_of_elements(n, BLOCK: tl.constexpr):
+    """Indices of this program's elements, and whether all of them exist."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    return first + tl.arange(0, BLOCK), first + BLOCK <= n
+
+
+@triton.jit
+def load_elements(pointer, i, n, full):
+    """Elements ``i`` of ``pointer``, in the dtype they are computed in; 0 past the end."""
+    acc: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
+    if full:  # noqa: SIM108 (a conditional expression would evaluate both)
+        x = tl.load(pointer + i)
+    else:
+        x = tl.load(pointer + i, mask=i < n, other=0.0)
+    return x.to(acc)
+
+
+@triton.jit
+def store_elements(pointer, i, n, full, x):
+    y = x.to(pointer.dtype.element_ty)
+    if full:
+        tl.store(pointer + i, y)
+    else:
+        tl.store(pointer + i, y, mask=i < n)
+
+
 # ------------------------------------------------------------------------------------------ arithmetic
 
 INFINITY: tl.constexpr = tl.constexpr(float("inf"))

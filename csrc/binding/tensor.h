@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../common/dtypes.h"
@@ -70,6 +71,49 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
 inline void check_dense(const Tensor& t, const char* op, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+// Whether the elements fill their memory without gaps or repetition, in whatever order of dimensions.
+inline bool is_packed(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride and size, where the stride matters
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    if (t.size(i) > 1) dims.emplace_back(t.stride(i), t.size(i));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// The condition under which the tensor's memory may be seen as numel() elements in a row.
+inline void check_packed(const Tensor& t, const char* op, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  STD_TORCH_CHECK(is_packed(t), op, ": ", name, " must be dense (contiguous after some permutation)");
+}
+
+// Whether elements of the same index have the same place in both tensors' memory; the shapes are equal.
+inline void check_same_order(const Tensor& t, const char* op, const char* name, const Tensor& like) {
+  bool same = true;
+  for (int64_t i = 0; i < t.dim(); ++i) same &= t.size(i) <= 1 || t.stride(i) == like.stride(i);
+  STD_TORCH_CHECK(same || t.numel() == 0, op, ": ", name,
+                  " must be laid out in memory as the tensor it belongs to");
+}
+
+// As new_tensor, with the shape and the strides of the packed tensor `like`.
+inline Tensor new_tensor_like(const Tensor& like) {
+  if (like.is_contiguous()) return new_tensor(like, shape_of(like), like.scalar_type());
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(like.scalar_type()));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim(), like.sizes().data(), like.strides().data(), dtype, device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
 inline void check_shape(const Tensor& t, const char* op, const char* name,

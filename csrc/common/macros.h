@@ -10,3 +10,10 @@
 // Marks a pointer that no other pointer in the function aliases; without it the compiler must
 // assume that every store changes the next load.
 #define PYOPS_RESTRICT __restrict__
+
+// Before a loop of a few dozen known iterations, such as a polynomial's.
+#if defined(__CUDACC__)
+#define PYOPS_UNROLL _Pragma("unroll")
+#else
+#define PYOPS_UNROLL _Pragma("GCC unroll 32")
+#endif

@@ -42,6 +42,7 @@ PYOPS_HD PhiloxBlock philox(const PhiloxSeed& seed, uint64_t block) {
   uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), seed.stream[0],
                    seed.stream[1]};
   uint32_t k[2] = {seed.key[0], seed.key[1]};
+  constexpr uint32_t kStep[2] = {kPhiloxWeyl[0], kPhiloxWeyl[1]};  // device code has no arrays of namespaces
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
@@ -52,8 +53,8 @@ PYOPS_HD PhiloxBlock philox(const PhiloxSeed& seed, uint64_t block) {
     c[1] = static_cast<uint32_t>(second);
     c[2] = static_cast<uint32_t>(first >> 32) ^ c[3] ^ k[1];
     c[3] = static_cast<uint32_t>(first);
-    k[0] += kPhiloxWeyl[0];
-    k[1] += kPhiloxWeyl[1];
+    k[0] += kStep[0];
+    k[1] += kStep[1];
   }
   return {{c[0], c[1], c[2], c[3]}};
 }

@@ -16,7 +16,7 @@ constexpr int64_t kShortestInner = 64;
 constexpr int64_t kLongestJoined = int64_t{1} << 16;
 constexpr int64_t kPiece = 4 * kDrawChunk;
 // Rows whose gradients are added one by one before they join a longer sum, which keeps rounding errors small.
-constexpr int64_t kRowsPerSum = 64;
+constexpr int64_t kRowsPerSum = 32;
 constexpr int64_t kRowBlocks = 32;
 
 // A contiguous tensor as rows of `width` elements (the last may be shorter) with either a bias for each
@@ -239,15 +239,20 @@ void dropout_(Tensor input, Tensor seed, double p) {
   });
 }
 
+// Calls f(dtype tag, activation functor), the functor for the dtype's accumulation type.
+template <class F>
+void dispatch_fused(ScalarType type, int64_t kind, double a, double b, const char* op, const F& f) {
+  dispatch_floating(type, op, [&](auto tag) {
+    math::dispatch_activation<acc_t<decltype(tag)>>(kind, a, b,
+                                                    [&](const auto& activation) { f(tag, activation); });
+  });
+}
+
 Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
                                        std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
                                        int64_t kind, double a, double b, int64_t dim) {
   const char* op = "bias_activation_dropout_forward";
-  check_dense(input, op, "input", input);
-  check_dropout_mask(seed, p, op, input);
-  const ReducedShape shape = bias_shape(input, bias.has_value(), dim, op);
-  check_bias(bias, op, input, shape);
-  check_companion(residual, op, "residual", input);
+  const ReducedShape shape = check_fused_forward(input, bias, residual, seed, p, kind, dim, op);
   Tensor output = new_output(input, shape_of(input), input.scalar_type());
   dispatch_fused(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
@@ -263,15 +268,13 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
                                                             int64_t kind, double a, double b, int64_t dim,
                                                             bool saved_is_output, bool needs_bias) {
   const char* op = "bias_activation_dropout_backward";
-  const FusedBackward given{saved, bias, saved_is_output, needs_bias};
-  const ReducedShape shape = given.check(grad_output, kind, dim, op);
-  check_dropout_mask(seed, p, op, grad_output);
+  const ReducedShape shape =
+      check_fused_backward(grad_output, saved, bias, seed, p, kind, a, dim, saved_is_output, needs_bias, op);
   const ScalarType type = grad_output.scalar_type();
   Tensor grad_input = new_output(grad_output, shape_of(grad_output), type);
   Tensor grad_bias = new_tensor(grad_output, {needs_bias ? shape.classes : 0}, type);
   dispatch_fused(type, kind, a, b, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
-    given.check_derivative(activation, op);
     const Rows rows = Rows::of(shape, needs_bias || bias.has_value());
     const Backward<T, std::decay_t<decltype(activation)>> backward{
         activation,
@@ -284,10 +287,10 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
         seed,
         p};
     T* db = static_cast<T*>(grad_bias.mutable_data_ptr());
-    if (rows.total == 0) {
-      std::fill_n(db, needs_bias ? shape.classes : 0, from_acc<T>(acc_t<T>(0)));
-    } else if (!needs_bias) {
+    if (!needs_bias) {
       backward.without_bias_gradient();
+    } else if (rows.total == 0) {
+      std::fill_n(db, shape.classes, from_acc<T>(acc_t<T>(0)));
     } else if (rows.bias_per_element) {
       backward.with_bias_per_element(db);
     } else {

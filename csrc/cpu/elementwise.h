@@ -20,9 +20,9 @@ void transform(int64_t n, const F& f, Out* y, const In*... x) {
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= n; i += kUnroll * kLanes) {
     Vec<Acc> v[kUnroll];
-#pragma GCC unroll 4
+    PYOPS_UNROLL
     for (int u = 0; u < kUnroll; ++u) v[u] = f(load<Acc>(x + i + u * kLanes)...);
-#pragma GCC unroll 4
+    PYOPS_UNROLL
     for (int u = 0; u < kUnroll; ++u) store(y + i + u * kLanes, v[u]);
   }
   for (; i < n; i += kLanes) {

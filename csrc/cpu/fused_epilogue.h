@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../math/activation.h"
 #include "philox.h"
 #include "rows.h"
 #include "vec_math.h"
@@ -106,12 +107,11 @@ void epilogue_backward(const Activation& activation, DropoutMask<acc_t<T>>& mask
       if (s.values) {
         Vec<Acc> v = load_lanes(s.values + i, lanes);
         if (s.is_output) {
-          v = v * unscale;
+          g = activation.backward(v * unscale, g);
         } else {
           if (s.bias.values) v = v + load_lanes(s.bias.values + (i & s.bias.wrap), lanes);
-          if constexpr (Activation::kFromOutput) v = activation.forward(v);
+          g = math::gradient_from_input(activation, v, g);
         }
-        g = activation.backward(v, g);
       }
       store_lanes(dx + begin + i, g, lanes);
       if (sums) {

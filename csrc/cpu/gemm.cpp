@@ -46,7 +46,7 @@ struct Extent {
 
 template <class T, class Out>
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double beta) {
-  gemm(a.size(0), b.size(1), a.size(1), left_operand<T>(a), right_operand<T>(b),
+  gemm(a.size(0), b.size(1), a.size(1), rows_of<T>(a), transposed(rows_of<T>(b)),
        static_cast<Out*>(out.mutable_data_ptr()), b.size(1), static_cast<acc_t<T>>(beta), ThreadPool{});
 }
 

@@ -13,17 +13,19 @@ namespace pyops::cpu {
 // columns pass as either layout.
 inline int64_t step(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 ? 1 : t.stride(dim); }
 
-// The 2-D tensor t as the left operand of a product (t @ ...), or t.t() as it.
+// The operand whose rows are x's terms: x.t() where x was a matrix.
 template <class T>
-Operand<T> left_operand(const Tensor& t, bool transposed = false) {
-  const T* data = static_cast<const T*>(t.const_data_ptr());
-  return transposed ? Operand<T>{data, step(t, 1), step(t, 0)} : Operand<T>{data, step(t, 0), step(t, 1)};
+Operand<T> transposed(const Operand<T>& x) {
+  return {x.data, x.depth_stride, x.row_stride};
 }
 
-// t, or t.t(), as the right operand: its columns are along N.
+// t [*, K] as the left operand of a product: 2-D, or contiguous with leading dimensions that become one. As
+// the right operand, whose rows are the columns of t, it is transposed(rows_of(t)).
 template <class T>
-Operand<T> right_operand(const Tensor& t, bool transposed = false) {
-  return left_operand<T>(t, !transposed);
+Operand<T> rows_of(const Tensor& t) {
+  const T* data = static_cast<const T*>(t.const_data_ptr());
+  if (t.dim() == 2) return {data, step(t, 0), step(t, 1)};
+  return {data, t.size(t.dim() - 1), 1};
 }
 
 }  // namespace pyops::cpu

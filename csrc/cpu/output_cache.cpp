@@ -102,19 +102,41 @@ OutputCache::Stats OutputCache::stats() {
   return {limit_, idle_bytes_, in_use_bytes_, peak_in_use_};
 }
 
-Tensor new_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+namespace {
+
+// Memory for a tensor, or null where torch should allocate: small tensors, and what no machine holds,
+// for torch's error then says so.
+void* cached_memory(const std::vector<int64_t>& shape, ScalarType type) {
   size_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
   bool overflows = false;
   for (int64_t size : shape) overflows |= __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes);
   OutputCache& cache = OutputCache::instance();
-  // What no machine holds is left to torch, whose error says so.
-  if (overflows || bytes > kLargest || !cache.serves(bytes)) return new_tensor(like, shape, type);
-  void* data = cache.acquire(bytes);
+  if (overflows || bytes > kLargest || !cache.serves(bytes)) return nullptr;
+  return cache.acquire(bytes);
+}
+
+Tensor wrap(void* data, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+            const Tensor& like, ScalarType type) {
+  void (*const give_back)(void*) = [](void* data) { OutputCache::instance().release(data); };
+  return torch::stable::from_blob(data, shape, strides, like.device(), type, give_back);
+}
+
+}  // namespace
+
+Tensor new_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  void* const data = cached_memory(shape, type);
   if (data == nullptr) return new_tensor(like, shape, type);
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  void (*const give_back)(void*) = [](void* data) { OutputCache::instance().release(data); };
-  return torch::stable::from_blob(data, shape, strides, like.device(), type, give_back);
+  return wrap(data, shape, strides, like, type);
+}
+
+Tensor new_output_like(const Tensor& like) {
+  const std::vector<int64_t> shape = shape_of(like);
+  void* const data = cached_memory(shape, like.scalar_type());
+  if (data == nullptr) return new_tensor_like(like);
+  const auto strides = like.strides();
+  return wrap(data, shape, {strides.begin(), strides.end()}, like, like.scalar_type());
 }
 
 namespace {

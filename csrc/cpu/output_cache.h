@@ -59,4 +59,7 @@ class OutputCache {
 // As new_tensor; large tensors come from the cache.
 Tensor new_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type);
 
+// As new_tensor_like; large tensors come from the cache.
+Tensor new_output_like(const Tensor& like);
+
 }  // namespace pyops::cpu

@@ -53,31 +53,48 @@ struct Expm1Constants<double> {
   static constexpr int kBias = 1023;
 };
 
-// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1), x = n ln 2 + r as for exp. Everything is halved until the end,
-// because 2^n itself may overflow where the result does not.
+// x = n ln 2 + r: 2^n (halved, because it may overflow where the result does not) and exp(r) - 1.
+template <class T>
+struct ExpParts {
+  Vec<T> half_power;
+  Vec<T> fraction;
+
+  static PYOPS_HD ExpParts of(Vec<T> x) {
+    using K = ExpConstants<T>;
+    using V = Vec<T>;
+    using Bits = typename V::NativeInt;
+    const V bounded = max(V(Expm1Constants<T>::kLowest), x);  // NaN stays
+    const V n = (bounded * K::kLog2e + K::kRoundMagic) - K::kRoundMagic;
+    const V r = (bounded - n * K::kLn2High) - n * K::kLn2Low;
+    V p = K::kPolynomial[0];
+    PYOPS_UNROLL
+    for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * r + K::kPolynomial[i];
+    const Bits exponent = __builtin_convertvector(n.v, Bits) + (Expm1Constants<T>::kBias - 1);
+    return {typename V::Native(exponent << K::kMantissaBits), p * (r * r) + r};
+  }
+};
+
+// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1).
 template <class T>
 PYOPS_HD Vec<T> expm1(Vec<T> x) {
-  using K = ExpConstants<T>;
   using V = Vec<T>;
-  using Bits = typename V::NativeInt;
-  const V bounded = max(V(Expm1Constants<T>::kLowest), x);  // NaN stays
-  const V n = (bounded * K::kLog2e + K::kRoundMagic) - K::kRoundMagic;
-  const V r = (bounded - n * K::kLn2High) - n * K::kLn2Low;
-  V p = K::kPolynomial[0];
-#pragma GCC unroll 16
-  for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * r + K::kPolynomial[i];
-  const V fraction = p * (r * r) + r;
-  const Bits exponent = __builtin_convertvector(n.v, Bits) + (Expm1Constants<T>::kBias - 1);
-  const V half_power = typename V::Native(exponent << K::kMantissaBits);
+  const auto [half_power, fraction] = ExpParts<T>::of(x);
   const V half = fraction * half_power + (half_power - T(0.5));
-  return select_greater(x, V(K::kOverflow), V(math::infinity<T>()), half + half);
+  return select_greater(x, V(ExpConstants<T>::kOverflow), V(math::infinity<T>()), half + half);
 }
 
-// With t = exp(-2 |x|) - 1: tanh |x| = -t / (t + 2).
+// With e = exp(-2 |x|): tanh |x| = (1 - e) / (1 + e), where 1 - e must not cancel, and for larger |x|
+// 1 - 2 e / (1 + e), which rounds once: the derivative 1 - tanh^2 needs every bit there.
 template <class T>
 PYOPS_HD Vec<T> tanh(Vec<T> x) {
-  const Vec<T> t = expm1(abs(x) * T(-2));
-  return with_sign_of(abs(t) / (t + T(2)), x);
+  using V = Vec<T>;
+  const auto [half_power, fraction] = ExpParts<T>::of(abs(x) * T(-2));
+  const V scaled = fraction * half_power;
+  const V half_e = scaled + half_power;
+  const V half_rest = (V(T(0.5)) - half_power) - scaled;
+  const V numerator = select_greater(half_e, V(T(0.125)), half_rest, half_e + half_e);
+  const V quotient = numerator / (half_e + T(0.5));
+  return with_sign_of(select_greater(half_e, V(T(0.125)), quotient, V(T(1)) - quotient), x);
 }
 
 // log(m) of a mantissa m = 1 + f in [sqrt(1/2), sqrt(2)): with s = f / (2 + f),
@@ -121,7 +138,7 @@ PYOPS_HD Vec<T> log_of_normal(Vec<T> x, Vec<T> correction) {
   const V s = f / (f + T(2));
   const V z = s * s;
   V p = K::kPolynomial[0];
-#pragma GCC unroll 16
+  PYOPS_UNROLL
   for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * z + K::kPolynomial[i];
   const V half_square = f * f * T(0.5);
   const V small = s * (half_square + p * z) + (n * K::kLn2Low + correction);

@@ -212,20 +212,43 @@ struct Hardswish {
   }
 };
 
-// The gradient when the input was kept, also of a functor that wants the output. It is then formed again: in
-// 16 bits a kept output may have lost what the derivative needs.
-template <class Functor, class V>
-PYOPS_HD V backward_from_input(const Functor& f, V x, V grad) {
-  if constexpr (Functor::kFromOutput) {
-    return f.backward(f.forward(x), grad);
-  } else {
-    return f.backward(x, grad);
+// The functions that a loop over elements applies.
+template <class Functor>
+struct Forward {
+  Functor f;
+  template <class V>
+  PYOPS_HD V operator()(V x) const {
+    return f.forward(x);
   }
-}
+};
 
-// Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind.
+template <class Functor>
+struct FromOutput {
+  Functor f;
+  template <class V>
+  PYOPS_HD V operator()(V y, V grad) const {
+    return f.backward(y, grad);
+  }
+};
+
+// The input was kept; a functor that wants the output forms it again. In 16 bits a kept output may have lost
+// what the derivative needs.
+template <class Functor>
+struct FromInput {
+  Functor f;
+  template <class V>
+  PYOPS_HD V operator()(V x, V grad) const {
+    return f.backward(Functor::kFromOutput ? f.forward(x) : x, grad);
+  }
+};
+
+// Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind. On host
+// and device, with an f for either.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 template <class T, class F>
-bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
+PYOPS_HD bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
   constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
   constexpr double kSeluScale = 1.0507009873554804934193349852946;
   switch (static_cast<ActivationKind>(kind)) {

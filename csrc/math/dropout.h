@@ -38,4 +38,15 @@ struct DropoutRate {
   }
 };
 
+// An activation's gradient when its input was kept. A functor that wants the output forms it again: in 16
+// bits a kept output may have lost what the derivative needs.
+template <class Functor, class V>
+PYOPS_HD V gradient_from_input(const Functor& f, V x, V grad) {
+  if constexpr (Functor::kFromOutput) {
+    return f.backward(f.forward(x), grad);
+  } else {
+    return f.backward(x, grad);
+  }
+}
+
 }  // namespace pyops::math

@@ -64,7 +64,7 @@ struct Normal {
     const V inverse = V(T(1)) / (sum * slope);
     const V q = (t - V(K::kPivot)) * (slope * inverse);
     V p = V(K::coefficient(0));
-#pragma GCC unroll 32
+    PYOPS_UNROLL
     for (int i = 1; i <= K::kDegree; ++i) p = p * q + V(K::coefficient(i));
     const V tail = (exponential * T(0.5)) * (p * (sum * inverse));
     return {select_greater(x, V(T(0)), V(T(1)) - tail, tail), exponential};

@@ -8,11 +8,67 @@ from typing import Any
 
 import torch.nn
 
-from .activation import LogSoftmax, Softmax
+from .activation import (
+    ELU,
+    GELU,
+    SELU,
+    Hardswish,
+    LeakyReLU,
+    LogSoftmax,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from .conv import Conv2d
-from .loss import CrossEntropyLoss, LinearCrossEntropyLoss, NLLLoss
+from .dropout import Dropout
+from .embedding import Embedding
+from .interpolate import Upsample, UpsamplingNearest2d
+from .linear import LazyLinear, Linear
+from .loss import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 
-__all__ = ["Conv2d", "CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss", "Softmax"]
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "BCEWithLogitsLoss",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "Hardswish",
+    "HuberLoss",
+    "L1Loss",
+    "LazyLinear",
+    "LeakyReLU",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "MSELoss",
+    "NLLLoss",
+    "PReLU",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "SmoothL1Loss",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "Upsample",
+    "UpsamplingNearest2d",
+]
 
 
 def __getattr__(name: str) -> Any:

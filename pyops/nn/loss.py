@@ -54,6 +54,44 @@ class NLLLoss(torch.nn.NLLLoss):
         )
 
 
+class MSELoss(torch.nn.MSELoss):
+    """:class:`torch.nn.MSELoss` through :func:`pyops.functional.mse_loss`; same shapes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(input, target, reduction=self.reduction)
+
+
+class L1Loss(torch.nn.L1Loss):
+    """:class:`torch.nn.L1Loss` through :func:`pyops.functional.l1_loss`; same shapes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(input, target, reduction=self.reduction)
+
+
+class HuberLoss(torch.nn.HuberLoss):
+    """:class:`torch.nn.HuberLoss` through :func:`pyops.functional.huber_loss`; same shapes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
+
+
+class SmoothL1Loss(torch.nn.SmoothL1Loss):
+    """:class:`torch.nn.SmoothL1Loss` through :func:`pyops.functional.smooth_l1_loss`; same shapes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """:class:`torch.nn.BCEWithLogitsLoss` through
+    :func:`pyops.functional.binary_cross_entropy_with_logits`; same shapes."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+
+
 class LinearCrossEntropyLoss(torch.nn.Module):
     """A classifier's last linear layer and its loss: :func:`pyops.functional.linear_cross_entropy`.
 

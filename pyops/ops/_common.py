@@ -85,6 +85,37 @@ def autocasts_to_float32(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
 
 
+def dense_order(tensor: Tensor) -> list[int] | None:
+    """The permutation that makes ``tensor`` contiguous, largest stride first; None if there is none.
+
+    There is one for channels_last and transposed tensors: their memory has no gaps and no element twice.
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda i: (-strides[i], i))
+    return order if tensor.permute(order).is_contiguous() else None
+
+
+def laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
+    """``gradient`` with the strides of the dense tensor ``like``, copied if it has others."""
+    if like.is_contiguous():
+        return gradient.contiguous()
+    if gradient.stride() == like.stride():
+        return gradient
+    return torch.empty_like(like).copy_(gradient)
+
+
+def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """The gradients that forward wrote and saved, for the first backward; None for a later one.
+
+    Given away once: a later backward (retain_graph) must not find what their owner made of them. As
+    ``.data``, whose version is its own: the owner's changes are none to what autograd has saved.
+    """
+    if not ctx.is_fresh:
+        return None
+    ctx.is_fresh = False
+    return tuple(gradient.data for gradient in gradients)
+
+
 def differentiable_gradients(
     function: Callable[..., Any], inputs: tuple[Tensor, ...], grad_outputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:

@@ -6,9 +6,20 @@ formulas are in ``csrc/math/activation.h``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import (
+    autocasts_to_float32,
+    check_floating,
+    check_tensor,
+    dense_order,
+    laid_out_as,
+)
 
 IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS, ELU, GELU, GELU_TANH, SILU, HARDSWISH = range(12)
 
@@ -72,3 +83,227 @@ def parse(function: str, activation: str | None) -> Activation:
         names = ", ".join(map(repr, _BY_NAME))
         raise ValueError(f"{function}: activation must be None or one of {names}, got {activation!r}")
     return found
+
+
+_library.define(
+    "activation_forward",
+    "(Tensor input, int kind, float a, float b) -> Tensor",
+    lambda input, kind, a, b: torch.empty_like(input),
+)
+_library.define(
+    "activation_forward_",
+    "(Tensor(a!) input, int kind, float a, float b) -> ()",
+    lambda input, kind, a, b: None,
+)
+_library.define(
+    "activation_backward",
+    "(Tensor grad_output, Tensor saved, int kind, float a, float b, bool saved_is_output) -> Tensor",
+    lambda grad_output, saved, kind, a, b, saved_is_output: torch.empty_like(saved),
+)
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, kind: int, a: float, b: float, inplace: bool, ops: SimpleNamespace
+    ) -> Tensor:
+        activation = Activation(kind, a, b)
+        if inplace:
+            keeps_output = activation.from_output
+            saved = input if keeps_output else input.clone(memory_format=torch.preserve_format)
+            ops.activation_forward_(input, kind, a, b)
+            ctx.mark_dirty(input)
+            output = input
+        else:
+            keeps_output = activation.keeps_output(input.dtype)
+            output = ops.activation_forward(input, kind, a, b)
+            saved = output if keeps_output else input
+        ctx.save_for_backward(saved)
+        ctx.activation, ctx.saved_is_output, ctx.ops = activation, keeps_output, ops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (saved,) = ctx.saved_tensors
+        kind, a, b = ctx.activation
+        if torch.is_grad_enabled():
+            # A formula of what was kept, which carries the graph that double backward needs.
+            found = reference.activation_gradient(grad, saved, kind, a, b, ctx.saved_is_output)
+        else:
+            grad = laid_out_as(grad, saved)
+            found = ctx.ops.activation_backward(grad, saved, kind, a, b, ctx.saved_is_output)
+        return found, None, None, None, None, None
+
+
+# Kinds and parameters are passed as numbers: a compiler treats those of a global tuple as unknown.
+def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inplace: bool = False) -> Tensor:
+    check_floating(function, "input", input)
+    ops = backends.resolve(input)
+    if ops is None:
+        if inplace and not Activation(kind, a, b).from_output:
+            return input.copy_(reference.activation(input.clone(), kind, a, b))
+        return reference.activation(input, kind, a, b, inplace)
+    needs_grad = input.requires_grad and torch.is_grad_enabled()
+    dense = input.is_contiguous() or dense_order(input) is not None
+    if inplace:
+        if needs_grad:
+            _refuse_leaf(function, input)
+        # A compiler removes the copy; it cannot trace an in-place autograd.Function.
+        if not dense or torch.compiler.is_compiling():
+            return input.copy_(_activate(function, input, kind, a, b))
+        if not needs_grad:
+            ops.activation_forward_(input, kind, a, b)
+            if not input.is_inference():
+                torch.autograd.graph.increment_version(input)
+            return input
+    elif not dense:
+        input = input.contiguous()
+    if needs_grad:
+        return _Activation.apply(input, kind, a, b, inplace, ops)
+    return ops.activation_forward(input, kind, a, b)
+
+
+def _refuse_leaf(function: str, input: Tensor) -> None:
+    base = input if input._base is None else input._base
+    if base.is_leaf and base.requires_grad:
+        what = "a leaf Variable" if base is input else "a view of a leaf Variable"
+        raise RuntimeError(f"{function}: {what} that requires grad is being used in an in-place operation.")
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""max(x, 0), as :func:`torch.nn.functional.relu`; backward keeps the output alone, and no mask.
+
+    Args:
+        input: tensor of any shape, strides and real dtype but bool; integers are served by torch.
+        inplace: overwrite ``input`` and return it.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: ``inplace`` and ``input`` is a leaf that requires grad, or a view of one.
+    """
+    check_tensor("relu", "input", input)
+    if backends.prefers_torch(input) or not input.is_floating_point():
+        return torch.nn.functional.relu(input, inplace)
+    return _activate("relu", input, RELU, 0.0, 0.0, inplace)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    r"""x above 0, ``negative_slope`` x below, as :func:`torch.nn.functional.leaky_relu`.
+
+    Backward keeps the output, or the input if the slope is negative. Arguments, result and errors are those
+    of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("leaky_relu", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.leaky_relu(input, negative_slope, inplace)
+    return _activate("leaky_relu", input, LEAKY_RELU, float(negative_slope), 0.0, inplace)
+
+
+def _as_floating(input: Tensor) -> Tensor:
+    """torch promotes integers and bool to the default dtype where the result is a fraction."""
+    if input.is_floating_point() or input.is_complex():
+        return input
+    return input.to(torch.get_default_dtype())
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    r"""1 / (1 + exp(-x)), as :func:`torch.nn.functional.sigmoid`; backward keeps the output.
+
+    ``input`` may have any dtype: integers are promoted to the default dtype, complex numbers are served by
+    torch. Shape, memory format and errors are those of :func:`relu`.
+    """
+    check_tensor("sigmoid", "input", input)
+    if backends.prefers_torch(input) or input.is_complex():
+        return torch.sigmoid(input)
+    return _activate("sigmoid", _as_floating(input), SIGMOID, 0.0, 0.0)
+
+
+def tanh(input: Tensor) -> Tensor:
+    r"""The hyperbolic tangent, as :func:`torch.nn.functional.tanh`; backward keeps the output.
+
+    Arguments, result and errors are those of :func:`sigmoid`.
+    """
+    check_tensor("tanh", "input", input)
+    if backends.prefers_torch(input) or input.is_complex():
+        return torch.tanh(input)
+    return _activate("tanh", _as_floating(input), TANH, 0.0, 0.0)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""1.0507 x above 0, 1.7581 (exp(x) - 1) below, as :func:`torch.nn.functional.selu`.
+
+    Backward keeps the output; in 16 bits the input, because a rounded output has lost the small slopes.
+    Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("selu", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.selu(input, inplace)
+    return _activate("selu", input, SELU, 0.0, 0.0, inplace)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    r"""x above 0, ``alpha`` (exp(x) - 1) below, as :func:`torch.nn.functional.elu`.
+
+    Backward keeps what it does for :func:`selu`, and the input if ``alpha`` is negative. Arguments, result
+    and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("elu", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.elu(input, alpha, inplace)
+    return _activate("elu", input, ELU, float(alpha), 0.0, inplace)
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    r"""log(1 + exp(beta x)) / beta, and x where beta x > threshold: :func:`torch.nn.functional.softplus`.
+
+    Backward keeps the input, as torch does. No exp overflows, however large the threshold. Arguments,
+    result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("softplus", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.softplus(input, beta, threshold)
+    if input.is_cuda and autocasts_to_float32(input):  # torch's autocast casts softplus on CUDA only
+        input = input.float()
+    return _activate("softplus", input, SOFTPLUS, float(beta), float(threshold))
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    r"""x P(X <= x) for a standard normal X, or its tanh approximation: :func:`torch.nn.functional.gelu`.
+
+    Backward keeps the input. Arguments, result and errors are those of :func:`relu`; ``input`` must be
+    floating-point.
+
+    Raises:
+        ValueError: ``approximate`` is neither ``"none"`` nor ``"tanh"``.
+    """
+    check_tensor("gelu", "input", input)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    if backends.prefers_torch(input):
+        return torch.nn.functional.gelu(input, approximate=approximate)
+    return _activate("gelu", input, GELU if approximate == "none" else GELU_TANH, 0.0, 0.0)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""x / (1 + exp(-x)), as :func:`torch.nn.functional.silu`; backward keeps the input.
+
+    Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("silu", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.silu(input, inplace)
+    return _activate("silu", input, SILU, 0.0, 0.0, inplace)
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""x min(max(x + 3, 0), 6) / 6, as :func:`torch.nn.functional.hardswish`; backward keeps the input.
+
+    Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("hardswish", "input", input)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.hardswish(input, inplace)
+    return _activate("hardswish", input, HARDSWISH, 0.0, 0.0, inplace)

@@ -140,7 +140,8 @@ class _Conv2d(torch.autograd.Function):
             ctx.save_for_backward(input, weight, None, None, output if activation.kind else None)
         else:
             ctx.save_for_backward(input, weight, bias, residual, saved)
-        ctx.options, ctx.keeps_output, ctx.ops = (*geometry, *activation), keeps_output, ops
+        ctx.geometry, ctx.options = geometry, (*geometry, *activation)
+        ctx.keeps_output, ctx.ops = keeps_output, ops
         ctx.channels_last = is_channels_last(output)
         return output
 
@@ -150,9 +151,10 @@ class _Conv2d(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             if not ctx.keeps_output:  # with the graph that double backward needs
-                saved = reference.conv2d(input, weight, bias, residual, *ctx.options[:4], 0, 0.0, 0.0)
-            options = (*ctx.options, ctx.keeps_output, needs)
-            return (*reference.conv2d_gradient(grad, input, weight, saved, *options), None, None, None)
+                saved = reference.conv2d(input, weight, bias, residual, *ctx.geometry, 0, 0.0, 0.0)
+            options = (*ctx.options, ctx.keeps_output)
+            grads = reference.conv2d_gradient(grad, input, weight, saved, *options, needs)
+            return (*grads, None, None, None)
         grads = ctx.ops.conv2d_backward(
             _dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
         )
@@ -197,7 +199,7 @@ def conv2d(
     """
     name = "conv2d"
     if activation is None and residual is None and backends.prefers_torch(input):
-        return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore
+        return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     function = parse(name, activation)
     check_floating(name, "input", input)
     if input.dim() == 3:

@@ -27,6 +27,7 @@ from ._common import (
     class_weight,
     differentiable_gradients,
     reduction_code,
+    take_written,
     without_class_dim,
 )
 
@@ -161,12 +162,9 @@ class _CrossEntropyWithGrad(torch.autograd.Function):
         if torch.is_grad_enabled():
             logits, *others = saved[:4]
             return (_differentiable(logits, (*others, *options), grad_loss, None), *nones)
-        if ctx.is_fresh:
-            # Given away once: a later backward (retain_graph) must not find what its owner made of it. As
-            # .data, whose version is its own: the owner's changes are none to what autograd has saved.
-            ctx.is_fresh = False
-            ops.cross_entropy_regrade_(grad, grad_loss, *saved, *options)
-            return (grad.data, *nones)
+        if (written := take_written(ctx, (grad,))) is not None:
+            ops.cross_entropy_regrade_(*written, grad_loss, *saved, *options)
+            return (*written, *nones)
         return (ops.cross_entropy_backward(grad_loss, None, *saved, *options), *nones)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def reduce(loss: Tensor, divisor: Tensor, reduction: int) -> Tensor:
+def reduce(loss: Tensor, divisor: Tensor | int, reduction: int) -> Tensor:
     """The losses, their sum over ``divisor`` or their sum, by the reduction's number."""
     if reduction == 0:
         return loss

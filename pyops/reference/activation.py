@@ -39,7 +39,7 @@ _GRADIENT: list[Callable[..., Tensor]] = [
     lambda g, s, a, b, output: _aten.elu_backward(g, a, 1, 1, output, s),
     lambda g, s, a, b, output: _aten.gelu_backward(g, s),
     lambda g, s, a, b, output: _aten.gelu_backward(g, s, approximate="tanh"),
-    lambda g, s, a, b, output: _aten.silu_backward(g, s),
+    lambda g, s, a, b, output: g * s.sigmoid() * (1 + s * (1 - s.sigmoid())),  # aten's has no derivative
     lambda g, s, a, b, output: _aten.hardswish_backward(g, s),
 ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from ..ops._common import acc_dtype
+from .activation import activation, activation_gradient
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -59,16 +60,52 @@ def bias_activation_dropout(
     residual: Tensor | None,
     seed: Tensor | None,
     p: float,
-    activation: Callable[[Tensor], Tensor],
+    kind: int,
+    a: float,
+    b: float,
     dim: int,
 ) -> Tensor:
     """residual + dropout(activation(input + bias)), the bias of shape (C,) along ``dim``."""
-    value = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    if bias is not None:
-        value = value + bias.to(value.dtype).view(-1, *[1] * (input.dim() - 1 - dim))
-    value = activation(value)
+    value = activation(_with_bias(input.to(acc_dtype(input.dtype)), bias, dim), kind, a, b)
     if seed is not None:
         value = value * dropout_factor(value, seed, p)
     if residual is not None:
         value = value + residual
     return value.to(input.dtype)
+
+
+def bias_activation_dropout_gradient(
+    grad: Tensor,
+    saved: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    kind: int,
+    a: float,
+    b: float,
+    dim: int,
+    saved_is_output: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of input and bias from what backward has, differentiable in every tensor."""
+    value = grad.to(acc_dtype(grad.dtype))
+    factor = None if seed is None else dropout_factor(value, seed, p)
+    if factor is not None:
+        value = value * factor
+    if saved is not None:
+        argument = saved.to(value.dtype)
+        if not saved_is_output:
+            argument = _with_bias(argument, bias, dim)
+        elif factor is not None:
+            # A dropped output is 0; its gradient is, too, whatever the activation's output was.
+            argument = argument / factor.masked_fill(factor == 0, 1.0)
+        value = activation_gradient(value, argument, kind, a, b, saved_is_output)
+    over = [i for i in range(grad.dim()) if i != dim]
+    grad_bias = value.sum(over) if over and needs_bias else value
+    return value.to(grad.dtype), grad_bias.to(grad.dtype) if needs_bias else None
+
+
+def _with_bias(value: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    if bias is None:
+        return value
+    return value + bias.to(value.dtype).view(-1, *[1] * (value.dim() - 1 - dim))

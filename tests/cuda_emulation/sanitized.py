@@ -32,6 +32,7 @@ def run_ops() -> None:
     import torch
 
     from tests.cuda_emulation import build
+    from tests.suite import ops as suite_ops
 
     build.load()
     ops = torch.ops.pyops_emulated
@@ -61,6 +62,14 @@ def run_ops() -> None:
         for target, reduction in itertools.product([index, huge], (0, 1)):
             loss, total = ops.nll_loss_forward(x, target, weight, reduction, IGNORE_INDEX)
             ops.nll_loss_backward(loss, target, weight, total, classes, reduction, IGNORE_INDEX, dtype)
+        other = random(shape, offset, dtype)
+        factors = (other, 1, random((classes,), 0, dtype), max(1, torch.Size(shape[dim + 1 :]).numel()))
+        for kind, reduction in itertools.product((2, 4), (0, 1)):
+            tensors = (x, other, *(factors if kind == 4 else (None, 1, None, 1)))
+            loss, divisor = ops.elementwise_loss_forward(*tensors, kind, 0.5, reduction)
+            ops.elementwise_loss_backward(loss, *tensors, divisor, kind, 0.5, reduction, kind == 2)
+    for module in suite_ops.MODULES:
+        getattr(module, "run_sanitized", lambda ops: None)(ops)
 
 
 def run_overflow() -> None:

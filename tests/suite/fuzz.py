@@ -39,6 +39,10 @@ def random_tensor(rng: random.Random, device: str) -> Tensor:
 
 
 def spoiled(rng: random.Random, value: object, device: str) -> object:
+    if isinstance(value, list):
+        # Sizes of a shape: large ones would be allocated and filled before anything can be wrong with them.
+        changed = [spoiled(rng, v, device) for v in value]
+        return changed[: rng.choice([1, 3, 3])] if 2**31 not in changed else value
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -5,6 +5,7 @@ A module may assign
 ``SMOKE``: the cases of the few seconds' check (``suite/smoke.py``), of every code path of the CPU kernels;
 ``SMOKE_CHECKS``: further checks for it, functions of the backend by name;
 ``valid_arguments``: a function that gives valid arguments of each raw op, which the fuzzer spoils;
+``run_sanitized``: a function of the emulated ops' namespace that AddressSanitizer watches;
 ``MUTANTS``: mistakes in the CPU sources that the smoke check must notice.
 """
 

@@ -1,0 +1,66 @@
+// Activations on the CPU.
+#include "../binding/activation.h"
+
+#include "elementwise.h"
+#include "output_cache.h"
+
+namespace pyops::cpu {
+namespace {
+
+// An element's work beside a copy's: exp and a division take about as long as four.
+constexpr int64_t kCost = 4;
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+void forward_into(const Tensor& input, Tensor& output, int64_t kind, double a, double b, const char* op) {
+  dispatch_typed_activation(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& functor) {
+    using T = decltype(tag);
+    const math::Forward<std::decay_t<decltype(functor)>> f{functor};
+    elementwise(input.numel(), kCost, f, mutable_data<T>(output), data<T>(input));
+  });
+}
+
+Tensor activation_forward(Tensor input, int64_t kind, double a, double b) {
+  const char* op = "activation_forward";
+  check_packed(input, op, "input", input);
+  Tensor output = new_output_like(input);
+  forward_into(input, output, kind, a, b, op);
+  return output;
+}
+
+void activation_forward_(Tensor input, int64_t kind, double a, double b) {
+  const char* op = "activation_forward_";
+  check_packed(input, op, "input", input);
+  forward_into(input, input, kind, a, b, op);
+}
+
+Tensor activation_backward(Tensor grad_output, Tensor saved, int64_t kind, double a, double b,
+                           bool saved_is_output) {
+  const char* op = "activation_backward";
+  check_activation_backward(grad_output, saved, op);
+  Tensor grad_input = new_output_like(saved);
+  dispatch_activation_derivative(saved.scalar_type(), kind, a, b, saved_is_output, op,
+                                 [&](auto tag, const auto& derivative) {
+                                   using T = decltype(tag);
+                                   elementwise(saved.numel(), kCost, derivative, mutable_data<T>(grad_input),
+                                               data<T>(saved), data<T>(grad_output));
+                                 });
+  return grad_input;
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("activation_forward", TORCH_BOX(&pyops::cpu::activation_forward));
+  m.impl("activation_forward_", TORCH_BOX(&pyops::cpu::activation_forward_));
+  m.impl("activation_backward", TORCH_BOX(&pyops::cpu::activation_backward));
+}

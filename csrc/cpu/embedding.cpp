@@ -1,0 +1,288 @@
+// Embedding on the CPU: rows gathered forward; backward sorts the positions by row and sums rows in parallel.
+#include "../math/embedding.h"
+
+#include <cstring>
+#include <memory>
+
+#include "../binding/embedding.h"
+#include "output_cache.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace pyops::cpu {
+namespace {
+
+// ---- indices -------------------------------------------------------------------------------------------
+
+struct IndexRange {
+  int64_t smallest = INT64_MAX;
+  int64_t largest = INT64_MIN;
+
+  void operator+=(const IndexRange& other) {
+    smallest = std::min(smallest, other.smallest);
+    largest = std::max(largest, other.largest);
+  }
+};
+
+// Before anything is written: an index out of range must leave no trace.
+template <class Index>
+void check_range(const Index* indices, const EmbeddingShape& s, const char* op) {
+  const IndexRange range = parallel_sum<IndexRange>(s.positions, 1, [&](int64_t begin, int64_t end) {
+    Index smallest = indices[begin], largest = indices[begin];
+    for (int64_t i = begin; i < end; ++i) {
+      smallest = std::min(smallest, indices[i]);
+      largest = std::max(largest, indices[i]);
+    }
+    return IndexRange{smallest, largest};
+  });
+  if (s.positions == 0) return;
+  STD_TORCH_CHECK(range.smallest >= 0, bad_index_message(op, range.smallest, s.rows));
+  STD_TORCH_CHECK(range.largest < s.rows, bad_index_message(op, range.largest, s.rows));
+}
+
+// ---- forward -------------------------------------------------------------------------------------------
+
+// Rows are copied as bits. Rows of a table that no cache holds lie anywhere, so the row after next is fetched
+// meanwhile.
+template <class Word, class Index>
+void gather(const Word* weight, const Index* indices, Word* output, const EmbeddingShape& s) {
+  constexpr int64_t kAhead = 2;
+  constexpr int64_t kLine = 64 / sizeof(Word), kMaxLines = 16, kCached = 1 << 18;
+  const bool cached = s.rows * s.dim * static_cast<int64_t>(sizeof(Word)) <= kCached;
+  const int64_t fetched = cached ? 0 : std::min(s.dim, kMaxLines * kLine);
+  parallel_for(s.positions, s.dim, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Word* row = weight + indices[i] * s.row_stride;
+      Word* const out = output + i * s.dim;
+      if (s.column_stride != 1) {
+        for (int64_t c = 0; c < s.dim; ++c) out[c] = row[c * s.column_stride];
+        continue;
+      }
+      if (i + kAhead < end) {
+        const Word* next = weight + indices[i + kAhead] * s.row_stride;
+        for (int64_t c = 0; c < fetched; c += kLine) __builtin_prefetch(next + c);
+      }
+      memcpy(out, row, s.dim * sizeof(Word));
+    }
+  });
+}
+
+template <class T>
+struct WordOf {
+  using type =
+      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+};
+
+Tensor embedding_forward(Tensor weight, Tensor indices) {
+  const char* op = "embedding_forward";
+  const EmbeddingShape s = check_embedding_table(weight, indices, op);
+  dispatch_index(indices, [&](auto tag) {
+    check_range(static_cast<const decltype(tag)*>(indices.const_data_ptr()), s, op);
+  });
+  Tensor output = new_output(weight, embedded_shape(indices, s.dim), weight.scalar_type());
+  dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
+    using Word = typename WordOf<decltype(tag)>::type;
+    dispatch_index(indices, [&](auto index) {
+      using Index = decltype(index);
+      gather(static_cast<const Word*>(weight.const_data_ptr()),
+             static_cast<const Index*>(indices.const_data_ptr()),
+             static_cast<Word*>(output.mutable_data_ptr()), s);
+    });
+  });
+  return output;
+}
+
+// ---- backward ------------------------------------------------------------------------------------------
+
+// The positions of every row, in their order: those of row r are positions[starts[r]] to
+// positions[starts[r + 1] - 1]. Positions of the padding row are left out.
+struct RowPositions {
+  std::unique_ptr<int64_t[]> starts;
+  std::unique_ptr<int64_t[]> positions;
+  int64_t largest = 0;  // of the rows' counts
+
+  // A row costs its positions and one more, to be written. cost_before is strictly increasing.
+  int64_t cost_before(int64_t row) const { return starts[row] + row; }
+};
+
+// A counting sort. It is serial, and touches 8 bytes where the sums touch a row.
+template <class Index>
+RowPositions sort_positions(const Index* indices, const EmbeddingShape& s, int64_t padding_idx) {
+  RowPositions sorted;
+  sorted.starts.reset(new int64_t[s.rows + 2]);
+  sorted.positions.reset(new int64_t[s.positions]);
+  int64_t* const starts = sorted.starts.get();
+  std::fill(starts, starts + s.rows + 2, 0);
+  // Counted two places up, so that after placing the positions every start is where it belongs.
+  for (int64_t i = 0; i < s.positions; ++i) ++starts[indices[i] + 2];
+  if (padding_idx >= 0 && padding_idx < s.rows) starts[padding_idx + 2] = 0;
+  for (int64_t r = 2; r < s.rows + 2; ++r) {
+    sorted.largest = std::max(sorted.largest, starts[r]);
+    starts[r] += starts[r - 1];
+  }
+  for (int64_t i = 0; i < s.positions; ++i) {
+    if (indices[i] != padding_idx) sorted.positions[starts[indices[i] + 1]++] = i;
+  }
+  return sorted;
+}
+
+// kVectors vectors of columns (the last of them `lanes` wide) summed over the positions, in registers.
+template <int kVectors, class T>
+void sum_columns(const T* grad, int64_t dim, const int64_t* positions, int64_t count, acc_t<T> divisor,
+                 T* out, int lanes) {
+  using V = Vec<acc_t<T>>;
+  V sum[kVectors];
+  for (V& v : sum) v = V(acc_t<T>(0));
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = grad + positions[i] * dim;
+    for (int k = 0; k < kVectors; ++k) sum[k] += load_lanes(row + k * V::kLanes, lanes);
+  }
+  for (int k = 0; k < kVectors; ++k) {
+    store_lanes(out + k * V::kLanes, V(sum[k].v / V(divisor).v), lanes);
+  }
+}
+
+template <class T>
+void sum_row(const T* grad, int64_t dim, int64_t columns, const int64_t* positions, int64_t count,
+             bool scale_by_freq, T* out) {
+  using Acc = acc_t<T>;
+  constexpr int kLanes = Vec<Acc>::kLanes;
+  constexpr int kVectors = 8;
+  if (count == 0) {
+    memset(out, 0, columns * sizeof(T));
+    return;
+  }
+  const Acc divisor = scale_by_freq ? static_cast<Acc>(count) : Acc(1);
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes) {
+    sum_columns<kVectors>(grad + c, dim, positions, count, divisor, out + c, kLanes);
+  }
+  for_each_vector<Acc>(columns - c, [&](int64_t i, int lanes) {
+    sum_columns<1>(grad + c + i, dim, positions, count, divisor, out + c + i, lanes);
+  });
+}
+
+// Rows are shared out by the cost of their positions. Where one row has a good part of all, columns are as
+// well; the sums are the same either way.
+template <class T>
+void sum_rows(const T* grad, const RowPositions& sorted, const EmbeddingShape& s, bool scale_by_freq,
+              T* out) {
+  constexpr int64_t kColumns = 64;
+  const int64_t cost = sorted.cost_before(s.rows);
+  const bool crowded = sorted.largest * 32 > cost;
+  const int64_t width = crowded ? kColumns : std::max<int64_t>(s.dim, 1);
+  const int64_t strips = (s.dim + width - 1) / width;
+  parallel_for(cost * strips, std::min(width, s.dim), [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t strip = begin / cost, first = begin % cost, last = std::min(cost, first + end - begin);
+      const int64_t column = strip * width;
+      int64_t row = 0;
+      for (int64_t step = s.rows; step > 0;) {  // the first row that does not cost less before it
+        const int64_t half = step / 2;
+        const bool right = sorted.cost_before(row + half) < first;
+        row = right ? row + half + 1 : row;
+        step = right ? step - half - 1 : half;
+      }
+      for (; row < s.rows && sorted.cost_before(row) < last; ++row) {
+        const int64_t start = sorted.starts[row];
+        sum_row(grad + column, s.dim, std::min(width, s.dim - column), sorted.positions.get() + start,
+                sorted.starts[row + 1] - start, scale_by_freq, out + row * s.dim + column);
+      }
+      begin += last - first;
+    }
+  });
+}
+
+Tensor embedding_backward(Tensor grad_output, Tensor indices, int64_t num_weights, int64_t padding_idx,
+                          bool scale_grad_by_freq) {
+  const char* op = "embedding_backward";
+  const EmbeddingShape s = check_embedding_backward(grad_output, indices, num_weights, op);
+  Tensor grad_weight = new_output(grad_output, {s.rows, s.dim}, grad_output.scalar_type());
+  dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    dispatch_index(indices, [&](auto index) {
+      const auto* positions = static_cast<const decltype(index)*>(indices.const_data_ptr());
+      check_range(positions, s, op);
+      if (s.rows * s.dim == 0) return;
+      sum_rows(static_cast<const T*>(grad_output.const_data_ptr()), sort_positions(positions, s, padding_idx),
+               s, scale_grad_by_freq, static_cast<T*>(grad_weight.mutable_data_ptr()));
+    });
+  });
+  return grad_weight;
+}
+
+// ---- renormalisation -----------------------------------------------------------------------------------
+
+// Independent partial norms, which the compiler keeps in vectors, joined in a fixed order.
+template <class T, class Norm>
+acc_t<T> row_norm(const T* row, int64_t n, int64_t stride, const Norm& norm) {
+  using Acc = acc_t<T>;
+  constexpr int kParts = 16;
+  Acc parts[kParts];
+  for (Acc& part : parts) part = norm.start();
+  int64_t i = 0;
+  for (; i + kParts <= n; i += kParts) {
+    for (int k = 0; k < kParts; ++k) {
+      parts[k] = norm.join(parts[k], norm.term(to_acc(row[(i + k) * stride])));
+    }
+  }
+  for (; i < n; ++i) parts[0] = norm.join(parts[0], norm.term(to_acc(row[i * stride])));
+  for (int k = 1; k < kParts; ++k) parts[0] = norm.join(parts[0], parts[k]);
+  return norm.finish(parts[0]);
+}
+
+template <class T>
+void renorm_rows(T* weight, const std::vector<int64_t>& used, const EmbeddingShape& s, double max_norm,
+                 double norm_type) {
+  using Acc = acc_t<T>;
+  math::dispatch_norm<Acc>(norm_type, [&](auto norm) {
+    parallel_for(used.size(), 2 * s.dim, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        T* const row = weight + used[i] * s.row_stride;
+        const double factor = math::renorm_factor(row_norm(row, s.dim, s.column_stride, norm), max_norm);
+        if (factor == 1.0) continue;
+        for (int64_t c = 0; c < s.dim; ++c) {
+          T& x = row[c * s.column_stride];
+          x = from_acc<T>(to_acc(x) * static_cast<Acc>(factor));
+        }
+      }
+    });
+  });
+}
+
+// Each row that an index names, once.
+template <class Index>
+std::vector<int64_t> used_rows(const Index* indices, const EmbeddingShape& s) {
+  std::vector<bool> seen(s.rows, false);
+  std::vector<int64_t> used;
+  for (int64_t i = 0; i < s.positions; ++i) {
+    if (seen[indices[i]]) continue;
+    seen[indices[i]] = true;
+    used.push_back(indices[i]);
+  }
+  return used;
+}
+
+void embedding_renorm_(Tensor weight, Tensor indices, double max_norm, double norm_type) {
+  const char* op = "embedding_renorm_";
+  const EmbeddingShape s = check_embedding_renorm(weight, indices, op);
+  dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    dispatch_index(indices, [&](auto index) {
+      const auto* positions = static_cast<const decltype(index)*>(indices.const_data_ptr());
+      check_range(positions, s, op);
+      if (s.dim == 0) return;
+      renorm_rows(static_cast<T*>(weight.mutable_data_ptr()), used_rows(positions, s), s, max_norm,
+                  norm_type);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("embedding_forward", TORCH_BOX(&pyops::cpu::embedding_forward));
+  m.impl("embedding_backward", TORCH_BOX(&pyops::cpu::embedding_backward));
+  m.impl("embedding_renorm_", TORCH_BOX(&pyops::cpu::embedding_renorm_));
+}

@@ -1,0 +1,201 @@
+// linear with bias, activation and dropout on the CPU: the product by gemm.h (or torch's library where that
+// is faster), what follows it while the output is in cache.
+#include "../binding/linear.h"
+
+#include <tuple>
+#include <type_traits>
+
+#include "../binding/matmul.h"
+#include "gemm_tensor.h"
+#include "matrix_epilogue.h"
+#include "output_cache.h"
+
+namespace pyops::cpu {
+namespace {
+
+// oneDNN multiplies bfloat16 pairs by an instruction that gemm.h does not have, but takes 10 us to begin.
+// Measured on Zen 4, one thread, times of gemm.h relative to oneDNN: [256, 784] x [784, 256] 2.0, [8, 784] x
+// [784, 256] 1.2, [32, 16] x [16, 16] 0.2; in float16, without its own instructions, 0.1 to 0.02. Products of
+// few rows or terms (gemm_thin.h) are ours. float32 and float64 are ours throughout: 0.5.
+bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
+#if defined(__x86_64__)
+  constexpr double kLeastWork = 1 << 21;
+  return type == ScalarType::BFloat16 && std::min({M, N, K}) > kThin &&
+         double(M) * double(N) * double(K) >= kLeastWork && __builtin_cpu_supports("avx512bf16");
+#else
+  (void)type, (void)M, (void)N, (void)K;
+  return false;
+#endif
+}
+
+template <class T, class F>
+void with_activation(const LinearEpilogue& e, const char* op, const F& f) {
+  STD_TORCH_CHECK(math::dispatch_activation<acc_t<T>>(e.kind, e.a, e.b, f), op,
+                  ": kind must be the number of an activation, got ", e.kind);
+}
+
+template <class T>
+T* pointer(const Tensor* t) {
+  return t ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;
+}
+
+template <class T, class Sum>
+MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Tensor* saved,
+                                const Tensor& output, int64_t N, const LinearEpilogue& e, const char* op) {
+  MatrixEpilogue epilogue;
+  with_activation<T>(e, op, [&](auto activation) {
+    epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
+        sums, bias, pointer<T>(saved), pointer<T>(&output), N, activation, seed_data(e.seed), e.p};
+  });
+  return epilogue;
+}
+
+// The bias in the accumulation type: itself, or a copy in `widened`.
+template <class T>
+const acc_t<T>* widened_bias(const std::optional<Tensor>& bias, std::vector<acc_t<T>>& widened) {
+  const T* const values = data_or_null<T>(bias);
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    return values;
+  } else {
+    if (values == nullptr) return nullptr;
+    widened.resize(bias->size(0));
+    for_each_vector<acc_t<T>>(bias->size(0), [&](int64_t j, int lanes) {
+      store_lanes(widened.data() + j, load_lanes(values + j, lanes), lanes);
+    });
+    return widened.data();
+  }
+}
+
+// The sums are formed in the accumulation type: in place where that is the output's, otherwise beside it.
+template <class T>
+void forward_by_gemm(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
+                     const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e,
+                     const char* op) {
+  using Acc = acc_t<T>;
+  constexpr bool kInPlace = std::is_same_v<T, Acc>;
+  std::optional<Tensor> scratch;
+  if (!kInPlace) scratch = new_output(input, {s.M, s.N}, accumulate_type(input.scalar_type()));
+  Acc* const sums = pointer<Acc>(scratch ? &*scratch : saved ? saved : &output);
+  const auto run = [&](const auto& epilogue) {
+    gemm(s.M, s.N, s.K, rows_of<T>(input), rows_of<T>(weight), sums, s.N, Acc(0), ThreadPool{}, epilogue);
+  };
+  if (kInPlace && !bias && e.is_identity()) return run(NoEpilogue{});
+  std::vector<Acc> widened;
+  run(forward_epilogue<T, Acc>(sums, widened_bias<T>(bias, widened), saved, output, s.N, e, op));
+}
+
+// The library adds the bias; the rest is a pass over its result.
+template <class T>
+void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e,
+                        const char* op) {
+  const Tensor& z = saved ? *saved : output;
+  library_linear(matrix_view(z, s.M, s.N), matrix_view(input, s.M, s.K), weight, bias);
+  if (e.is_identity()) return;
+  const auto epilogue = forward_epilogue<T, T>(pointer<T>(&z), nullptr, nullptr, output, s.N, e, op);
+  parallel_for(s.M, s.N, [&](int64_t begin, int64_t end) { epilogue(begin, end - begin, 0, s.N); });
+}
+
+// output = dropout(activation(z)), z = input @ weight.t() + bias, and z itself if it is to be saved.
+std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
+                                          std::optional<Tensor> seed, double p, int64_t kind, double a,
+                                          double b, bool save_input_of_activation) {
+  const char* op = "linear";
+  const LinearEpilogue e{seed, p, kind, a, b};
+  const LinearShape s = check_linear_forward(input, weight, bias, e, op);
+  const ScalarType type = input.scalar_type();
+  Tensor output = new_output(input, s.output, type);
+  Tensor saved = new_output(input, save_input_of_activation ? s.output : std::vector<int64_t>{0}, type);
+  const Tensor* const z = save_input_of_activation ? &saved : nullptr;
+  dispatch_floating(type, op, [&](auto tag) {
+    using T = decltype(tag);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (library_is_faster(type, s.M, s.N, s.K)) {
+        return forward_by_library<T>(output, z, input, weight, bias, s, e, op);
+      }
+    }
+    forward_by_gemm<T>(output, z, input, weight, bias, s, e, op);
+  });
+  return {output, saved};
+}
+
+// dz, which is the gradient itself where nothing follows the product, and the bias gradient.
+template <class T>
+Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tensor>& saved,
+                            bool saved_is_output, Tensor* grad_bias, const LinearShape& s,
+                            const LinearEpilogue& e, const char* op) {
+  using Acc = acc_t<T>;
+  const T* const grad = static_cast<const T*>(grad_output.const_data_ptr());
+  if (e.is_identity()) {
+    if (grad_bias) column_sums(grad, s.M, s.N, pointer<T>(grad_bias));
+    return grad_output;
+  }
+  Tensor dz = new_output(grad_output, s.output, grad_output.scalar_type());
+  const EpilogueSaved<T> from{data_or_null<T>(saved), saved_is_output, {}};
+  with_activation<T>(e, op, [&](auto activation) {
+    T* const to = pointer<T>(&dz);
+    sum_rows(s.M, s.N, pointer<T>(grad_bias), [&](int64_t begin, int64_t end, Acc* sums) {
+      DropoutMask<Acc> mask(seed_data(e.seed), e.p);
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = row * s.N;
+        epilogue_backward(activation, mask, grad + at, from.from(at), to + at, sums, -1, s.N, at);
+      }
+    });
+  });
+  return dz;
+}
+
+// grad_input [M, K] = dz @ weight.
+template <class T>
+void input_gradient(const Tensor& out, const Tensor& dz, const Tensor& weight, const LinearShape& s) {
+  if (library_is_faster(out.scalar_type(), s.M, s.K, s.N)) {
+    return library_mm(matrix_view(out, s.M, s.K), matrix_view(dz, s.M, s.N), weight);
+  }
+  gemm(s.M, s.K, s.N, rows_of<T>(dz), transposed(rows_of<T>(weight)), pointer<T>(&out), s.K, acc_t<T>(0),
+       ThreadPool{});
+}
+
+// grad_weight [N, K] = dz.t() @ input.
+template <class T>
+void weight_gradient(const Tensor& out, const Tensor& dz, const Tensor& input, const LinearShape& s) {
+  if (library_is_faster(out.scalar_type(), s.N, s.K, s.M)) {
+    const Tensor transposed = torch::stable::transpose(matrix_view(dz, s.M, s.N), 0, 1);
+    return library_mm(out, transposed, matrix_view(input, s.M, s.K));
+  }
+  gemm(s.N, s.K, s.M, transposed(rows_of<T>(dz)), transposed(rows_of<T>(input)), pointer<T>(&out), s.K,
+       acc_t<T>(0), ThreadPool{});
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::optional<Tensor> input,
+                                                   Tensor weight, std::optional<Tensor> saved,
+                                                   std::optional<Tensor> seed, double p, int64_t kind,
+                                                   double a, double b, bool saved_is_output, bool needs_input,
+                                                   bool needs_weight, bool needs_bias) {
+  const char* op = "linear";
+  const LinearEpilogue e{seed, p, kind, a, b};
+  const LinearShape s =
+      check_linear_backward(grad_output, input, weight, saved, saved_is_output, needs_weight, e, op);
+  const ScalarType type = weight.scalar_type();
+  const auto output = [&](bool needed, const std::vector<int64_t>& shape) {
+    return new_output(weight, needed ? shape : std::vector<int64_t>{0}, type);
+  };
+  Tensor grad_input = output(needs_input, s.input);
+  Tensor grad_weight = output(needs_weight, {s.N, s.K});
+  Tensor grad_bias = output(needs_bias, {s.N});
+  dispatch_floating(type, op, [&](auto tag) {
+    using T = decltype(tag);
+    const Tensor dz = backward_of_epilogue<T>(grad_output, saved, saved_is_output,
+                                              needs_bias ? &grad_bias : nullptr, s, e, op);
+    if (needs_input) input_gradient<T>(grad_input, dz, weight, s);
+    if (needs_weight) weight_gradient<T>(grad_weight, dz, *input, s);
+  });
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("linear_forward", TORCH_BOX(&pyops::cpu::linear_forward));
+  m.impl("linear_backward", TORCH_BOX(&pyops::cpu::linear_backward));
+}

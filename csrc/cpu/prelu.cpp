@@ -1,0 +1,200 @@
+// PReLU on the CPU.
+//
+// The slopes repeat after a period of channels * inner elements. With a short period (one slope, channels
+// last, few pixels) the tensor is treated as rows of several periods, and vectors run along a row of slopes;
+// otherwise vectors run along the elements of one channel.
+#include "../math/prelu.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../binding/prelu.h"
+#include "output_cache.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace pyops::cpu {
+namespace {
+
+constexpr int64_t kLongRun = 128;   // elements of one channel in a row that are worth a loop of their own
+constexpr int64_t kWideRow = 1024;  // at least as many slopes are laid out, to last for many vectors
+constexpr int64_t kStrip = 2048;    // columns whose sums stay in the L1 cache
+constexpr int64_t kSumRows = 32;    // rows added before the sums go to memory
+constexpr int64_t kChunk = 8192;    // elements of one channel whose sum goes to memory
+
+template <class Acc>
+Vec<Acc> slopes_of(Acc slope, int64_t, int) {
+  return Vec<Acc>(slope);
+}
+template <class Acc>
+Vec<Acc> slopes_of(const Acc* slopes, int64_t i, int lanes) {
+  return load_lanes(slopes + i, lanes);
+}
+
+// `slopes` is one number, or as many as elements.
+template <class T, class Slopes>
+void forward_run(const T* x, Slopes slopes, T* y, int64_t n) {
+  for_each_vector<acc_t<T>>(n, [&](int64_t i, int lanes) {
+    store_lanes(y + i, math::prelu(load_lanes(x + i, lanes), slopes_of<acc_t<T>>(slopes, i, lanes)), lanes);
+  });
+}
+
+// Calls add(i, lanes, v) with what each vector adds to its slopes' gradients.
+template <class T, class Slopes, class Add>
+PYOPS_HD void backward_run(const T* grad, const T* x, Slopes slopes, T* dx, int64_t n, const Add& add) {
+  using Acc = acc_t<T>;
+  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    const Vec<Acc> v = load_lanes(x + i, lanes), g = load_lanes(grad + i, lanes);
+    store_lanes(dx + i, math::prelu_input_gradient(v, slopes_of<Acc>(slopes, i, lanes), g), lanes);
+    add(i, lanes, math::prelu_slope_gradient(v, g));
+  });
+}
+
+// Rows of `width` slopes, a multiple of the period. The last row may end early.
+template <class Acc>
+struct WideRows {
+  int64_t width;
+  int64_t rows;
+  std::vector<Acc> slopes;
+
+  template <class T>
+  static WideRows of(const PreluShape& s, const T* weight) {
+    const int64_t period = s.period();
+    const int64_t repeats = std::max<int64_t>(1, kWideRow / std::max<int64_t>(1, period));
+    WideRows w{period * repeats, 0, std::vector<Acc>(period * repeats)};
+    w.rows = w.width == 0 ? 0 : (s.numel() + w.width - 1) / w.width;
+    for (int64_t i = 0; i < w.width; ++i) w.slopes[i] = to_acc(weight[i % period / s.inner]);
+    return w;
+  }
+};
+
+template <class T>
+void forward(const PreluShape& s, const T* x, const T* weight, T* y) {
+  using Acc = acc_t<T>;
+  if (s.inner >= kLongRun) {
+    const int64_t chunks = (s.inner + kChunk - 1) / kChunk;
+    parallel_for(s.outer * s.channels * chunks, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item / chunks, first = item % chunks * kChunk, at = row * s.inner + first;
+        forward_run(x + at, to_acc(weight[row % s.channels]), y + at, std::min(kChunk, s.inner - first));
+      }
+    });
+    return;
+  }
+  const auto wide = WideRows<Acc>::of(s, weight);
+  const Acc* const slopes = wide.slopes.data();
+  parallel_for(wide.rows, wide.width, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * wide.width; at < std::min(s.numel(), end * wide.width); at += wide.width) {
+      forward_run(x + at, slopes, y + at, std::min(wide.width, s.numel() - at));
+    }
+  });
+}
+
+// The sums over blocks, [blocks, channels], added up in the order of the blocks.
+template <class T>
+void finish(const std::vector<double>& partials, int64_t channels, T* dweight) {
+  std::vector<double> total(channels);
+  const int64_t count = static_cast<int64_t>(partials.size());
+  for (int64_t first = 0; first < count; first += channels) {
+    for (int64_t c = 0; c < channels; ++c) total[c] += partials[first + c];
+  }
+  for (int64_t c = 0; c < channels; ++c) dweight[c] = from_acc<T>(static_cast<acc_t<T>>(total[c]));
+}
+
+// Vectors run along a channel's elements.
+template <class T>
+std::vector<double> backward_runs(const PreluShape& s, const T* grad, const T* x, const T* weight, T* dx) {
+  using Acc = acc_t<T>;
+  const int64_t chunks = (s.inner + kChunk - 1) / kChunk;
+  const int64_t items = s.outer * chunks * s.channels;
+  std::vector<double> partials(items);
+  parallel_for(items, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t row = item / chunks, chunk = item % chunks, channel = row % s.channels;
+      const int64_t first = chunk * kChunk, at = row * s.inner + first;
+      Vec<Acc> sums[2] = {Acc(0), Acc(0)};
+      int turn = 0;
+      backward_run(grad + at, x + at, to_acc(weight[channel]), dx + at, std::min(kChunk, s.inner - first),
+                   [&](int64_t, int, Vec<Acc> v) { sums[turn ^= 1] += v; });
+      const int64_t block = row / s.channels * chunks + chunk;
+      partials[block * s.channels + channel] = horizontal_sum(sums[0] + sums[1]);
+    }
+  });
+  return partials;
+}
+
+// Vectors run along rows of slopes; a block is kSumRows rows of a strip of columns.
+template <class T>
+std::vector<double> backward_rows(const PreluShape& s, const T* grad, const T* x, const T* weight, T* dx) {
+  using Acc = acc_t<T>;
+  const auto wide = WideRows<Acc>::of(s, weight);
+  const int64_t period = s.period();
+  // A strip begins and ends between channels: no two blocks have a sum in common.
+  const int64_t strip = kStrip / s.inner * s.inner, strips = (wide.width + strip - 1) / strip;
+  const bool whole = wide.width <= kStrip;
+  const int64_t blocks = (wide.rows + kSumRows - 1) / kSumRows;
+  std::vector<double> partials(blocks * s.channels);
+  parallel_for(blocks * (whole ? 1 : strips), kSumRows * std::min(wide.width, strip),
+               [&](int64_t begin, int64_t end) {
+                 alignas(kVectorBytes) Acc sums[kStrip];
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t block = whole ? item : item / strips;
+                   const int64_t first = whole ? 0 : item % strips * strip;
+                   const int64_t columns = whole ? wide.width : std::min(strip, wide.width - first);
+                   std::fill(sums, sums + columns, Acc(0));
+                   const int64_t last = std::min(wide.rows, (block + 1) * kSumRows);
+                   for (int64_t row = block * kSumRows; row < last; ++row) {
+                     const int64_t at = row * wide.width + first;
+                     backward_run(grad + at, x + at, wide.slopes.data() + first, dx + at,
+                                  std::min(columns, s.numel() - at), [&](int64_t i, int lanes, Vec<Acc> v) {
+                                    store_lanes(sums + i, load_lanes(sums + i, lanes) + v, lanes);
+                                  });
+                   }
+                   double* const out = partials.data() + block * s.channels;
+                   for (int64_t i = 0; i < columns; ++i) out[(first + i) % period / s.inner] += sums[i];
+                 }
+               });
+  return partials;
+}
+
+Tensor prelu_forward(Tensor input, Tensor weight, int64_t dim) {
+  const char* op = "prelu_forward";
+  const PreluShape shape = PreluShape::of(input, weight, dim, op);
+  Tensor output = new_output(input, shape_of(input), input.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    if (shape.numel() == 0) return;
+    forward(shape, static_cast<const T*>(input.const_data_ptr()),
+            static_cast<const T*>(weight.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()));
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> prelu_backward(Tensor grad_output, Tensor input, Tensor weight, int64_t dim) {
+  const char* op = "prelu_backward";
+  const PreluShape shape = check_prelu_backward(grad_output, input, weight, dim, op);
+  Tensor grad_input = new_output(input, shape_of(input), input.scalar_type());
+  Tensor grad_weight = new_tensor(weight, shape_of(weight), weight.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    const T* const g = static_cast<const T*>(grad_output.const_data_ptr());
+    const T* const x = static_cast<const T*>(input.const_data_ptr());
+    const T* const w = static_cast<const T*>(weight.const_data_ptr());
+    T* const dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    std::vector<double> partials;
+    if (shape.numel() > 0) {
+      partials =
+          shape.inner >= kLongRun ? backward_runs(shape, g, x, w, dx) : backward_rows(shape, g, x, w, dx);
+    }
+    finish(partials, shape.channels, static_cast<T*>(grad_weight.mutable_data_ptr()));
+  });
+  return {grad_input, grad_weight};
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("prelu_forward", TORCH_BOX(&pyops::cpu::prelu_forward));
+  m.impl("prelu_backward", TORCH_BOX(&pyops::cpu::prelu_backward));
+}

@@ -1,0 +1,212 @@
+// Nearest-neighbour interpolation on CUDA: a gather forward, and a gather of sums backward.
+//
+// Elements are taken in memory order. Where the channels are last and fill whole packs, a pack has one source
+// pixel; otherwise a pack of outputs collects single elements. Backward computes which outputs copied an
+// input element (NearestAxis::first_output) and adds them in order.
+#include "../binding/interpolate.h"
+#include "../math/interpolate.h"
+#include "memory.cuh"
+#include "tensor.cuh"
+
+namespace pyops::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMinBlocks = 2;  // 128 registers per thread
+
+// Where element i of [outer, depth, height, width, inner] is. Divisions of 32-bit numbers take a third of
+// the time, so that Index is the narrowest that counts the elements.
+template <class Index>
+struct Place {
+  Index outer, d, h, w, c;
+
+  static __device__ __forceinline__ Place of(Index i, Index depth, Index height, Index width, Index inner) {
+    Place at;
+    const Index pixel = i / inner, row = pixel / width, plane = row / height;
+    at.c = i - pixel * inner;
+    at.w = pixel - row * width;
+    at.h = row - plane * height;
+    at.outer = plane / depth;
+    at.d = plane - at.outer * depth;
+    return at;
+  }
+};
+
+template <class Index, class F>
+__device__ __forceinline__ void for_each_index(int64_t count, const F& f) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
+    f(static_cast<Index>(i));
+}
+
+// The input element that an output element copies.
+template <class Index>
+__device__ __forceinline__ int64_t source_offset(const InterpolateShape& s, Index i) {
+  const auto at = Place<Index>::of(i, s.axes[0].output, s.axes[1].output, s.axes[2].output, s.inner);
+  const int64_t plane = at.outer * s.axes[0].input + s.axes[0].source(at.d);
+  const int64_t row = plane * s.axes[1].input + s.axes[1].source(at.h);
+  return (row * s.axes[2].input + s.axes[2].source(at.w)) * s.inner + at.c;
+}
+
+// Element i of `output` is element `source_offset` of `input`; an element is a whole pack with Word = uint4.
+template <class Word, class Index>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    copy_pixels_kernel(InterpolateShape s, int64_t count, const Word* input, Word* output) {
+  for_each_index<Index>(count, [&](Index i) { output[i] = input[source_offset(s, i)]; });
+}
+
+// A pack of outputs at a time, begun by one division and continued by counting.
+template <class T, class Index>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    collect_packs_kernel(InterpolateShape s, int64_t packs, const T* input, T* output) {
+  constexpr int kSize = Pack<T>::kSize;
+  for_each_index<Index>(packs, [&](Index i) {
+    acc_t<T> values[kSize];
+    const Index first = i * kSize;
+    auto at = Place<Index>::of(first, s.axes[0].output, s.axes[1].output, s.axes[2].output, s.inner);
+    const auto row_of = [&] {
+      const int64_t plane = at.outer * s.axes[0].input + s.axes[0].source(at.d);
+      return (plane * s.axes[1].input + s.axes[1].source(at.h)) * s.axes[2].input;
+    };
+    int64_t row = row_of(), pixel = (row + s.axes[2].source(at.w)) * s.inner;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) {
+      values[k] = to_acc(input[pixel + at.c]);
+      if (k + 1 == kSize || ++at.c < s.inner) continue;
+      at.c = 0;
+      if (++at.w == s.axes[2].output) {
+        at.w = 0;
+        if (++at.h == s.axes[1].output) {
+          at.h = 0;
+          if (++at.d == s.axes[0].output) at.d = 0, ++at.outer;
+        }
+        row = row_of();
+      }
+      pixel = (row + s.axes[2].source(at.w)) * s.inner;
+    }
+    store_pack(output + first, values);
+  });
+}
+
+template <class T, class Index, int kWidth>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    sum_outputs_kernel(InterpolateShape s, int64_t count, const T* grad, T* dx) {
+  using Acc = acc_t<T>;
+  for_each_index<Index>(count, [&](Index i) {
+    const Index first = i * kWidth;
+    const auto at = Place<Index>::of(first, s.axes[0].input, s.axes[1].input, s.axes[2].input, s.inner);
+    const int64_t d0 = s.axes[0].first_output(at.d), d1 = s.axes[0].first_output(at.d + 1);
+    const int64_t h0 = s.axes[1].first_output(at.h), h1 = s.axes[1].first_output(at.h + 1);
+    const int64_t w0 = s.axes[2].first_output(at.w), w1 = s.axes[2].first_output(at.w + 1);
+    Acc sum[kWidth] = {};
+    for (int64_t d = d0; d < d1; ++d) {
+      for (int64_t h = h0; h < h1; ++h) {
+        const int64_t row = ((at.outer * s.axes[0].output + d) * s.axes[1].output + h) * s.axes[2].output;
+        const T* const p = grad + row * s.inner + at.c;
+        for (int64_t w = w0; w < w1; ++w) {
+          if constexpr (kWidth == 1) {
+            sum[0] += to_acc(p[w * s.inner]);
+          } else {
+            Acc values[kWidth];
+            widen(load_pack(p + w * s.inner), values);
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) sum[k] += values[k];
+          }
+        }
+      }
+    }
+    if constexpr (kWidth == 1) {
+      dx[first] = from_acc<T>(sum[0]);
+    } else {
+      store_pack(dx + first, sum);
+    }
+  });
+}
+
+// Calls f with the type that counts the elements of both tensors.
+template <class F>
+void dispatch_count(const InterpolateShape& s, const F& f) {
+  constexpr int64_t kNarrow = int64_t{1} << 31;
+  if (s.input_elements() < kNarrow && s.output_elements() < kNarrow) return f(uint32_t{});
+  return f(uint64_t{});
+}
+
+template <class Kernel, class... Arguments>
+void launch_over(Kernel kernel, const InterpolateShape& s, int64_t count, cudaStream_t stream,
+                 Arguments... arguments) {
+  const int64_t blocks = std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, kMaxBlocks);
+  launch(kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, s, count, arguments...);
+}
+
+template <class T>
+bool whole_packs(const InterpolateShape& s, const void* a, const void* b) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; };
+  return s.inner % Pack<T>::kSize == 0 && aligned(a) && aligned(b);
+}
+
+template <class T, class Index>
+void forward(const InterpolateShape& s, const T* x, T* y, cudaStream_t stream) {
+  constexpr int kSize = Pack<T>::kSize;
+  const int64_t count = s.output_elements();
+  if (whole_packs<T>(s, x, y)) {
+    InterpolateShape packs = s;
+    packs.inner /= kSize;
+    launch_over(copy_pixels_kernel<uint4, Index>, packs, count / kSize, stream,
+                reinterpret_cast<const uint4*>(x), reinterpret_cast<uint4*>(y));
+  } else if (count % kSize == 0 && same_alignment(y, static_cast<const void*>(nullptr))) {
+    launch_over(collect_packs_kernel<T, Index>, s, count / kSize, stream, x, y);
+  } else {
+    launch_over(copy_pixels_kernel<T, Index>, s, count, stream, x, y);
+  }
+}
+
+Tensor interpolate_nearest_forward(Tensor input, std::vector<int64_t> output_size,
+                                   std::vector<double> scale_factors, bool exact, bool channels_last) {
+  const char* op = "interpolate_nearest_forward";
+  std::vector<int64_t> shape;
+  const InterpolateShape s =
+      check_interpolate(input, "input", output_size, scale_factors, exact, channels_last, true, op, shape);
+  const DeviceScope device(input);
+  Tensor output = new_tensor(input, shape, input.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    if (s.output_elements() == 0) return;
+    dispatch_count(s, [&](auto index) {
+      forward<T, decltype(index)>(s, data<T>(input), mutable_data<T>(output), device.stream);
+    });
+  });
+  return output;
+}
+
+Tensor interpolate_nearest_backward(Tensor grad_output, std::vector<int64_t> input_size,
+                                    std::vector<double> scale_factors, bool exact, bool channels_last) {
+  const char* op = "interpolate_nearest_backward";
+  std::vector<int64_t> shape;
+  const InterpolateShape s = check_interpolate(grad_output, "grad_output", input_size, scale_factors, exact,
+                                               channels_last, false, op, shape);
+  const DeviceScope device(grad_output);
+  Tensor grad_input = new_tensor(grad_output, shape, grad_output.scalar_type());
+  dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    if (s.input_elements() == 0) return;
+    const T* g = data<T>(grad_output);
+    T* dx = mutable_data<T>(grad_input);
+    dispatch_count(s, [&](auto index) {
+      using Index = decltype(index);
+      constexpr int kSize = Pack<T>::kSize;
+      const int64_t count = s.input_elements();
+      whole_packs<T>(s, g, dx)
+          ? launch_over(sum_outputs_kernel<T, Index, kSize>, s, count / kSize, device.stream, g, dx)
+          : launch_over(sum_outputs_kernel<T, Index, 1>, s, count, device.stream, g, dx);
+    });
+  });
+  return grad_input;
+}
+
+}  // namespace
+}  // namespace pyops::cuda
+
+PYOPS_CUDA_LIBRARY_IMPL(m) {
+  m.impl("interpolate_nearest_forward", TORCH_BOX(&pyops::cuda::interpolate_nearest_forward));
+  m.impl("interpolate_nearest_backward", TORCH_BOX(&pyops::cuda::interpolate_nearest_backward));
+}

@@ -1,0 +1,224 @@
+"""Linear layer with activation and dropout: schemas, autograd and public function.
+
+Kernels: ``csrc/cpu/linear.cpp``, ``csrc/cuda/linear.cu``, ``triton_kernels/linear.py``. What follows the
+product is that of ``csrc/math/activation.h`` and ``csrc/math/dropout.h``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import check_tensor, differentiable_gradients
+from .activation import Activation, parse
+from .dropout import draw_seed
+
+
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    kind: int,
+    a: float,
+    b: float,
+    save_input_of_activation: bool,
+) -> tuple[Tensor, Tensor]:
+    # Elsewhere the kernels do.
+    torch._check(weight.dim() == 2, lambda: f"linear: weight must have 2 dimensions, got {weight.dim()}")
+    torch._check(input.dim() > 0, lambda: "linear: input must have at least 1 dimension, got a 0-d tensor")
+    torch._check(
+        input.shape[-1] == weight.shape[1],
+        lambda: f"linear: input must have {weight.shape[1]} features as weight has, got {input.shape[-1]}",
+    )
+    output = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    return output, input.new_empty(output.shape if save_input_of_activation else (0,))
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    saved: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    kind: int,
+    a: float,
+    b: float,
+    saved_is_output: bool,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        weight.new_empty((*grad_output.shape[:-1], weight.shape[1]) if needs_input else (0,)),
+        weight.new_empty(weight.shape if needs_weight else (0,)),
+        weight.new_empty(weight.shape[:1] if needs_bias else (0,)),
+    )
+
+
+_library.define(
+    "linear_forward",
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? seed, float p, int kind, float a, float b, "
+    "bool save_input_of_activation) -> (Tensor output, Tensor saved)",
+    _fake_forward,
+)
+_library.define(
+    "linear_backward",
+    "(Tensor grad_output, Tensor? input, Tensor weight, Tensor? saved, Tensor? seed, float p, int kind, "
+    "float a, float b, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    _fake_backward,
+)
+
+
+class _Options(NamedTuple):
+    p: float
+    activation: Activation
+    ops: SimpleNamespace
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor | None, options: _Options
+    ) -> Tensor:
+        p, activation, ops = options
+        keeps_output = activation.keeps_output(input.dtype)
+        output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
+        if keeps_output:
+            # A frozen layer does not hold on to its input.
+            kept_input = input if ctx.needs_input_grad[1] else None
+            ctx.save_for_backward(kept_input, weight, output if activation.kind else None, seed, None)
+        else:
+            ctx.save_for_backward(input, weight, saved, seed, bias)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, saved, seed, bias = ctx.saved_tensors
+        p, activation, ops = ctx.options
+        kind, a, b = activation
+        keeps_output = activation.keeps_output(weight.dtype)
+        needs_input, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            grad_input, grad_weight, grad_bias = ops.linear_backward(
+                grad.contiguous(), input, weight, saved, seed, p, *activation, keeps_output, *needs
+            )
+            return (
+                grad_input if needs_input else None,
+                grad_weight if needs_weight else None,
+                grad_bias if needs_bias else None,
+                None,
+                None,
+            )
+        if not keeps_output:
+            tensors = (input, weight, bias)
+            wanted = tuple(t for t, needed in zip(tensors, needs, strict=True) if needed)
+            found = iter(
+                differentiable_gradients(
+                    lambda *_: reference.linear(*tensors, seed, p, *activation), wanted, (grad,)
+                )
+            )
+            return (*(next(found) if needed else None for needed in needs), None, None)
+        dz, grad_bias = reference.bias_activation_dropout_gradient(
+            grad, saved, None, seed, p, kind, a, b, grad.dim() - 1, True, needs_bias
+        )
+        grad_weight = None
+        if needs_weight:
+            grad_weight = dz.flatten(0, -2).t() @ input.flatten(0, -2) if dz.dim() > 1 else dz.outer(input)
+        return dz @ weight if needs_input else None, grad_weight, grad_bias, None, None
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""dropout(activation(input @ weight.T + bias)), as :func:`torch.nn.functional.linear` and what follows.
+
+    Args:
+        input: shape (*, in_features), any strides.
+        weight: shape (out_features, in_features), or (in_features).
+        bias: shape (out_features), or ().
+        activation: name of the activation that follows, with its default parameters: ``"relu"``,
+            ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
+            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+        dropout_p: probability of an element of the output to be zeroed; the others are scaled by
+            1 / (1 - dropout_p). Only while ``training``.
+        generator: where the mask's seed is drawn from; None is torch's own.
+
+    Returns:
+        Tensor of shape (*, out_features), or (*) for a weight of shape (in_features), in the dtype of the
+        arguments or, under autocast, in autocast's.
+
+    On tiny tensors without dropout the calls are torch's own (:func:`pyops.backends.prefers_torch`): with an
+    activation two nodes of its graph still cost less than one of Python's.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        ValueError: ``activation`` or ``dropout_p`` has no such value.
+        RuntimeError: shapes, dtypes or devices that do not fit; the message names the argument.
+    """
+    name = "linear"
+    function = parse(name, activation)
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        check_tensor(name, "input", input)
+        check_tensor(name, "weight", weight)
+    if weight.dim() == 1:
+        column = None if bias is None else bias.reshape(-1)
+        output = linear(
+            input,
+            weight.unsqueeze(0),
+            column,
+            activation=activation,
+            dropout_p=dropout_p,
+            training=training,
+            generator=generator,
+        )
+        return output.squeeze(-1)
+    if dropout_p == 0.0:
+        if backends.prefers_torch(input):
+            return reference.linear(input, weight, bias, None, 0.0, *function)
+    elif not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
+    device = input.device
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        input, weight = _autocast(input), _autocast(weight)
+        bias = None if bias is None else _autocast(bias)
+    if bias is not None:
+        bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
+    seed = draw_seed(device, generator) if training and dropout_p > 0.0 else None
+    ops = backends.resolve(input)
+    if ops is None:
+        return reference.linear(input, weight, bias, seed, dropout_p, *function)
+    input, weight = _operand(input), _operand(weight)
+    differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if differentiable and torch.is_grad_enabled():
+        return _Linear.apply(input, weight, bias, seed, _Options(dropout_p, function, ops))
+    return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """As torch's autocast does to the arguments of ``linear``."""
+    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _operand(tensor: Tensor) -> Tensor:
+    """A tensor that a product can take as it lies: contiguous, or a matrix with a stride of 1."""
+    if tensor.is_contiguous() or (tensor.dim() == 2 and 1 in tensor.stride()):
+        return tensor
+    return tensor.contiguous()

@@ -1,0 +1,101 @@
+"""PReLU: schemas, autograd and the public function.
+
+Kernels: ``csrc/cpu/prelu.cpp``, ``csrc/cuda/prelu.cu``, ``triton_kernels/prelu.py``; the formulas are in
+``csrc/math/prelu.h``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import check_device, check_floating, check_tensor, dense_order
+
+_library.define(
+    "prelu_forward",
+    "(Tensor input, Tensor weight, int dim) -> Tensor",
+    lambda input, weight, dim: torch.empty_like(input),
+)
+_library.define(
+    "prelu_backward",
+    "(Tensor grad_output, Tensor input, Tensor weight, int dim) -> (Tensor, Tensor)",
+    lambda grad_output, input, weight, dim: (torch.empty_like(input), torch.empty_like(weight)),
+)
+
+
+class _PReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.dim, ctx.ops = dim, ops
+        return ops.prelu_forward(input, weight, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        input, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = reference.prelu_gradient(grad, input, weight, ctx.dim)
+        else:
+            found = ctx.ops.prelu_backward(grad.contiguous(), input, weight, ctx.dim)
+        return *found, None, None
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    r"""x above 0, ``weight`` x below, as :func:`torch.nn.functional.prelu`.
+
+    One pass of backward produces both gradients; torch writes the products of ``weight``'s gradient to
+    memory before it sums them.
+
+    Args:
+        input: floating tensor of any shape and strides.
+        weight: one slope (0-d or 1-d), or one per channel, which is dimension 1; a 1-d input has 1 channel.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        TypeError: ``input`` or ``weight`` is not a floating tensor, or their dtypes differ.
+        ValueError: ``weight`` has more than one dimension or another number of elements.
+        RuntimeError: ``input`` and ``weight`` are on different devices.
+    """
+    check_tensor("prelu", "input", input)
+    check_tensor("prelu", "weight", weight)
+    if backends.prefers_torch(input):
+        return torch.nn.functional.prelu(input, weight)
+    check_floating("prelu", "input", input)
+    check_device("prelu", "weight", weight, input)
+    device_type = input.device.type
+    if not input.is_meta and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        input, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (input, weight))
+    _check_slopes(input, weight)
+    ops = backends.resolve(input)
+    dim = 1 if input.dim() > 1 else 0
+    if ops is None:
+        return torch.nn.functional.prelu(input, weight)
+    weight = weight.contiguous()
+    if input.is_contiguous() or (order := dense_order(input)) is None:
+        return _apply_prelu(input.contiguous(), weight, dim, ops)
+    inverse = sorted(range(input.dim()), key=order.__getitem__)
+    return _apply_prelu(input.permute(order), weight, order.index(dim), ops).permute(inverse)
+
+
+def _check_slopes(input: Tensor, weight: Tensor) -> None:
+    if weight.dtype is not input.dtype:
+        raise TypeError(f"prelu: weight must have dtype {input.dtype} as the input has, got {weight.dtype}")
+    if weight.dim() > 1:
+        raise ValueError(f"prelu: weight must have at most 1 dimension, got shape {tuple(weight.shape)}")
+    channels = input.size(1) if input.dim() > 1 else 1
+    if weight.numel() not in (1, channels):
+        wanted = "1 element" if channels == 1 else f"1 or {channels} elements, one per channel"
+        raise ValueError(f"prelu: weight must have {wanted}, got {weight.numel()}")
+
+
+def _apply_prelu(input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        return _PReLU.apply(input, weight, dim, ops)
+    return ops.prelu_forward(input, weight, dim)

@@ -1,0 +1,116 @@
+"""The activations for the shared suite: formulas in float64, smoke cases, raw arguments, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyops import functional as F
+
+from ..cases import Case, Op, normal
+from ..mutants import Mutant
+
+
+def relu(input: Tensor) -> Tensor:
+    return torch.where(input > 0, input, torch.zeros_like(input))
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return torch.where(input > 0, input, input * negative_slope)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-input))
+
+
+def tanh(input: Tensor) -> Tensor:
+    return -torch.expm1(-2 * input) / (1 + torch.exp(-2 * input))
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    return torch.where(input > 0, input, alpha * torch.expm1(input.clamp(max=0)))
+
+
+def selu(input: Tensor) -> Tensor:
+    return 1.0507009873554804934193349852946 * elu(input, 1.6732632423543772848170429916717)
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    smooth = torch.logaddexp(input * beta, torch.zeros_like(input)) / beta
+    return torch.where(input * beta > threshold, input, smooth)
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "none":
+        return input * torch.special.erfc(-input / 2**0.5) / 2
+    return input * sigmoid(2 * (2 / torch.pi) ** 0.5 * (input + 0.044715 * input**3))
+
+
+def silu(input: Tensor) -> Tensor:
+    return input * sigmoid(input)
+
+
+def hardswish(input: Tensor) -> Tensor:
+    return input * (input + 3).clamp(0, 6) / 6
+
+
+FORMULAS: dict[str, Callable[..., Tensor]] = {
+    f.__name__: f for f in (relu, leaky_relu, sigmoid, tanh, selu, softplus, elu, gelu, silu, hardswish)
+}
+OPS = {
+    name: Op(getattr(F, name), getattr(torch.nn.functional, name), formula, ("input",))
+    for name, formula in FORMULAS.items()
+}
+
+#: Each function with its options: every kind, and parameters that change what is saved for backward.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in FORMULAS},
+    "leaky_relu_0.2": ("leaky_relu", {"negative_slope": 0.2}),
+    "leaky_relu_negative": ("leaky_relu", {"negative_slope": -0.3}),
+    "softplus_2_1": ("softplus", {"beta": 2.0, "threshold": 1.0}),
+    "elu_0.5": ("elu", {"alpha": 0.5}),
+    "elu_negative": ("elu", {"alpha": -0.5}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+}
+
+
+def case(variant: str, shape: tuple[int, ...], *, quick: bool = True, scale: float = 3.0) -> Case:
+    op, options = VARIANTS[variant]
+    id = f"{variant}_{'x'.join(map(str, shape)) or 'scalar'}"
+    return Case(id, op, lambda g: {"input": normal(g, shape, scale)}, options, quick)
+
+
+# 8 x 3 full vectors of 16 lanes and more, and an end inside a vector.
+SMOKE = [case(variant, (9, 43)) for variant in VARIANTS]
+
+
+def valid_arguments() -> dict[str, tuple]:
+    x = torch.randn(3, 5)
+    return {
+        "activation_forward": (x, 6, 1.0, 20.0),
+        "activation_forward_": (x.clone(), 7, 1.0, 0.0),
+        "activation_backward": (x, x, 2, 0.1, 0.0, True),
+    }
+
+
+MUTANTS = {
+    "relu_gradient_is_not_masked": Mutant(
+        "math/activation.h",
+        "return select_at_most(y, V(T(0)), V(T(0)), grad);",
+        "return select_at_most(y, V(T(0)), grad, grad);",
+        ("activation",),
+    ),
+    "elu_gradient_adds_one_instead_of_alpha": Mutant(
+        "math/activation.h", "saved + V(saturation)", "saved + V(T(1))", ("activation",)
+    ),
+    "gelu_gradient_forgets_the_density": Mutant(
+        "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("activation",)
+    ),
+    "elementwise_loop_leaves_the_end_out": Mutant(
+        "cpu/elementwise.h", "for (; i < n; i += kLanes) {", "for (; i + kLanes <= n; i += kLanes) {",
+        ("activation",),
+    ),
+}  # fmt: skip

@@ -1,0 +1,456 @@
+"""Dropout, and bias + activation + dropout + residual; formulas as in csrc/math/dropout.h.
+
+The mask is that of csrc/common/philox.h: one evaluation of Philox serves eight neighbouring elements. Tiles
+are made of such groups; where a tensor's rows are not, each element evaluates it for itself.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from pyops._library import implement
+
+from ._common import acc_dtype, cdiv, check_dense, check_floating, divide, launch, next_power_of_2
+from .activation import activate, check_kind, derive_from_input, derive_from_output
+
+_GROUP: tl.constexpr = tl.constexpr(8)
+_STEPS: tl.constexpr = tl.constexpr(65536)
+_BLOCK = 1024
+_NUM_WARPS = 4
+
+# How the bias lies along a group of elements: without, one channel after the other, one channel, anyhow.
+_NO_BIAS: tl.constexpr = tl.constexpr(0)
+_NEIGHBOURS: tl.constexpr = tl.constexpr(1)
+_SHARED: tl.constexpr = tl.constexpr(2)
+_ANY: tl.constexpr = tl.constexpr(3)
+
+# -------------------------------------------------------------------------------------- random numbers
+
+
+@triton.jit
+def _philox(seed_ptr, block):
+    """The four words of Philox blocks ``block``, int64: Philox4x32-10 (csrc/common/philox.h)."""
+    key = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
+    stream = tl.load(seed_ptr + 1).to(tl.uint64, bitcast=True)
+    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    number = block.to(tl.uint64, bitcast=True)
+    c0, c1 = number.to(tl.uint32), (number >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0) + stream.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + (stream >> 32).to(tl.uint32)
+    return tl.philox_impl(c0, c1, c2, c3, k0, k1, n_rounds=10)
+
+
+@triton.jit
+def group_draws(seed_ptr, group, SHAPE: tl.constexpr):
+    """Draws of the elements of ``group`` [..., G], as [..., 8 G]: ``SHAPE``.
+
+    Element 4 i + 2 j + k of a group has half k of word 2 i + j. A join makes its operands neighbours.
+    """
+    w0, w1, w2, w3 = _philox(seed_ptr, group)
+    low = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
+    high = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
+    return tl.reshape(tl.join(low, high), SHAPE)
+
+
+@triton.jit
+def element_draws(seed_ptr, element):
+    """Draws of single elements anywhere."""
+    w0, w1, w2, w3 = _philox(seed_ptr, element // _GROUP)
+    slot = (element % _GROUP).to(tl.int32)
+    word = tl.where(slot < 4, tl.where(slot < 2, w0, w1), tl.where(slot < 6, w2, w3))
+    return tl.where(slot % 2 == 1, word >> 16, word & 0xFFFF)
+
+
+@triton.jit
+def dropout_scale(threshold, acc: tl.constexpr):
+    """What kept elements are multiplied by; 0 if none is kept."""
+    kept = tl.full([], _STEPS - threshold, acc)
+    scale = divide(tl.full([], _STEPS, acc), tl.maximum(kept, 1.0))
+    return tl.where(threshold < _STEPS, scale, 0.0).to(acc)
+
+
+@triton.jit
+def _drop(x, draws, threshold):
+    # Times 0, not instead of it: NaN and infinity pass, as in torch.
+    return x * tl.where(draws.to(tl.int32) < threshold, 0.0, dropout_scale(threshold, x.dtype))
+
+
+# --------------------------------------------------------------------------------- blocks of elements
+
+
+@triton.jit
+def _load(pointer, i, n, FULL: tl.constexpr):
+    acc: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
+    if FULL:  # noqa: SIM108 (a conditional expression would evaluate both)
+        x = tl.load(pointer + i)
+    else:
+        x = tl.load(pointer + i, mask=i < n, other=0.0)
+    return x.to(acc)
+
+
+@triton.jit
+def _store(pointer, i, n, x, FULL: tl.constexpr):
+    y = x.to(pointer.dtype.element_ty)
+    if FULL:
+        tl.store(pointer + i, y)
+    else:
+        tl.store(pointer + i, y, mask=i < n)
+
+
+@triton.jit
+def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """x + bias for the elements ``i`` [BLOCK] of the groups ``group`` [BLOCK / 8]."""
+    if BIAS == _NO_BIAS:
+        return x
+    elif BIAS == _ANY:
+        return x + tl.load(bias_ptr + (i // inner) % channels).to(x.dtype)
+    else:
+        # One division for eight elements.
+        first = group * _GROUP
+        channel = first % channels if BIAS == _NEIGHBOURS else (first // inner) % channels
+        step = tl.arange(0, _GROUP) if BIAS == _NEIGHBOURS else tl.zeros([_GROUP], tl.int32)
+        bias = tl.load(bias_ptr + tl.reshape(channel[:, None] + step[None, :], [BLOCK]))
+        return x + bias.to(x.dtype)
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, bias_ptr, residual_ptr, seed_ptr, y_ptr,
+    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
+    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i = first + tl.arange(0, BLOCK)
+    group = first // _GROUP + tl.arange(0, BLOCK // _GROUP)
+    x = _load(x_ptr, i, n, FULL)
+    x = _add_bias(x, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
+    x = activate(x, KIND, A, B, x_ptr.dtype.element_ty)
+    if seed_ptr is not None:
+        x = _drop(x, group_draws(seed_ptr, group, [BLOCK]), threshold)
+    if residual_ptr is not None:
+        x += _load(residual_ptr, i, n, FULL)
+    _store(y_ptr, i, n, x, FULL)
+
+
+@triton.jit
+def _differentiate(
+    grad, saved, threshold, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    DROPS: tl.constexpr, storage: tl.constexpr,
+):  # fmt: skip
+    """Through the activation. ``saved`` is the op's output or the activation's input.
+
+    A dropped output is 0, and its gradient too, whatever the activation's output was.
+    """
+    if FROM_OUTPUT:
+        if DROPS:
+            saved = saved * (tl.full([], _STEPS - threshold, saved.dtype) * (1.0 / 65536))
+        return derive_from_output(saved, grad, KIND, A)
+    else:
+        return derive_from_input(saved, grad, KIND, A, B, storage)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr,
+    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
+    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, BIAS: tl.constexpr,
+    FULL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i = first + tl.arange(0, BLOCK)
+    group = first // _GROUP + tl.arange(0, BLOCK // _GROUP)
+    grad = _load(grad_ptr, i, n, FULL)
+    if seed_ptr is not None:
+        grad = _drop(grad, group_draws(seed_ptr, group, [BLOCK]), threshold)
+    if saved_ptr is not None:
+        saved = _load(saved_ptr, i, n, FULL)
+        saved = _add_bias(saved, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
+        drops: tl.constexpr = seed_ptr is not None
+        storage: tl.constexpr = grad_ptr.dtype.element_ty
+        grad = _differentiate(grad, saved, threshold, KIND, A, B, FROM_OUTPUT, drops, storage)
+    _store(dx_ptr, i, n, grad, FULL)
+
+
+# ------------------------------------------------------------------- backward with the bias's gradient
+# A program adds up its part of a channel's elements; partial sums [parts, channels] are merged in order.
+
+
+@triton.jit
+def _gradient_tile(
+    grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
+    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Writes and returns the gradient of elements ``i``; ``GROUPS``: they are those of ``group``."""
+    storage: tl.constexpr = grad_ptr.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
+    grad = tl.load(grad_ptr + i, mask=mask, other=0.0).to(acc)
+    if seed_ptr is not None:
+        if GROUPS:  # noqa: SIM108 (a conditional expression would evaluate both)
+            draws = group_draws(seed_ptr, group, SHAPE)
+        else:
+            draws = element_draws(seed_ptr, i)
+        grad = _drop(grad, draws, threshold)
+    if saved_ptr is not None:
+        saved = tl.load(saved_ptr + i, mask=mask, other=0.0).to(acc)
+        if bias is not None:
+            saved += bias
+        drops: tl.constexpr = seed_ptr is not None
+        grad = _differentiate(grad, saved, threshold, KIND, A, B, FROM_OUTPUT, drops, storage)
+    tl.store(dx_ptr + i, grad.to(storage), mask=mask)
+    return tl.where(mask, grad, 0.0)
+
+
+@triton.jit
+def _column_kernel(
+    grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
+    rows: tl.int64, channels: tl.int64, tiles: tl.int64, threshold: tl.int32, steps: tl.int32,
+    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Element i has channel i % channels."""
+    acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64)
+    part = program // tiles
+    left = (program - part * tiles) * BLOCK_C
+    column = left + tl.arange(0, BLOCK_C)
+    bias = None
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + column, mask=column < channels, other=0.0).to(acc)[None, :]
+    sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
+    for step in tl.range(0, steps):
+        row = (part * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)
+        i = row[:, None] * channels + column[None, :]
+        group = (row * channels + left)[:, None] // _GROUP + tl.arange(0, BLOCK_C // _GROUP)[None, :]
+        mask = (row < rows)[:, None] & (column < channels)[None, :]
+        sums += _gradient_tile(
+            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
+            KIND, A, B, FROM_OUTPUT, GROUPS, [BLOCK_R, BLOCK_C],
+        )  # fmt: skip
+    tl.store(partial_ptr + part * channels + column, tl.sum(sums, axis=0), mask=column < channels)
+
+
+@triton.jit
+def _row_kernel(
+    grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
+    outer: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32, steps: tl.int32,
+    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Element i has channel i // inner % channels. The elements of a channel are counted from 0."""
+    acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64)
+    part = program // channels
+    channel = program - part * channels
+    bias = None
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel).to(acc)
+    sums = tl.zeros([BLOCK], acc)
+    for step in tl.range(0, steps):
+        first = (part * steps + step) * BLOCK
+        j = first + tl.arange(0, BLOCK)
+        i = j + (j // inner * (channels - 1) + channel) * inner
+        # Without groups these numbers mean nothing and are not used.
+        start = first + tl.arange(0, BLOCK // _GROUP) * _GROUP
+        group = (start + (start // inner * (channels - 1) + channel) * inner) // _GROUP
+        sums += _gradient_tile(
+            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, j < outer * inner, threshold,
+            KIND, A, B, FROM_OUTPUT, GROUPS, [BLOCK],
+        )  # fmt: skip
+    tl.store(partial_ptr + part * channels + channel, tl.sum(sums, axis=0))
+
+
+@triton.jit
+def _merge_kernel(
+    partial_ptr, total_ptr, parts: tl.int64, channels: tl.int64, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    column = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sums = tl.zeros([BLOCK_P, BLOCK_C], partial_ptr.dtype.element_ty)
+    for first in tl.range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        mask = (part < parts)[:, None] & (column < channels)[None, :]
+        sums += tl.load(partial_ptr + part[:, None] * channels + column[None, :], mask=mask, other=0.0)
+    total = tl.sum(sums, axis=0).to(total_ptr.dtype.element_ty)
+    tl.store(total_ptr + column, total, mask=column < channels)
+
+
+# ------------------------------------------------------------------------------------------- launchers
+
+
+def threshold_of(p: float) -> int:
+    """Draws below it are dropped: p in steps of 2^-16, and 0 or 65536 only for p = 0 and p = 1."""
+    steps = int(p * 65536 + 0.5)
+    return steps if p in (0.0, 1.0) else min(max(steps, 1), 65535)
+
+
+def check_mask(seed: torch.Tensor | None, p: float, op: str, like: torch.Tensor) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise RuntimeError(f"{op}: p must be in [0, 1], got {p}")
+    if seed is not None:
+        check_dense(seed, op, "seed", like=like, dtype=torch.int64, shape=(2,))
+
+
+def _bias_shape(tensor: torch.Tensor, has_bias: bool, dim: int, op: str) -> tuple[int, int, int]:
+    """The elements as [outer, channels, inner]; one row without a bias."""
+    if not has_bias:
+        return 1, 1, tensor.numel()
+    shape = tuple(tensor.shape) or (1,)
+    if not -len(shape) <= dim < len(shape):
+        raise RuntimeError(f"{op}: dim must be in [{-len(shape)}, {len(shape) - 1}], got {dim}")
+    dim %= len(shape)
+    outer = inner = 1
+    for size in shape[:dim]:
+        outer *= size
+    for size in shape[dim + 1 :]:
+        inner *= size
+    return outer, shape[dim], inner
+
+
+def _bias_mode(bias: torch.Tensor | None, channels: int, inner: int) -> int:
+    if bias is None:
+        return _NO_BIAS.value
+    if inner == 1 and channels % _GROUP.value == 0:
+        return _NEIGHBOURS.value
+    return _SHARED.value if inner % _GROUP.value == 0 else _ANY.value
+
+
+def _check_companions(
+    like: torch.Tensor, channels: int, bias: torch.Tensor | None, op: str, **others: torch.Tensor | None
+) -> None:
+    if bias is not None:
+        check_dense(bias, op, "bias", like=like, dtype=like.dtype, shape=(channels,))
+    for name, tensor in others.items():
+        if tensor is not None:
+            check_dense(tensor, op, name, like=like, dtype=like.dtype, shape=like.shape)
+
+
+def _forward(
+    input: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+    seed: torch.Tensor | None, p: float, activation: tuple[int, float, float], channels: int, inner: int,
+) -> None:  # fmt: skip
+    n, (kind, a, b) = input.numel(), activation
+    if n == 0:
+        return
+    launch(
+        _forward_kernel, cdiv(n, _BLOCK), input.device,
+        input, bias, residual, seed, output, n, channels, inner, threshold_of(p),
+        KIND=kind, A=float(a), B=float(b), BIAS=_bias_mode(bias, channels, inner), FULL=n % _BLOCK == 0,
+        BLOCK=_BLOCK, num_warps=_NUM_WARPS,
+    )  # fmt: skip
+
+
+@implement("pyops_triton", "dropout")
+def dropout(input: torch.Tensor, seed: torch.Tensor, p: float) -> torch.Tensor:
+    """A contiguous ``input`` times the mask of ``seed``, int64 of shape (2,)."""
+    output = torch.empty_like(input)
+    _plain("dropout", input, output, seed, p)
+    return output
+
+
+@implement("pyops_triton", "dropout_")
+def dropout_(input: torch.Tensor, seed: torch.Tensor, p: float) -> None:
+    """The same, in place."""
+    _plain("dropout_", input, input, seed, p)
+
+
+def _plain(op: str, input: torch.Tensor, output: torch.Tensor, seed: torch.Tensor, p: float) -> None:
+    check_floating(input, op, "input")
+    check_dense(input, op, "input", like=input, dtype=input.dtype)
+    check_mask(seed, p, op, input)
+    _forward(input, output, None, None, seed, p, (0, 0.0, 0.0), 1, 1)
+
+
+@implement("pyops_triton", "bias_activation_dropout_forward")
+def bias_activation_dropout_forward(
+    input: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, seed: torch.Tensor | None,
+    p: float, kind: int, a: float, b: float, dim: int,
+) -> torch.Tensor:  # fmt: skip
+    """residual + dropout(activation(input + bias)) of contiguous tensors, the bias along ``dim``."""
+    op = "bias_activation_dropout_forward"
+    check_floating(input, op, "input")
+    check_dense(input, op, "input", like=input, dtype=input.dtype)
+    check_mask(seed, p, op, input)
+    check_kind(kind, a, op)
+    _, channels, inner = _bias_shape(input, bias is not None, dim, op)
+    _check_companions(input, channels, bias, op, residual=residual)
+    output = torch.empty_like(input)
+    _forward(input, output, bias, residual, seed, p, (kind, a, b), channels, inner)
+    return output
+
+
+@implement("pyops_triton", "bias_activation_dropout_backward")
+def bias_activation_dropout_backward(
+    grad_output: torch.Tensor, saved: torch.Tensor | None, bias: torch.Tensor | None,
+    seed: torch.Tensor | None, p: float, kind: int, a: float, b: float, dim: int, saved_is_output: bool,
+    needs_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of input and bias (empty unless it is needed); ``saved`` is the output or the input."""
+    op = "bias_activation_dropout_backward"
+    check_floating(grad_output, op, "grad_output")
+    check_dense(grad_output, op, "grad_output", like=grad_output, dtype=grad_output.dtype)
+    check_mask(seed, p, op, grad_output)
+    check_kind(kind, a, op, saved_is_output and saved is not None)
+    if saved is None and kind != 0:
+        raise RuntimeError(f"{op}: saved must be given unless the activation is the identity")
+    shape = _bias_shape(grad_output, needs_bias or bias is not None, dim, op)
+    _check_companions(grad_output, shape[1], bias, op, saved=saved)
+    grad_input = torch.empty_like(grad_output)
+    grad_bias = grad_output.new_zeros((shape[1] if needs_bias else 0,))
+    n = grad_output.numel()
+    if n == 0:
+        return grad_input, grad_bias
+    if saved is None or saved_is_output:
+        bias = None
+    meta = {"KIND": kind, "A": float(a), "B": float(b), "FROM_OUTPUT": saved_is_output}
+    tensors = (grad_output, saved, bias, seed, grad_input)
+    if needs_bias:
+        _backward_with_bias(tensors, shape, threshold_of(p), grad_bias, meta)
+    else:
+        launch(
+            _backward_kernel, cdiv(n, _BLOCK), grad_output.device,
+            *tensors, n, *shape[1:], threshold_of(p),
+            BIAS=_bias_mode(bias, *shape[1:]), FULL=n % _BLOCK == 0, BLOCK=_BLOCK, num_warps=_NUM_WARPS,
+            **meta,
+        )  # fmt: skip
+    return grad_input, grad_bias
+
+
+def _backward_with_bias(
+    tensors: tuple[torch.Tensor | None, ...], shape: tuple[int, int, int], threshold: int,
+    grad_bias: torch.Tensor, meta: dict[str, Any],
+) -> None:  # fmt: skip
+    outer, channels, inner = shape
+    device, acc = grad_bias.device, acc_dtype(grad_bias.dtype)
+    meta = {**meta, "num_warps": _NUM_WARPS}
+    if inner == 1:
+        block_c = min(max(next_power_of_2(channels), _GROUP.value), 256)
+        block_r = _BLOCK // block_c
+        tiles = cdiv(channels, block_c)
+        steps, parts = _parts(cdiv(outer, block_r), 1024 // tiles)
+        partial = torch.empty((parts, channels), dtype=acc, device=device)
+        launch(
+            _column_kernel, tiles * parts, device,
+            *tensors, partial, outer, channels, tiles, threshold, steps,
+            GROUPS=channels % _GROUP.value == 0, BLOCK_R=block_r, BLOCK_C=block_c, **meta,
+        )  # fmt: skip
+    else:
+        steps, parts = _parts(cdiv(outer * inner, _BLOCK), 1024 // channels)
+        partial = torch.empty((parts, channels), dtype=acc, device=device)
+        launch(
+            _row_kernel, channels * parts, device,
+            *tensors, partial, outer, channels, inner, threshold, steps,
+            GROUPS=inner % _GROUP.value == 0, BLOCK=_BLOCK, **meta,
+        )  # fmt: skip
+    launch(
+        _merge_kernel, cdiv(channels, 32), device, partial, grad_bias, parts, channels,
+        BLOCK_P=32, BLOCK_C=32, num_warps=_NUM_WARPS,
+    )  # fmt: skip
+
+
+def _parts(blocks: int, most: int) -> tuple[int, int]:
+    """How many blocks each part has, and how many parts there are."""
+    steps = cdiv(blocks, max(1, min(most, blocks)))
+    return steps, cdiv(blocks, steps)
