@@ -162,13 +162,11 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
 template <class T>
 void activation_gradient(int64_t count, const T* grad, const T* saved, int64_t kind, double a, double b,
                          bool saved_is_output, T* to) {
-  using V = Vec<acc_t<T>>;
   constexpr int64_t kCost = 8;
   math::dispatch_activation<acc_t<T>>(kind, a, b, [&](const auto& f) {
-    const auto from_input = [&](V g, V x) { return math::backward_from_input(f, x, g); };
-    const auto from_saved = [&](V g, V s) { return f.backward(s, g); };
-    saved_is_output ? elementwise(count, kCost, from_saved, to, grad, saved)
-                    : elementwise(count, kCost, from_input, to, grad, saved);
+    using Activation = std::decay_t<decltype(f)>;
+    saved_is_output ? elementwise(count, kCost, math::FromOutput<Activation>{f}, to, saved, grad)
+                    : elementwise(count, kCost, math::FromInput<Activation>{f}, to, saved, grad);
   });
 }
 

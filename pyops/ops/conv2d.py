@@ -151,9 +151,9 @@ class _Conv2d(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             if not ctx.keeps_output:  # with the graph that double backward needs
-                saved = reference.conv2d(input, weight, bias, residual, *ctx.geometry, 0, 0.0, 0.0)
-            options = (*ctx.options, ctx.keeps_output)
-            grads = reference.conv2d_gradient(grad, input, weight, saved, *options, needs)
+                saved = reference.conv2d(input, weight, bias, residual, *(*ctx.geometry, 0, 0.0, 0.0))
+            options = (*ctx.options, ctx.keeps_output, needs)
+            grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
             return (*grads, None, None, None)
         grads = ctx.ops.conv2d_backward(
             _dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
