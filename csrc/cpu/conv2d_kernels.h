@@ -104,6 +104,15 @@ void weight_kernel(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int6
                    bool accumulate) {
   using Native = typename Vec<Acc>::Native;
   SumBlock<groups * run, vectors, Acc> block;
+#pragma GCC unroll 16
+  for (int g = 0; g < groups; ++g) {
+#pragma GCC unroll 16
+    for (int k = 0; k < run; ++k) {
+      // c is needed when the loops are through and by then has come from the L2 cache.
+      __builtin_prefetch(c + (rows[g] + k) * ldc, 1);
+      __builtin_prefetch(c + (rows[g] + k) * ldc + vectors * Vec<Acc>::kLanes - 1, 1);
+    }
+  }
   const auto* right = reinterpret_cast<const Native*>(grad);
   for (int64_t row = 0; row < pixel_rows; ++row, x += row_stride) {
     const Acc* left[groups];

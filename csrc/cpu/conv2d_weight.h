@@ -83,7 +83,7 @@ class WeightGradient {
 
   void choose_tiles(int64_t images) {
     // A panel of the packed gradient stays in L1; dot_kernel, which adds lanes up at the end, wants more.
-    const int64_t pixels = panels_.vectors_along_channels ? 16 * n : 64 * n;
+    const int64_t pixels = panels_.vectors_along_channels ? 24 * n : 64 * n;
     column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
     const int64_t columns = column_tiles_.size(0);
     row_tiles_ = EvenSplit(h_.count, ceil_div(h_.count, std::max<int64_t>(1, pixels / columns)));
