@@ -81,7 +81,12 @@ def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> lis
         contenders.append(make("compile", torch.compile(eager, dynamic=False)))
     contenders += [make(name, call) for name, call in case.baselines.items()]
     if case.channels_last:
-        contenders.append(make("channels_last", eager, inputs=_channels_last(inputs, case)))
+        # The upstream gradient comes from a layer in the same format.
+        upstream = grad_output
+        if upstream is not None and upstream.dim() == 4:
+            upstream = upstream.contiguous(memory_format=torch.channels_last)
+        last = {"inputs": _channels_last(inputs, case), "grad_output": upstream}
+        contenders.append(make("channels_last", eager, **last))
     return contenders
 
 
@@ -192,6 +197,8 @@ def _in_float64(value: Any) -> Any:
 def _channels_last(inputs: Inputs, case: Case) -> Inputs:
     converted = dict(inputs)
     for name in case.differentiable:
+        if inputs[name].dim() != 4:
+            continue
         value = inputs[name].detach().to(memory_format=torch.channels_last)
         converted[name] = value.requires_grad_(inputs[name].requires_grad)
     return converted

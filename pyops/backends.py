@@ -120,8 +120,10 @@ def _check_usable(name: str) -> None:
         raise BackendError(f"backend {name!r} is not available ({details}); available: {', '.join(usable)}")
 
 
-def resolve(tensor: torch.Tensor) -> SimpleNamespace | None:
+def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | None:
     """The op handles that serve ``tensor``, or None for the reference implementation.
+
+    It serves the tensor, too, where ``op`` is given and the backend has no kernel for it (yet).
 
     The handles are attributes by op name (``handles.cross_entropy_forward``), each an ``OpOverload``.
 
@@ -142,7 +144,9 @@ def resolve(tensor: torch.Tensor) -> SimpleNamespace | None:
     if name == "reference" or tensor.dtype not in _FLOATING:
         return None
     handles = _handles.get(name)
-    return handles if handles is not None else _bind(name)
+    if handles is None:
+        handles = _bind(name)
+    return None if op in handles.without_kernel else handles
 
 
 def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
@@ -170,9 +174,15 @@ def _default(device_type: str) -> str:
 
 
 def _bind(name: str) -> SimpleNamespace:
-    ops = getattr(torch.ops, _namespaces[name])
+    namespace = _namespaces[name]
+    ops, names = getattr(torch.ops, namespace), _library.op_names(namespace)
+    keys = {"cpp": ("CPU",), "cuda": ("CUDA",)}.get(name, ("CPU", "CUDA"))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    without = [op for op in names if not any(has_kernel(f"{namespace}::{op}", key) for key in keys)]
     handles = SimpleNamespace(
-        backend=name, **{op: getattr(ops, op).default for op in _library.op_names(_namespaces[name])}
+        backend=name,
+        without_kernel=frozenset(without),
+        **{op: getattr(ops, op).default for op in names},
     )
     _handles[name] = handles
     return handles

@@ -23,6 +23,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
+from .conv import Conv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
@@ -46,6 +47,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCEWithLogitsLoss",
+    "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

@@ -3,6 +3,7 @@
 from . import (
     activation,
     avg_pool2d,
+    conv2d,
     cross_entropy,
     dropout,
     elementwise_loss,
@@ -21,6 +22,7 @@ from . import (
 __all__ = [
     "activation",
     "avg_pool2d",
+    "conv2d",
     "cross_entropy",
     "dropout",
     "elementwise_loss",

@@ -5,6 +5,7 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 """
 
 from .activation import activation, activation_gradient
+from .conv2d import conv2d, conv2d_gradient
 from .cross_entropy import cross_entropy_with_lse
 from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, dropout
 from .embedding import embedding
@@ -24,6 +25,8 @@ __all__ = [
     "avg_pool2d",
     "bias_activation_dropout",
     "bias_activation_dropout_gradient",
+    "conv2d",
+    "conv2d_gradient",
     "cross_entropy_with_lse",
     "dropout",
     "elementwise_loss",

@@ -1,0 +1,327 @@
+// The convolution's forward pass and data gradient: a correlation of step 1 (math/conv2d.h), tile by tile.
+//
+//   correlate       cuts the output into tiles and hands them to threads
+//   multiply_tile   walks a tile's groups and blocks of input channels, filling the slab as it goes
+//   sweep_*         visits the micro-tiles
+//
+// Every output is summed by one thread in an order that depends on the problem alone.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "conv2d_kernels.h"
+#include "conv2d_output.h"
+#include "conv2d_slab.h"
+#include "parallel.h"
+
+namespace pyops::cpu {
+
+// Terms of a block of sums: its panel of weights, about 40 KB, stays in the L1 cache while pixels pass by.
+inline constexpr int64_t kConvDepth = 320;
+// Bytes of a tile's sums; they and its slab stay in L2.
+inline constexpr int64_t kTileBytes = 192 << 10;
+
+// The calling thread's buffer number `slot`, kept between calls so that its pages are faulted in once.
+template <int slot, class Acc>
+Acc* conv_buffer(int64_t count) {
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t{kVectorBytes}); }
+  };
+  static thread_local std::unique_ptr<void, Free> buffer;
+  static thread_local int64_t capacity = 0;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(Acc));
+  if (bytes > capacity) {
+    buffer.reset();
+    capacity = 0;
+    buffer.reset(::operator new(static_cast<size_t>(bytes), std::align_val_t{kVectorBytes}));
+    capacity = bytes;
+  }
+  return static_cast<Acc*>(buffer.get());
+}
+
+// Weights as the correlation sees them: from `inputs` to `outputs` channels in each group.
+template <class T>
+struct ConvWeights {
+  const T* values;
+  int64_t groups;
+  int64_t inputs;
+  int64_t outputs;
+  int64_t group_stride;
+  int64_t input_stride;
+  int64_t output_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+// Output channels of a group in panels: of whole vectors for pixel_kernel, else of rows for channel_kernel.
+template <class Acc>
+struct ChannelPanels {
+  static constexpr int64_t n = Vec<Acc>::kLanes, kWide = kChannelVectors * n;
+
+  // Vectors along channels waste what is missing from the last one, vectors along pixels what is missing at
+  // the end of a row; they cost a little more, their loads being unaligned.
+  ChannelPanels(int64_t channels_, int64_t columns)
+      : channels(channels_),
+        vectors_along_channels(4 * round_up(channels, n) * columns <= 5 * channels * round_up(columns, n)),
+        parts(ceil_div(channels, vectors_along_channels ? kWide : kChannels)),
+        even(channels, parts) {}
+
+  int64_t begin(int64_t panel) const { return vectors_along_channels ? panel * kWide : even.begin(panel); }
+  int64_t width(int64_t panel) const {
+    if (!vectors_along_channels) return even.size(panel);
+    return channels - panel * kWide > n ? kWide : n;
+  }
+  int64_t padded() const { return begin(parts - 1) + width(parts - 1); }
+
+  int64_t channels;
+  bool vectors_along_channels;
+  int64_t parts;
+  EvenSplit even;
+};
+
+template <class T>
+class Correlation {
+ public:
+  using Acc = acc_t<T>;
+  static constexpr int64_t n = Vec<Acc>::kLanes;
+
+  // One axis for each phase of the output: all of them read the same part of the source.
+  Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights,
+              const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
+              const ImageTarget<T>& out, int64_t images)
+      : x_(x),
+        weights_(weights),
+        h_(h.front()),
+        w_(w.front()),
+        out_(out),
+        images_(images),
+        blocks_(1, 1),
+        panels_(weights.outputs, std::min<int64_t>(w.front().count, 4 * n)),
+        shape_(h.front(), w.front(), 1, 1) {
+    int64_t taps = 0;
+    for (const math::CorrelationAxis& rows : h) {
+      for (const math::CorrelationAxis& columns : w) {
+        phases_.push_back(
+            {&rows, &columns, static_cast<int64_t>(rows.taps.size() * columns.taps.size()), 0, {}});
+        taps = std::max(taps, phases_.back().taps);
+      }
+    }
+    const int64_t blocks = std::max<int64_t>(1, ceil_div(weights.inputs * taps, kConvDepth));
+    blocks_ = EvenSplit(weights.inputs, std::min(weights.inputs, blocks));
+    choose_tiles();
+  }
+
+  void run(const ConvEpilogue<T>& epilogue) {
+    if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
+    pack_weights();
+    const int64_t tiles = images_ * group_blocks() * row_tiles_.parts * column_tiles_.parts;
+    constexpr double kSerialWork = 1 << 19;
+    double taps = 0;
+    for (const Phase& phase : phases_) taps += double(phase.taps);
+    const double work = double(images_) * double(h_.count * w_.count) * double(weights_.groups) *
+                        double(weights_.outputs * weights_.inputs) * taps;
+    std::atomic<int64_t> next{0};
+    const auto claim = [&](int64_t) {
+      for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
+        multiply_tile(tile, epilogue);
+      }
+    };
+    const ThreadPool pool;
+    const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), tiles);
+    threads <= 1 ? claim(0) : pool(threads, claim);
+  }
+
+ private:
+  struct Phase {
+    const math::CorrelationAxis* h;
+    const math::CorrelationAxis* w;
+    int64_t taps;
+    int64_t packed;  // where its weights begin within a group's
+    std::vector<int64_t> offsets;
+
+    // The part of a tile that this phase, which may be shorter than the first, has.
+    ConvTile part(const ConvTile& tile) const {
+      return {tile.row, std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row)), tile.column,
+              std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column))};
+    }
+  };
+
+  int64_t group_blocks() const { return ceil_div(weights_.groups, groups_in_tile_); }
+  // Where a panel's weights of a block of input channels lie, panels of a block one after the other.
+  Acc* packed(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
+    return packed_ + group * packed_group_ + phase.packed +
+           blocks_.begin(block) * phase.taps * panels_.padded() +
+           panels_.begin(panel) * blocks_.size(block) * phase.taps;
+  }
+
+  void choose_tiles() {
+    const int64_t columns_at_most = 1024;
+    const int64_t pixels = std::min<int64_t>(
+        columns_at_most,
+        std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) /
+                                           std::max(panels_.padded() * static_cast<int64_t>(phases_.size()),
+                                                    blocks_.base + 1)));
+    if (h_.count == 0 || w_.count == 0) return;
+    column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
+    const int64_t columns = column_tiles_.size(0);
+    const int64_t rows = std::max<int64_t>(1, pixels / columns);
+    row_tiles_ = EvenSplit(h_.count, ceil_div(h_.count, rows));
+    shape_ = SlabShape(h_, w_, row_tiles_.size(0), columns);
+    // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
+    const bool together = x_.channel_stride == 1 || out_.channel_stride == 1;
+    if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
+      groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
+    }
+    for (Phase& phase : phases_) phase.offsets = shape_.offsets(*phase.h, *phase.w, blocks_.size(0));
+  }
+
+  void pack_weights() {
+    packed_group_ = 0;
+    for (Phase& phase : phases_) {
+      phase.packed = packed_group_;
+      packed_group_ += round_up(panels_.padded() * weights_.inputs * phase.taps, n);
+    }
+    packed_ = conv_buffer<0, Acc>(weights_.groups * packed_group_ + n);
+    const int64_t in_group = static_cast<int64_t>(phases_.size()) * blocks_.parts * panels_.parts;
+    parallel_for(weights_.groups * in_group, packed_group_ / in_group, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t panel = task % panels_.parts, rest = task % in_group / panels_.parts;
+        pack_panel_of_weights(phases_[rest / blocks_.parts], task / in_group, rest % blocks_.parts, panel);
+      }
+    });
+  }
+
+  void pack_panel_of_weights(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
+    const int64_t first = panels_.begin(panel), width = panels_.width(panel);
+    const int64_t count = std::min(width, weights_.outputs - first);
+    Acc* to = packed(phase, group, block, panel);
+    for (int64_t c = blocks_.begin(block); c < blocks_.begin(block) + blocks_.size(block); ++c) {
+      const T* const channel = weights_.values + group * weights_.group_stride + c * weights_.input_stride +
+                               first * weights_.output_stride;
+      for (const math::ConvTap& r : phase.h->taps) {
+        for (const math::ConvTap& s : phase.w->taps) {
+          const T* const from = channel + r.kernel * weights_.row_stride + s.kernel * weights_.column_stride;
+          for (int64_t k = 0; k < count; ++k) to[k] = to_acc(from[k * weights_.output_stride]);
+          for (int64_t k = count; k < width; ++k) to[k] = 0;
+          to += width;
+        }
+      }
+    }
+  }
+
+  void multiply_tile(int64_t index, const ConvEpilogue<T>& epilogue) const {
+    const int64_t column_tile = index % column_tiles_.parts;
+    index /= column_tiles_.parts;
+    const int64_t row_tile = index % row_tiles_.parts;
+    index /= row_tiles_.parts;
+    const int64_t first_group = index % group_blocks() * groups_in_tile_, image = index / group_blocks();
+    const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
+    const ConvTile tile{row_tiles_.begin(row_tile), row_tiles_.size(row_tile),
+                        column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
+    const bool along_channels = panels_.vectors_along_channels;
+    const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
+    const int64_t channels = along_channels ? panels_.padded() : weights_.outputs;
+    const int64_t phase_sums = groups_in_tile_ * channels * tile.rows * line;
+    // Vectors of pixels read past the end of a row, and transposition past that of the sums.
+    Acc* const slab = conv_buffer<1, Acc>(groups_in_tile_ * blocks_.size(0) * shape_.channel() + n);
+    Acc* const sums = conv_buffer<2, Acc>(static_cast<int64_t>(phases_.size()) * phase_sums + n * n);
+    for (int64_t block = 0; block < blocks_.parts; ++block) {
+      const int64_t block_channels = blocks_.size(block);
+      fill_slab(x_, image, first_group * weights_.inputs + blocks_.begin(block), groups * block_channels, h_,
+                w_, shape_, tile, slab);
+      for (size_t p = 0; p < phases_.size(); ++p) {
+        const ConvTile part = phases_[p].part(tile);
+        for (int64_t g = 0; g < groups; ++g) {
+          const Acc* const group_slab = slab + g * block_channels * shape_.channel();
+          Acc* const group_sums = sums + p * phase_sums + g * channels * tile.rows * line;
+          for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+            const Acc* const weight = packed(phases_[p], first_group + g, block, panel);
+            if (along_channels) {
+              sweep_pixels(phases_[p], part, line, group_slab, weight, panel, block, group_sums);
+            } else {
+              sweep_channels(phases_[p], part, line, tile.rows * line, group_slab, weight, panel, block,
+                             group_sums);
+            }
+          }
+        }
+      }
+    }
+    for (size_t p = 0; p < phases_.size(); ++p) {
+      const ConvTile part = phases_[p].part(tile);
+      const Acc* const from = sums + p * phase_sums;
+      if (!along_channels) {
+        write_tile(epilogue, out_, image, first_group * weights_.outputs, groups * weights_.outputs,
+                   *phases_[p].h, *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
+        continue;
+      }
+      for (int64_t g = 0; g < groups; ++g) {
+        write_tile(epilogue, out_, image, (first_group + g) * weights_.outputs, weights_.outputs,
+                   *phases_[p].h, *phases_[p].w, part,
+                   TileSums<Acc>{from + g * channels * tile.rows * line, line * channels, channels, 1});
+      }
+    }
+  }
+
+  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
+                    const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
+    constexpr auto heights = std::make_integer_sequence<int, kPixels>{};
+    if (tile.columns == 0) return;
+    const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
+    const EvenSplit runs(tile.columns, ceil_div(tile.columns, kPixels));
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int64_t run = 0; run < runs.parts; ++run) {
+        const int64_t column = runs.begin(run), pixels = runs.size(run);
+        const auto kernel = panels_.width(panel) == n ? pixel_kernels<1, Acc>(pixels, heights)
+                                                      : pixel_kernels<kChannelVectors, Acc>(pixels, heights);
+        kernel(depth, slab + row * shape_.columns + column, phase.offsets.data(), weight,
+               sums + (row * line + column) * ld + panels_.begin(panel), ld, block > 0);
+      }
+    }
+  }
+
+  // Vectors of pixels are numbered through the tile's rows and taken several at a time.
+  void sweep_channels(const Phase& phase, const ConvTile& tile, int64_t line, int64_t ld, const Acc* slab,
+                      const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
+    constexpr auto all = std::make_integer_sequence<int, kChannels>{};
+    constexpr auto few = std::make_integer_sequence<int, kFewChannels>{};
+    const int64_t depth = blocks_.size(block) * phase.taps, rows = panels_.width(panel);
+    const int64_t in_row = line / n, vectors = tile.rows * in_row;
+    const int64_t* const offsets = phase.offsets.data();
+    Acc* const to = sums + panels_.begin(panel) * ld;
+    for (int64_t v = 0, taken; v < vectors; v += taken) {
+      int64_t starts[kMostPixelVectors];
+      taken = vectors - v;
+      taken = taken >= kMostPixelVectors && rows <= kFewChannels ? kMostPixelVectors
+              : taken >= kPixelVectors                           ? kPixelVectors
+                                                                 : 1;
+      for (int64_t j = 0; j < taken; ++j)
+        starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
+      const auto kernel = taken == kMostPixelVectors ? channel_kernels<kMostPixelVectors, Acc>(rows, few)
+                          : taken == kPixelVectors   ? channel_kernels<kPixelVectors, Acc>(rows, all)
+                                                     : channel_kernels<1, Acc>(rows, all);
+      kernel(depth, slab, starts, offsets, weight, to + v * n, ld, block > 0);
+    }
+  }
+
+  ImageSource<T> x_;
+  ConvWeights<T> weights_;
+  const math::CorrelationAxis& h_;  // of the first phase, which is the longest
+  const math::CorrelationAxis& w_;
+  ImageTarget<T> out_;
+  int64_t images_;
+  EvenSplit blocks_;  // of input channels
+  ChannelPanels<Acc> panels_;
+  SlabShape shape_;
+  std::vector<Phase> phases_;
+  EvenSplit row_tiles_{1, 1};
+  EvenSplit column_tiles_{1, 1};
+  int64_t groups_in_tile_ = 1;
+  int64_t packed_group_ = 0;
+  Acc* packed_ = nullptr;
+};
+
+}  // namespace pyops::cpu

@@ -1,0 +1,315 @@
+// The convolution's gradients of weight and bias: sums over the pixels of all images.
+//
+// The pixels are cut into chunks by the problem alone. Each chunk's sums are kept apart, in float32 (float64
+// for double), and merged in order, so the result has the same bits for any number of threads. A unit of work
+// is a chunk, a block of input channels and a group or, where groups are small, several.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "conv2d_correlate.h"
+
+namespace pyops::cpu {
+
+template <class T>
+class WeightGradient {
+ public:
+  using Acc = acc_t<T>;
+  static constexpr int64_t n = Vec<Acc>::kLanes;
+
+  // `weights` describes the gradient that will be written; its values are not read.
+  WeightGradient(const ImageSource<T>& x, const ImageSource<T>& grad, const ConvWeights<T>& weights,
+                 const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t images)
+      : x_(x),
+        grad_(grad),
+        weights_(weights),
+        h_(h),
+        w_(w),
+        taps_(static_cast<int64_t>(h.taps.size() * w.taps.size())),
+        blocks_(weights.inputs, std::min(weights.inputs, ceil_div(weights.inputs * taps_, kConvDepth))),
+        panels_(weights.outputs, std::min<int64_t>(w.count, 4 * n)),
+        shape_(h, w, 1, 1) {
+    grad_h_ = identity(h.count);
+    grad_w_ = identity(w.count);
+    choose_tiles(images);
+  }
+
+  // Writes the gradients; either may be null.
+  void run(T* weight, T* bias) {
+    partial_ = conv_buffer<0, Acc>(chunks_.parts * chunk_size() + n);
+    std::atomic<int64_t> next{0};
+    const int64_t channel_blocks = weight ? blocks_.parts : 1,
+                  units = chunks_.parts * group_blocks() * channel_blocks;
+    const auto claim = [&](int64_t) {
+      for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) {
+        const int64_t block = unit % channel_blocks, rest = unit / channel_blocks;
+        sum_chunk(rest / group_blocks(), rest % group_blocks(), block, weight != nullptr,
+                  bias != nullptr && block == 0);
+      }
+    };
+    if (tiles_ > 0) {
+      constexpr double kSerialWork = 1 << 19;
+      const double work =
+          double(tiles_) * double(shape_.plane()) * double(weights_.groups) * double(group_size());
+      const ThreadPool pool;
+      const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), units);
+      threads <= 1 ? claim(0) : pool(threads, claim);
+    }
+    if (weight) merge_weight(weight);
+    if (bias) merge_bias(bias);
+  }
+
+ private:
+  static math::CorrelationAxis identity(int64_t count) {
+    math::CorrelationAxis axis{count, 0, 1, count, 0, 1, {}};
+    axis.add({0, 0, 0});
+    return axis;
+  }
+
+  int64_t group_blocks() const { return ceil_div(weights_.groups, groups_in_tile_); }
+  int64_t depth() const { return weights_.inputs * taps_; }
+  int64_t group_size() const { return depth() * panels_.padded(); }
+  // A chunk's sums: [groups][input channels, taps][padded output channels], then [groups][padded] for the
+  // bias.
+  int64_t chunk_size() const { return round_up(weights_.groups * (group_size() + panels_.padded()), n); }
+  Acc* weight_sums(int64_t chunk, int64_t group) const {
+    return partial_ + chunk * chunk_size() + group * group_size();
+  }
+  Acc* bias_sums(int64_t chunk, int64_t group) const {
+    return partial_ + chunk * chunk_size() + weights_.groups * group_size() + group * panels_.padded();
+  }
+
+  void choose_tiles(int64_t images) {
+    // A panel of the packed gradient stays in L1; dot_kernel, which adds lanes up at the end, wants more.
+    const int64_t pixels = panels_.vectors_along_channels ? 24 * n : 64 * n;
+    column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
+    const int64_t columns = column_tiles_.size(0);
+    row_tiles_ = EvenSplit(h_.count, ceil_div(h_.count, std::max<int64_t>(1, pixels / columns)));
+    shape_ = SlabShape(h_, w_, row_tiles_.size(0), columns);
+    const bool together = x_.channel_stride == 1 || grad_.channel_stride == 1;
+    if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
+      groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
+    }
+    offsets_ = shape_.offsets(h_, w_, blocks_.size(0));
+    find_runs();
+    tiles_ = images * row_tiles_.parts * column_tiles_.parts;
+    // Enough units for many threads, as long as the chunks' sums stay small.
+    constexpr int64_t kUnits = 32, kMostBytes = int64_t{32} << 20;
+    const int64_t wanted = ceil_div(kUnits, group_blocks() * blocks_.parts);
+    const int64_t affordable = kMostBytes / (chunk_size() * static_cast<int64_t>(sizeof(Acc)));
+    chunks_ = EvenSplit(tiles_, std::max<int64_t>(1, std::min({wanted, affordable, tiles_})));
+  }
+
+  void sum_chunk(int64_t chunk, int64_t group_block, int64_t block, bool weight, bool bias) const {
+    const int64_t first_group = group_block * groups_in_tile_, first_channel = blocks_.begin(block);
+    const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
+    const int64_t channels = blocks_.size(block);
+    Acc* const slab = conv_buffer<1, Acc>(groups_in_tile_ * blocks_.size(0) * shape_.channel() + n);
+    const int64_t line = panels_.vectors_along_channels ? 1 : row_tiles_.size(0) * column_tiles_.size(0);
+    const int64_t grad_size = panels_.vectors_along_channels
+                                  ? row_tiles_.size(0) * column_tiles_.size(0) * panels_.padded()
+                                  : groups_in_tile_ * weights_.outputs * line;
+    Acc* const grad = conv_buffer<2, Acc>(grad_size + n);
+    for (int64_t i = chunks_.begin(chunk); i < chunks_.begin(chunk) + chunks_.size(chunk); ++i) {
+      const int64_t column_tile = i % column_tiles_.parts, rest = i / column_tiles_.parts;
+      const int64_t row_tile = rest % row_tiles_.parts, image = rest / row_tiles_.parts;
+      const ConvTile tile{row_tiles_.begin(row_tile), row_tiles_.size(row_tile),
+                          column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
+      const bool accumulate = i > chunks_.begin(chunk);
+      if (weight) {
+        fill_slab(x_, image, first_group * weights_.inputs + first_channel, groups * channels, h_, w_, shape_,
+                  tile, slab);
+      }
+      if (!panels_.vectors_along_channels) {
+        const SlabShape planes(grad_h_, grad_w_, row_tiles_.size(0), column_tiles_.size(0));
+        fill_slab(grad_, image, first_group * weights_.outputs, groups * weights_.outputs, grad_h_, grad_w_,
+                  planes, tile, grad);
+      }
+      for (int64_t g = 0; g < groups; ++g) {
+        Acc* const sums = weight_sums(chunk, first_group + g) + first_channel * taps_ * panels_.padded();
+        Acc* const bias_to = bias ? bias_sums(chunk, first_group + g) : nullptr;
+        const Acc* const group_slab = slab + g * channels * shape_.channel();
+        if (panels_.vectors_along_channels) {
+          pack_gradient(image, first_group + g, tile, grad);
+          if (bias_to) add_packed(tile.rows * tile.columns, grad, bias_to, accumulate);
+          if (weight) add_weights(tile, group_slab, channels * taps_, grad, sums, accumulate);
+        } else {
+          const Acc* const planes = grad + g * weights_.outputs * line;
+          if (bias_to) add_planes(tile, line, planes, bias_to, accumulate);
+          if (weight) add_dots(tile, group_slab, channels * taps_, line, planes, sums, accumulate);
+        }
+      }
+    }
+  }
+
+  // A tile of one group's gradient as panels [pixel][output channel].
+  void pack_gradient(int64_t image, int64_t group, const ConvTile& tile, Acc* packed) const {
+    const int64_t origin = image * grad_.image_stride + group * weights_.outputs * grad_.channel_stride +
+                           tile.row * grad_.row_stride + tile.column * grad_.column_stride;
+    const bool joined = tile.columns * grad_.column_stride == grad_.row_stride;
+    const int64_t rows = joined ? 1 : tile.rows, columns = joined ? tile.rows * tile.columns : tile.columns;
+    const int64_t pixels = tile.rows * tile.columns;
+    for (int64_t k = 0; k < panels_.padded(); k += n) {
+      const int64_t panel = k / panels_.kWide, width = panels_.width(panel);
+      const int count = static_cast<int>(std::min(n, weights_.outputs - k));
+      Acc* const to = packed + panels_.begin(panel) * pixels + k - panels_.begin(panel);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t from = origin + row * grad_.row_stride + k * grad_.channel_stride;
+        Acc* const row_to = to + row * columns * width;
+        if (grad_.channel_stride == 1) {
+          for (int64_t p = 0; p < columns; ++p) {
+            const Vec<Acc> v =
+                count > 0 ? grad_.vector(from + p * grad_.column_stride, count) : Vec<Acc>(Acc(0));
+            store(row_to + p * width, v);
+          }
+        } else {
+          for_each_vector<Acc>(columns, [&](int64_t p, int lanes) {
+            Vec<Acc> square[n];
+            for (int i = 0; i < n; ++i) {
+              square[i] =
+                  i < count ? grad_.vector(from + i * grad_.channel_stride + p, lanes) : Vec<Acc>(Acc(0));
+            }
+            transpose<Acc>(square);
+            for (int i = 0; i < lanes; ++i) store(row_to + (p + i) * width, square[i]);
+          });
+        }
+      }
+    }
+  }
+
+  void add_weights(const ConvTile& tile, const Acc* slab, int64_t depth, const Acc* grad, Acc* sums,
+                   bool accumulate) const {
+    const int64_t ld = panels_.padded();
+    for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+      const Acc* const right = grad + panels_.begin(panel) * tile.rows * tile.columns;
+      Acc* const to = sums + panels_.begin(panel);
+      for (int64_t length = 1; length <= kMostRun; ++length) {
+        // Runs are in the order of channels: those of this block come first.
+        const std::vector<int64_t>& all = runs_[length];
+        const int64_t count = std::lower_bound(all.begin(), all.end(), depth) - all.begin();
+        if (count == 0) continue;
+        const EvenSplit parts(count, ceil_div(count, kWeights / length));
+        for (int64_t part = 0; part < parts.parts; ++part) {
+          weight_kernel_for<kMostRun, Acc>(length, parts.size(part), panels_.width(panel) == n)(
+              tile.rows, tile.columns, slab, shape_.columns, offsets_.data(), all.data() + parts.begin(part),
+              right, to, ld, accumulate);
+        }
+      }
+    }
+  }
+
+  // The terms in runs that read neighbours, by length.
+  void find_runs() {
+    const int64_t count = static_cast<int64_t>(offsets_.size());
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count && offsets_[end] == offsets_[end - 1] + 1; ++end) {
+        if (end % static_cast<int64_t>(w_.taps.size()) == 0) break;
+      }
+      const EvenSplit parts(end - begin, ceil_div(end - begin, int64_t{kMostRun}));
+      for (int64_t part = 0; part < parts.parts; ++part)
+        runs_[parts.size(part)].push_back(begin + parts.begin(part));
+    }
+  }
+
+  void add_dots(const ConvTile& tile, const Acc* slab, int64_t depth, int64_t line, const Acc* planes,
+                Acc* sums, bool accumulate) const {
+    const EvenSplit runs(depth, ceil_div(depth, kDotWeights));
+    const EvenSplit parts(weights_.outputs, ceil_div(weights_.outputs, kDotChannels));
+    for (int64_t part = 0; part < parts.parts; ++part) {
+      for (int64_t run = 0; run < runs.parts; ++run) {
+        dot_kernel_for<kDotChannels, Acc>(runs.size(run), parts.size(part))(
+            tile.rows, tile.columns, slab, shape_.columns, offsets_.data() + runs.begin(run),
+            planes + parts.begin(part) * line, column_tiles_.size(0), line,
+            sums + runs.begin(run) * panels_.padded() + parts.begin(part), panels_.padded(), accumulate);
+      }
+    }
+  }
+
+  void add_packed(int64_t pixels, const Acc* packed, Acc* sums, bool accumulate) const {
+    for (int64_t k = 0; k < panels_.padded(); k += n) {
+      const int64_t panel = k / panels_.kWide, width = panels_.width(panel);
+      const Acc* from = packed + panels_.begin(panel) * pixels + k - panels_.begin(panel);
+      Vec<Acc> total = Acc(0);
+      for (int64_t p = 0; p < pixels; ++p) total += load<Acc>(from + p * width);
+      store(sums + k, accumulate ? load<Acc>(sums + k) + total : total);
+    }
+  }
+
+  void add_planes(const ConvTile& tile, int64_t line, const Acc* planes, Acc* sums, bool accumulate) const {
+    for (int64_t k = 0; k < weights_.outputs; ++k) {
+      Vec<Acc> total = Acc(0);
+      for (int64_t row = 0; row < tile.rows; ++row) {
+        const Acc* const from = planes + k * line + row * column_tiles_.size(0);
+        for_each_vector<Acc>(tile.columns,
+                             [&](int64_t i, int lanes) { total += load_lanes(from + i, lanes); });
+      }
+      sums[k] = accumulate ? sums[k] + horizontal_sum(total) : horizontal_sum(total);
+    }
+  }
+
+  // Adds the later chunks' sums to the first's, at the `count` elements from `at`.
+  void merge_chunks(const Acc* first, int64_t count, Acc* to) const {
+    for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
+      Vec<Acc> total = tiles_ > 0 ? load_lanes(first + i, lanes) : Vec<Acc>(Acc(0));
+      for (int64_t chunk = 1; chunk < chunks_.parts; ++chunk) {
+        total += load_lanes(first + chunk * chunk_size() + i, lanes);
+      }
+      store_lanes(to + i, total, lanes);
+    });
+  }
+
+  void merge_weight(T* weight) const {
+    const int64_t ld = panels_.padded(), rows = weights_.groups * weights_.inputs;
+    parallel_for(rows, taps_ * ld * (chunks_.parts + 4), [&](int64_t begin, int64_t end) {
+      Acc* const sums = conv_buffer<1, Acc>(taps_ * ld + n);
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t group = row / weights_.inputs, channel = row % weights_.inputs;
+        merge_chunks(weight_sums(0, group) + channel * taps_ * ld, taps_ * ld, sums);
+        T* const to = weight + group * weights_.group_stride + channel * weights_.input_stride;
+        for (int64_t k = 0; k < weights_.outputs; ++k) {
+          const Acc* from = sums + k;
+          for (const math::ConvTap& r : h_.taps) {
+            for (const math::ConvTap& s : w_.taps) {
+              to[k * weights_.output_stride + r.kernel * weights_.row_stride +
+                 s.kernel * weights_.column_stride] = from_acc<T>(*from);
+              from += ld;
+            }
+          }
+        }
+      }
+    });
+  }
+
+  void merge_bias(T* bias) const {
+    Acc* const sums = conv_buffer<1, Acc>(panels_.padded() + n);
+    for (int64_t group = 0; group < weights_.groups; ++group) {
+      merge_chunks(bias_sums(0, group), weights_.outputs, sums);
+      for (int64_t k = 0; k < weights_.outputs; ++k)
+        bias[group * weights_.outputs + k] = from_acc<T>(sums[k]);
+    }
+  }
+
+  ImageSource<T> x_;
+  ImageSource<T> grad_;
+  ConvWeights<T> weights_;
+  const math::CorrelationAxis& h_;
+  const math::CorrelationAxis& w_;
+  math::CorrelationAxis grad_h_;
+  math::CorrelationAxis grad_w_;
+  int64_t taps_;
+  EvenSplit blocks_;  // of input channels
+  ChannelPanels<Acc> panels_;
+  SlabShape shape_;
+  EvenSplit row_tiles_{1, 1};
+  EvenSplit column_tiles_{1, 1};
+  EvenSplit chunks_{1, 1};
+  int64_t groups_in_tile_ = 1;
+  int64_t tiles_ = 0;
+  std::vector<int64_t> offsets_;
+  std::vector<int64_t> runs_[kMostRun + 1];
+  Acc* partial_ = nullptr;
+};
+
+}  // namespace pyops::cpu

@@ -1,0 +1,63 @@
+"""Convolution modules: torch's classes with this library's functions and extras."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch.nn
+from torch import Tensor
+
+from .. import functional as F
+from ..ops.activation import parse
+
+
+class Conv2d(torch.nn.Conv2d):
+    """:class:`torch.nn.Conv2d` through :func:`pyops.functional.conv2d`.
+
+    Extra argument: ``activation``, the name of the activation that follows; ``residual`` goes to the call.
+    Shapes: input (N, C, H, W) or (C, H, W); output (N, K, OH, OW) or (K, OH, OW).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        parse("Conv2d", activation)
+        layout = (stride, padding, dilation, groups, bias, padding_mode)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, device, dtype)
+        self.activation = activation
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(
+                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
+            )
+            padding = (0, 0)
+        return F.conv2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            residual=residual,
+        )
+
+    def extra_repr(self) -> str:
+        more = "" if self.activation is None else f", activation={self.activation!r}"
+        return super().extra_repr() + more

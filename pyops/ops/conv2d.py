@@ -1,0 +1,326 @@
+"""Two-dimensional convolution with bias, residual and activation: schemas, autograd and public function.
+
+Kernels: ``csrc/cpu/conv2d.cpp``; the geometry is in ``csrc/math/conv2d.h``. A backend without a kernel for it
+uses the reference formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._common import check_device, check_floating, check_shape
+from .activation import Activation, parse
+
+
+def is_channels_last(image: Tensor) -> bool:
+    """Whether outputs follow a dense 4-D tensor in having the channels last.
+
+    Where both formats are the same in memory, the strides tell what the tensor was made as, as they do torch.
+    """
+    if not image.is_contiguous():
+        return image.is_contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = image.shape
+    strides = image.stride()
+    return strides[1] == 1 and strides[3] == channels and channels * height * width > 1
+
+
+def _empty_image(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format)
+
+
+def _output_sizes(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    sizes = [
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    return [input.shape[0], weight.shape[0], *sizes]
+
+
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kind: int,
+    a: float,
+    b: float,
+    save_input_of_activation: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = _output_sizes(input, weight, stride, padding, dilation)
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    output = _empty_image(input, shape, channels_last)
+    return output, torch.empty_like(output) if save_input_of_activation else input.new_empty((0,))
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kind: int,
+    a: float,
+    b: float,
+    saved_is_output: bool,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gradient(of: Tensor, needed: bool) -> Tensor:
+        return _empty_image(of, of.shape, is_channels_last(of)) if needed else of.new_empty((0,))
+
+    return (
+        gradient(input, needs_input),
+        gradient(weight, needs_weight),
+        weight.new_empty((weight.shape[0],) if needs_bias else (0,)),
+        gradient(grad_output, needs_residual),
+    )
+
+
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups, int kind, float a, float b, "
+
+_library.define(
+    "conv2d_forward",
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
+    + _GEOMETRY
+    + "bool save_input_of_activation) -> (Tensor output, Tensor saved)",
+    _fake_forward,
+)
+_library.define(
+    "conv2d_backward",
+    "(Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, "
+    + _GEOMETRY
+    + "bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias, bool needs_residual) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    _fake_backward,
+)
+
+
+class _Geometry(NamedTuple):
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        geometry: _Geometry,
+        activation: Activation,
+        ops: SimpleNamespace,
+    ) -> Tensor:
+        keeps_output = activation.keeps_output(input.dtype)
+        output, saved = ops.conv2d_forward(
+            input, weight, bias, residual, *geometry, *activation, not keeps_output
+        )
+        if keeps_output:
+            ctx.save_for_backward(input, weight, None, None, output if activation.kind else None)
+        else:
+            ctx.save_for_backward(input, weight, bias, residual, saved)
+        ctx.geometry, ctx.options = geometry, (*geometry, *activation)
+        ctx.keeps_output, ctx.ops = keeps_output, ops
+        ctx.channels_last = is_channels_last(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, weight, bias, residual, saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            if not ctx.keeps_output:  # with the graph that double backward needs
+                saved = reference.conv2d(input, weight, bias, residual, *(*ctx.geometry, 0, 0.0, 0.0))
+            options = (*ctx.options, ctx.keeps_output, needs)
+            grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
+            return (*grads, None, None, None)
+        grads = ctx.ops.conv2d_backward(
+            _dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
+        )
+        return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""activation(conv2d(input, weight) + bias + residual), as :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: shape (N, C, H, W) or (C, H, W), contiguous or channels_last; other strides are copied.
+        weight: shape (K, C / groups, R, S).
+        bias: shape (K).
+        stride, dilation: a number, or one for each of H and W.
+        padding: zeros around the image: a number, one for each of H and W, ``"valid"`` (none) or ``"same"``
+            (output of the input's size; stride 1 only).
+        groups: the input's and the output's channels are cut into as many groups that do not mix.
+        activation: name of the activation that follows, with its default parameters: ``"relu"``,
+            ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
+            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+        residual: added before the activation; the output's shape.
+
+    Returns:
+        Tensor of shape (N, K, OH, OW), or (K, OH, OW) for one image, with
+        OH = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1 and OW alike. It is channels_last
+        where the input or the weight is. Its dtype is the arguments' or, under autocast, autocast's.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong dtype, shape or value.
+        RuntimeError: tensors on different devices.
+    """
+    name = "conv2d"
+    if activation is None and residual is None and backends.prefers_torch(input):
+        return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    function = parse(name, activation)
+    check_floating(name, "input", input)
+    if input.dim() == 3:
+        images, more = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+        options = (bias, stride, padding, dilation, groups)
+        return conv2d(images, weight, *options, activation=activation, residual=more)[0]
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+        residual = None if residual is None else _autocast(residual, dtype)
+    _check_tensors(name, input, weight, bias, groups)
+    strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, paddings = _named_padding(name, padding, input, weight, strides, dilations)
+    else:
+        paddings = _pair(name, "padding", padding, 0)
+    geometry = _Geometry(strides, paddings, dilations, groups)
+    _check_kernel_fits(name, input, weight, geometry)
+    if residual is not None:
+        shape = tuple(_output_sizes(input, weight, *geometry[:3]))
+        check_device(name, "residual", residual, input)
+        check_shape(name, "residual", residual, shape, "the output's")
+        if residual.dtype is not input.dtype:
+            raise TypeError(
+                f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}"
+            )
+    ops = backends.resolve(input, "conv2d_forward")
+    if ops is None:
+        return reference.conv2d(input, weight, bias, residual, *geometry, *function)
+    input, weight = _either_format(input), _either_format(weight)
+    if residual is not None:
+        residual = _dense(residual, is_channels_last(input) or is_channels_last(weight))
+    if bias is not None:
+        bias = bias.contiguous()
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, weight, bias, residual)
+    ):
+        return _Conv2d.apply(input, weight, bias, residual, geometry, function, ops)
+    return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch's autocast does to the arguments of ``conv2d``."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype is not torch.float64 else tensor
+
+
+def _either_format(image: Tensor) -> Tensor:
+    """The tensor if it is dense in one of the two formats, else a contiguous copy."""
+    if image.is_contiguous() or image.is_contiguous(memory_format=torch.channels_last):
+        return image
+    return image.contiguous()
+
+
+def _dense(image: Tensor, channels_last: bool) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
+    """``value`` for both dimensions."""
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) == 1:
+        pair = pair * 2
+    if len(pair) != 2:
+        raise ValueError(f"{function}: {name} must be a number or two, got {value!r}")
+    if pair[0] < least or pair[1] < least:
+        raise ValueError(f"{function}: {name} must be at least {least}, got {value!r}")
+    return pair
+
+
+def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    check_device(name, "weight", weight, input)
+    if input.dim() != 4 or weight.dim() != 4:
+        raise ValueError(
+            f"{name}: input must have shape (N, C, H, W) or (C, H, W) and weight (K, C / groups, R, S), "
+            f"got {tuple(input.shape)} and {tuple(weight.shape)}"
+        )
+    if weight.dtype is not input.dtype:
+        raise TypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
+    if groups < 1:
+        raise ValueError(f"{name}: groups must be at least 1, got {groups}")
+    if weight.shape[0] == 0 or weight.shape[0] % groups:
+        raise ValueError(
+            f"{name}: groups must divide the weight's {weight.shape[0]} output channels, got {groups}"
+        )
+    if weight.shape[1] == 0 or input.shape[1] != weight.shape[1] * groups:
+        raise ValueError(
+            f"{name}: the weight has {weight.shape[1]} channels and groups is {groups}, "
+            f"so input must have {weight.shape[1] * groups} channels, got shape {tuple(input.shape)}"
+        )
+    if bias is not None:
+        check_device(name, "bias", bias, input)
+        check_shape(name, "bias", bias, (weight.shape[0],), "one per output channel")
+        if bias.dtype is not input.dtype:
+            raise TypeError(f"{name}: bias must have the input's dtype {input.dtype}, got {bias.dtype}")
+
+
+def _named_padding(
+    name: str, padding: str, input: Tensor, weight: Tensor, stride: list[int], dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """The padding called ``"same"`` or ``"valid"``; the input with one more row or column where it is odd."""
+    if padding == "valid":
+        return input, [0, 0]
+    if padding != "same":
+        raise ValueError(f"{name}: padding must be 'same', 'valid' or numbers, got {padding!r}")
+    if stride != [1, 1]:
+        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
+    total = [dilation[i] * (weight.shape[2 + i] - 1) for i in range(2)]
+    odd = [t % 2 for t in total]
+    if any(odd):  # as torch: the extra one comes last
+        input = torch.nn.functional.pad(input, (0, odd[1], 0, odd[0]))
+    return input, [t // 2 for t in total]
+
+
+def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: _Geometry) -> None:
+    for i, side in enumerate(("height", "width")):
+        extent = geometry.dilation[i] * (weight.shape[2 + i] - 1) + 1
+        padded = input.shape[2 + i] + 2 * geometry.padding[i]
+        if weight.shape[2 + i] == 0 or extent > padded:
+            raise ValueError(
+                f"{name}: the kernel's {side} is {weight.shape[2 + i]}, {extent} with its dilation, and must "
+                f"be at least 1 and at most the padded input's {padded} (input {input.shape[2 + i]}, "
+                f"padding {geometry.padding[i]})"
+            )
