@@ -56,7 +56,11 @@ def build_mutant(folder: Path, originals: dict[str, Path], mutant: Mutant) -> Pa
     changed = tree / mutant.file
     changed.write_text(changed.read_text().replace(mutant.old, mutant.new))
     rebuilt = {source: compile_object(tree, source) for source in mutant.compile}
-    return link(list({**originals, **rebuilt}.values()), folder / "libmutant.so")
+    # The rebuilt ones first: of an inline function that several objects hold, the linker takes the first.
+    return link(
+        list({**rebuilt, **{s: o for s, o in originals.items() if s not in rebuilt}}.values()),
+        folder / "libmutant.so",
+    )
 
 
 # Forks one child per library after the slow import of torch; it loads the library in place of the real one.
