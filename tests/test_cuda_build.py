@@ -121,7 +121,8 @@ def test_compiles_without_spills(
 ) -> None:
     report = compile_source(source, architecture, tmp_path / "kernels.cubin", "-cubin", "-Xptxas", "-v")
     usages = parse(report)
-    assert usages, "ptxas reported no kernel"
+    has_kernels = "__global__" in source.read_text()  # linear.cu calls the library and dropout's kernels
+    assert bool(usages) == has_kernels, f"ptxas reported {len(usages)} kernels"
     found[architecture] += usages
     spilling = [usage for usage in usages if usage.spill_bytes or usage.stack_bytes]
     assert not spilling, "\n".join(map(str, spilling))
