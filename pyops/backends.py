@@ -130,6 +130,9 @@ def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | No
     Raises:
         BackendError: the requested backend cannot run on the tensor's device.
     """
+    if _requested is None and tensor.is_cpu and "cpp" in _handles:  # the usual call
+        cpp = _handles["cpp"]
+        return cpp if tensor.dtype in _FLOATING and op not in cpp.without_kernel else None
     device_type = tensor.device.type
     if _requested is not None:
         name = _requested

@@ -352,11 +352,11 @@ def test_integers_are_left_to_torch() -> None:
     assert torch.equal(F.linear(x, w), torch.nn.functional.linear(x, w))
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
-def test_tiny_tensors_are_left_to_torch(activation: str | None) -> None:
+def test_tiny_tensors_are_left_to_torch_unless_something_is_fused() -> None:
     x, w, b = operands(4, 3, 5)
-    assert "Linear" not in type(F.linear(x, w, b, activation=activation).grad_fn).__name__
-    assert "Linear" in type(F.linear(x, w, b, activation=activation, dropout_p=0.5).grad_fn).__name__
+    assert "Linear" not in type(F.linear(x, w, b).grad_fn).__name__
+    for fused in ({"activation": "relu"}, {"dropout_p": 0.5}):
+        assert "Linear" in type(F.linear(x, w, b, **fused).grad_fn).__name__
 
 
 @pytest.mark.parametrize("capability", ["tf32", "ieee"])
@@ -475,7 +475,7 @@ def test_lazy_module_becomes_a_linear_that_keeps_its_options() -> None:
     assert torch.equal(module(x), first)
     loaded = pyops.nn.LazyLinear(5)
     loaded.load_state_dict(module.state_dict())
-    assert torch.equal(loaded(x).relu(), first)
+    torch.testing.assert_close(loaded(x).relu(), first)
 
 
 @pytest.mark.parametrize("layer", [pyops.nn.Linear, pyops.nn.LazyLinear])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _library, backends, reference
 from ._common import (
+    apply,
     autocasts_to_float32,
     check_floating,
     check_tensor,
@@ -160,7 +161,7 @@ def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inpla
     elif not dense:
         input = input.contiguous()
     if needs_grad:
-        return _Activation.apply(input, kind, a, b, inplace, ops)
+        return apply(_Activation, input, kind, a, b, inplace, ops)
     return ops.activation_forward(input, kind, a, b)
 
 

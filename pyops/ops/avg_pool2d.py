@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ._common import apply
 from ._pooling import (
     IntOrPair,
     Pair,
@@ -91,7 +92,7 @@ class _Average(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         grad = grad.contiguous()
         if torch.is_grad_enabled():
-            return _Average.apply(grad, *ctx.transposed), None, None, None, None
+            return apply(_Average, grad, *ctx.transposed), None, None, None, None
         backward_op, backward_options = ctx.transposed[:2]
         return backward_op(grad, *backward_options), None, None, None, None
 
@@ -103,7 +104,7 @@ def _apply(
     size = list(image_size(input.shape, False))
     input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        output = _Average.apply(input, forward_op, (*first, *rest), backward_op, (size, *rest))
+        output = apply(_Average, input, forward_op, (*first, *rest), backward_op, (size, *rest))
     else:
         output = forward_op(input, *first, *rest)
     return output.permute(0, 3, 1, 2) if channels_last else output

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_floating, check_shape
+from ._common import apply, check_device, check_floating, check_shape
 from .activation import Activation, parse
 
 
@@ -238,7 +238,7 @@ def conv2d(
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, weight, bias, residual)
     ):
-        return _Conv2d.apply(input, weight, bias, residual, geometry, function, ops)
+        return apply(_Conv2d, input, weight, bias, residual, geometry, function, ops)
     return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
 
 

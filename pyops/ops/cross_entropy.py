@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from .. import _library, backends, reference
 from ._common import (
     acc_dtype,
+    apply,
     autocasts_to_float32,
     check_device,
     check_floating,
@@ -340,13 +341,13 @@ def _fused(
         target = target.contiguous()
     lse: Tensor | None = None
     if needs_grad and ops.backend == "cpp" and _has_one_scale(logits, options, return_lse, inplace_backward):
-        loss = _CrossEntropyWithGrad.apply(logits, target, weight, sample_weight, options, ops)
+        loss = apply(_CrossEntropyWithGrad, logits, target, weight, sample_weight, options, ops)
     elif needs_grad:
         arguments = (logits, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
         if return_lse:
-            loss, lse = _CrossEntropy.apply(*arguments)
+            loss, lse = apply(_CrossEntropy, *arguments)
         else:
-            loss = _CrossEntropy.apply(*arguments)
+            loss = apply(_CrossEntropy, *arguments)
     else:
         loss, stats, _ = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
         if return_lse:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_floating, check_shape, check_tensor, dense_order, refuse_leaf
+from ._common import apply, check_device, check_floating, check_shape, check_tensor, dense_order, refuse_leaf
 from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, parse
 
 
@@ -108,19 +108,19 @@ class _FusedDropout(torch.autograd.Function):
             ctx.save_for_backward(output, None, seed)
         else:
             ctx.save_for_backward(input, bias, seed)
-        ctx.options, ctx.keeps_output, ctx.ops = options, keeps_output, ops
+        ctx.call = options, keeps_output, ops
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
-        arguments = (*ctx.saved_tensors, *ctx.options, ctx.keeps_output, needs_bias)
+        options, keeps_output, ops = ctx.call
+        arguments = (*ctx.saved_tensors, *options, keeps_output, needs_bias)
         if torch.is_grad_enabled():
-            gradients = reference.bias_activation_dropout_gradient(grad, *arguments)
+            dx, db = reference.bias_activation_dropout_gradient(grad, *arguments)
         else:
-            gradients = ctx.ops.bias_activation_dropout_backward(grad.contiguous(), *arguments)
-        grad_bias = gradients[1] if needs_bias else None
-        return gradients[0], grad_bias, grad if needs_residual else None, None, None, None, None
+            dx, db = ops.bias_activation_dropout_backward(grad.contiguous(), *arguments)
+        return dx, db if needs_bias else None, grad if needs_residual else None, None, None, None, None
 
 
 def dropout(
@@ -187,7 +187,7 @@ def dropout(
     if ops is None or not input.is_contiguous() or torch.compiler.is_compiling():
         return input.copy_(_plain(input, seed, p, ops))
     if needs_grad:
-        return _InplaceDropout.apply(input, seed, p, ops)
+        return apply(_InplaceDropout, input, seed, p, ops)
     ops.dropout_(input, seed, p)
     return input
 
@@ -207,7 +207,7 @@ def _inverse(order: list[int]) -> list[int]:
 
 def _apply(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
-        return _Dropout.apply(input, seed, p, ops)
+        return apply(_Dropout, input, seed, p, ops)
     return ops.dropout(input, seed, p)
 
 
@@ -245,7 +245,7 @@ def _fused(
             residual = None if residual is None else residual.permute(order)
     if residual is not None:
         residual = residual.contiguous()
-    output = _apply_fused(input, bias, residual, seed, (p, *activation, dim))
+    output = _apply_fused(input, bias, residual, seed, p, activation, dim)
     return output if order is None else output.permute(_inverse(order))
 
 
@@ -254,9 +254,12 @@ def _apply_fused(
     bias: Tensor | None,
     residual: Tensor | None,
     seed: Tensor | None,
-    options: tuple[float, int, float, float, int],
+    p: float,
+    activation: Activation,
+    dim: int,
 ) -> Tensor:
     ops = backends.resolve(input)
+    options = (p, *activation, dim)
     if ops is None:
         return reference.bias_activation_dropout(input, bias, residual, seed, *options)
     if torch.is_grad_enabled() and (
@@ -264,17 +267,17 @@ def _apply_fused(
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        keeps_output = residual is None and _keeps_output(Activation(*options[1:4]), input.dtype)
-        return _FusedDropout.apply(input, bias, residual, seed, options, keeps_output, ops)
+        keeps_output = residual is None and _keeps_output(activation, input.dtype)
+        return apply(_FusedDropout, input, bias, residual, seed, options, keeps_output, ops)
     return ops.bias_activation_dropout_forward(input, bias, residual, seed, *options)
 
 
 def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:
     """Whether backward gets the output. It is scaled before it is rounded, so that 16 bits of it say less of
     the activation's output than torch keeps; only the sign is sure."""
-    if dtype.itemsize == 2 and activation.kind not in (RELU, LEAKY_RELU):
-        return False
-    return activation.from_output
+    if activation.kind <= RELU:
+        return True
+    return activation.from_output and (dtype.itemsize > 2 or activation.kind == LEAKY_RELU)
 
 
 def _matches(tensor: Tensor, input: Tensor) -> bool:

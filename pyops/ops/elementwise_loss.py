@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import acc_dtype, dense_order, differentiable_gradients, take_written
+from ._common import acc_dtype, apply, dense_order, differentiable_gradients, take_written
 
 # As in csrc/math/loss.h.
 MSE, L1, HUBER, SMOOTH_L1, BCE_WITH_LOGITS = range(5)
@@ -270,4 +270,4 @@ def _apply(input: Tensor, target: Tensor, factors: Factors, options: Options, op
         and not torch.compiler.is_compiling()
     )
     function = _ElementwiseLossWithGrad if writes_gradient else _ElementwiseLoss
-    return function.apply(input, target, *factors, options, ops)
+    return apply(function, input, target, *factors, options, ops)

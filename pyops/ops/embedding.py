@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _library, backends, reference
-from ._common import check_device, check_tensor
+from ._common import apply, check_device, check_tensor
 
 _library.define(
     "embedding_forward",
@@ -50,7 +50,7 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (indices,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _EmbeddingGradient.apply(grad, indices, *ctx.arguments, ctx.ops), None, None, None, None
+            return apply(_EmbeddingGradient, grad, indices, *ctx.arguments, ctx.ops), None, None, None, None
         return ctx.ops.embedding_backward(grad.contiguous(), indices, *ctx.arguments), None, None, None, None
 
 
@@ -82,7 +82,7 @@ class _EmbeddingGradient(torch.autograd.Function):
             grad = grad / counts.clamp(min=1).to(grad.dtype).unsqueeze(1)
         if ctx.padding_idx >= 0:
             grad = grad.masked_fill((rows == ctx.padding_idx).unsqueeze(1), 0.0)
-        result = _Embedding.apply(grad, indices, _NO_PADDING, False, ctx.ops)
+        result = apply(_Embedding, grad, indices, _NO_PADDING, False, ctx.ops)
         return result, None, None, None, None, None
 
 
@@ -136,7 +136,7 @@ def embedding(
     if ops is None:
         return reference.embedding(weight, input, padding, scale_grad_by_freq)
     if weight.requires_grad and torch.is_grad_enabled():
-        return _Embedding.apply(weight, input, padding, scale_grad_by_freq, ops)
+        return apply(_Embedding, weight, input, padding, scale_grad_by_freq, ops)
     return ops.embedding_forward(weight, input)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_tensor
+from ._common import apply, check_tensor
 
 
 def _fake(
@@ -58,7 +58,7 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            result = _InterpolateGradient.apply(grad, ctx.sizes, ctx.options, ctx.ops)
+            result = apply(_InterpolateGradient, grad, ctx.sizes, ctx.options, ctx.ops)
         else:
             result = ctx.ops.interpolate_nearest_backward(grad.contiguous(), ctx.sizes[0], *ctx.options)
         return result, None, None, None, None, None
@@ -74,7 +74,7 @@ class _InterpolateGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        result = _Interpolate.apply(grad.contiguous(), ctx.sizes[1], *ctx.options, ctx.ops)
+        result = apply(_Interpolate, grad.contiguous(), ctx.sizes[1], *ctx.options, ctx.ops)
         return result, None, None, None
 
 
@@ -152,7 +152,7 @@ def _apply(
     ops: SimpleNamespace,
 ) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
-        return _Interpolate.apply(input, sizes, factors, exact, channels_last, ops)
+        return apply(_Interpolate, input, sizes, factors, exact, channels_last, ops)
     return ops.interpolate_nearest_forward(input, sizes, factors, exact, channels_last)
 
 

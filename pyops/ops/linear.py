@@ -6,15 +6,16 @@ product is that of ``csrc/math/activation.h`` and ``csrc/math/dropout.h``.
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_tensor, differentiable_gradients
-from .activation import Activation, parse
+from ._common import apply, check_tensor, differentiable_gradients
+from .activation import RELU, Activation, parse
 from .dropout import draw_seed
 
 
@@ -77,63 +78,80 @@ _library.define(
 )
 
 
-class _Options(NamedTuple):
-    p: float
-    activation: Activation
-    ops: SimpleNamespace
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor | None, options: _Options
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seed: Tensor | None,
+        options: tuple[float, int, float, float],
+        ops: SimpleNamespace,
     ) -> Tensor:
-        p, activation, ops = options
-        keeps_output = activation.keeps_output(input.dtype)
-        output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
+        keeps_output = options[1] <= RELU or Activation(*options[1:]).keeps_output(input.dtype)
+        output, saved = ops.linear_forward(input, weight, bias, seed, *options, not keeps_output)
         if keeps_output:
             # A frozen layer does not hold on to its input.
             kept_input = input if ctx.needs_input_grad[1] else None
-            ctx.save_for_backward(kept_input, weight, output if activation.kind else None, seed, None)
+            ctx.save_for_backward(kept_input, weight, output if options[1] else None, seed)
         else:
             ctx.save_for_backward(input, weight, saved, seed, bias)
-        ctx.options = options
+        ctx.call = options, keeps_output, ops
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, saved, seed, bias = ctx.saved_tensors
-        p, activation, ops = ctx.options
-        kind, a, b = activation
-        keeps_output = activation.keeps_output(weight.dtype)
-        needs_input, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled():
-            grad_input, grad_weight, grad_bias = ops.linear_backward(
-                grad.contiguous(), input, weight, saved, seed, p, *activation, keeps_output, *needs
-            )
-            return (
-                grad_input if needs_input else None,
-                grad_weight if needs_weight else None,
-                grad_bias if needs_bias else None,
-                None,
-                None,
-            )
-        if not keeps_output:
-            tensors = (input, weight, bias)
-            wanted = tuple(t for t, needed in zip(tensors, needs, strict=True) if needed)
-            found = iter(
-                differentiable_gradients(
-                    lambda *_: reference.linear(*tensors, seed, p, *activation), wanted, (grad,)
-                )
-            )
-            return (*(next(found) if needed else None for needed in needs), None, None)
-        dz, grad_bias = reference.bias_activation_dropout_gradient(
-            grad, saved, None, seed, p, kind, a, b, grad.dim() - 1, True, needs_bias
+        input, weight, saved, seed, *bias = ctx.saved_tensors
+        options, keeps_output, ops = ctx.call
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            tensors = (input, weight, saved if keeps_output else bias[0], seed)
+            return (*_differentiable(grad, *tensors, options, keeps_output, needs), None, None, None)
+        grad_input, grad_weight, grad_bias = ops.linear_backward(
+            grad.contiguous(), input, weight, saved, seed, *options, keeps_output, *needs
         )
-        grad_weight = None
-        if needs_weight:
-            grad_weight = dz.flatten(0, -2).t() @ input.flatten(0, -2) if dz.dim() > 1 else dz.outer(input)
-        return dz @ weight if needs_input else None, grad_weight, grad_bias, None, None
+        return (
+            grad_input if needs[0] else None,
+            grad_weight if needs[1] else None,
+            grad_bias if needs[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _differentiable(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    output_or_bias: Tensor | None,
+    seed: Tensor | None,
+    options: tuple[float, int, float, float],
+    keeps_output: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias that can be differentiated again."""
+    p, kind, a, b = options
+    if not keeps_output:
+        tensors = (input, weight, output_or_bias)
+        wanted = tuple(t for t, needed in zip(tensors, needs, strict=True) if needed and t is not None)
+        formula = partial(_formula, tensors, seed, options)
+        found = iter(differentiable_gradients(formula, wanted, (grad,)))
+        return tuple(next(found) if needed else None for needed in needs)
+    dz, grad_bias = reference.bias_activation_dropout_gradient(
+        grad, output_or_bias, None, seed, p, kind, a, b, grad.dim() - 1, True, needs[2]
+    )
+    grad_weight = None
+    if needs[1]:
+        grad_weight = dz.flatten(0, -2).t() @ input.flatten(0, -2) if dz.dim() > 1 else dz.outer(input)
+    return dz @ weight if needs[0] else None, grad_weight, grad_bias if needs[2] else None
+
+
+def _formula(tensors: tuple[Any, ...], seed: Tensor | None, options: tuple[Any, ...], *_: Tensor) -> Tensor:
+    p, kind, a, b = options
+    input, weight, bias = tensors
+    return reference.linear(input, weight, bias, seed, p, kind, a, b)
 
 
 def linear(
@@ -163,9 +181,6 @@ def linear(
         Tensor of shape (*, out_features), or (*) for a weight of shape (in_features), in the dtype of the
         arguments or, under autocast, in autocast's.
 
-    On tiny tensors without dropout the calls are torch's own (:func:`pyops.backends.prefers_torch`): with an
-    activation two nodes of its graph still cost less than one of Python's.
-
     Raises:
         TypeError: an argument is no tensor.
         ValueError: ``activation`` or ``dropout_p`` has no such value.
@@ -189,8 +204,8 @@ def linear(
         )
         return output.squeeze(-1)
     if dropout_p == 0.0:
-        if backends.prefers_torch(input):
-            return reference.linear(input, weight, bias, None, 0.0, *function)
+        if activation is None and backends.prefers_torch(input):
+            return torch.nn.functional.linear(input, weight, bias)
     elif not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
     device = input.device
@@ -206,7 +221,7 @@ def linear(
     input, weight = _operand(input), _operand(weight)
     differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if differentiable and torch.is_grad_enabled():
-        return _Linear.apply(input, weight, bias, seed, _Options(dropout_p, function, ops))
+        return apply(_Linear, input, weight, bias, seed, (dropout_p, *function), ops)
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
 
 

@@ -19,6 +19,7 @@ from .. import _library, backends, reference
 from ._common import (
     REDUCTIONS,
     acc_dtype,
+    apply,
     check_device,
     check_floating,
     check_shape,
@@ -312,7 +313,7 @@ def linear_cross_entropy(
             # does. What it refuses is converted, or explained, below.
             with suppress(RuntimeError):
                 tensors = (input, linear_weight, linear_bias, target, None, None)
-                return _SmallLinearCrossEntropy.apply(*tensors, options, ops)
+                return apply(_SmallLinearCrossEntropy, *tensors, options, ops)
     _check_linear(name, input, linear_weight, linear_bias)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
@@ -364,10 +365,10 @@ def _run(
         torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, matrix, bias)
     )
     if chunk_size is None and len(logits_shape) == 1 and _is_small(hidden, matrix, options, ops):
-        return _SmallLinearCrossEntropy.apply(
-            hidden, matrix, bias, target, weight, sample_weight, options, ops
+        return apply(
+            _SmallLinearCrossEntropy, hidden, matrix, bias, target, weight, sample_weight, options, ops
         )
-    return _LinearCrossEntropy.apply(hidden, matrix, bias, problem, needs)
+    return apply(_LinearCrossEntropy, hidden, matrix, bias, problem, needs)
 
 
 def _may_be_small(input: Tensor, linear_weight: Tensor, bias: Tensor | None, target: Tensor) -> bool:

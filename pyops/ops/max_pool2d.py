@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ._common import apply
 from ._pooling import (
     IntOrPair,
     Pair,
@@ -106,7 +107,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _Gather.apply(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+        return apply(_Gather, grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -132,7 +133,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _Scatter.apply(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+        return apply(_Scatter, grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 
 class _MaxPool2d(torch.autograd.Function):
@@ -164,7 +165,7 @@ class _MaxPool2d(torch.autograd.Function):
                 None,
             )
         grad = in_torch_order(grad, windows.channels_last)
-        grad = _Scatter.apply(grad, argmax, ctx.size, windows, ctx.ops)
+        grad = apply(_Scatter, grad, argmax, ctx.size, windows, ctx.ops)
         return in_memory_order(grad, windows.channels_last), None, None, None
 
 
@@ -215,7 +216,7 @@ def max_pool2d(
     windows = _Windows(kernel, strides, paddings, dilations, ceil_mode, channels_last)
     input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        result = _MaxPool2d.apply(input, windows, return_indices, ops)
+        result = apply(_MaxPool2d, input, windows, return_indices, ops)
     else:
         result, argmax = ops.max_pool2d_forward(input, *windows)
         if return_indices:

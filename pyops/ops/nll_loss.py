@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _library, backends, reference
 from ._common import (
     acc_dtype,
+    apply,
     autocasts_to_float32,
     check_device,
     check_floating,
@@ -145,7 +146,7 @@ def nll_loss(
         return reference.nll_loss(input, target, weight, code, ignore_index).to(result_dtype)
     input = input.contiguous()
     if input.requires_grad and torch.is_grad_enabled():
-        loss = _NLLLoss.apply(input, target, weight, code, ignore_index, ops)
+        loss = apply(_NLLLoss, input, target, weight, code, ignore_index, ops)
     else:
         loss, _ = ops.nll_loss_forward(input, target, weight, code, ignore_index)
     return loss if loss.dtype is result_dtype else loss.to(result_dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import check_device, check_floating, check_tensor, dense_order
+from ._common import apply, check_device, check_floating, check_tensor, dense_order
 
 _library.define(
     "prelu_forward",
@@ -97,5 +97,5 @@ def _check_slopes(input: Tensor, weight: Tensor) -> None:
 
 def _apply_prelu(input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        return _PReLU.apply(input, weight, dim, ops)
+        return apply(_PReLU, input, weight, dim, ops)
     return ops.prelu_forward(input, weight, dim)

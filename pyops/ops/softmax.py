@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import autocasts_to_float32, check_floating
+from ._common import apply, autocasts_to_float32, check_floating
 
 _library.define(
     "softmax_forward",
@@ -115,5 +115,5 @@ def _softmax(
 
 def _apply(input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
-        return _Softmax.apply(input, dim, log, ops)
+        return apply(_Softmax, input, dim, log, ops)
     return ops.softmax_forward(input, dim, log)
