@@ -4,6 +4,7 @@
 - ``ops``: one module per op: its formula in float64, the reference of all accuracy checks; torch's
   counterpart; cases for the smoke check, arguments for the fuzzer, mistakes for the mutation test.
 - ``cases``: the inputs and options an op is tried with, and how they are combined.
+- ``triton_cases``: the launches that are compiled for GPUs.
 - ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
 - ``checks``: what must hold; written once, called by ``tests/test_<op>.py``.
