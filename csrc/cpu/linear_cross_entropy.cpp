@@ -5,6 +5,7 @@
 #include "../binding/cross_entropy.h"
 #include "cross_entropy_rows.h"
 #include "gemm.h"
+#include "matrix_epilogue.h"
 #include "output_cache.h"
 
 namespace pyops::cpu {
@@ -39,15 +40,6 @@ void form_logits(const Tensor& hidden, const Tensor& matrix, const std::optional
        Serial{});
 }
 
-template <class T>
-void sum_rows(const T* grad, int64_t rows, int64_t classes, T* sums) {
-  for_each_vector<T>(classes, [&](int64_t c, int lanes) {
-    Vec<T> sum = T(0);
-    for (int64_t row = 0; row < rows; ++row) sum += load_lanes(grad + row * classes + c, lanes);
-    store_lanes(sums + c, sum, lanes);
-  });
-}
-
 struct Gradients {
   Tensor hidden;
   Tensor matrix;
@@ -68,7 +60,7 @@ void spread_gradient(const T* grad, const Tensor& hidden, const Tensor& matrix, 
          Operand<T>{static_cast<const T*>(hidden.const_data_ptr()), 1, features},
          static_cast<T*>(out.matrix.mutable_data_ptr()), features, T(0), Serial{});
   }
-  if (out.bias.numel() > 0) sum_rows(grad, rows, classes, static_cast<T*>(out.bias.mutable_data_ptr()));
+  if (out.bias.numel() > 0) column_sums(grad, rows, classes, static_cast<T*>(out.bias.mutable_data_ptr()));
 }
 
 // A scalar loss and the gradients for an upstream gradient of 1, empty where they are not needed.
@@ -109,37 +101,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
   return {loss, out.hidden, out.matrix, out.bias};
 }
 
-template <class T>
-void scale(const Tensor& t, T factor) {
-  T* data = static_cast<T*>(t.mutable_data_ptr());
-  for (int64_t i = 0; i < t.numel(); ++i) data[i] *= factor;
-}
-
-// Makes gradients for an upstream gradient of 1 right for another.
-void linear_cross_entropy_regrade_(Tensor grad_hidden, Tensor grad_matrix, Tensor grad_bias,
-                                   Tensor grad_loss) {
-  const char* op = "linear_cross_entropy_regrade_";
-  check_dense(grad_loss, op, "grad_loss", grad_loss);
-  check_shape(grad_loss, op, "grad_loss", {});
-  for (const Tensor* t : {&grad_hidden, &grad_matrix, &grad_bias}) {
-    check_dense(*t, op, "a gradient", grad_loss);
-    check_type(*t, op, "a gradient", grad_loss.scalar_type());
-  }
-  const auto run = [&](auto tag) {
-    using T = decltype(tag);
-    const T factor = *static_cast<const T*>(grad_loss.const_data_ptr());
-    if (factor == T(1)) return;
-    for (const Tensor* t : {&grad_hidden, &grad_matrix, &grad_bias}) scale(*t, factor);
-  };
-  STD_TORCH_CHECK(is_floating(grad_loss.scalar_type()) && grad_loss.element_size() >= 4, op,
-                  ": grad_loss must be float32 or float64");
-  grad_loss.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
-}
-
 }  // namespace
 }  // namespace pyops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("linear_cross_entropy_with_grad", TORCH_BOX(&pyops::cpu::linear_cross_entropy_with_grad));
-  m.impl("linear_cross_entropy_regrade_", TORCH_BOX(&pyops::cpu::linear_cross_entropy_regrade_));
 }

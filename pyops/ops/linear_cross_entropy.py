@@ -27,6 +27,7 @@ from ._common import (
     class_weight,
     differentiable_gradients,
     reduction_code,
+    take_written,
     without_class_dim,
 )
 from .cross_entropy import _row_weights
@@ -55,12 +56,6 @@ _library.define(
             for shape, needed in zip((hidden.shape, matrix.shape, matrix.shape[:1]), others[-3:], strict=True)
         ),
     ),
-    namespaces=("pyops",),
-)
-_library.define(
-    "linear_cross_entropy_regrade_",
-    "(Tensor(a!) grad_hidden, Tensor(b!) grad_weight, Tensor(c!) grad_bias, Tensor grad_loss) -> ()",
-    lambda *tensors: None,
     namespaces=("pyops",),
 )
 
@@ -224,26 +219,21 @@ class _SmallLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        hidden, matrix, bias, *targets, grad_hidden, grad_matrix, grad_bias = ctx.saved_tensors
+        hidden, matrix, bias, target, weight, sample_weight, *gradients = ctx.saved_tensors
+        targets = (target, weight, sample_weight)
         options, ops = ctx.call
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             arguments = (hidden, matrix, bias, matrix.shape[:1], (*targets, *options), grad_loss)
             return (*_differentiable(*arguments), *(None,) * 5)
-        if ctx.is_fresh:
-            ctx.is_fresh = False
-        else:  # the first backward has given them away
+        gradients = take_written(ctx, tuple(gradients))
+        if gradients is None:
             call = (hidden, matrix, bias, *targets, *options, *needs[:3])
-            _, grad_hidden, grad_matrix, grad_bias = ops.linear_cross_entropy_with_grad(*call)
-        if grad_loss.item() != 1.0:  # on a CPU nothing waits for it
-            ops.linear_cross_entropy_regrade_(grad_hidden, grad_matrix, grad_bias, grad_loss)
-        # As .data, whose version is its own: what their owner does is none of autograd's business here.
-        return (
-            grad_hidden.data if needs[0] else None,
-            grad_matrix.data if needs[1] else None,
-            grad_bias.data if needs[2] else None,
-            *(None,) * 5,
-        )
+            _, *gradients = ops.linear_cross_entropy_with_grad(*call)
+        for gradient, needed in zip(gradients, needs, strict=False):
+            if needed:
+                ops.elementwise_loss_regrade_(gradient, grad_loss)
+        return (*(g if needed else None for g, needed in zip(gradients, needs, strict=False)), *(None,) * 5)
 
 
 def _differentiable(
