@@ -93,26 +93,20 @@ def require_close(
     labels: Sequence[str],
     dtype: torch.dtype,
     factor: float = SUBJECT_FACTOR,
-    eager_reference: Outputs | None = None,
 ) -> dict[str, Errors]:
     """Errors of ``outputs`` by label, after checking each against ``factor`` times eager's own.
-
-    ``eager_reference`` is what eager's outputs are compared with when their mask is another. Mean relative
-    errors are left out then: sums that cancel rule them, and under another mask others do.
 
     Raises:
         WrongResult: too far away; the message names the output and the errors of both.
     """
     found = {}
-    metrics = ("norm", "peak") if eager_reference is not None else ("norm", "peak", "mean")
-    columns = zip(labels, outputs, reference, eager, eager_reference or reference, strict=True)
-    for label, output, exact, torch_output, torch_exact in columns:
+    for label, output, exact, torch_output in zip(labels, outputs, reference, eager, strict=True):
         try:
             ours = errors(output, exact)
         except WrongResult as error:
             raise WrongResult(f"{name}: {label}: {error}") from None
-        theirs = errors(torch_output, torch_exact)
-        for metric in metrics:
+        theirs = errors(torch_output, exact)
+        for metric in ("norm", "peak", "mean"):
             allowed = factor * getattr(theirs, metric) + floor(dtype)
             if not getattr(ours, metric) <= allowed:
                 raise WrongResult(

@@ -109,33 +109,39 @@ def outputs_in_float64(case: Case, mode: str, contenders: list[Contender]) -> tu
     eager = next(c for c in contenders if c.name == "eager")
     if eager.before_call is not None:
         eager.before_call()
-    inputs = {name: _in_float64(value) for name, value in eager.inputs.items()}
+    inputs = {name: in_float64(value) for name, value in eager.inputs.items()}
     call = case.eager_call()
     grad_output = None
     if mode == FORWARD_BACKWARD:
-        grad_output = _in_float64(_grad_output(call, eager.inputs))
+        grad_output = in_float64(_grad_output(call, eager.inputs))
     return _contender("reference", call, inputs, case, grad_output, mode == FORWARD_BACKWARD, None).run()
 
 
-def masked_outputs_in_float64(
-    case: Case, mode: str, contenders: list[Contender], outputs: tuple[torch.Tensor, ...]
+def masked_outputs(
+    case: Case,
+    mode: str,
+    contenders: list[Contender],
+    outputs: tuple[torch.Tensor, ...],
+    convert: Callable[[Any], Any],
 ) -> tuple[torch.Tensor, ...]:
-    """The reference for ``outputs`` of a case with a random mask, under the mask that the first output shows.
+    """torch eager's results on converted inputs, under the random mask that the first of ``outputs`` shows.
+
+    In float64 (``in_float64``) they are the reference; in the case's dtype they say what error to expect.
 
     Raises:
         WrongResult: the number of zeros is not what the probability to drop lets expect.
     """
     assert case.mask is not None
     eager = next(c for c in contenders if c.name == "eager")
-    inputs = {name: _in_float64(value) for name, value in eager.inputs.items()}
+    inputs = {name: convert(value) for name, value in eager.inputs.items()}
     plain = case.mask.without(**inputs)
     visible = plain.detach() != 0
     kept = (outputs[0].detach() != 0) | ~visible
     checks.require_share(f"{case.name} {mode}", kept[visible], 1 - case.mask.p)
-    factor = kept / (1 - case.mask.p)
+    factor = kept.to(plain.dtype) / (1 - case.mask.p)
     if mode != FORWARD_BACKWARD:
         return (plain * factor,)
-    grad_output = _in_float64(_grad_output(case.eager_call(), eager.inputs))
+    grad_output = convert(_grad_output(case.eager_call(), eager.inputs))
     wrt = [inputs[key] for key in case.differentiable]
     return (plain * factor, *torch.autograd.grad(plain, wrt, grad_output * factor))
 
@@ -188,7 +194,7 @@ def _grad_output(call: Callable[..., torch.Tensor], inputs: Inputs) -> torch.Ten
         return torch.randn_like(output)
 
 
-def _in_float64(value: Any) -> Any:
+def in_float64(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.detach().double().requires_grad_(value.requires_grad)
     return value
