@@ -53,6 +53,12 @@ _PAIRWISE = [_from_options(options) for options in _OPTIONS]
 _SIZES = [
     *(case(f"out_{k}", (2, 5, 7, 17), k, 3, padding=1, quick=False) for k in (1, 2, 7, 13, 16, 31, 33, 67)),
     *(case(f"width_{w}", (2, 3, 5, w), 11, 3, padding=1, quick=False) for w in (1, 2, 13, 14, 15, 29, 67)),
+    *(
+        case(f"squares_{h}x{w}", (2, 16, h, w), 32, 3, padding=p, quick=False)
+        for h, w, p in ((1, 67, 1), (2, 131, 1), (14, 14, 1), (9, 9, 2), (13, 37, 0), (29, 5, 1))
+    ),
+    case("squares_grouped", (1, 48, 12, 11), 32, 3, padding=1, groups=2, residual=True, quick=False),
+    case("squares_many_channels", (1, 150, 10, 11), 160, 3, padding=1, quick=False),
     case("one_pixel", (3, 5, 1, 1), 4, 1),
     case("one_output", (2, 7, 5, 5), 19, 5, quick=False),
     case("wide_row", (1, 3, 2, 2053), 5, (2, 3), padding=(0, 1), quick=False),
@@ -121,15 +127,36 @@ def test_empty_batch(backend: Backend, groups: int) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("out_channels", [2, 33])
-def test_nan_and_infinity_stay_in_their_window(value: float, out_channels: int) -> None:
-    x = torch.randn(1, 3, 20, 40)
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(3, 2), (3, 33), (17, 32)])
+def test_nan_and_infinity_stay_in_their_window(value: float, in_channels: int, out_channels: int) -> None:
+    x = torch.randn(1, in_channels, 20, 40)
     x[0, 1, 10, 17] = value
-    w = torch.randn(out_channels, 3, 3, 3)
+    w = torch.randn(out_channels, in_channels, 3, 3)
     y = F.conv2d(x, w, padding=1, activation="relu")
     expected = torch.relu(torch.conv2d(x.double(), w.double(), padding=1))
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float) -> None:
+    """Winograd's transforms would spread them over whole squares, and over all taps of a weight."""
+    x, w = torch.randn(1, 17, 20, 40, requires_grad=True), torch.randn(32, 17, 3, 3, requires_grad=True)
+    grad = torch.randn(1, 32, 20, 40)
+    grad[0, 3, 0, 0] = value
+    found = torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), grad)
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = torch.autograd.grad(torch.conv2d(*wide, padding=1), wide, grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+def test_a_large_common_offset_costs_no_accuracy() -> None:
+    """Winograd's transforms take differences of neighbours; what they cancel must not matter."""
+    x, w = torch.randn(2, 32, 24, 24) + 1e3, torch.randn(48, 32, 3, 3)
+    expected = torch.conv2d(x.double(), w.double())
+    error = (F.conv2d(x, w) - expected).norm()
+    assert error <= 2 * (torch.conv2d(x, w) - expected).norm()
 
 
 # -------------------------------------------------------------------------------------- options as in torch

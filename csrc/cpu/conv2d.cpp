@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "conv2d_weight.h"
+#include "conv2d_winograd_correlate.h"
 #include "elementwise.h"
 #include "output_cache.h"
 
@@ -59,7 +60,7 @@ class Conv2d {
     const std::vector<math::CorrelationAxis> h{math::forward_axis(shape_.height)};
     const std::vector<math::CorrelationAxis> w{math::forward_axis(shape_.width)};
     const TileWriter<T> sink(epilogue, target(output_strides(), epilogue.output));
-    Correlation<T>(input_source(), weights(false), h, w, sink, shape_.images).run();
+    correlate(input_source(), weights(false), h, w, sink, shape_.images);
   }
 
   void input_gradient(const T* grad, const T* gate, T* to) const {
@@ -69,7 +70,7 @@ class Conv2d {
     const std::vector<math::CorrelationAxis> w = math::gradient_axes(shape_.width);
     if (h.empty() || w.empty()) return;
     const TileWriter<T> sink(epilogue, target(input_strides(), to));
-    Correlation<T>(source(output_strides(), grad, gate), weights(true), h, w, sink, shape_.images).run();
+    correlate(source(output_strides(), grad, gate), weights(true), h, w, sink, shape_.images);
   }
 
   // Either result may be null.

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -120,20 +119,11 @@ class Correlation {
     if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
     pack_weights();
     const int64_t tiles = images_ * group_blocks() * tiles_.rows.parts() * tiles_.columns.parts();
-    constexpr double kSerialWork = 1 << 19;
     double taps = 0;
     for (const Phase& phase : phases_) taps += double(phase.taps);
     const double work = double(images_) * double(h_.count * w_.count) * double(weights_.groups) *
                         double(weights_.outputs * weights_.inputs) * taps;
-    std::atomic<int64_t> next{0};
-    const auto claim = [&](int64_t) {
-      for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
-        multiply_tile(tile);
-      }
-    };
-    const ThreadPool pool;
-    const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), tiles);
-    threads <= 1 ? claim(0) : pool(threads, claim);
+    parallel_claim(tiles, work, [&](int64_t tile) { multiply_tile(tile); });
   }
 
  private:
@@ -169,7 +159,7 @@ class Correlation {
                                            std::max(panels_.padded() * static_cast<int64_t>(phases_.size()),
                                                     blocks_.base + 1)));
     if (h_.count == 0 || w_.count == 0) return;
-    tiles_ = sink_.cut(h_.count, w_.count, pixels);
+    tiles_ = sink_.cut(h_.count, w_.count, pixels, 1);
     shape_ = SlabShape(h_, w_, tiles_.rows.largest(), tiles_.columns.largest());
     // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
     const bool together = x_.channel_stride == 1 || sink_.joins_channels();
@@ -272,15 +262,13 @@ class Correlation {
 
   void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
                     const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
-    constexpr auto heights = std::make_integer_sequence<int, kPixels>{};
     if (tile.columns == 0) return;
     const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
     const EvenSplit runs(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t run = 0; run < runs.parts; ++run) {
         const int64_t column = runs.begin(run), pixels = runs.size(run);
-        const auto kernel = panels_.width(panel) == n ? pixel_kernels<1, Acc>(pixels, heights)
-                                                      : pixel_kernels<kChannelVectors, Acc>(pixels, heights);
+        const auto kernel = pixel_kernel_of<Acc>(pixels, panels_.width(panel) / n);
         kernel(depth, slab + row * shape_.columns + column, phase.offsets.data(), weight,
                sums + (row * line + column) * ld + panels_.begin(panel), ld, block > 0);
       }
@@ -290,8 +278,6 @@ class Correlation {
   // Vectors of pixels are numbered through the tile's rows and taken several at a time.
   void sweep_channels(const Phase& phase, const ConvTile& tile, int64_t line, int64_t ld, const Acc* slab,
                       const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
-    constexpr auto all = std::make_integer_sequence<int, kChannels>{};
-    constexpr auto few = std::make_integer_sequence<int, kFewChannels>{};
     const int64_t depth = blocks_.size(block) * phase.taps, rows = panels_.width(panel);
     const int64_t in_row = line / n, vectors = tile.rows * in_row;
     const int64_t* const offsets = phase.offsets.data();
@@ -304,9 +290,7 @@ class Correlation {
                                                                  : 1;
       for (int64_t j = 0; j < taken; ++j)
         starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
-      const auto kernel = taken == kMostPixelVectors ? channel_kernels<kMostPixelVectors, Acc>(rows, few)
-                          : taken == kPixelVectors   ? channel_kernels<kPixelVectors, Acc>(rows, all)
-                                                     : channel_kernels<1, Acc>(rows, all);
+      const auto kernel = channel_kernel_of<Acc>(rows, taken);
       kernel(depth, slab, starts, offsets, weight, to + v * n, ld, block > 0);
     }
   }

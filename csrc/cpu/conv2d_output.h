@@ -90,8 +90,12 @@ void transpose_block(const Acc* from, int64_t from_stride, int64_t rows, int64_t
 class AxisTiles {
  public:
   AxisTiles() = default;
-  explicit AxisTiles(const EvenSplit& split) {
-    for (int64_t i = 0; i < split.parts; ++i) add(split.begin(i), split.size(i));
+  // `count` outputs in `parts` tiles of whole units but for the last.
+  AxisTiles(int64_t count, int64_t parts, int64_t unit) {
+    const EvenSplit split(ceil_div(count, unit), parts);
+    for (int64_t i = 0; i < parts; ++i) {
+      add(unit * split.begin(i), std::min(unit * split.size(i), count - unit * split.begin(i)));
+    }
   }
   void add(int64_t begin, int64_t size) {
     runs_.push_back({begin, size});
@@ -193,11 +197,13 @@ class TileSink {
   };
 
   virtual ~TileSink() = default;
-  // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs.
-  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels) const {
-    const EvenSplit across(columns, ceil_div(columns, pixels));
-    const EvenSplit down(rows, ceil_div(rows, std::max<int64_t>(1, pixels / across.size(0))));
-    return {AxisTiles(down), AxisTiles(across)};
+  // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs; where it can be, their
+  // sides are multiples of `unit`.
+  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) const {
+    const int64_t wide = std::max<int64_t>(1, pixels / unit / unit), across = ceil_div(columns, unit);
+    AxisTiles column_tiles(columns, ceil_div(across, wide), unit);
+    const int64_t high = std::max<int64_t>(1, pixels / unit / round_up(column_tiles.largest(), unit));
+    return {AxisTiles(rows, ceil_div(ceil_div(rows, unit), high), unit), column_tiles};
   }
   // Whether neighbouring channels are neighbours in memory, so that they should come together.
   virtual bool joins_channels() const = 0;

@@ -93,16 +93,18 @@ def case(
     return Case(f"conv2d_{name}", "conv2d", make, options, quick)
 
 
-# Every kernel and every path of the driver: many and few output channels, several blocks of channels, phases
-# of a stride, groups that share a tile, 1x1 as one long row; sizes end inside vectors and micro-tiles.
+# Every kernel and every path of the driver: many and few output channels, Winograd's squares, several blocks of
+# channels, phases of a stride, groups that share a tile, 1x1 as one long row; sizes end inside vectors and
+# micro-tiles.
 SMOKE = [
-    case("many", (2, 37, 9, 19), 41, 3, padding=1, activation="relu"),
+    case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
     case("strided", (2, 3, 23, 29), 17, (5, 4), stride=(3, 2), padding=2),
     case("dilated", (1, 18, 13, 12), 5, 3, dilation=2, stride=2, padding=3, residual=True, activation="silu"),
     case("one_by_one", (2, 19, 7, 11), 23, 1, residual=True, activation="relu"),
     case("depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21, activation="relu"),
     case("grouped", (2, 34, 6, 7), 38, (1, 3), groups=2, bias=False),
+    case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
 ]
 
 
@@ -130,9 +132,15 @@ MUTANTS = {
         ("conv2d",),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
-        "cpu/conv2d_kernels.h",
+        "cpu/conv2d_kernels.cpp",
         "if (accumulate) sum[j] += load<Acc>(to).v;",
         "",
+        ("conv2d_kernels",),
+    ),
+    "conv2d_winograd_takes_the_wrong_sign": Mutant(
+        "math/winograd.h",
+        "to[2] = d[2] - d[1];",
+        "to[2] = d[1] - d[2];",
         ("conv2d",),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
