@@ -199,7 +199,7 @@ class TileSink {
   virtual ~TileSink() = default;
   // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs; where it can be, their
   // sides are multiples of `unit`.
-  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) const {
+  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) {
     const int64_t wide = std::max<int64_t>(1, pixels / unit / unit), across = ceil_div(columns, unit);
     AxisTiles column_tiles(columns, ceil_div(across, wide), unit);
     const int64_t high = std::max<int64_t>(1, pixels / unit / round_up(column_tiles.largest(), unit));

@@ -18,7 +18,7 @@ class WinogradCorrelation {
   static constexpr int64_t n = Vec<Acc>::kLanes;
 
   WinogradCorrelation(const ImageSource<T>& x, const ConvWeights<T>& weights, const math::CorrelationAxis& h,
-                      const math::CorrelationAxis& w, const TileSink<T>& sink, int64_t images)
+                      const math::CorrelationAxis& w, TileSink<T>& sink, int64_t images)
       : x_(x),
         weights_(weights),
         h_(h),
@@ -87,8 +87,12 @@ class WinogradCorrelation {
 
   bool form_tile(int64_t group, int64_t image, int64_t index) const {
     const int64_t across = tiles_.columns.parts(), row_tile = index / across, column_tile = index % across;
-    const ConvTile tile{tiles_.rows.begin(row_tile), tiles_.rows.size(row_tile),
-                        tiles_.columns.begin(column_tile), tiles_.columns.size(column_tile)};
+    const ConvTile tile{tiles_.rows.begin(row_tile),
+                        tiles_.rows.size(row_tile),
+                        tiles_.columns.begin(column_tile),
+                        tiles_.columns.size(column_tile),
+                        row_tile,
+                        column_tile};
     const ConvTile squares = covered(tile);
     const int64_t padded = panels_.padded(), line = squares.columns;
     const Acc* const products = multiply(group, image, squares);
@@ -131,7 +135,7 @@ class WinogradCorrelation {
   ConvWeights<T> weights_;
   const math::CorrelationAxis& h_;
   const math::CorrelationAxis& w_;
-  const TileSink<T>& sink_;
+  TileSink<T>& sink_;
   int64_t images_;
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
@@ -141,19 +145,5 @@ class WinogradCorrelation {
   std::vector<int64_t> offsets_;
   Acc* packed_ = nullptr;
 };
-
-// Correlates by the way that suits the problem.
-template <class T>
-void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
-               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
-               const TileSink<T>& sink, int64_t images) {
-  if constexpr (std::is_same_v<acc_t<T>, float>) {
-    if (h.size() * w.size() == 1 && suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs) &&
-        WinogradCorrelation<T>(x, weights, h[0], w[0], sink, images).run()) {
-      return;
-    }
-  }
-  Correlation<T>(x, weights, h, w, sink, images).run();
-}
 
 }  // namespace pyops::cpu

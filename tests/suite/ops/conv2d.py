@@ -129,7 +129,7 @@ MUTANTS = {
         "cpu/conv2d_slab.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d",),
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
         "cpu/conv2d_kernels.cpp",
@@ -141,7 +141,7 @@ MUTANTS = {
         "math/winograd.h",
         "to[2] = d[2] - d[1];",
         "to[2] = d[1] - d[2];",
-        ("conv2d",),
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
         "cpu/conv2d_weight.h",
