@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +17,13 @@ from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, has_kernel, raw
 from .suite.cases import DTYPES, Case, name_of, pairwise, sweep
 from .suite.layouts import LAYOUTS
-from .suite.ops.conv2d import SMOKE, case
+from .suite.ops.conv2d import SMOKE, case, torch_conv2d
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 # Backends without a kernel use the reference formula; one case shows that they get there.
-_FULL = [b for b in BACKENDS if b.thorough]
-_OTHERS = [b for b in BACKENDS if not b.thorough]
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
 
 
 # ------------------------------------------------------------------------------------------------ accuracy
@@ -274,6 +275,47 @@ def test_autocast_gives_torchs_dtypes(
     backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
 ) -> None:
     checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's default on a GPU: convolutions of float32 may round their factors to TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+_TF32 = [b for b in BACKENDS if b.name in ("emulated", "cuda")]
+
+
+@sweep(
+    [  # without an activation, whose derivative a rounded sign would change
+        case("tf32_packs", (2, 16, 17, 13), 72, (2, 3), padding=1),
+        case("tf32_strided", (2, 3, 23, 29), 17, (5, 4), stride=(3, 2), padding=2),
+        case("tf32_odd", (1, 37, 9, 8), 11, 2),
+    ],
+    [torch.float32],
+    _TF32,
+)
+def test_tf32_rounds_the_factors_and_nothing_else(
+    backend: Backend, case: Case, dtype: torch.dtype, tf32: None
+) -> None:
+    """Within a few times TF32's 2^-11 of the largest value, and not what float32 would give."""
+    tensors = checks.on_device(case.tensors(dtype), backend.device)
+    wanted = checks.run(torch_conv2d, case, {k: t.double() for k, t in case.tensors(dtype).items()})
+    for name, value in checks.run(F.conv2d, case, tensors).items():
+        error = (value.double().cpu() - wanted[name]).abs().max() / wanted[name].abs().max()
+        assert error < 2**-9, name
+        if name in ("output 0", "gradient of input", "gradient of weight"):
+            assert error > 2**-17, f"{name} is float32's"
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_follows_torchs_setting_as_it_changes() -> None:
+    assert torch.ops.pyops.conv2d_allows_tf32()
+    torch.backends.cudnn.allow_tf32 = False
+    assert not torch.ops.pyops.conv2d_allows_tf32()
 
 
 @pytest.mark.large

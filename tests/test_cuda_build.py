@@ -121,8 +121,8 @@ def test_compiles_without_spills(
 ) -> None:
     report = compile_source(source, architecture, tmp_path / "kernels.cubin", "-cubin", "-Xptxas", "-v")
     usages = parse(report)
-    # linear.cu has no kernel of its own: it calls the library and the kernels of dropout.cu.
-    assert usages or source.name == "linear.cu", "ptxas reported no kernel"
+    # These have no kernels of their own, only calls of those in other files.
+    assert usages or source.name in ("linear.cu", "conv2d.cu"), "ptxas reported no kernel"
     found[architecture] += usages
     spilling = [usage for usage in usages if usage.spill_bytes or usage.stack_bytes]
     assert not spilling, "\n".join(map(str, spilling))

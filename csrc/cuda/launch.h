@@ -22,11 +22,17 @@
 // fill it with garbage before each block.
 #define PYOPS_SHARED_ARRAY(type, name, count) __shared__ type name[count]
 
+// `char* name`, the dynamic shared memory of the launch.
+#define PYOPS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) char name[]
+
 namespace pyops::cuda {
 
 // Blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a property
 // of the device, so that sums merge in the same order on every GPU. It bounds the per-block partial sums too.
 constexpr int64_t kMaxBlocks = 1 << 14;
+
+// Blocks that keep a large GPU busy: where a sum is cut into parts, into about as many. A constant, too.
+constexpr int64_t kWholeGpu = 264;
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
@@ -49,6 +55,16 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   check(cudaGetLastError(), "kernel launch");
 }
 
+// With more dynamic shared memory than the 48 KiB that a kernel may take without asking.
+template <class... Parameters, class... Arguments>
+void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                  cudaStream_t stream, Arguments&&... arguments) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  launch(kernel, grid, block, shared_bytes, stream, static_cast<Arguments&&>(arguments)...);
+}
+
 }  // namespace pyops::cuda
 
 #else  // the emulator
@@ -59,10 +75,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   static char name##_key;                     \
   type* const name = static_cast<type*>(emulation::shared_array(&name##_key, sizeof(type) * (count)))
 
+#define PYOPS_DYNAMIC_SHARED(name) char* const name = static_cast<char*>(emulation::dynamic_shared())
+
 namespace pyops::cuda {
 
 // Few, so that small tests reach the blocks' loops over rows.
 constexpr int64_t kMaxBlocks = 5;
+constexpr int64_t kWholeGpu = 4;
 
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
@@ -78,6 +97,12 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {
   emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters, class... Arguments>
+void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                  Arguments&&... arguments) {
+  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); }, emulation::kLargestSharedBytes);
 }
 
 }  // namespace pyops::cuda

@@ -94,8 +94,8 @@ def case(
 
 
 # Every kernel and every path of the driver: many and few output channels, Winograd's squares, several blocks of
-# channels, phases of a stride, groups that share a tile, 1x1 as one long row; sizes end inside vectors and
-# micro-tiles.
+# channels, phases of a stride, groups that share a tile, 1x1 as one long row, channels that fill 16 bytes; sizes
+# end inside vectors, micro-tiles and tiles.
 SMOKE = [
     case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
@@ -104,6 +104,7 @@ SMOKE = [
     case("one_by_one", (2, 19, 7, 11), 23, 1, residual=True, activation="relu"),
     case("depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21, activation="relu"),
     case("grouped", (2, 34, 6, 7), 38, (1, 3), groups=2, bias=False),
+    case("packs", (2, 16, 17, 13), 72, (2, 3), padding=1, residual=True, activation="relu"),
     case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
 ]
 
@@ -116,6 +117,30 @@ def valid_arguments() -> dict[str, tuple]:
         "conv2d_forward": (x, w, torch.randn(6), y, *geometry, True),
         "conv2d_backward": (y, x, w, y, *geometry, True, True, True, True, True),
     }
+
+
+def run_sanitized(ops: Any) -> None:
+    """Tiles that end inside the image, the channels and a part of the sum, in both formats."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        ((2, 3, 11, 13), (19, 3, 5, 3), ([2, 1], [2, 1], [1, 2], 1)),
+        ((2, 16, 9, 8), (72, 16, 1, 2), ([1, 1], [0, 1], [1, 1], 1)),
+        ((1, 18, 5, 7), (22, 9, 3, 3), ([1, 2], [1, 0], [1, 1], 2)),
+        ((2, 16, 5, 7), (16, 1, 3, 3), ([2, 2], [1, 1], [1, 1], 16)),
+        ((1, 2, 6, 5), (6, 1, 2, 2), ([1, 1], [1, 1], [1, 1], 2)),
+    ]
+    for x_shape, w_shape, geometry in shapes:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for format in (torch.contiguous_format, torch.channels_last):
+                x, w = (
+                    torch.rand(s, generator=generator).to(dtype, memory_format=format)
+                    for s in (x_shape, w_shape)
+                )
+                bias = torch.rand(w_shape[0], generator=generator).to(dtype)
+                y, _ = ops.conv2d_forward(x, w, bias, None, *geometry, 1, 0.0, 0.0, False)
+                ops.conv2d_forward(x, w, bias, y, *geometry, 10, 0.0, 0.0, True)
+                ops.conv2d_backward(y, x, w, y, *geometry, 1, 0.0, 0.0, True, True, True, True, False)
+                ops.conv2d_backward(y, x, w, None, *geometry, 0, 0.0, 0.0, True, False, False, True, True)
 
 
 MUTANTS = {
