@@ -3,6 +3,7 @@
 from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.avg_pool2d import adaptive_avg_pool2d, avg_pool2d
 from .ops.conv2d import conv2d
+from .ops.conv2d_max_pool2d import conv2d_max_pool2d
 from .ops.cross_entropy import cross_entropy
 from .ops.dropout import dropout
 from .ops.embedding import embedding
@@ -20,6 +21,7 @@ __all__ = [
     "avg_pool2d",
     "binary_cross_entropy_with_logits",
     "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "elu",
