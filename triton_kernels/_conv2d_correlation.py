@@ -168,7 +168,6 @@ def _correlation_kernel(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     CHANNELS: tl.constexpr = 1 - PIXELS
-    acc: tl.constexpr = tl.float64 if source.dtype.element_ty == tl.float64 else tl.float32
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     # Programs that read the same pixels are neighbours.
     pid = tl.program_id(0).to(index)
@@ -199,20 +198,54 @@ def _correlation_kernel(
     else:
         place = image * source_n + y * source_y + x * source_x
     source_tile = tl.expand_dims(place + group * depth * source_c, CHANNELS)
-    # Taps are constants where the stride is 1: no division is left in the loop.
     weight_tile = tl.expand_dims(
         channel * weight_c + group * weight_g + kernel_y * weight_y + kernel_x * weight_x, PIXELS
     )
-    weight_y = kernel_step_y * weight_y
-    weight_x = kernel_step_x * weight_x
+    total = sum_terms(
+        source, gate, weight, source_tile, weight_tile, y, x, exists, channel_exists,
+        taps_y, taps_x, shift_y, shift_x, depth, source_h, source_w, source_c, source_y, source_x,
+        weight_d, kernel_step_y * weight_y, kernel_step_x * weight_x,
+        POINTWISE, DEPTH, PIXELS, PRECISION, WIDEN, BLOCK_P, BLOCK_C, BLOCK_D,
+    )  # fmt: skip
 
+    if ONE_PHASE:
+        place = image * target_n + pixel * target_x
+    else:
+        out_y = row * stride_h + phase_y
+        out_x = column * stride_w + phase_x
+        exists = exists & (out_y < target_h) & (out_x < target_w)
+        place = image * target_n + out_y * target_y + out_x * target_x
+    out_channel = group * width + channel
+    finish(
+        total, tl.expand_dims(place, CHANNELS) + tl.expand_dims(out_channel * target_c, PIXELS),
+        tl.expand_dims(exists, CHANNELS) & tl.expand_dims(channel_exists, PIXELS),
+        tl.expand_dims(out_channel, PIXELS), tl.expand_dims(channel_exists, PIXELS),
+        bias, residual, saved, target, KIND, FIRST, SECOND,
+    )  # fmt: skip
+
+
+@triton.jit
+def sum_terms(
+    source, gate, weight, source_tile, weight_tile, y, x, exists, channel_exists,
+    taps_y, taps_x, shift_y, shift_x, depth, source_h, source_w, source_c, source_y, source_x,
+    weight_d, weight_y, weight_x,
+    POINTWISE: tl.constexpr, DEPTH: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The products of a tile, added up over taps and channels.
+
+    ``source_tile`` and ``weight_tile`` are the offsets of the first tap and channel, ``y`` and ``x`` each
+    pixel's position there. Where the stride is 1, taps are constants, and no division is left in the loop.
+    """
+    CHANNELS: tl.constexpr = 1 - PIXELS
+    acc: tl.constexpr = tl.float64 if source.dtype.element_ty == tl.float64 else tl.float32
     taps = taps_y * taps_x
     lane = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_C, BLOCK_P] if PIXELS == 1 else [BLOCK_P, BLOCK_C], acc)
     steps = tl.cdiv(taps * DEPTH, BLOCK_D) if DEPTH else taps * tl.cdiv(depth, BLOCK_D)
     for step in tl.range(0, steps):
         if DEPTH:
-            term = tl.full([], step * BLOCK_D, index) + lane
+            term = tl.full([], step * BLOCK_D, y.dtype) + lane
             tap = term // DEPTH
             element = term - tap * DEPTH
             tap_y = tap // taps_x
@@ -251,21 +284,7 @@ def _correlation_kernel(
             total = multiply_add(b, a, total, PRECISION, WIDEN)
         else:
             total = multiply_add(a, b, total, PRECISION, WIDEN)
-
-    if ONE_PHASE:
-        place = image * target_n + pixel * target_x
-    else:
-        out_y = row * stride_h + phase_y
-        out_x = column * stride_w + phase_x
-        exists = exists & (out_y < target_h) & (out_x < target_w)
-        place = image * target_n + out_y * target_y + out_x * target_x
-    out_channel = group * width + channel
-    finish(
-        total, tl.expand_dims(place, CHANNELS) + tl.expand_dims(out_channel * target_c, PIXELS),
-        tl.expand_dims(exists, CHANNELS) & tl.expand_dims(channel_exists, PIXELS),
-        tl.expand_dims(out_channel, PIXELS), tl.expand_dims(channel_exists, PIXELS),
-        bias, residual, saved, target, KIND, FIRST, SECOND,
-    )  # fmt: skip
+    return total
 
 
 @triton.jit
