@@ -17,13 +17,14 @@ from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, has_kernel, raw
 from .suite.cases import DTYPES, Case, name_of, pairwise, sweep
 from .suite.layouts import LAYOUTS
-from .suite.ops.conv2d import SMOKE, case, torch_conv2d
+from .suite.ops.conv2d import SMOKE, TINY, case, torch_conv2d
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 # Backends without a kernel use the reference formula; one case shows that they get there.
 _FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
 _OTHERS = [b for b in BACKENDS if b not in _FULL]
+_TRITON = [b for b in BACKENDS if b.name == "triton"]
 
 
 # ------------------------------------------------------------------------------------------------ accuracy
@@ -82,8 +83,44 @@ def test_accuracy_in_every_dtype(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE[:2], [torch.float32], _OTHERS)
+@sweep(SMOKE[1:2], [torch.float32], _OTHERS)
 def test_accuracy_of_other_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@sweep(TINY, [torch.float32], _TRITON)
+def test_triton_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=None if layout == "contiguous" else layout)
+
+
+@sweep([TINY[0], TINY[1], TINY[-1]], [torch.float64, torch.bfloat16, torch.float16], _TRITON)
+def test_triton_accuracy_in_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep([TINY[2], TINY[-1]], [torch.float32], _TRITON)
+def test_triton_offsets_of_64_bits(
+    backend: Backend, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d
+
+    monkeypatch.setattr(_conv2d, "NARROW_ELEMENTS", 1)
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("choice", [1, 2])
+@sweep(TINY[:1], [torch.float32, torch.bfloat16], _TRITON)
+def test_triton_accuracy_of_every_tile(
+    backend: Backend, case: Case, dtype: torch.dtype, choice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d_correlation, _conv2d_weight
+
+    def take(key: Any, candidates: list[Any], run: Any, device: torch.device) -> Any:
+        return candidates[min(choice, len(candidates) - 1)]
+
+    monkeypatch.setattr(_conv2d_correlation, "fastest", take)
+    monkeypatch.setattr(_conv2d_weight, "fastest", take)
     checks.check_accuracy(case, backend, dtype)
 
 

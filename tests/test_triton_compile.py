@@ -129,13 +129,19 @@ def test_kernels_compile_without_spills(
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
 
 
+_PRODUCTS = [c for c in CASES if re.search("^(gemm|conv2d(?!-depthwise)).*(float16|tf32)$", c)]
+_PRODUCT_KERNELS = ("_gemm_kernel", "_correlation_kernel", "_weight_kernel")
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
-@pytest.mark.parametrize("case", [c for c in CASES if re.search("^gemm.*(float16|tf32)$", c)])
-def test_gemm_uses_tensor_cores(
+@pytest.mark.parametrize("case", _PRODUCTS)
+def test_products_use_tensor_cores(
     compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
 ) -> None:
-    (kernel,) = compiled[f"{case}-sm_{capability}"]
-    assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
+    kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in _PRODUCT_KERNELS]
+    assert len(kernels) == (1 if case.startswith("gemm") else 3)
+    for kernel in kernels:
+        assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
 
 
 if __name__ == "__main__":

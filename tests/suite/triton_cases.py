@@ -203,6 +203,38 @@ def _linear(
     linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
 
 
+def _conv2d(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool = True,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    kind: int = 1,
+    residual: bool = False,
+    precision: str = "tf32",
+) -> None:
+    from pyops.triton_kernels import conv2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = _empty(*shape, dtype=dtype).to(memory_format=format)
+    weight = _empty(out_channels, shape[1] // groups, kernel, kernel, dtype=dtype)
+    sizes = [(size + 2 * padding - kernel) // stride + 1 for size in shape[2:]]
+    y = _empty(shape[0], out_channels, *sizes, dtype=dtype).to(memory_format=format)
+    options = ([stride] * 2, [padding] * 2, [1, 1], groups, kind, 0.0, 0.0)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    try:
+        bias, from_output = _empty(out_channels, dtype=dtype), kind == 1
+        conv2d.conv2d_forward(x, weight, bias, y if residual else None, *options, not from_output)
+        conv2d.conv2d_backward(y, x, weight, y, *options, from_output, True, True, True, residual)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
 CASES: dict[str, Callable[[], None]] = {
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
@@ -296,4 +328,19 @@ CASES: dict[str, Callable[[], None]] = {
     "gemm-small-float32": lambda: _gemm(64, 100, 64, FLOAT),
     "gemm-nt-tf32": lambda: _gemm(4096, 4096, 4096, FLOAT, "nt", tf32=True),
     "gemm-tn-float64": lambda: _gemm(512, 512, 512, DOUBLE, "tn", beta=1.0),
+    "conv2d-channels_last-bfloat16": lambda: _conv2d((64, 256, 56, 56), 256, 3, BFLOAT16, padding=1),
+    "conv2d-stem-float16": lambda: _conv2d((64, 3, 224, 224), 96, 11, HALF, False, stride=4, padding=1),
+    "conv2d-strided-residual-bfloat16": lambda: _conv2d(
+        (64, 128, 56, 56), 256, 3, BFLOAT16, stride=2, padding=1, residual=True
+    ),
+    "conv2d-nchw-float16": lambda: _conv2d((32, 64, 112, 112), 64, 3, HALF, False, padding=1),
+    "conv2d-one_by_one-nchw-tf32": lambda: _conv2d((128, 96, 54, 54), 96, 1, FLOAT, False),
+    "conv2d-few-nchw-tf32": lambda: _conv2d((256, 6, 14, 14), 16, 5, FLOAT, False, kind=3),
+    "conv2d-float32": lambda: _conv2d((32, 128, 28, 28), 128, 3, FLOAT, padding=1, precision="ieee"),
+    "conv2d-grouped-gelu-bfloat16": lambda: _conv2d((64, 128, 14, 14), 128, 3, BFLOAT16, groups=4, kind=8),
+    "conv2d-depthwise-bfloat16": lambda: _conv2d((64, 256, 28, 28), 256, 3, BFLOAT16, padding=1, groups=256),
+    "conv2d-depthwise-strided-nchw-float32": lambda: _conv2d(
+        (64, 256, 28, 28), 256, 3, FLOAT, False, stride=2, padding=1, groups=256
+    ),
+    "conv2d-float64": lambda: _conv2d((4, 32, 14, 14), 64, 3, DOUBLE, stride=2, padding=1),
 }

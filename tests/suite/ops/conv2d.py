@@ -10,7 +10,7 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal
-from ..mutants import Mutant
+from ..mutants import Mutant, TritonMutant
 
 _ACTIVATIONS = {
     None: lambda x: x,
@@ -109,6 +109,23 @@ SMOKE = [
 ]
 
 
+# Every path of the Triton kernels, in few steps of few programs: Triton's interpreter is slow. Taps and
+# channels apart and as one index, for each of the three products; pixels of one image and of several in a
+# tile; phases with several taps, one and none; sums over pixels in several parts.
+TINY = [
+    case("tiny_many", (1, 33, 4, 5), 18, (3, 2), padding=1, activation="relu"),
+    case("tiny_few", (2, 3, 5, 7), 5, 3, padding=2, activation="silu"),
+    case("tiny_strided", (1, 17, 6, 7), 16, (3, 2), stride=(2, 3), padding=1, activation="relu"),
+    case("tiny_dilated", (1, 4, 11, 10), 6, (3, 2), stride=(2, 3), dilation=2, padding=3, residual=True),
+    case("tiny_stride_beyond_the_kernel", (1, 3, 7, 8), 2, 2, stride=(3, 5)),
+    case("tiny_one_by_one", (2, 19, 3, 5), 23, 1, residual=True, activation="relu"),
+    case("tiny_whole_images", (2, 3, 8, 8), 4, 1, activation="relu"),
+    case("tiny_parts", (2, 2, 19, 23), 3, (1, 2), activation="relu"),
+    case("tiny_grouped", (2, 8, 5, 4), 6, (1, 3), groups=2, bias=False, activation="elu"),
+    case("tiny_depthwise", (2, 5, 7, 9), 10, 3, stride=2, padding=1, groups=5, activation="relu"),
+]
+
+
 def valid_arguments() -> dict[str, tuple]:
     x, w = torch.randn(2, 4, 5, 6), torch.randn(6, 2, 3, 2)
     y = torch.randn(2, 6, 5, 3)
@@ -173,5 +190,23 @@ MUTANTS = {
         "for (int64_t chunk = 1; chunk < chunks_.parts; ++chunk) {",
         "for (int64_t chunk = 2; chunk < chunks_.parts; ++chunk) {",
         ("conv2d",),
+    ),
+}
+
+TRITON_MUTANTS = {
+    "conv2d_first_tap_of_a_phase_ignores_the_dilation": TritonMutant(
+        "_conv2d.py",
+        "first_tap = distance // common * inverse % step",
+        "first_tap = distance % step",
+        "conv2d_tiny_dilated",
+    ),
+    "conv2d_gate_stays_open": TritonMutant(
+        "_conv2d.py", "y.to(acc) <= 0.0", "y.to(acc) < 0.0", "conv2d_tiny_whole_images"
+    ),
+    "conv2d_parts_take_the_same_pixels": TritonMutant(
+        "_conv2d_weight.py",
+        "tl.range(part * steps, tl.minimum(part * steps + steps, blocks))",
+        "tl.range(0, tl.minimum(steps, blocks))",
+        "conv2d_tiny_parts",
     ),
 }
