@@ -23,7 +23,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
-from .conv import Conv2d
+from .conv import Conv2d, LazyConv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
@@ -54,6 +54,7 @@ __all__ = [
     "Hardswish",
     "HuberLoss",
     "L1Loss",
+    "LazyConv2d",
     "LazyLinear",
     "LeakyReLU",
     "Linear",
