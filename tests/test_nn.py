@@ -15,6 +15,14 @@ from .suite.backends import Backend
 
 # Arguments with which each module that both libraries have is built.
 MODULES = {
+    "BatchNorm1d": [
+        {"num_features": 4},
+        {"num_features": 4, "momentum": None},
+        {"num_features": 4, "affine": False},
+        {"num_features": 4, "track_running_stats": False, "eps": 1e-3},
+        {"num_features": 4, "bias": False},
+    ],
+    "BatchNorm2d": [{"num_features": 6}, {"num_features": 6, "momentum": 0.5}],
     "CrossEntropyLoss": [
         {},
         {"reduction": "none"},
@@ -62,7 +70,7 @@ CASES = [
 
 
 def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-    if name.endswith("Pool2d"):
+    if name.endswith("2d"):
         return module(x.repeat(8, 12).view(2, 6, 10, -1))
     if not name.endswith("Loss"):
         return module(x)
@@ -111,6 +119,7 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     "name",
     [
         "adaptive_avg_pool2d",
+        "batch_norm",
         "cross_entropy",
         "dropout",
         "nll_loss",

@@ -3,6 +3,7 @@
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
     conv2d,
     cross_entropy,
     dropout,
@@ -22,6 +23,7 @@ from . import (
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "cross_entropy",
     "dropout",
