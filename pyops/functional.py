@@ -4,6 +4,7 @@ from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoi
 from .ops.avg_pool2d import adaptive_avg_pool2d, avg_pool2d
 from .ops.batch_norm import batch_norm
 from .ops.conv2d import conv2d
+from .ops.conv2d_max_pool2d import conv2d_max_pool2d
 from .ops.cross_entropy import cross_entropy
 from .ops.dropout import dropout
 from .ops.embedding import embedding
@@ -22,6 +23,7 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "elu",

@@ -58,9 +58,8 @@ class Conv2d {
   void forward(const ConvEpilogue<T>& epilogue) const {
     const std::vector<math::CorrelationAxis> h{math::forward_axis(shape_.height)};
     const std::vector<math::CorrelationAxis> w{math::forward_axis(shape_.width)};
-    Correlation<T>(input_source(), weights(false), h, w, target(output_strides(), epilogue.output),
-                   shape_.images)
-        .run(epilogue);
+    const TileWriter<T> sink(epilogue, target(output_strides(), epilogue.output));
+    Correlation<T>(input_source(), weights(false), h, w, sink, shape_.images).run();
   }
 
   void input_gradient(const T* grad, const T* gate, T* to) const {
@@ -69,9 +68,8 @@ class Conv2d {
     const std::vector<math::CorrelationAxis> h = math::gradient_axes(shape_.height);
     const std::vector<math::CorrelationAxis> w = math::gradient_axes(shape_.width);
     if (h.empty() || w.empty()) return;
-    Correlation<T>(source(output_strides(), grad, gate), weights(true), h, w, target(input_strides(), to),
-                   shape_.images)
-        .run(epilogue);
+    const TileWriter<T> sink(epilogue, target(input_strides(), to));
+    Correlation<T>(source(output_strides(), grad, gate), weights(true), h, w, sink, shape_.images).run();
   }
 
   // Either result may be null.

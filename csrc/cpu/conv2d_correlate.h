@@ -4,7 +4,8 @@
 //   multiply_tile   walks a tile's groups and blocks of input channels, filling the slab as it goes
 //   sweep_*         visits the micro-tiles
 //
-// Every output is summed by one thread in an order that depends on the problem alone.
+// What becomes of a tile is the sink's business (conv2d_output.h). Every output is summed by one thread in an
+// order that depends on the problem alone.
 #pragma once
 
 #include <algorithm>
@@ -92,12 +93,12 @@ class Correlation {
   // One axis for each phase of the output: all of them read the same part of the source.
   Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights,
               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
-              const ImageTarget<T>& out, int64_t images)
+              const TileSink<T>& sink, int64_t images)
       : x_(x),
         weights_(weights),
         h_(h.front()),
         w_(w.front()),
-        out_(out),
+        sink_(sink),
         images_(images),
         blocks_(1, 1),
         panels_(weights.outputs, std::min<int64_t>(w.front().count, 4 * n)),
@@ -115,10 +116,10 @@ class Correlation {
     choose_tiles();
   }
 
-  void run(const ConvEpilogue<T>& epilogue) {
+  void run() {
     if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
     pack_weights();
-    const int64_t tiles = images_ * group_blocks() * row_tiles_.parts * column_tiles_.parts;
+    const int64_t tiles = images_ * group_blocks() * tiles_.rows.parts() * tiles_.columns.parts();
     constexpr double kSerialWork = 1 << 19;
     double taps = 0;
     for (const Phase& phase : phases_) taps += double(phase.taps);
@@ -127,7 +128,7 @@ class Correlation {
     std::atomic<int64_t> next{0};
     const auto claim = [&](int64_t) {
       for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
-        multiply_tile(tile, epilogue);
+        multiply_tile(tile);
       }
     };
     const ThreadPool pool;
@@ -145,8 +146,10 @@ class Correlation {
 
     // The part of a tile that this phase, which may be shorter than the first, has.
     ConvTile part(const ConvTile& tile) const {
-      return {tile.row, std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row)), tile.column,
-              std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column))};
+      ConvTile part = tile;
+      part.rows = std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row));
+      part.columns = std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column));
+      return part;
     }
   };
 
@@ -159,20 +162,17 @@ class Correlation {
   }
 
   void choose_tiles() {
-    const int64_t columns_at_most = 1024;
+    constexpr int64_t kMostPixels = 1024;
     const int64_t pixels = std::min<int64_t>(
-        columns_at_most,
+        kMostPixels,
         std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) /
                                            std::max(panels_.padded() * static_cast<int64_t>(phases_.size()),
                                                     blocks_.base + 1)));
     if (h_.count == 0 || w_.count == 0) return;
-    column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
-    const int64_t columns = column_tiles_.size(0);
-    const int64_t rows = std::max<int64_t>(1, pixels / columns);
-    row_tiles_ = EvenSplit(h_.count, ceil_div(h_.count, rows));
-    shape_ = SlabShape(h_, w_, row_tiles_.size(0), columns);
+    tiles_ = sink_.cut(h_.count, w_.count, pixels);
+    shape_ = SlabShape(h_, w_, tiles_.rows.largest(), tiles_.columns.largest());
     // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
-    const bool together = x_.channel_stride == 1 || out_.channel_stride == 1;
+    const bool together = x_.channel_stride == 1 || sink_.joins_channels();
     if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
       groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
     }
@@ -213,15 +213,19 @@ class Correlation {
     }
   }
 
-  void multiply_tile(int64_t index, const ConvEpilogue<T>& epilogue) const {
-    const int64_t column_tile = index % column_tiles_.parts;
-    index /= column_tiles_.parts;
-    const int64_t row_tile = index % row_tiles_.parts;
-    index /= row_tiles_.parts;
+  void multiply_tile(int64_t index) const {
+    const int64_t column_tile = index % tiles_.columns.parts();
+    index /= tiles_.columns.parts();
+    const int64_t row_tile = index % tiles_.rows.parts();
+    index /= tiles_.rows.parts();
     const int64_t first_group = index % group_blocks() * groups_in_tile_, image = index / group_blocks();
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
-    const ConvTile tile{row_tiles_.begin(row_tile), row_tiles_.size(row_tile),
-                        column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
+    const ConvTile tile{tiles_.rows.begin(row_tile),
+                        tiles_.rows.size(row_tile),
+                        tiles_.columns.begin(column_tile),
+                        tiles_.columns.size(column_tile),
+                        row_tile,
+                        column_tile};
     const bool along_channels = panels_.vectors_along_channels;
     const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
     const int64_t channels = along_channels ? panels_.padded() : weights_.outputs;
@@ -252,15 +256,15 @@ class Correlation {
     }
     for (size_t p = 0; p < phases_.size(); ++p) {
       const ConvTile part = phases_[p].part(tile);
-      const Acc* const from = sums + p * phase_sums;
+      Acc* const from = sums + p * phase_sums;
       if (!along_channels) {
-        write_tile(epilogue, out_, image, first_group * weights_.outputs, groups * weights_.outputs,
-                   *phases_[p].h, *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
+        sink_.take(image, first_group * weights_.outputs, groups * weights_.outputs, *phases_[p].h,
+                   *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
         continue;
       }
       for (int64_t g = 0; g < groups; ++g) {
-        write_tile(epilogue, out_, image, (first_group + g) * weights_.outputs, weights_.outputs,
-                   *phases_[p].h, *phases_[p].w, part,
+        sink_.take(image, (first_group + g) * weights_.outputs, weights_.outputs, *phases_[p].h,
+                   *phases_[p].w, part,
                    TileSums<Acc>{from + g * channels * tile.rows * line, line * channels, channels, 1});
       }
     }
@@ -311,14 +315,13 @@ class Correlation {
   ConvWeights<T> weights_;
   const math::CorrelationAxis& h_;  // of the first phase, which is the longest
   const math::CorrelationAxis& w_;
-  ImageTarget<T> out_;
+  const TileSink<T>& sink_;
   int64_t images_;
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
   SlabShape shape_;
   std::vector<Phase> phases_;
-  EvenSplit row_tiles_{1, 1};
-  EvenSplit column_tiles_{1, 1};
+  typename TileSink<T>::Tiles tiles_;
   int64_t groups_in_tile_ = 1;
   int64_t packed_group_ = 0;
   Acc* packed_ = nullptr;

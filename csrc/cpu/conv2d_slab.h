@@ -70,12 +70,14 @@ struct SlabShape {
   }
 };
 
-// A tile of outputs, by its first row and column and its size.
+// A tile of outputs, by its first row and column and its size, and which one of its axes' tiles it is.
 struct ConvTile {
   int64_t row;
   int64_t rows;
   int64_t column;
   int64_t columns;
+  int64_t row_part = 0;
+  int64_t column_part = 0;
 };
 
 // The run of elements [begin, end) of a row of `span` that lie inside the tensor; element i is at
