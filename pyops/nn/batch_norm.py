@@ -40,6 +40,9 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.activation = activation
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        return self._norm_forward(input, self.activation, residual)
+
+    def _norm_forward(self, input: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
         self._check_input_dim(input)
         momentum = self._count_batch()
         use_running = not self.training or self.track_running_stats
@@ -52,7 +55,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self._uses_batch(),
             momentum,
             self.eps,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
         )
 
