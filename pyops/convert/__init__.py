@@ -88,7 +88,7 @@ def _clear_plans(module: torch.nn.Module) -> None:
 
 
 def _fuse(module: torch.nn.Module) -> None:
-    if is_leaf(module) or not has_heads(module):
+    if is_leaf(module) or type(module).forward is torch.nn.Module.forward or not has_heads(module):
         return
     try:
         make_plans(module)

@@ -39,8 +39,7 @@ class Plan:
         reads = [*traced.reads, *(read for group in groups for read in group.reads)]
         # None stands for the owner: a cycle would keep it in memory until garbage is collected.
         self._reads = [(None if m is owner else m, name, value) for m, name, value in reads]
-        self._children = owner._modules
-        self._structure = [(m._modules, list(m._modules.items())) for m in traced.visible]
+        self._children = [(None if m is owner else m, list(m._modules.items())) for m in traced.visible]
         seen = dict.fromkeys(chain(traced.inlined[1:], *(group.modules for group in groups)))
         self._hooks = tuple(chain.from_iterable(map(hooks_of, seen)))
         steps = {self._insert(traced.graph, group) for group in groups}
@@ -59,10 +58,8 @@ class Plan:
         """What keeps the plan from being used until it goes away."""
         if any(self._hooks) or _has_any_global_hook():
             return "a hook was added"
-        if owner._modules is not self._children:
-            return "a replica of the module that was converted"
-        for children, were in self._structure:
-            if list(children.items()) != were:
+        for module, children in self._children:
+            if list((owner if module is None else module)._modules.items()) != children:
                 return "a module was added, replaced or removed: convert again"
         return None
 

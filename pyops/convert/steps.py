@@ -224,6 +224,7 @@ class _Folded:
             self.result = _fold(conv, norm)
             self._sources = _sources(conv, norm)
             self._versions = [_version(t) for t in self._sources]
+            self._eps = norm.eps
             # Changes through .data leave no trace but these. On a GPU, looking would mean waiting for it.
             on_cpu = conv.weight.is_cpu
             self._looks = [t[:, 0, 0, 0] if t.dim() == 4 else t[:] for t in self._sources] if on_cpu else []
@@ -232,7 +233,8 @@ class _Folded:
     def holds(self, conv: Any, norm: Any) -> bool:
         """Whether the same would come out now."""
         return (
-            all(map(operator.is_, self._sources, _sources(conv, norm)))
+            norm.eps == self._eps
+            and all(map(operator.is_, self._sources, _sources(conv, norm)))
             and [_version(t) for t in self._sources] == self._versions
             and all(map(torch.equal, self._looks, self._seen))
         )

@@ -13,7 +13,7 @@ import math
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -319,17 +319,43 @@ def _replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[N
 
 
 def _questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
-    """What a forward may ask and fx would answer wrongly, with functions that do not (see ``_replaced``)."""
+    """What a forward may ask and fx would answer wrongly, with functions that do not (see ``_replaced``).
 
-    def refuse(*_: Any) -> bool:
-        raise RuntimeError("forward asks for autograd's or autocast's mode")
-
-    modes = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
-    replacements: list[tuple[dict[str, Any], str, Any]] = [(vars(torch), name, refuse) for name in modes]
-    replacements.append((vars(torch), "is_tensor", lambda value: _isinstance(value, torch.Tensor)))
-    forwards = {inspect.unwrap(type(module).forward) for module in modules}
+    Only for the modules' own code: torch itself goes on asking, and may be imported meanwhile.
+    """
+    forwards = [inspect.unwrap(type(module).forward) for module in modules]
     scopes = {id(f.__globals__): f.__globals__ for f in forwards if isinstance(f, FunctionType)}
-    return replacements + [(scope, "isinstance", _isinstance) for scope in scopes.values()]
+    replacements: list[tuple[dict[str, Any], str, Any]] = []
+    for scope in scopes.values():
+        if scope.get("__name__", "").split(".")[0] == "torch":
+            continue
+        replacements.append((scope, "isinstance", _isinstance))
+        for name, value in scope.items():
+            if value is torch:
+                replacements.append((scope, name, _Torch("torch")))
+            elif isinstance(value, Hashable) and value in _ANSWERS:
+                replacements.append((scope, name, _ANSWERS[value]))
+    return replacements
+
+
+def _refuse_mode(*_: Any) -> bool:
+    raise RuntimeError("forward asks for autograd's or autocast's mode")
+
+
+_ANSWERS: dict[Any, Callable[..., bool]] = {
+    torch.is_grad_enabled: _refuse_mode,
+    torch.is_inference_mode_enabled: _refuse_mode,
+    torch.is_autocast_enabled: _refuse_mode,
+    torch.is_tensor: lambda value: _isinstance(value, torch.Tensor),
+}
+
+
+class _Torch(ModuleType):
+    """``torch`` with :data:`_ANSWERS`."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(torch, name)
+        return _ANSWERS.get(value, value) if isinstance(value, Hashable) else value
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
