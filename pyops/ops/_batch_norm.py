@@ -70,7 +70,7 @@ def check_arguments(
     if eps < 0 or (training and eps == 0):
         raise ValueError(f"{name}: eps must be {'positive' if training else 'at least 0'}, got {eps}")
     check_vectors(name, input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    if training and input.numel() == input.shape[1]:
+    if training and input.numel() == input.shape[1] > 0:
         raise ValueError(
             f"{name}: expected more than 1 value per channel when training, got input of shape "
             f"{tuple(input.shape)}"

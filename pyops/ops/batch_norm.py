@@ -78,7 +78,7 @@ def _fake_backward(
     needs_affine: bool,
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    like = rstd if weight is None else weight
+    like = next(t for t in (weight, bias, rstd) if t is not None)
     channels = (input.shape[dim] if needs_affine else 0,)
     return (
         input.new_empty(input.shape if needs_input else (0,)),

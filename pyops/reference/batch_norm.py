@@ -8,11 +8,18 @@ from torch import Tensor
 from .activation import activation
 
 
-def batch_statistics(input: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each index of ``dim``, differentiable; the deviations are taken first."""
-    others = [d for d in range(input.dim()) if d != dim]
-    mean = input.mean(others, keepdim=True)
-    return mean.flatten(), (input - mean).square().mean(others)
+def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` less its mean over all dimensions but ``dim``, that mean and the biased variance.
+
+    In two steps: the mean of values far from 0 is itself rounded by more than their small deviations.
+    """
+    others = [d for d in range(x.dim()) if d != dim]
+    near = x.detach().mean(others, keepdim=True)
+    x = x - near
+    rest = x.mean(others, keepdim=True)
+    x = x - rest
+    mean = torch.where(near.isfinite(), near + rest, near)  # infinity less itself is none
+    return x, mean.flatten(), x.square().mean(others)
 
 
 def batch_norm(
@@ -32,17 +39,17 @@ def batch_norm(
 ) -> Tensor:
     """activation(batch_norm(input) + residual); in training, the running statistics are updated."""
     x = input.to(torch.float64 if input.dtype is torch.float64 else torch.float32)
+    shape = [-1 if d == dim else 1 for d in range(x.dim())]
     if input.numel() == 0:  # nothing to take statistics of
-        mean, var = x.new_zeros(x.shape[dim]), x.new_ones(x.shape[dim])
+        var = x.new_ones(x.shape[dim])
     elif training:
-        mean, var = batch_statistics(x, dim)
+        x, mean, var = centred(x, dim)
         update_running(running_mean, running_var, mean, var, x.numel() // x.shape[dim], momentum)
     else:
         assert running_mean is not None
         assert running_var is not None
-        mean, var = running_mean.to(x.dtype), running_var.to(x.dtype)
-    shape = [-1 if d == dim else 1 for d in range(x.dim())]
-    value = (x - mean.view(shape)) * (var + eps).rsqrt().view(shape)
+        x, var = x - running_mean.to(x.dtype).view(shape), running_var.to(x.dtype)
+    value = x * (var + eps).rsqrt().view(shape)
     if weight is not None:
         value = value * weight.to(x.dtype).view(shape)
     if bias is not None:
