@@ -93,7 +93,7 @@ class Correlation {
   // One axis for each phase of the output: all of them read the same part of the source.
   Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights,
               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
-              const TileSink<T>& sink, int64_t images)
+              TileSink<T>& sink, int64_t images)
       : x_(x),
         weights_(weights),
         h_(h.front()),
@@ -315,7 +315,7 @@ class Correlation {
   ConvWeights<T> weights_;
   const math::CorrelationAxis& h_;  // of the first phase, which is the longest
   const math::CorrelationAxis& w_;
-  const TileSink<T>& sink_;
+  TileSink<T>& sink_;
   int64_t images_;
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
@@ -326,5 +326,11 @@ class Correlation {
   int64_t packed_group_ = 0;
   Acc* packed_ = nullptr;
 };
+
+// Correlates all images; one axis for each phase of the output. Compiled in conv2d_correlate.cpp.
+template <class T>
+void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
+               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
+               TileSink<T>& sink, int64_t images);
 
 }  // namespace pyops::cpu

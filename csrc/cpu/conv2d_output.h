@@ -194,7 +194,7 @@ class TileSink {
 
   virtual ~TileSink() = default;
   // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs.
-  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels) const {
+  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels) {
     const EvenSplit across(columns, ceil_div(columns, pixels));
     const EvenSplit down(rows, ceil_div(rows, std::max<int64_t>(1, pixels / across.size(0))));
     return {AxisTiles(down), AxisTiles(across)};

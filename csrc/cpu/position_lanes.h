@@ -64,6 +64,15 @@ struct StoredPositions<double, int32_t> {
   PYOPS_HD static Lanes narrow(Wide x) { return __builtin_convertvector(x, Lanes); }
 };
 
+// As numbers of the values' own type, among which they can be moved like values.
+template <class Acc>
+struct StoredPositions<Acc, Acc> {
+  using Lanes = typename NativeVectors<Acc>::Lanes;
+  using Wide = typename NativeVectors<Acc>::Bits;
+  PYOPS_HD static Wide widen(Lanes x) { return __builtin_convertvector(x, Wide); }
+  PYOPS_HD static Lanes narrow(Wide x) { return __builtin_convertvector(x, Lanes); }
+};
+
 template <class Acc>
 using Positions = typename Vec<Acc>::NativeInt;
 

@@ -127,13 +127,13 @@ MUTANTS = {
         "cpu/conv2d_slab.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d",),
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
         "cpu/conv2d_kernels.h",
         "if (accumulate) sum[j] += load<Acc>(to).v;",
         "",
-        ("conv2d",),
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
         "cpu/conv2d_weight.h",

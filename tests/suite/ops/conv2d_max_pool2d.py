@@ -11,6 +11,7 @@ from pyops import functional as F
 
 from ..cases import Case, Op, normal
 from ..layouts import channels_last
+from ..mutants import Mutant
 from . import conv2d, max_pool2d
 
 
@@ -108,3 +109,31 @@ def valid_arguments() -> dict[str, tuple]:
         "conv2d_max_pool2d_forward": (x, w, torch.randn(6), *geometry, *activation, *pool, True, True),
         "conv2d_max_pool2d_backward": (y, argmax, y, [5, 3], *activation, False, *pool, True),
     }
+
+
+MUTANTS = {
+    "dead_relu_passes_a_gradient": Mutant(
+        "cpu/conv2d_pool.h",
+        "V(Acc(kNoGradient)), load<Acc>(positions + i)",
+        "load<Acc>(positions + i), load<Acc>(positions + i)",
+        ("conv2d_max_pool2d",),
+    ),
+    "bias_gradient_counts_dead_windows": Mutant(
+        "cpu/conv2d_max_pool2d.cpp",
+        "== dead ? sum.v : grad.v",
+        "== dead ? grad.v : grad.v",
+        ("conv2d_max_pool2d",),
+    ),
+    "pooled_tile_lacks_its_last_row": Mutant(
+        "cpu/conv2d_pool.h",
+        "std::min(axis_.in, start + reach + 1) - begin",
+        "std::min(axis_.in, start + reach + (part == 0)) - begin",
+        ("conv2d_max_pool2d",),
+    ),
+    "input_of_activation_is_picked_without_dilation": Mutant(
+        "cpu/conv2d_pool.h",
+        "i * height.dilation * sums.row_stride",
+        "i * sums.row_stride",
+        ("conv2d_max_pool2d",),
+    ),
+}
