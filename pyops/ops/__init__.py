@@ -18,6 +18,7 @@ from . import (
     nll_loss,
     prelu,
     softmax,
+    sync_batch_norm,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "nll_loss",
     "prelu",
     "softmax",
+    "sync_batch_norm",
 ]
