@@ -133,6 +133,7 @@ def test_compiles_without_spills(
     [
         "activation.cu",
         "avg_pool2d.cu",
+        "batch_norm.cu",
         "cross_entropy.cu",
         "embedding.cu",
         "interpolate.cu",
