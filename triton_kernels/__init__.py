@@ -8,6 +8,7 @@ kernels run in Triton's interpreter, on CPU tensors.
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
     cross_entropy,
     dropout,
     embedding,
@@ -24,6 +25,7 @@ from . import (
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -41,8 +41,7 @@ Moments moments_in_double(int64_t n, const At& at) {
   return {static_cast<double>(n), mean, m2};
 }
 
-// ---- long runs
-// ---------------------------------------------------------------------------------------------
+// ---- long runs ------------------------------------------------------------------------------------------
 
 struct Runs {
   static constexpr int64_t kBlock = 4096;  // elements
@@ -182,8 +181,7 @@ void run_gradient_sums(const Runs& runs, const AnyActivation<acc_t<T>>& activati
   }
 }
 
-// ---- rows in which channels alternate
-// ----------------------------------------------------------------------
+// ---- rows in which channels alternate -------------------------------------------------------------------
 
 struct Columns {
   static constexpr int64_t kStrip = 1024;  // columns whose sums stay in the L1 cache

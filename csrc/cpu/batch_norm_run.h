@@ -13,7 +13,7 @@
 
 namespace pyops::cpu {
 
-// ---- what elements need of their channels ----------------------------------------------------------------
+// ---- what elements need of their channels ---------------------------------------------------------------
 
 template <class Acc>
 struct NormVectors {
@@ -64,8 +64,7 @@ struct EachColumn {
   Vec<Acc> offset(int64_t i, int lanes) const { return table.load(4, first + i, lanes); }
 };
 
-// ---- one bit per element
-// -----------------------------------------------------------------------------------
+// ---- one bit per element --------------------------------------------------------------------------------
 
 // Bit l is set unless x[l] <= limit: NaN passes.
 template <class Acc>
@@ -130,8 +129,7 @@ PYOPS_HD Vec<Acc> where_bit(uint32_t bits, Vec<Acc> x) {
 #endif
 }
 
-// ---- forward
-// -----------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------
 
 // Elements that an activation of the other kind (fused_epilogue.h) works on at a time.
 constexpr int64_t kNormPiece = 1024;
@@ -191,8 +189,7 @@ void normalize_run(const Activation& activation, const Channels& channels, const
   }
 }
 
-// ---- backward
-// ----------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------
 
 // The gradient behind the activation becomes that of its input: how, by the activation.
 enum class GradientOf { kIdentity, kRelu, kMaskedRelu, kOther };

@@ -23,7 +23,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
-from .batch_norm import BatchNorm1d, BatchNorm2d
+from .batch_norm import BatchNorm1d, BatchNorm2d, SyncBatchNorm
 from .conv import Conv2d, LazyConv2d
 from .dropout import Dropout
 from .embedding import Embedding
@@ -73,6 +73,7 @@ __all__ = [
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
+    "SyncBatchNorm",
     "Tanh",
     "Upsample",
     "UpsamplingNearest2d",

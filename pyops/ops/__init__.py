@@ -19,6 +19,7 @@ from . import (
     nll_loss,
     prelu,
     softmax,
+    sync_batch_norm,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "nll_loss",
     "prelu",
     "softmax",
+    "sync_batch_norm",
 ]
