@@ -40,69 +40,88 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
   return {output, argmax, saved};
 }
 
-// Sums over everything but the channels of what passes a gradient on.
+// The bias's gradient: sums over everything but the channels of what passes a gradient on. Windows are summed
+// by the thread that gathers from them first, while they are on their way through the cache: a plane at a
+// time or, where the channels are last, a row.
 template <class T>
 class PooledBiasGradient {
  public:
   using Acc = acc_t<T>;
-  static constexpr int64_t n = Vec<Acc>::kLanes;
 
-  PooledBiasGradient(const T* grad, const uint8_t* argmax) : grad_(grad), argmax_(argmax) {}
-
-  void planar(int64_t images, int64_t channels, int64_t plane, T* to) const {
-    parallel_for(channels, images * plane, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        Acc total = 0;
-        for (int64_t image = 0; image < images; ++image) {
-          Vec<Acc> sum = Acc(0);
-          for_each_vector<Acc>(plane, [&](int64_t i, int lanes) {
-            sum += passing((image * channels + c) * plane + i, lanes);
-          });
-          total += horizontal_sum(sum);
-        }
-        to[c] = from_acc<T>(total);
-      }
-    });
-  }
-
-  void channels_last(int64_t pixels, int64_t channels, T* to) const {
-    constexpr int64_t kMostParts = 32, kBlock = 64;
-    const EvenSplit parts(pixels, std::max<int64_t>(1, std::min(kMostParts, pixels / kBlock)));
-    const int64_t padded = round_up(channels, n);
-    std::vector<Acc> sums(parts.parts * padded);
-    parallel_for(parts.parts, parts.base * channels, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        for (int64_t p = 0; p < parts.size(part); p += kBlock) {
-          const int64_t first = parts.begin(part) + p;
-          add_pixels(first, std::min(kBlock, parts.size(part) - p), channels, sums.data() + part * padded);
-        }
-      }
-    });
-    for (int64_t c = 0; c < channels; ++c) {
-      Acc total = 0;
-      for (int64_t part = 0; part < parts.parts; ++part) total += sums[part * padded + c];
-      to[c] = from_acc<T>(total);
+  PooledBiasGradient(const PooledGradient& pooled, const T* grad, const uint8_t* argmax)
+      : image_(pooled.image()),
+        height_(pooled.windows.height()),
+        channels_(pooled.channels),
+        images_(pooled.images),
+        grad_(grad),
+        argmax_(argmax),
+        run_rows_(image_.inner == 1 ? image_.height : 1),
+        sums_(image_.rows() / run_rows_ * image_.inner) {
+    for (int64_t element = 0, window = 0; element < height_.in; ++element) {
+      const int64_t first = window;
+      while (window < height_.out && std::max<int64_t>(0, height_.start(window)) == element) ++window;
+      beginning_.push_back({first, window});
     }
   }
 
- private:
-  Vec<Acc> passing(int64_t at, int lanes) const {
-    Vec<Acc> sum = Acc(0);
-    const Positions<Acc> dead = all_positions<Acc>(kNoGradient);
-    const Vec<Acc> grad = load_lanes(grad_ + at, lanes);
-    return typename Vec<Acc>::Native(load_positions<Acc>(argmax_ + at, lanes) == dead ? sum.v : grad.v);
+  // Sums the rows of windows that begin in row `row` (counted over all images) of the convolution's output.
+  void visit(int64_t row) {
+    const int64_t image = row / height_.in;
+    const math::Range windows = beginning_[row - image * height_.in];
+    if (image_.inner == 1) {
+      if (windows.first == 0 && windows.end > 0) sum_plane(image);
+      return;
+    }
+    for (int64_t window = windows.first; window < windows.end; ++window)
+      sum_row(image * height_.out + window);
   }
 
-  void add_pixels(int64_t first, int64_t count, int64_t channels, Acc* to) const {
-    for_each_vector<Acc>(channels, [&](int64_t c, int lanes) {
+  void merge(T* to) const {
+    const int64_t runs = image_.height / run_rows_;
+    std::vector<Acc> totals(channels_);
+    for (int64_t image = 0; image < images_; ++image) {
+      const Acc* const first = sums_.data() + image * runs * channels_;
+      for (int64_t c = 0; c < channels_; ++c) {
+        Acc sum = 0;
+        for (int64_t run = 0; run < runs; ++run) sum += first[run * channels_ + c];
+        totals[c] += sum;
+      }
+    }
+    for (int64_t c = 0; c < channels_; ++c) to[c] = from_acc<T>(totals[c]);
+  }
+
+ private:
+  void sum_plane(int64_t plane) {
+    const int64_t size = image_.height * image_.width, first = plane * size;
+    Vec<Acc> sum = Acc(0);
+    for_each_vector<Acc>(size, [&](int64_t i, int lanes) { sum += passing(first + i, lanes); });
+    sums_[plane] = horizontal_sum(sum);
+  }
+
+  void sum_row(int64_t row) {
+    const int64_t first = row * image_.row_elements();
+    for_each_vector<Acc>(image_.inner, [&](int64_t c, int lanes) {
       Vec<Acc> sum = Acc(0);
-      for (int64_t p = first; p < first + count; ++p) sum += passing(p * channels + c, lanes);
-      store(to + c, load<Acc>(to + c) + sum);
+      for (int64_t i = 0; i < image_.width; ++i) sum += passing(first + i * image_.inner + c, lanes);
+      store_lanes(sums_.data() + row * image_.inner + c, sum, lanes);
     });
   }
 
+  Vec<Acc> passing(int64_t at, int lanes) const {
+    const Vec<Acc> none = Acc(0), grad = load_lanes(grad_ + at, lanes);
+    const Positions<Acc> dead = all_positions<Acc>(kNoGradient);
+    return typename Vec<Acc>::Native(load_positions<Acc>(argmax_ + at, lanes) == dead ? none.v : grad.v);
+  }
+
+  Image image_;
+  math::SlidingAxis height_;
+  int64_t channels_;
+  int64_t images_;
   const T* grad_;
   const uint8_t* argmax_;
+  int64_t run_rows_;  // of windows that are summed at a time
+  std::vector<Acc> sums_;
+  std::vector<math::Range> beginning_;  // by row of the convolution's output
 };
 
 std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor argmax,
@@ -131,12 +150,11 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor
     const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
     const uint8_t* const at = static_cast<const uint8_t*>(argmax.const_data_ptr());
     const Image image = pooled.image();
-    max_pool_gradient(windows.input_of(image), windows, grad, at, data<T>(grad_conv));
-    if (!needs_bias) return;
-    const PooledBiasGradient<T> bias(grad, at);
-    const int64_t plane = image.height * image.width;
-    pooled.channels_last ? bias.channels_last(pooled.images * plane, pooled.channels, data<T>(grad_bias))
-                         : bias.planar(pooled.images, pooled.channels, plane, data<T>(grad_bias));
+    PooledBiasGradient<T> bias(pooled, grad, at);
+    max_pool_gradient(windows.input_of(image), windows, grad, at, data<T>(grad_conv), [&](int64_t row) {
+      if (needs_bias) bias.visit(row);
+    });
+    if (needs_bias) bias.merge(data<T>(grad_bias));
   });
   return {grad_conv, grad_bias};
 }

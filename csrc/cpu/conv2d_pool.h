@@ -184,7 +184,7 @@ class PoolSink : public TileSink<T> {
     const int64_t count = planar ? channels * sums.channel_stride : tile.rows * sums.row_stride;
     Acc* to = sums.values;
     if (saved_) {
-      to = conv_buffer<6, Acc>(count + n);
+      to = conv_buffer<6, Acc>(count + n * n);
       std::copy(sums.values, sums.values + count, to);
     }
     activation_.forward(to, count);
@@ -194,6 +194,12 @@ class PoolSink : public TileSink<T> {
   static void pool(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t channels,
                    const TileSums<Acc>& x, int64_t line, Acc* values, Acc* positions) {
     if (x.column_stride == 1) {
+      const bool inside =
+          width.padding == 0 && (width.out - 1) * width.stride + WindowTiles::span(width, 1) <= width.in;
+      if (inside && width.stride == 1)
+        return pool_lines<1>(height, width, channels, x, line, values, positions);
+      if (inside && width.stride == 2)
+        return pool_lines<2>(height, width, channels, x, line, values, positions);
       MaxPoolRows<Acc, Acc> rows(height, width, 1, x.row_stride);
       for (int64_t row = 0; row < channels * height.out; ++row)
         rows.forward(x.values, row, values + row * line, positions + row * line);
@@ -203,6 +209,48 @@ class PoolSink : public TileSink<T> {
                                    x.row_stride / x.column_stride);
     for (int64_t row = 0; row < height.out; ++row)
       rows.forward(x.values, row, values + row * line, positions + row * line);
+  }
+
+  // Windows that lie inside their rows, read where the sums are. Vectors reach behind the rows; what they
+  // find there ends up behind the maxima.
+  template <int kStride>
+  static void pool_lines(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t channels,
+                         const TileSums<Acc>& x, int64_t line, Acc* values, Acc* positions) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t row = 0; row < height.out; ++row, values += line, positions += line) {
+        const math::Range taps = height.taps(row);
+        const Acc* const top = x.values + c * x.channel_stride + height.start(row) * x.row_stride;
+        for (int64_t i = 0; i < width.out; i += n) {
+          Positions<Acc> at = all_positions<Acc>(taps.first * width.kernel);
+          auto maximum = MaximumLanes<Acc>::starting_at(at);
+          for (int64_t tap = taps.first; tap < taps.end; ++tap) {
+            const Acc* const from = top + tap * height.dilation * x.row_stride + i * kStride;
+            push_line<kStride>(from, width, at, maximum);
+          }
+          store(values + i, maximum.value);
+          store_positions<Acc>(positions + i, maximum.position, n);
+        }
+      }
+    }
+  }
+
+  template <int kStride>
+  static void push_line(const Acc* from, const math::SlidingAxis& width, Positions<Acc>& at,
+                        MaximumLanes<Acc>& maximum) {
+    const bool pairs = kStride == 2 && width.dilation == 1;
+    for (int64_t tap = 0; tap < width.kernel; ++tap, at += 1) {
+      const Acc* const x = from + tap * width.dilation;
+      if constexpr (kStride == 1) {
+        maximum.push(load<Acc>(x), at);
+        continue;
+      }
+      const Vec<Acc> a = load<Acc>(x), b = load<Acc>(x + n);
+      maximum.push(even_lanes(a, b), at);
+      if (!pairs || tap + 1 == width.kernel) continue;
+      ++tap;
+      at += 1;
+      maximum.push(odd_lanes(a, b), at);
+    }
   }
 
   static void rectify(int64_t size, Acc* values, Acc* positions) {

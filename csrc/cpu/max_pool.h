@@ -24,11 +24,13 @@ bool wide(const Image& image) {
   return image.inner >= Vec<Acc>::kLanes;
 }
 
-// The gradient of images `in`: every element sums those of the windows it is the maximum of.
-template <class T, class A>
+// The gradient of images `in`: every element sums those of the windows it is the maximum of. Calls visit(row)
+// before each row of elements.
+template <class T, class A, class Visit>
 void max_pool_gradient(const Image& in, const Windows& windows, const T* grad_output, const A* argmax,
-                       T* grad_input) {
+                       T* grad_input, const Visit& visit) {
   const auto gather = [&](auto& rows, int64_t row) {
+    visit(row);
     rows.backward(grad_output, argmax, row, grad_input + row * in.row_elements());
   };
   wide<acc_t<T>>(in) ? for_each_row<MaxPoolGradientChannels<T, A>>(in, windows, 4, gather)

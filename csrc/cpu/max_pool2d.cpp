@@ -45,7 +45,7 @@ Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, 
     const T* g = static_cast<const T*>(grad_output.const_data_ptr());
     const A* at = static_cast<const A*>(argmax.const_data_ptr());
     T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
-    max_pool_gradient(in, windows, g, at, dx);
+    max_pool_gradient(in, windows, g, at, dx, [](int64_t) {});
   });
   return grad_input;
 }

@@ -120,7 +120,7 @@ MUTANTS = {
     ),
     "bias_gradient_counts_dead_windows": Mutant(
         "cpu/conv2d_max_pool2d.cpp",
-        "== dead ? sum.v : grad.v",
+        "== dead ? none.v : grad.v",
         "== dead ? grad.v : grad.v",
         ("conv2d_max_pool2d",),
     ),
