@@ -8,6 +8,7 @@ kernels run in Triton's interpreter, on CPU tensors.
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
     conv2d,
     cross_entropy,
     dropout,
@@ -25,6 +26,7 @@ from . import (
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "cross_entropy",
     "dropout",

@@ -3,6 +3,7 @@
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
     conv2d,
     conv2d_max_pool2d,
     cross_entropy,
@@ -18,11 +19,13 @@ from . import (
     nll_loss,
     prelu,
     softmax,
+    sync_batch_norm,
 )
 
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "conv2d_max_pool2d",
     "cross_entropy",
@@ -38,4 +41,5 @@ __all__ = [
     "nll_loss",
     "prelu",
     "softmax",
+    "sync_batch_norm",
 ]

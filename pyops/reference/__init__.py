@@ -5,6 +5,7 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 """
 
 from .activation import activation, activation_gradient
+from .batch_norm import batch_norm, update_running
 from .conv2d import conv2d, conv2d_gradient
 from .conv2d_max_pool2d import conv2d_max_pool2d
 from .cross_entropy import cross_entropy_with_lse
@@ -24,6 +25,7 @@ __all__ = [
     "activation_gradient",
     "adaptive_avg_pool2d",
     "avg_pool2d",
+    "batch_norm",
     "bias_activation_dropout",
     "bias_activation_dropout_gradient",
     "conv2d",
@@ -40,4 +42,5 @@ __all__ = [
     "nll_loss",
     "prelu_gradient",
     "softmax",
+    "update_running",
 ]

@@ -203,6 +203,20 @@ def _linear(
     linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
 
 
+def _batch_norm(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype, kind: int = 1, *, residual: bool = False
+) -> None:
+    from pyops.triton_kernels import batch_norm
+
+    x, vector = _empty(*shape, dtype=dtype), _empty(shape[dim])
+    r = x if residual else None
+    masked = residual and kind == 1
+    forward = (x, vector, vector, r, vector, vector, None, dim, True, 0.1, 1e-5, kind, 0.0, 0.0, masked)
+    y, mean, rstd, mask = batch_norm.batch_norm_forward(*forward)
+    saved = (x, vector, vector, r if kind > 1 else None, mask if masked else None, mean, rstd)
+    batch_norm.batch_norm_backward(y, *saved, None, dim, True, kind, 0.0, 0.0, True, True, residual)
+
+
 def _conv2d(
     shape: tuple[int, ...],
     out_channels: int,
@@ -270,6 +284,12 @@ CASES: dict[str, Callable[[], None]] = {
     "avg_pool2d-channels_last-float16": lambda: _avg_pool2d((32, 56, 56, 64), HALF, 3, True),
     "adaptive_avg_pool2d-global-float32": lambda: _adaptive_avg_pool2d((32, 512, 7, 7), FLOAT, 1, False),
     "adaptive_avg_pool2d-uneven-float64": lambda: _adaptive_avg_pool2d((4, 30, 31, 64), DOUBLE, 7, True),
+    "batch_norm-relu-float32": lambda: _batch_norm((32, 64, 112, 112), 1, FLOAT),
+    "batch_norm-residual-relu-channels_last-bfloat16": lambda: _batch_norm(
+        (32, 56, 56, 64), 3, BFLOAT16, residual=True
+    ),
+    "batch_norm-residual-silu-odd-float16": lambda: _batch_norm((33, 65, 7, 7), 1, HALF, 10, residual=True),
+    "batch_norm-rows-float32": lambda: _batch_norm((1001, 77), 1, FLOAT, 0),
     "cross_entropy-few_classes-float32": lambda: _cross_entropy((4096, 10), FLOAT),
     "cross_entropy-vocabulary-bfloat16": lambda: _cross_entropy((4096, 128256), BFLOAT16),
     "cross_entropy-inplace-bfloat16": lambda: _cross_entropy((4096, 50257), BFLOAT16, inplace=True),
