@@ -39,10 +39,14 @@ from .loss import (
     SmoothL1Loss,
 )
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
@@ -51,9 +55,11 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "GRUCell",
     "Hardswish",
     "HuberLoss",
     "L1Loss",
+    "LSTMCell",
     "LazyLinear",
     "LeakyReLU",
     "Linear",
@@ -63,6 +69,7 @@ __all__ = [
     "MaxPool2d",
     "NLLLoss",
     "PReLU",
+    "RNNCell",
     "ReLU",
     "SiLU",
     "Sigmoid",

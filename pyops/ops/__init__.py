@@ -16,6 +16,8 @@ from . import (
     max_pool2d,
     nll_loss,
     prelu,
+    recurrent,
+    recurrent_stack,
     softmax,
 )
 
@@ -35,5 +37,7 @@ __all__ = [
     "max_pool2d",
     "nll_loss",
     "prelu",
+    "recurrent",
+    "recurrent_stack",
     "softmax",
 ]
