@@ -22,6 +22,18 @@ class Sequences {
     for (int64_t t = 0; t < steps_; ++t) offsets_[t + 1] = offsets_[t] + counts_[t];
   }
 
+  // Of these sequences [begin, end) alone; the steps behind the last of them fall away.
+  Sequences part(int64_t begin, int64_t end) const {
+    if (is_dense()) return Sequences(steps_, end - begin);
+    Sequences found(0, std::min(counts_[0], end) - begin);
+    found.offsets_.push_back(0);
+    for (; found.steps_ < steps_ && counts_[found.steps_] > begin; ++found.steps_) {
+      found.counts_.push_back(std::min(counts_[found.steps_], end) - begin);
+      found.offsets_.push_back(found.offsets_.back() + found.counts_.back());
+    }
+    return found;
+  }
+
   int64_t steps() const { return steps_; }
   int64_t batch() const { return batch_; }
   bool is_dense() const { return offsets_.empty(); }

@@ -20,6 +20,7 @@ class ResidentMatrix {
   }
 
   int64_t columns() const { return columns_; }
+  int64_t depth() const { return depth_; }
   int64_t packed_size() const { return padded_ * depth_ + Vec<Acc>::kLanes; }
   int64_t scratch_size(int64_t rows) const { return round_up(rows * block_, 16) + Vec<Acc>::kLanes; }
 
@@ -40,11 +41,12 @@ class ResidentMatrix {
   }
 
   // out[rows, columns] = a[rows, depth] @ b, with scratch_size(rows) numbers of scratch.
-  void multiply(int64_t rows, const Acc* a, int64_t lda, Acc* out, int64_t ldc, Acc* scratch) const {
+  template <class T>
+  void multiply(int64_t rows, const T* a, int64_t lda, Acc* out, int64_t ldc, Acc* scratch) const {
     const EvenSplit panels(rows, ceil_div(rows, kMicroRows));
     for (int64_t k = 0; k < depth_; k += block_) {
       const int64_t depth = std::min(block_, depth_ - k);
-      pack_rows(Operand<Acc>{a + k, lda, 1}, panels, depth, scratch);
+      pack_rows(Operand<T>{a + k, lda, 1}, panels, depth, scratch);
       const Target<Acc, Acc> target{out, ldc, nullptr, 0, Acc(0), k == 0, k + depth >= depth_};
       sweep(panels, columns_, depth, scratch, packed_ + k * padded_, target);
     }

@@ -3,12 +3,12 @@
 // gradients of weights and input by products over all steps again.
 #include "../binding/recurrent.h"
 
-#include <cstring>
 #include <tuple>
 
 #include "gemm_tensor.h"
 #include "matrix_epilogue.h"
 #include "output_cache.h"
+#include "recurrent_gradients.h"
 #include "recurrent_steps.h"
 
 namespace pyops::cpu {
@@ -50,12 +50,6 @@ class LoopWeights {
   Tensor memory_;
 };
 
-template <class Loop>
-void run_chunks(const Loop& loop, const Sequences& sequences) {
-  const std::vector<int64_t> bounds = chunk_bounds(sequences);
-  ThreadPool{}(static_cast<int64_t>(bounds.size()) - 1, [&](int64_t i) { loop(bounds[i], bounds[i + 1]); });
-}
-
 // [gates + H] in the accumulation type: both biases together, but for the last gate of a GRU.
 template <class T>
 std::vector<acc_t<T>> joined_bias(const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
@@ -66,6 +60,13 @@ std::vector<acc_t<T>> joined_bias(const std::optional<Tensor>& bias_ih, const st
     joined[splits && j >= s.gates - s.hidden ? j + s.hidden : j] += to_acc(data<T>(*bias_hh)[j]);
   }
   return joined;
+}
+
+// Whether the input's share of the gates is formed step by step rather than by one product for all steps:
+// that product writes as much as the loop, which pays when the weights are large beside the caches.
+bool input_share_in_loop(const RecurrentShape& s, int64_t element_size) {
+  constexpr int64_t kCache = 128 << 10;
+  return s.inputs > 0 && (s.inputs + s.hidden) * s.gates * element_size <= kCache;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
@@ -90,16 +91,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     if (c_0) torch::stable::copy_(c_n, *c_0);
     return {output, h_n, c_n, gates, extra};
   }
+  const bool in_loop = input_share_in_loop(s, input.element_size());
   // An RNN's lies in the output, which replaces it step by step.
-  const Tensor x = saves ? gates : s.gates == s.hidden ? output : made(true, {rows, s.gates});
+  const Tensor x = in_loop ? input : saves ? gates : !s.saves_gates ? output : made(true, {rows, s.gates});
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    gemm(rows, s.gates, s.inputs, Operand<T>{data<T>(input), s.inputs, 1}, rows_of<T>(weight_ih),
-         pointer<T>(x), s.gates, Acc(0), ThreadPool{});
+    if (!in_loop) {
+      gemm(rows, s.gates, s.inputs, Operand<T>{data<T>(input), s.inputs, 1}, rows_of<T>(weight_ih),
+           pointer<T>(x), s.gates, Acc(0), ThreadPool{});
+    }
     math::dispatch_cell<Acc>(kind, [&](auto cell) {
       using Cell = decltype(cell);
       const LoopWeights<T> weights(input, s.gates, s.hidden, rows_of<T>(weight_hh));
+      std::optional<LoopWeights<T>> input_weights;
+      if (in_loop) input_weights.emplace(input, s.gates, s.inputs, rows_of<T>(weight_ih));
       const std::vector<Acc> bias = joined_bias<T>(bias_ih, bias_hh, s, Cell::kSplitsBias);
       const ForwardTensors<T> tensors{data<T>(x),
                                       saves ? pointer<T>(gates) : nullptr,
@@ -110,67 +116,83 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
                                       data<T>(h_0),
                                       data_or_null<T>(c_0),
                                       bias.data()};
-      run_chunks(ForwardLoop<T, Cell>(tensors, weights.matrix, {s.sequences, reverse}, s.hidden),
-                 s.sequences);
+      const ForwardLoop<T, Cell> loop(tensors, weights.matrix, in_loop ? &input_weights->matrix : nullptr,
+                                      {s.sequences, reverse}, s.hidden);
+      run_chunks(chunk_bounds(s.sequences, chunks_for_threads(s.sequences)), loop);
     });
   });
   return {output, h_n, c_n, gates, extra};
-}
-
-// The state before each row, [rows, H].
-template <class T>
-void gather_states(const Walk& walk, const T* output, const T* h_0, int64_t hidden, T* to) {
-  parallel_for(walk.sequences.steps(), walk.sequences.batch() * hidden, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t b = 0; b < walk.sequences.count(t); ++b) {
-        const StepRow at = walk.at(t, b);
-        const T* const from = at.before < 0 ? h_0 + b * hidden : output + at.before * hidden;
-        memcpy(to + at.row * hidden, from, hidden * sizeof(T));
-      }
-    }
-  });
-}
-
-// Gradients of a weight [count * H, columns] = d[:, first * H : (first + count) * H].t() @ factor.
-template <class T>
-void weight_gradient(const RecurrentShape& s, const T* d, int64_t first, int64_t count, const T* factor,
-                     int64_t columns, T* to) {
-  const int64_t H = s.hidden;
-  gemm(count * H, columns, s.sequences.rows(), Operand<T>{d + first * H, 1, s.gradients},
-       Operand<T>{factor, 1, columns}, to, columns, acc_t<T>(0), ThreadPool{});
 }
 
 struct Gradients {
   Tensor input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0;
 };
 
-// What follows the loop: sums over all steps.
-template <class T>
-void parameter_gradients(const Gradients& grads, const Tensor& d, const Tensor& input,
-                         const Tensor& weight_ih, const Tensor& states, const RecurrentShape& s,
-                         bool splits) {
-  const int64_t rows = s.sequences.rows(), H = s.hidden, gates = s.gates / H;
-  const T* const from = data<T>(d);
-  // The state's share of the last gate of a GRU is behind the input's.
-  const int64_t joint = splits ? gates - 1 : gates;
+// The loop for all sequences, then the sums over all rows.
+template <class T, class Cell>
+void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
+                      const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
+                      const Tensor& input, const Tensor& weight_ih) {
+  const int64_t rows = s.sequences.rows();
+  const bool needs_weight = grads.weight_hh.numel() > 0, needs_bias = grads.bias_ih.numel() > 0;
+  const Tensor memory = new_output(input, {rows, s.gradients}, input.scalar_type());
+  T* const d = pointer<T>(memory);
+  run_chunks(chunk_bounds(s.sequences, chunks_for_threads(s.sequences)),
+             [&](int64_t, int64_t begin, int64_t end) {
+               loop.run(begin, end, d, [&](int64_t t) { return s.sequences.offset(t) + begin; });
+             });
   if (grads.input.numel() > 0) {
-    gemm(rows, s.inputs, s.gates, Operand<T>{from, s.gradients, 1}, transposed(rows_of<T>(weight_ih)),
-         pointer<T>(grads.input), s.inputs, acc_t<T>(0), ThreadPool{});
+    input_gradient(s, rows, d, data<T>(weight_ih), pointer<T>(grads.input), ThreadPool{});
   }
-  if (grads.weight_hh.numel() > 0) {
-    weight_gradient(s, from, 0, gates, data<T>(input), s.inputs, pointer<T>(grads.weight_ih));
-    weight_gradient(s, from, 0, joint, data<T>(states), H, pointer<T>(grads.weight_hh));
-    if (splits) {
-      weight_gradient(s, from, gates, 1, data<T>(states), H, pointer<T>(grads.weight_hh) + joint * H * H);
-    }
+  if (needs_weight) {
+    const Tensor states = new_output(input, {rows, s.hidden}, input.scalar_type());
+    parallel_for(s.sequences.steps(), s.sequences.batch() * s.hidden, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        gather_states(walk, t, 0, s.sequences.batch(), tensors.output, tensors.h_0, s.hidden,
+                      pointer<T>(states) + s.sequences.offset(t) * s.hidden);
+      }
+    });
+    weight_gradients(s, rows, d, data<T>(input), data<T>(states), pointer<T>(grads.weight_ih),
+                     pointer<T>(grads.weight_hh), ThreadPool{});
   }
-  if (grads.bias_ih.numel() > 0) {
+  if (needs_bias) {
     std::vector<T> sums(s.gradients);
-    column_sums(from, rows, s.gradients, sums.data());
-    T *const bias_ih = pointer<T>(grads.bias_ih), *const bias_hh = pointer<T>(grads.bias_hh);
-    std::copy_n(sums.data(), s.gates, bias_ih);
-    std::copy_n(sums.data(), joint * H, bias_hh);
-    if (splits) std::copy_n(sums.data() + s.gates, H, bias_hh + joint * H);
+    column_sums(d, rows, s.gradients, sums.data());
+    bias_gradients(s, sums.data(), pointer<T>(grads.bias_ih), pointer<T>(grads.bias_hh));
+  }
+}
+
+template <class T>
+void store_narrowed(const acc_t<T>* from, const Tensor& to) {
+  for_each_vector<acc_t<T>>(to.numel(), [&](int64_t j, int lanes) {
+    store_lanes(pointer<T>(to) + j, load_lanes(from + j, lanes), lanes);
+  });
+}
+
+// Loop and sums chunk by chunk.
+template <class T, class Cell>
+void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
+                        const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
+                        const Tensor& input, const Tensor& weight_ih, int64_t chunks) {
+  using Acc = acc_t<T>;
+  using Local = LocalBackward<T, Cell>;
+  const bool needs_weight = grads.weight_hh.numel() > 0, needs_bias = grads.bias_ih.numel() > 0;
+  const std::vector<int64_t> bounds = chunk_bounds(s.sequences, chunks);
+  const int64_t count = static_cast<int64_t>(bounds.size()) - 1, size = Local::share_size(s);
+  const Tensor memory = new_output(input, {needs_weight || needs_bias ? count * size : 0},
+                                   accumulate_type(input.scalar_type()));
+  Acc* const shares = memory.numel() > 0 ? pointer<Acc>(memory) : nullptr;
+  T* const grad_input = grads.input.numel() > 0 ? pointer<T>(grads.input) : nullptr;
+  run_chunks(bounds, Local(loop, tensors, walk, s, data<T>(input), data<T>(weight_ih), grad_input, shares));
+  if (shares == nullptr) return;
+  sum_shares(shares, count, size);
+  if (needs_weight) {
+    store_narrowed<T>(shares, grads.weight_ih);
+    store_narrowed<T>(shares + s.gates * s.inputs, grads.weight_hh);
+  }
+  if (needs_bias) {
+    bias_gradients(s, shares + s.gates * (s.inputs + s.hidden), pointer<T>(grads.bias_ih),
+                   pointer<T>(grads.bias_hh));
   }
 }
 
@@ -183,7 +205,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
   const RecurrentShape s = check_recurrent(input, weight_ih, weight_hh, h_0, c_0, batch_sizes, kind, op);
   check_recurrent_backward(s, input, grad_output, grad_h_n, grad_c_n, output, gates, extra, op);
   const ScalarType type = input.scalar_type();
-  const int64_t rows = s.sequences.rows();
   const auto made = [&](bool wanted, const std::vector<int64_t>& shape) {
     return new_output(input, wanted ? shape : std::vector<int64_t>{0}, type);
   };
@@ -195,29 +216,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                         made(needs_state, shape_of(h_0)),
                         made(needs_state && s.has_cell, shape_of(h_0))};
   STD_TORCH_CHECK(s.sequences.steps() > 0, op, ": input must have at least one step");
-  Tensor d = made(true, {rows, s.gradients}), states = made(needs_weight, {rows, s.hidden});
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {
       using Cell = decltype(cell);
       const Walk walk{s.sequences, reverse};
-      {
-        const LoopWeights<T> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)));
-        const BackwardTensors<T> tensors{data_or_null<T>(grad_output),
-                                         data_or_null<T>(grad_h_n),
-                                         data_or_null<T>(grad_c_n),
-                                         data<T>(gates),
-                                         data<T>(extra),
-                                         data<T>(output),
-                                         data<T>(h_0),
-                                         data_or_null<T>(c_0),
-                                         pointer<T>(d),
-                                         needs_state ? pointer<T>(grads.h_0) : nullptr,
-                                         pointer<T>(grads.c_0)};
-        run_chunks(BackwardLoop<T, Cell>(tensors, weights.matrix, walk, s.hidden), s.sequences);
+      const LoopWeights<T> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)));
+      const BackwardTensors<T> tensors{data_or_null<T>(grad_output),
+                                       data_or_null<T>(grad_h_n),
+                                       data_or_null<T>(grad_c_n),
+                                       data<T>(gates),
+                                       data<T>(extra),
+                                       data<T>(output),
+                                       data<T>(h_0),
+                                       data_or_null<T>(c_0),
+                                       needs_state ? pointer<T>(grads.h_0) : nullptr,
+                                       pointer<T>(grads.c_0)};
+      const BackwardLoop<T, Cell> loop(tensors, weights.matrix, walk, s.hidden);
+      const int64_t chunks = local_chunks<T>(s);
+      if (chunks > 0) {
+        backward_by_chunks(grads, loop, tensors, walk, s, input, weight_ih, chunks);
+      } else {
+        backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih);
       }
-      if (needs_weight) gather_states(walk, data<T>(output), data<T>(h_0), s.hidden, pointer<T>(states));
-      parameter_gradients<T>(grads, d, input, weight_ih, states, s, Cell::kSplitsBias);
     });
   });
   return {grads.input, grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh, grads.h_0, grads.c_0};

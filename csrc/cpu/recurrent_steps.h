@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "../binding/recurrent.h"
@@ -37,12 +38,9 @@ struct Walk {
   }
 };
 
-// Sequences [begin, end) of each chunk, with about the same number of rows in each.
-inline std::vector<int64_t> chunk_bounds(const Sequences& sequences) {
-  // More sequences at once reuse the weights more often, fewer keep their sums in the L1 cache.
-  constexpr int64_t kMostSequences = 4 * kMicroRows;
-  const int64_t batch = sequences.batch(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
-  const int64_t chunks = std::min(batch, threads * ceil_div(batch, threads * kMostSequences));
+// Sequences [begin, end) of each of at most `chunks` chunks, with about the same number of rows in each.
+inline std::vector<int64_t> chunk_bounds(const Sequences& sequences, int64_t chunks) {
+  const int64_t batch = sequences.batch();
   std::vector<int64_t> bounds{0};
   if (sequences.is_dense()) {
     for (int64_t i = 1; i <= chunks; ++i) bounds.push_back(batch * i / chunks);
@@ -60,9 +58,28 @@ inline std::vector<int64_t> chunk_bounds(const Sequences& sequences) {
   return bounds;
 }
 
+// As many chunks as keep every thread busy. More sequences at once reuse the weights more often, fewer keep
+// their sums in the L1 cache.
+inline int64_t chunks_for_threads(const Sequences& sequences) {
+  constexpr int64_t kMostSequences = 4 * kMicroRows;
+  const int64_t batch = sequences.batch(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
+  return std::min(batch, threads * ceil_div(batch, threads * kMostSequences));
+}
+
+// Calls loop(i, begin, end) for every chunk.
+template <class Loop>
+void run_chunks(const std::vector<int64_t>& bounds, const Loop& loop) {
+  ThreadPool{}(static_cast<int64_t>(bounds.size()) - 1,
+               [&](int64_t i) { loop(i, bounds[i], bounds[i + 1]); });
+}
+
+// The calling thread's memory for what a chunk carries from step to step.
+class LoopMemory;
+
 template <class T>
 struct ForwardTensors {
-  const T* x;    // [rows, gates]: the input's share of the gates, without bias
+  // [rows, gates]: the input's share of the gates, without bias; or the input, [rows, I].
+  const T* x;
   T* gates;      // [rows, gates]: activated, or null
   T* extra;      // [rows, H], or null
   T* output;     // [rows, H]
@@ -80,16 +97,20 @@ class ForwardLoop {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
 
-  ForwardLoop(const ForwardTensors<T>& tensors, const ResidentMatrix<Acc>& weights, const Walk& walk,
-              int64_t hidden)
-      : at_(tensors), weights_(weights), walk_(walk), hidden_(hidden) {}
+  // With `input_weights` the input's share is formed here, step by step, from the input itself.
+  ForwardLoop(const ForwardTensors<T>& tensors, const ResidentMatrix<Acc>& weights,
+              const ResidentMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
+      : at_(tensors), weights_(weights), input_weights_(input_weights), walk_(walk), hidden_(hidden) {}
 
-  void operator()(int64_t begin, int64_t end) const {
+  void operator()(int64_t, int64_t begin, int64_t end) const {
     const int64_t rows = end - begin, steps = walk_.sequences.steps(), columns = weights_.columns();
     const int64_t state = round_up(rows * hidden_, 16), sums = round_up(rows * columns, 16);
-    Acc* const h =
-        static_cast<Acc*>(workspace((2 * state + sums + weights_.scratch_size(rows)) * sizeof(Acc)));
-    Acc *const c = h + state, *const sum = c + state, *const scratch = sum + sums;
+    int64_t scratch_size = weights_.scratch_size(rows);
+    if (input_weights_) scratch_size = std::max(scratch_size, input_weights_->scratch_size(rows));
+    scratch_size = round_up(scratch_size, 16);
+    Acc* const h = static_cast<Acc*>(
+        workspace<LoopMemory>((2 * state + (input_weights_ ? 2 : 1) * sums + scratch_size) * sizeof(Acc)));
+    Acc *const c = h + state, *const scratch = c + state, *const sum = scratch + scratch_size;
     widen(at_.h_0 + begin * hidden_, rows * hidden_, h);
     if (Cell::kHasCell) widen(at_.c_0 + begin * hidden_, rows * hidden_, c);
     for (int64_t i = 0; i < steps; ++i) {
@@ -97,8 +118,19 @@ class ForwardLoop {
       const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
       if (active <= 0) continue;
       weights_.multiply(active, h, hidden_, sum, columns, scratch);
-      for (int64_t b = 0; b < active; ++b) {
-        step(walk_.at(t, begin + b), begin + b, sum + b * columns, h + b * hidden_, c + b * hidden_);
+      const auto apply = [&](const auto* x) {
+        for (int64_t b = 0; b < active; ++b) {
+          step(walk_.at(t, begin + b), begin + b, x + b * columns, sum + b * columns, h + b * hidden_,
+               c + b * hidden_);
+        }
+      };
+      const int64_t first = walk_.sequences.offset(t) + begin;
+      if (input_weights_) {
+        const int64_t inputs = input_weights_->depth();
+        input_weights_->multiply(active, at_.x + first * inputs, inputs, sum + sums, columns, scratch);
+        apply(sum + sums);
+      } else {
+        apply(at_.x + first * columns);
       }
     }
     if (!Cell::kHasCell) return;
@@ -113,7 +145,8 @@ class ForwardLoop {
         count, [&](int64_t j, int lanes) { store_lanes(to + j, load_lanes(from + j, lanes), lanes); });
   }
 
-  void step(const StepRow& at, int64_t sequence, const Acc* sums, Acc* h, Acc* c) const {
+  template <class X>
+  void step(const StepRow& at, int64_t sequence, const X* from_input, const Acc* sums, Acc* h, Acc* c) const {
     constexpr int kGates = Cell::kGates;
     const int64_t columns = kGates * hidden_;
     for_each_vector<Acc>(hidden_, [&](int64_t u, int lanes) {
@@ -121,7 +154,7 @@ class ForwardLoop {
       PYOPS_UNROLL
       for (int g = 0; g < kGates; ++g) {
         const int64_t column = g * hidden_ + u;
-        x[g] = load_lanes(at_.x + at.row * columns + column, lanes) + load_lanes(at_.bias + column, lanes);
+        x[g] = load_lanes(from_input + column, lanes) + load_lanes(at_.bias + column, lanes);
         s[g] = load_lanes(sums + column, lanes);
       }
       if (Cell::kSplitsBias) s[kGates - 1] += load_lanes(at_.bias + columns + u, lanes);
@@ -142,6 +175,7 @@ class ForwardLoop {
 
   const ForwardTensors<T> at_;
   const ResidentMatrix<Acc>& weights_;
+  const ResidentMatrix<Acc>* const input_weights_;
   const Walk walk_;
   const int64_t hidden_;
 };
@@ -156,7 +190,6 @@ struct BackwardTensors {
   const T* output;
   const T* h_0;
   const T* c_0;
-  T* d;         // [rows, gradients]: the gradients of the gates' arguments
   T* grad_h_0;  // may be null, as the next
   T* grad_c_0;
 };
@@ -172,32 +205,38 @@ class BackwardLoop {
                int64_t hidden)
       : at_(tensors), weights_(weights), walk_(walk), hidden_(hidden) {}
 
-  void operator()(int64_t begin, int64_t end) const {
+  // Writes the gradients of the gates' arguments [*, gradients]: those of sequence `begin` at step t to row
+  // first_row(t) of `d`, those of the sequences behind it to the rows below.
+  template <class FirstRow>
+  void run(int64_t begin, int64_t end, T* d, const FirstRow& first_row) const {
     const int64_t rows = end - begin, steps = walk_.sequences.steps(), columns = Cell::kGates * hidden_;
     const int64_t state = round_up(rows * hidden_, 16), all = round_up(rows * columns, 16);
-    Acc* const d =
-        static_cast<Acc*>(workspace((all + 2 * state + weights_.scratch_size(rows)) * sizeof(Acc)));
-    Acc *const sum = d + all, *const carry = sum + state, *const scratch = carry + state;
+    Acc* const now = static_cast<Acc*>(
+        workspace<LoopMemory>((all + 2 * state + weights_.scratch_size(rows)) * sizeof(Acc)));
+    Acc *const sum = now + all, *const carry = sum + state, *const scratch = carry + state;
     int64_t running = 0;  // sequences that have a gradient from the step after this one
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? i : steps - 1 - i;
       const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
       if (active <= 0) continue;
       running = std::min(running, active);
-      if (running > 0) weights_.multiply(running, d, columns, sum, hidden_, scratch);
+      if (running > 0) weights_.multiply(running, now, columns, sum, hidden_, scratch);
+      T* const to = d + first_row(t) * Cell::kGradients * hidden_;
       for (int64_t b = 0; b < active; ++b) {
-        step(walk_.at(t, begin + b), begin + b, sum + b * hidden_, d + b * columns, carry + b * hidden_);
+        step(walk_.at(t, begin + b), begin + b, sum + b * hidden_, to + b * Cell::kGradients * hidden_,
+             now + b * columns, carry + b * hidden_);
       }
       running = active;
     }
     if (at_.grad_h_0 == nullptr) return;
-    weights_.multiply(rows, d, columns, sum, hidden_, scratch);
+    weights_.multiply(rows, now, columns, sum, hidden_, scratch);
     for_each_vector<Acc>(rows * hidden_, [&](int64_t j, int lanes) {
       V dh = load_lanes(sum + j, lanes);
-      const V carried = load_lanes(carry + j, lanes);
-      if (kCarriesState) dh += carried;
+      if (kCarriesState) dh += load_lanes(carry + j, lanes);
       store_lanes(at_.grad_h_0 + begin * hidden_ + j, dh, lanes);
-      if (Cell::kHasCell) store_lanes(at_.grad_c_0 + begin * hidden_ + j, carried, lanes);
+      if (Cell::kHasCell) {
+        store_lanes(at_.grad_c_0 + begin * hidden_ + j, load_lanes(carry + j, lanes), lanes);
+      }
     });
   }
 
@@ -208,7 +247,7 @@ class BackwardLoop {
     return from == nullptr ? V(Acc(0)) : load_lanes(from + index, lanes);
   }
 
-  void step(const StepRow& at, int64_t sequence, const Acc* sums, Acc* d, Acc* carry) const {
+  void step(const StepRow& at, int64_t sequence, const Acc* sums, T* d, Acc* now, Acc* carry) const {
     constexpr int kGates = Cell::kGates, kGradients = Cell::kGradients;
     const int64_t begin = sequence * hidden_;
     const T* const h_before = at.before < 0 ? at_.h_0 + begin : at_.output + at.before * hidden_;
@@ -233,20 +272,15 @@ class BackwardLoop {
         extra = load_lanes(at_.extra + at.row * hidden_ + u, lanes);
       }
       const V c = Cell::kHasCell ? load_lanes(c_before + u, lanes) : V(Acc(0));
-      const auto now = Cell::backward(dh, dc, gates, extra, load_lanes(h_before + u, lanes), c,
-                                      load_lanes(at_.output + at.row * hidden_ + u, lanes));
+      const auto found = Cell::backward(dh, dc, gates, extra, load_lanes(h_before + u, lanes), c,
+                                        load_lanes(at_.output + at.row * hidden_ + u, lanes));
+      // The state's shares come first.
       PYOPS_UNROLL
-      for (int g = 0; g < kGradients; ++g) {
-        store_lanes(at_.d + (at.row * kGradients + g) * hidden_ + u, now.d[g], lanes);
-      }
+      for (int g = 0; g < kGradients; ++g) store_lanes(d + g * hidden_ + u, found.d[g], lanes);
       PYOPS_UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        // Of a split gate the state's share, which is the last.
-        const bool is_split = Cell::kSplitsBias && g == kGates - 1;
-        store_lanes(d + g * hidden_ + u, now.d[is_split ? kGradients - 1 : g], lanes);
-      }
-      if (Cell::kHasCell) store_lanes(carry + u, now.dc, lanes);
-      if (kCarriesState) store_lanes(carry + u, now.dh, lanes);
+      for (int g = 0; g < kGates; ++g) store_lanes(now + g * hidden_ + u, found.d[g], lanes);
+      if (Cell::kHasCell) store_lanes(carry + u, found.dc, lanes);
+      if (kCarriesState) store_lanes(carry + u, found.dh, lanes);
     });
   }
 
@@ -255,5 +289,15 @@ class BackwardLoop {
   const Walk walk_;
   const int64_t hidden_;
 };
+
+// The states before step t of the sequences [begin, end), one after the other.
+template <class T>
+void gather_states(const Walk& walk, int64_t t, int64_t begin, int64_t end, const T* output, const T* h_0,
+                   int64_t hidden, T* to) {
+  for (int64_t b = begin; b < std::min(end, walk.sequences.count(t)); ++b, to += hidden) {
+    const int64_t before = walk.at(t, b).before;
+    memcpy(to, before < 0 ? h_0 + b * hidden : output + before * hidden, hidden * sizeof(T));
+  }
+}
 
 }  // namespace pyops::cpu

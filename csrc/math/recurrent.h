@@ -76,7 +76,7 @@ struct LstmCell {
 
 template <class T>
 struct GruCell {
-  static constexpr int kGates = 3, kGradients = 4;  // r, z, n; of n the input's share, then the state's
+  static constexpr int kGates = 3, kGradients = 4;  // r, z, n; of n the state's share, then the input's
   static constexpr bool kHasCell = false, kSavesGates = true, kSplitsBias = true;
 
   template <class V>
@@ -89,7 +89,7 @@ struct GruCell {
   static PYOPS_HD StepBackward<V, 4> backward(V dh, V, const V (&gates)[3], V s_n, V h_before, V, V) {
     const V one = V(T(1)), r = gates[0], z = gates[1], n = gates[2];
     const V dn = dh * (one - z) * (one - n * n);
-    return {{dn * s_n * r * (one - r), dh * (h_before - n) * z * (one - z), dn, dn * r}, dh, dh * z};
+    return {{dn * s_n * r * (one - r), dh * (h_before - n) * z * (one - z), dn * r, dn}, dh, dh * z};
   }
 };
 
