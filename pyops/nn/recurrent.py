@@ -14,7 +14,11 @@ _FUNCTIONS: dict[str, Any] = {"RNN_TANH": F.rnn_tanh, "RNN_RELU": F.rnn_relu, "L
 
 
 class _Layers(torch.nn.RNNBase):
-    """What the three layers share: shapes of the argument and of the result."""
+    """What the three layers share: shapes of the argument and of the result.
+
+    They derive from the base of torch's layers, not from these: torch.compile refuses to trace through
+    ``torch.nn.RNN``, ``LSTM`` and ``GRU``, subclasses included.
+    """
 
     def flatten_parameters(self) -> None:
         """Nothing: the kernels take the parameters where they lie."""
@@ -87,16 +91,43 @@ class _Layers(torch.nn.RNNBase):
         return states
 
 
-class RNN(_Layers, torch.nn.RNN):
+class RNN(_Layers):
     """:class:`torch.nn.RNN` through :func:`pyops.functional.rnn_tanh` or ``rnn_relu``."""
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"RNN: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        _refuse_projection("RNN", kwargs)
+        self.nonlinearity = nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
-class LSTM(_Layers, torch.nn.LSTM):
+
+class LSTM(_Layers):
     """:class:`torch.nn.LSTM` through :func:`pyops.functional.lstm`."""
 
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", input_size, hidden_size, *args, **kwargs)
 
-class GRU(_Layers, torch.nn.GRU):
+
+class GRU(_Layers):
     """:class:`torch.nn.GRU` through :func:`pyops.functional.gru`."""
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        _refuse_projection("GRU", kwargs)
+        super().__init__("GRU", input_size, hidden_size, *args, **kwargs)
+
+
+def _refuse_projection(name: str, options: dict[str, Any]) -> None:
+    if "proj_size" in options:
+        raise ValueError(f"{name}: proj_size is an argument of LSTM only")
 
 
 class _Cell(torch.nn.RNNCellBase):
