@@ -15,6 +15,16 @@ from .ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse
 from .ops.max_pool2d import max_pool2d
 from .ops.nll_loss import nll_loss
 from .ops.prelu import prelu
+from .ops.recurrent_stack import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
+)
 from .ops.softmax import log_softmax, softmax
 
 __all__ = [
@@ -29,6 +39,8 @@ __all__ = [
     "elu",
     "embedding",
     "gelu",
+    "gru",
+    "gru_cell",
     "hardswish",
     "huber_loss",
     "interpolate",
@@ -37,11 +49,17 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "log_softmax",
+    "lstm",
+    "lstm_cell",
     "max_pool2d",
     "mse_loss",
     "nll_loss",
     "prelu",
     "relu",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
     "selu",
     "sigmoid",
     "silu",

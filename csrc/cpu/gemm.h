@@ -149,8 +149,9 @@ void sweep(const EvenSplit& row_panels, int64_t columns, int64_t depth, const Ac
 }
 
 // The calling thread's buffer for packed blocks. It is kept between calls, so its pages are
-// faulted in once; GemmBlocking bounds its size.
-inline void* workspace(size_t bytes) {
+// faulted in once; GemmBlocking bounds its size. Another `Owner` has another buffer.
+template <class Owner = void>
+void* workspace(size_t bytes) {
   struct Free {
     void operator()(void* p) const { ::operator delete(p, std::align_val_t{kVectorBytes}); }
   };

@@ -110,6 +110,14 @@ void pack_panel(const Operand<T>& x, int64_t count, int64_t depth, acc_t<T>* pan
       int row = 0;
 #pragma GCC unroll 4
       for (; row + n <= width; row += n) store(to + row, load<Acc>(from + row));
+#if defined(__AVX512F__)
+      if constexpr (std::is_same_v<T, Acc>) {  // by masks, in one instruction each
+        if (row < width) {
+          store_partial(to + row, load_partial<Acc>(from + row, width - row, Acc(0)), width - row);
+        }
+        continue;
+      }
+#endif
 #pragma GCC unroll 16
       for (; row < width; ++row) to[row] = to_acc(from[row]);
     }

@@ -40,10 +40,14 @@ from .loss import (
     SmoothL1Loss,
 )
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
@@ -54,9 +58,11 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "GRUCell",
     "Hardswish",
     "HuberLoss",
     "L1Loss",
+    "LSTMCell",
     "LazyConv2d",
     "LazyLinear",
     "LeakyReLU",
@@ -67,6 +73,7 @@ __all__ = [
     "MaxPool2d",
     "NLLLoss",
     "PReLU",
+    "RNNCell",
     "ReLU",
     "SiLU",
     "Sigmoid",

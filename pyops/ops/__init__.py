@@ -18,6 +18,8 @@ from . import (
     max_pool2d,
     nll_loss,
     prelu,
+    recurrent,
+    recurrent_stack,
     softmax,
     sync_batch_norm,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "max_pool2d",
     "nll_loss",
     "prelu",
+    "recurrent",
+    "recurrent_stack",
     "softmax",
     "sync_batch_norm",
 ]

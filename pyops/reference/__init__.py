@@ -18,6 +18,7 @@ from .loss import elementwise_loss
 from .nll_loss import nll_loss
 from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from .prelu import prelu_gradient
+from .recurrent import recurrent
 from .softmax import softmax
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "max_pool2d",
     "nll_loss",
     "prelu_gradient",
+    "recurrent",
     "softmax",
     "update_running",
 ]

@@ -1,0 +1,246 @@
+"""Recurrent layers and cells for the shared suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyops import functional as F
+
+from ..backends import Backend
+from ..cases import Case, Op, normal
+from ..mutants import Mutant
+
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+
+
+def _params(tensors: dict[str, Tensor]) -> list[Tensor]:
+    return [tensors[name] for name in sorted(tensors) if name.startswith("param")]
+
+
+def _of_functions(find: Callable[[str], Callable[..., Any]], name: str) -> Callable[..., Any]:
+    """A call of the layers' function ``name`` with tensors by name."""
+
+    def call(
+        input: Tensor,
+        h_0: Tensor,
+        c_0: Tensor | None = None,
+        batch_sizes: Tensor | None = None,
+        *,
+        bias: bool = True,
+        layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        **params: Tensor,
+    ) -> tuple[Tensor, ...]:
+        hx = h_0 if c_0 is None else (h_0, c_0)
+        arguments = hx, _params(params), bias, layers, 0.0, True, bidirectional
+        return find(name)(input, batch_sizes, arguments, batch_first)
+
+    return call
+
+
+def _pyops(name: str) -> Callable[..., Any]:
+    def call(input: Tensor, batch_sizes: Tensor | None, arguments: tuple, batch_first: bool) -> Any:
+        return getattr(F, name)(input, *arguments, batch_first, batch_sizes=batch_sizes)
+
+    return call
+
+
+def _torch(name: str) -> Callable[..., Any]:
+    def call(input: Tensor, batch_sizes: Tensor | None, arguments: tuple, batch_first: bool) -> Any:
+        if batch_sizes is None:
+            return getattr(torch, name)(input, *arguments, batch_first)
+        return getattr(torch, name)(input, batch_sizes, *arguments)
+
+    return call
+
+
+def _formula(name: str) -> Callable[..., Any]:
+    """Sequence by sequence, step by step."""
+
+    def call(input: Tensor, batch_sizes: Tensor | None, arguments: tuple, batch_first: bool) -> Any:
+        hx, params, bias, layers, _, _, bidirectional = arguments
+        h_0, c_0 = hx if name == "lstm" else (hx, None)
+        x = input.transpose(0, 1) if batch_first else input
+        sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
+        rows = x.flatten(0, 1) if batch_sizes is None else x
+        each, directions = (4 if bias else 2), 1 + bidirectional
+        h_n, c_n = [], []
+        for layer in range(layers):
+            outputs = []
+            for direction in range(directions):
+                at = layer * directions + direction
+                weights = params[at * each : (at + 1) * each]
+                c = None if c_0 is None else c_0[at]
+                output, h, c = _one(name, rows, sizes, weights, h_0[at], c, direction == 1)
+                outputs.append(output)
+                h_n.append(h)
+                c_n.append(c)
+            rows = torch.cat(outputs, -1)
+        output = rows if batch_sizes is not None else rows.unflatten(0, (len(sizes), -1))
+        output = output.transpose(0, 1) if batch_first else output
+        return (output, torch.stack(h_n), *([torch.stack(c_n)] if name == "lstm" else []))
+
+    return call
+
+
+def _one(
+    name: str,
+    rows: Tensor,
+    sizes: list[int],
+    weights: list[Tensor],
+    h_0: Tensor,
+    c_0: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Any]:
+    starts = [sum(sizes[:t]) for t in range(len(sizes))]
+    outputs: list[Any] = [None] * rows.shape[0]
+    last_h, last_c = [], []
+    for b in range(h_0.shape[0]):
+        times = [t for t, size in enumerate(sizes) if b < size]
+        h, c = h_0[b], None if c_0 is None else c_0[b]
+        for t in reversed(times) if reverse else times:
+            row = starts[t] + b
+            h, c = _step(name, rows[row], h, c, *weights)
+            outputs[row] = h
+        last_h.append(h)
+        last_c.append(c)
+    c_n = torch.stack(last_c) if name == "lstm" else None
+    return torch.stack(outputs), torch.stack(last_h), c_n
+
+
+def _step(
+    name: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | float = 0.0,
+    b_hh: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    from_x, from_h = w_ih @ x + b_ih, w_hh @ h + b_hh
+    if name == "rnn_tanh":
+        return (from_x + from_h).tanh(), None
+    if name == "rnn_relu":
+        return (from_x + from_h).relu(), None
+    if name == "lstm":
+        i, f, g, o = (from_x + from_h).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+    x_r, x_z, x_n = from_x.chunk(3)
+    h_r, h_z, h_n = from_h.chunk(3)
+    z = (x_z + h_z).sigmoid()
+    return (1 - z) * (x_n + (x_r + h_r).sigmoid() * h_n).tanh() + z * h, None
+
+
+_DIFFERENTIABLE = ("input", "h_0", "c_0", *(f"param{i:02}" for i in range(32)))
+OPS = {
+    name: Op(
+        _of_functions(_pyops, name),
+        _of_functions(_torch, name),
+        _of_functions(_formula, name),
+        _DIFFERENTIABLE,
+    )
+    for name in GATES
+}
+
+
+def case(
+    name: str,
+    op: str,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    *,
+    sizes: tuple[int, ...] | None = None,
+    quick: bool = True,
+    **options: Any,
+) -> Case:
+    """``steps`` of ``batch`` sequences, or ``sizes`` of a packed batch; weights as torch initialises them."""
+    directions, layers = 1 + options.get("bidirectional", False), options.get("layers", 1)
+
+    def make(g: torch.Generator) -> dict[str, Tensor]:
+        scale, gates = hidden**-0.5, GATES[op] * hidden
+        shape = (batch, steps, inputs) if options.get("batch_first") else (steps, batch, inputs)
+        tensors = {
+            "input": normal(g, (sum(sizes), inputs) if sizes else shape, 1.0),
+            "h_0": normal(g, (layers * directions, batch, hidden), 0.5),
+        }
+        if op == "lstm":
+            tensors["c_0"] = normal(g, tensors["h_0"].shape, 1.0)
+        if sizes:
+            tensors["batch_sizes"] = torch.tensor(sizes)
+        params = []
+        for layer in range(layers):
+            features = inputs if layer == 0 else hidden * directions
+            for _ in range(directions):
+                shapes: list[tuple[int, ...]] = [(gates, features), (gates, hidden)]
+                shapes += [(gates,), (gates,)] if options.get("bias", True) else []
+                params += [(torch.rand(s, generator=g, dtype=torch.float64) * 2 - 1) * scale for s in shapes]
+        return {**tensors, **{f"param{i:02}": p for i, p in enumerate(params)}}
+
+    return Case(f"recurrent_{name}_{op}_{steps}x{batch}x{inputs}_to_{hidden}", op, make, options, quick)
+
+
+# Backward of the LSTM sums over two blocks; 70 sequences are enough for the path of small layers.
+SMOKE = [
+    case("smoke", "lstm", 3, 5, 3, 67, sizes=(5, 3, 1), bidirectional=True),
+    case("smoke", "gru", 4, 4, 5, 21),
+    case("smoke_small", "gru", 3, 70, 5, 19),
+    case("smoke_small", "rnn_relu", 2, 65, 3, 7, bias=False),
+    case("smoke", "rnn_tanh", 3, 17, 3, 18, sizes=(17, 16, 2), bidirectional=True),
+]
+
+
+def valid_arguments() -> dict[str, tuple]:
+    x, w_ih, w_hh, b = torch.randn(3, 2, 5), torch.randn(12, 5), torch.randn(12, 3), torch.randn(12)
+    h, y, gates, extra = torch.randn(2, 3), torch.randn(3, 2, 3), torch.rand(6, 12), torch.randn(6, 3)
+    sizes = torch.tensor([2, 2, 1, 1])
+    return {
+        "recurrent_forward": (x.view(6, 5), w_ih, w_hh, b, b, h, h, sizes, 2, True, True),
+        "recurrent_backward": (
+            y, h, h, x, w_ih, w_hh, h, h, y, gates, extra, None, 2, False, True, True, True, True,
+        ),
+    }  # fmt: skip
+
+
+MUTANTS = {
+    "gru_reset_gate_ignores_what_it_resets": Mutant(
+        "math/recurrent.h", "dn * s_n * r * (one - r)", "dn * r * (one - r)", ("recurrent",)
+    ),
+    "lstm_forgets_the_gradient_of_its_cell": Mutant(
+        "math/recurrent.h", "dc_after + dh * o", "dh * o", ("recurrent",)
+    ),
+    "recurrent_sequences_end_a_step_late": Mutant(
+        "cpu/recurrent_steps.h", "b >= sequences.count(after)", "b > sequences.count(after)", ("recurrent",)
+    ),
+    "recurrent_shares_begin_at_the_second": Mutant(
+        "cpu/recurrent_gradients.h",
+        "for (int64_t i = 1; i < count; ++i)",
+        "for (int64_t i = 2; i < count; ++i)",
+        ("recurrent",),
+    ),
+    "resident_product_keeps_the_last_block_only": Mutant(
+        "cpu/gemm_resident.h", "k == 0, k + depth", "true, k + depth", ("recurrent",)
+    ),
+}
+
+
+def check_final_states(backend: Backend) -> None:
+    """h_n is the output at the last step of each sequence, in either direction."""
+    found = OPS["rnn_tanh"].pyops(**SMOKE[-1].tensors(torch.float32), **SMOKE[-1].options)
+    output, h_n = found[0], found[1]
+    lengths = [3, 3, *[2] * 14, 1]
+    starts = [0, 17, 33]
+    for b, length in enumerate(lengths):
+        assert torch.equal(h_n[0, b], output[starts[length - 1] + b, :18])
+        assert torch.equal(h_n[1, b], output[b, 18:])
+
+
+SMOKE_CHECKS = {"recurrent_final_states": check_final_states}
