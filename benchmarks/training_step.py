@@ -116,9 +116,8 @@ class StepCase(Case):
                 tuple(images.shape[1:]), _NUM_CLASSES, layers=layers, **self.network_options
             )
         # What a user would write to make the most of each library.
-        convert = getattr(pyops, "convert", None)
-        if library == "pyops" and convert is not None:
-            net = convert(net, fuse=True)
+        if library == "pyops":
+            net = pyops.convert(net)
         net = net.to(images.device, images.dtype)
         if not images.is_contiguous():
             net = net.to(memory_format=torch.channels_last)

@@ -158,6 +158,8 @@ def build_trainer(
     data = data.resized(recipe.resize)
     torch.manual_seed(seed)
     net = _build_network(network, data, recipe, library)
+    if layers == "pyops":
+        net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
     return Trainer(net, data, recipe, layers=library, seed=seed, device=device)
 
 

@@ -55,9 +55,8 @@ void run_forward(const BatchNormShape& s, const BatchNormArguments& given, const
   const bool aligned = same_alignment(t.x, t.y, t.residual ? t.residual : t.x);
   if (const auto whole = whole_plan<T>(s, 1, t.activation, aligned); own && whole) {
     const int64_t bytes = Stash<T>::bytes(whole->share);
-    allow_shared(batch_norm_forward_kernel<T>, bytes);
-    return launch(batch_norm_forward_kernel<T>, whole->blocks(), kNormThreads, bytes, stream, *whole, t,
-                  outputs);
+    return launch_large(batch_norm_forward_kernel<T>, whole->blocks(), kNormThreads, bytes, stream, *whole, t,
+                        outputs);
   }
   const NormPlan plan = split_plan(s, aligned);
   if (own) {
@@ -172,9 +171,8 @@ void run_backward(const BatchNormShape& s, const std::optional<Tensor>& mean_gra
   if (const auto whole = whole_plan<T>(s, 2, t.activation, aligned);
       whole && writes && sums_needed && !mean_gradients) {
     const int64_t bytes = 2 * Stash<T>::bytes(whole->share);
-    allow_shared(batch_norm_backward_kernel<T>, bytes);
-    return launch(batch_norm_backward_kernel<T>, whole->blocks(), kNormThreads, bytes, stream, *whole, t,
-                  sums_data, affine);
+    return launch_large(batch_norm_backward_kernel<T>, whole->blocks(), kNormThreads, bytes, stream, *whole,
+                        t, sums_data, affine);
   }
   const NormPlan plan = split_plan(s, aligned);
   if (sums_needed) sum_gradients(plan, t, like, sums_data, affine, stream);

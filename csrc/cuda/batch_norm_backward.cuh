@@ -214,7 +214,8 @@ __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
   using Acc = acc_t<T>;
   PYOPS_SHARED_ARRAY(double, scratch, kSumScratch<kStashStrip>);
   PYOPS_DYNAMIC_SHARED(kept);
-  const Stash<T> kept_grad{kept}, kept_x{kept + plan.share * Stash<T>::kPacks};
+  const Stash<T> kept_grad{reinterpret_cast<uint4*>(kept)};
+  const Stash<T> kept_x{kept_grad.packs + plan.share * Stash<T>::kPacks};
   const NormShare share(plan);
   GroupMap<Acc> map;
   map.load(share, t.parameters);

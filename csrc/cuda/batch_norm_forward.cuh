@@ -2,7 +2,6 @@
 #pragma once
 
 #include "batch_norm.cuh"
-#include "dynamic_shared.cuh"
 
 namespace pyops::cuda {
 namespace {
@@ -302,7 +301,7 @@ __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
   using Acc = acc_t<T>;
   PYOPS_SHARED_ARRAY(double, scratch, kSumScratch<kStashStrip>);
   PYOPS_DYNAMIC_SHARED(kept);
-  const Stash<T> stash{kept};
+  const Stash<T> stash{reinterpret_cast<uint4*>(kept)};
   const NormShare share(plan);
   ThreadMoments<Acc> moments;
   moments.start(share, t.x);

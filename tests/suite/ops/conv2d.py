@@ -93,9 +93,9 @@ def case(
     return Case(f"conv2d_{name}", "conv2d", make, options, quick)
 
 
-# Every kernel and every path of the driver: many and few output channels, Winograd's squares, several blocks of
-# channels, phases of a stride, groups that share a tile, 1x1 as one long row, channels that fill 16 bytes; sizes
-# end inside vectors, micro-tiles and tiles.
+# Every kernel and every path of the driver: many and few output channels, Winograd's squares, several blocks
+# of channels, phases of a stride, groups that share a tile, 1x1 as one long row, channels that fill 16 bytes;
+# sizes end inside vectors, micro-tiles and tiles.
 SMOKE = [
     case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
