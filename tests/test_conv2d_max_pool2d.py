@@ -149,6 +149,26 @@ def test_ties_nan_and_infinities(
             torch.testing.assert_close(*pair, **exact, equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.name == "triton"], indirect=True, ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("values", EXTREMES)
+def test_ties_nan_and_infinities_in_a_products_tile(
+    backend: Backend, values: str, activation: str | None
+) -> None:
+    """The same without groups, whose convolution is no matrix product there, and windows that do not meet."""
+    x = EXTREMES[values]((2, 1, 9, 13)).to(backend.device).requires_grad_()
+    w = torch.ones(2, 1, 1, 1, device=backend.device)
+    for windows in ({"kernel_size": 2}, {"kernel_size": (2, 3), "pool_stride": 3, "pool_padding": 1}):
+        options = {"activation": activation, **windows}
+        found = F.conv2d_max_pool2d(x, w, **options)
+        pool = {k.removeprefix("pool_"): v for k, v in windows.items()}
+        wanted = F.max_pool2d(F.conv2d(x, w, activation=activation), **pool)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+        upstream = torch.randint(-4, 5, found.shape).to(found)
+        pair = [torch.autograd.grad(y, x, upstream)[0] for y in (found, wanted)]
+        torch.testing.assert_close(*pair, equal_nan=True)
+
+
 @pytest.mark.parametrize("formats", ["input", "weight", "both", "neither"])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7), (2, 1, 6, 7), (2, 5, 2, 2), (1, 5, 6, 2)])
 def test_output_has_the_convolutions_memory_format(formats: str, shape: tuple[int, ...]) -> None:

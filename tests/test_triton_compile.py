@@ -129,8 +129,13 @@ def test_kernels_compile_without_spills(
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
 
 
-_PRODUCTS = [c for c in CASES if re.search("^(gemm|conv2d(?!-depthwise)).*(float16|tf32)$", c)]
-_PRODUCT_KERNELS = ("_gemm_kernel", "_correlation_kernel", "_weight_kernel")
+_PRODUCTS = [c for c in CASES if re.search("^(gemm|conv2d).*(float16|tf32)$", c) and "depthwise" not in c]
+# How many there are in a case of each op.
+_PRODUCT_KERNELS = {
+    "gemm": ["_gemm_kernel"],
+    "conv2d": ["_correlation_kernel", "_correlation_kernel", "_weight_kernel"],
+    "conv2d_max_pool2d": ["_fused_kernel"],
+}
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
@@ -138,8 +143,11 @@ _PRODUCT_KERNELS = ("_gemm_kernel", "_correlation_kernel", "_weight_kernel")
 def test_products_use_tensor_cores(
     compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
 ) -> None:
-    kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in _PRODUCT_KERNELS]
-    assert len(kernels) == (1 if case.startswith("gemm") else 3)
+    wanted = _PRODUCT_KERNELS[case.split("-")[0]]
+    if "overlapping" in case:
+        wanted = ["_correlation_kernel"]
+    kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in wanted]
+    assert [k["kernel"] for k in kernels] == wanted
     for kernel in kernels:
         assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
 

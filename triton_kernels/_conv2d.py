@@ -15,7 +15,7 @@ import triton.language as tl
 
 from pyops.ops.conv2d import is_channels_last
 
-from ._common import cdiv, check_floating
+from ._common import cdiv, check_dense, check_floating, next_power_of_2
 from .activation import check_kind
 
 _LIMIT = 2**30  # of strides and the like: no sum or product leaves 64 bits
@@ -106,18 +106,31 @@ class Shape:
 
 
 def check_image(
-    image: torch.Tensor, op: str, name: str, like: torch.Tensor, shape: Sequence[int] | None = None
+    image: torch.Tensor,
+    op: str,
+    name: str,
+    like: torch.Tensor,
+    shape: Sequence[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Raise RuntimeError unless ``image`` is 4-D, dense in either format, and like ``like``."""
-    if image.device != like.device or image.dtype != like.dtype:
+    """Raise RuntimeError unless ``image`` is 4-D, dense in either format, and of the device and dtype of
+    ``like`` (or of ``dtype``)."""
+    dtype = like.dtype if dtype is None else dtype
+    if image.device != like.device or image.dtype != dtype:
         raise RuntimeError(
-            f"{op}: {name} must be {like.dtype} on {like.device}, got {image.dtype} on {image.device}"
+            f"{op}: {name} must be {dtype} on {like.device}, got {image.dtype} on {image.device}"
         )
     if image.dim() != 4 or (shape is not None and tuple(image.shape) != tuple(shape)):
         wanted = "4 dimensions" if shape is None else f"shape {tuple(shape)}"
         raise RuntimeError(f"{op}: {name} must have {wanted}, got shape {tuple(image.shape)}")
     if not (image.is_contiguous() or image.is_contiguous(memory_format=torch.channels_last)):
         raise RuntimeError(f"{op}: {name} must be contiguous or channels_last, got strides {image.stride()}")
+
+
+def check_bias(bias: torch.Tensor | None, op: str, input: torch.Tensor, shape: Shape) -> None:
+    if bias is not None:
+        check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=(shape.out_channels,))
 
 
 def check_like_output(
@@ -225,6 +238,16 @@ class PixelTiles:
         if per_image * block <= pixels + pixels // 8:
             return PixelTiles(images * per_image, True)
         return PixelTiles(cdiv(images * pixels, block), False)
+
+
+def light_tile(pixels: int, channels: int, pixels_last: bool) -> tuple[int, int]:
+    """Pixels and channels of a tile without a matrix product, long in the direction of neighbours."""
+    elements = 2048  # 16 a thread
+    if pixels_last:
+        block_p = min(max(next_power_of_2(pixels), 32), 512)
+        return block_p, min(elements // block_p, next_power_of_2(channels))
+    block_c = min(next_power_of_2(channels), 128)
+    return elements // block_c, block_c
 
 
 @triton.jit

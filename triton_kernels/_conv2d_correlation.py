@@ -34,7 +34,7 @@ ENOUGH_TILES = 264
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     pixels: int
     channels: int
     depth: int
@@ -44,7 +44,7 @@ class _Tile:
 
 def _tiles(
     dtype: torch.dtype, precision: str, pixels: int, width: int, depth: int, heavy: bool, cc: tuple[int, int]
-) -> list[_Tile]:
+) -> list[Tile]:
     """Candidates, the best guess first. All have the same ``depth``: they add up in the same order.
 
     The limits are registers, of which nothing may spill, and the 99 KiB of shared memory that all GPUs since
@@ -54,20 +54,27 @@ def _tiles(
     few = cdiv(pixels, 128) * cdiv(width, channels) < ENOUGH_TILES
     depth = min(max(next_power_of_2(depth), 16), 64)
     if dtype == torch.float64:
-        return [_Tile(64, min(channels, 64), 16, 4, 2)]
+        return [Tile(64, min(channels, 64), 16, 4, 2)]
     if dtype == torch.float32 and precision == "ieee":  # no tensor cores
         channels = min(channels, 64)
-        large, small = _Tile(128, channels, 16, 8, 3), _Tile(64, channels, 16, 4, 3)
+        large, small = Tile(128, channels, 16, 8, 3), Tile(64, channels, 16, 4, 3)
         return [small, large] if few else [large, small]
     depth = min(depth, 32) if dtype == torch.float32 else depth
-    small = _Tile(64, min(channels, 64), depth, 4, 4)
-    medium = _Tile(128, min(channels, 64), depth, 8 if heavy else 4, 3)
-    large = _Tile(128, channels, depth, 8 if heavy or channels > 64 else 4, 3)
+    small = Tile(64, min(channels, 64), depth, 4, 4)
+    medium = Tile(128, min(channels, 64), depth, 8 if heavy else 4, 3)
+    large = Tile(128, channels, depth, 8 if heavy or channels > 64 else 4, 3)
     found = [small, medium, large] if few else [large, medium, small]
     if not few and not heavy and channels == 128 and dtype.itemsize == 2 and cc[0] in (9, 10):
         # 144 KiB of shared memory, which data-centre GPUs have.
-        found.insert(1, _Tile(256, 128, depth, 8, 3))
+        found.insert(1, Tile(256, 128, depth, 8, 3))
     return list(dict.fromkeys(found))
+
+
+def split_depth(channels: int, taps: int) -> tuple[bool, int]:
+    """Whether taps and channels are one index, and how many terms a block need not exceed."""
+    if channels >= _FEW_CHANNELS:
+        return False, channels
+    return True, min(channels * taps, 32)  # addresses of single elements take registers
 
 
 def correlate(
@@ -95,21 +102,19 @@ def correlate(
     # Pixels of one phase: rows and columns, at most.
     counts = [cdiv(target.shape[2 + i], phases[i]) for i in range(2)]
     width, depth = (shape.in_group, shape.out_group) if gradient else (shape.out_group, shape.in_group)
-    flat = depth < _FEW_CHANNELS
+    flat, terms = split_depth(depth, cdiv(shape.taps, phases[0] * phases[1]))
     if not flat:
         weight = channels_innermost(weight)
     filter_stride, *strides = image_strides(weight)
     channel_stride, depth_stride = (strides[0], filter_stride) if gradient else (filter_stride, strides[0])
     how = precision(source.dtype)
-    # Addresses of single elements take registers: fewer terms at a time.
-    terms = min(depth * cdiv(shape.taps, phases[0] * phases[1]), 32) if flat else depth
     kind, first, second = activation
     pixels_last = not is_channels_last(source if source.shape[1] > 1 else target)
     heavy = gate is not None or (source.dtype.itemsize == 2 and (pixels_last or flat))
     pixels = shape.images * counts[0] * counts[1]
     candidates = _tiles(source.dtype, how, pixels, width, terms, heavy, capability(source.device))
 
-    def run(tile: _Tile) -> None:
+    def run(tile: Tile) -> None:
         blocks = PixelTiles.of(shape.images, counts[0] * counts[1], tile.pixels)
         channel_tiles = cdiv(width, tile.channels)
         launch(

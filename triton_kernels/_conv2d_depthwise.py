@@ -9,32 +9,22 @@ import triton.language as tl
 
 from pyops.ops.conv2d import is_channels_last
 
-from ._common import cdiv, launch, next_power_of_2
+from ._common import cdiv, launch
 from ._conv2d import (
     PixelTiles,
     Shape,
     axis_taps,
     image_strides,
+    light_tile,
     load_gated,
     locate_pixels,
 )
 from ._conv2d_correlation import finish
-from ._conv2d_weight import Parts, Sums
-
-_TILE = 2048  # 16 elements a thread
+from ._conv2d_weight import MANY_TILES, Parts, Sums
 
 
 def is_depthwise(shape: Shape) -> bool:
     return shape.in_group == 1 and shape.groups > 1
-
-
-def _tile(pixels: int, channels: int, pixels_last: bool) -> tuple[int, int]:
-    """Pixels and channels of a tile, long in the direction of neighbours."""
-    if pixels_last:
-        block_p = min(max(next_power_of_2(pixels), 32), 512)
-        return block_p, min(_TILE // block_p, next_power_of_2(channels))
-    block_c = min(next_power_of_2(channels), 128)
-    return _TILE // block_c, block_c
 
 
 def correlate_depthwise(
@@ -57,7 +47,7 @@ def correlate_depthwise(
     counts = [cdiv(target.shape[2 + i], phases[i]) for i in range(2)]
     channels = target.shape[1]
     pixels_last = not is_channels_last(source)
-    block_p, block_c = _tile(counts[0] * counts[1], channels, pixels_last)
+    block_p, block_c = light_tile(counts[0] * counts[1], channels, pixels_last)
     blocks = PixelTiles.of(shape.images, counts[0] * counts[1], block_p)
     channel_tiles = cdiv(channels, block_c)
     filter_stride, _, *tap_strides = image_strides(weight)
@@ -86,11 +76,11 @@ def sum_products(
     pixels_last = not is_channels_last(grad)
     height, width = shape.height, shape.width
     pixels, channels = height.output * width.output, shape.out_channels
-    block_p, block_c = _tile(pixels, channels, pixels_last)
+    block_p, block_c = light_tile(pixels, channels, pixels_last)
     blocks = PixelTiles.of(shape.images, pixels, block_p)
     channel_tiles = cdiv(channels, block_c)
     taps = 1 if grad_weight is None else shape.taps
-    parts = Parts.of(blocks, channel_tiles * taps)
+    parts = Parts.of(blocks, channel_tiles * taps, MANY_TILES)
     weight_sums, bias_sums = Sums(grad_weight, parts.count), Sums(grad_bias, parts.count)
     filter_stride, _, *tap_strides = (0, 0, 0, 0) if grad_weight is None else image_strides(grad_weight)
     launch(

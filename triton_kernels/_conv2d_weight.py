@@ -31,6 +31,8 @@ from ._tuning import fastest
 # Below so many input channels in a group, a tile's columns are taps and channels.
 _FEW_CHANNELS = 32
 _STEPS_PER_PART = 8  # at least: blocks of pixels
+# Enough programs where they are light: several share a multiprocessor.
+MANY_TILES = 8 * ENOUGH_TILES
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ class Parts:
     steps: int
 
     @staticmethod
-    def of(blocks: PixelTiles, tiles: int) -> "Parts":
+    def of(blocks: PixelTiles, tiles: int, enough: int = ENOUGH_TILES) -> "Parts":
+        """So many parts that, of each of ``tiles``, they are ``enough`` programs."""
         most = max(1, blocks.count // _STEPS_PER_PART)
-        steps = max(1, cdiv(blocks.count, min(most, cdiv(ENOUGH_TILES, tiles))))
+        steps = max(1, cdiv(blocks.count, min(most, cdiv(enough, tiles))))
         return Parts(blocks, max(1, cdiv(blocks.count, steps)), steps)
 
 

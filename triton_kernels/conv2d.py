@@ -11,23 +11,19 @@ import torch
 from pyops._library import implement
 from pyops.ops.conv2d import is_channels_last
 
-from ._common import check_dense
-from ._conv2d import Shape, check_conv2d, check_like_output, new_image
+from ._conv2d import Shape, check_bias, check_conv2d, check_like_output, new_image
 from ._conv2d_correlation import correlate
 from ._conv2d_depthwise import correlate_depthwise, is_depthwise, sum_products
 from ._conv2d_weight import sum_over_pixels
 from .activation import (
+    CHEAP,
     IDENTITY,
-    LEAKY_RELU,
     RELU,
     activation_backward,
     activation_forward,
     activation_forward_,
     check_kind,
 )
-
-# Applied to a tile; an activation of many steps would spill its registers, and is a pass of its own.
-_CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value)
 
 
 @implement("pyops_triton", "conv2d_forward")
@@ -48,14 +44,13 @@ def conv2d_forward(
     """activation(conv2d(``input``, ``weight``) + ``bias`` + ``residual``), and what was activated."""
     op = "conv2d_forward"
     shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
-    if bias is not None:
-        check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=(shape.out_channels,))
+    check_bias(bias, op, input, shape)
     check_like_output(residual, op, "residual", input, shape)
     output = new_image(input, shape.output, shape.channels_last)
     saved = torch.empty_like(output) if save_input_of_activation else None
     run = correlate_depthwise if is_depthwise(shape) else correlate
     options = {"gradient": False, "bias": bias, "residual": residual}
-    if kind in _CHEAP:
+    if kind in CHEAP:
         run(output, input, weight, shape, saved=saved, activation=(kind, a, b), **options)
     elif saved is None:
         run(output, input, weight, shape, **options)

@@ -249,6 +249,38 @@ def _conv2d(
         torch.backends.cudnn.conv.fp32_precision = before
 
 
+def _conv2d_max_pool2d(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    window: int,
+    window_stride: int,
+    *,
+    stride: int = 1,
+    kind: int = 1,
+) -> None:
+    from pyops.triton_kernels import conv2d_max_pool2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = _empty(*shape, dtype=dtype).to(memory_format=format)
+    weight, bias = (
+        _empty(out_channels, shape[1], kernel, kernel, dtype=dtype),
+        _empty(out_channels, dtype=dtype),
+    )
+    geometry, activation = ([stride] * 2, [1, 1], [1, 1]), (kind, 0.0, 0.0)
+    pool = ([window] * 2, [window_stride] * 2, [0, 0], [1, 1], False)
+    keeps_input = kind > 5
+    y, argmax, z = conv2d_max_pool2d.conv2d_max_pool2d_forward(
+        x, weight, bias, *geometry, 1, *activation, *pool, True, keeps_input
+    )
+    size = [(side + 2 - kernel) // stride + 1 for side in shape[2:]]
+    conv2d_max_pool2d.conv2d_max_pool2d_backward(
+        y, argmax, z if keeps_input else y, size, *activation, not keeps_input, *pool, True
+    )
+
+
 CASES: dict[str, Callable[[], None]] = {
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
@@ -363,4 +395,15 @@ CASES: dict[str, Callable[[], None]] = {
         (64, 256, 28, 28), 256, 3, FLOAT, False, stride=2, padding=1, groups=256
     ),
     "conv2d-float64": lambda: _conv2d((4, 32, 14, 14), 64, 3, DOUBLE, stride=2, padding=1),
+    "conv2d_max_pool2d-channels_last-bfloat16": lambda: _conv2d_max_pool2d(
+        (64, 64, 112, 112), 64, 3, BFLOAT16, True, 2, 2
+    ),
+    "conv2d_max_pool2d-few-nchw-tf32": lambda: _conv2d_max_pool2d((256, 1, 28, 28), 6, 5, FLOAT, False, 2, 2),
+    "conv2d_max_pool2d-overlapping-float16": lambda: _conv2d_max_pool2d(
+        (64, 3, 224, 224), 96, 11, HALF, False, 3, 2, stride=4
+    ),
+    "conv2d_max_pool2d-silu-float32": lambda: _conv2d_max_pool2d(
+        (32, 64, 56, 56), 128, 3, FLOAT, True, 2, 2, kind=10
+    ),
+    "conv2d_max_pool2d-float64": lambda: _conv2d_max_pool2d((4, 32, 14, 14), 64, 3, DOUBLE, False, 2, 2),
 }
