@@ -20,7 +20,9 @@ from .. import nn
 def _counterparts() -> dict[type[Module], type[Module]]:
     """Every class of torch.nn that pyops.nn has a subclass of, under the same name."""
     pairs = ((getattr(torch.nn, name, None), getattr(nn, name)) for name in nn.__all__)
-    return {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
+    same = {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
+    # Its attributes are the same, but it is no subclass, for torch's refuses to run on a CPU.
+    return {**same, torch.nn.SyncBatchNorm: nn.SyncBatchNorm}
 
 
 TO_PYOPS = _counterparts()
