@@ -1,4 +1,4 @@
-"""Cases of the recurrent layers and cells: a layer of the language model, and a small one of many sequences."""
+"""Cases of recurrent layers and cells: a layer of the language model, and a small one of many sequences."""
 
 from __future__ import annotations
 
