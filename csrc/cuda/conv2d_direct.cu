@@ -13,7 +13,7 @@ constexpr int kSumLanes = 32;  // channels of a block that sums a weight's gradi
 constexpr int64_t kFewestPixels = std::min<int64_t>(1 << 11, 16 * kWholeGpu);  // of a part
 
 template <class T, int kSize>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, 1)
     conv2d_direct_kernel(const __grid_constant__ Correlation c, int phase,
                          const __grid_constant__ ConvSource<T> source, DirectWeights shape, const T* weights,
                          const __grid_constant__ ConvEpilogue<T> epilogue) {
