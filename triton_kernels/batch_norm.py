@@ -101,14 +101,16 @@ class _Tiles(NamedTuple):
         inner = self.shape.inner
         return (self.strips * self.slices, 1) if self.shape.runs else (self.slices * inner, inner)
 
-    def launch(self, kernel: Any, slices: int, device: torch.device, *args: Any, **meta: Any) -> None:
+    def launch(
+        self, kernel: Any, slices: int, device: torch.device, *args: Any, num_warps: int = 4, **meta: Any
+    ) -> None:
         s = self.shape
         launch(
             kernel, self.groups * self.strips * slices, device, *args,
             s.outer, s.channels, s.inner, s.channels * s.inner // self.align, self.width // self.align,
             self.strips, slices, cdiv(self.row_blocks, slices),
             RUNS=s.runs, ALIGN=self.align, BLOCK_R=self.block_rows, BLOCK_W=self.block_width,
-            num_warps=4, **meta,
+            num_warps=num_warps, **meta,
         )  # fmt: skip
 
 
@@ -258,6 +260,7 @@ def _gradient_sums(tensors: tuple[Any, ...], s: _Shape, kind: int, a: float, b: 
     tiles.launch(
         gradient_sums_kernel, tiles.slices, device, *tensors, partial, parts * s.channels, s.mask[1],
         KIND=kind, A=float(a), B=float(b), MASKED=mask is not None,
+        num_warps=4 if kind <= 1 else 8,  # an activation needs registers of its own
     )  # fmt: skip
     rows, columns = _FINISH_TILE
     launch(
