@@ -22,6 +22,9 @@ namespace pyops::cpu {
 
 // Terms of a block of sums: its panel of weights, about 40 KB, stays in the L1 cache while pixels pass by.
 inline constexpr int64_t kConvDepth = 320;
+// Terms that are added one after the other before what they come to joins the sum: longer chains of alike
+// terms would lose accuracy to torch's.
+inline constexpr int64_t kChainedTerms = 64;
 // Bytes of a tile's sums; they and its slab stay in L2.
 inline constexpr int64_t kTileBytes = 192 << 10;
 
@@ -260,17 +263,28 @@ class Correlation {
     }
   }
 
+  // Calls f(first, count) for the terms of each chain; once if there are none, for the zeros.
+  template <class F>
+  static void for_each_chain(int64_t depth, const F& f) {
+    const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, kChainedTerms)));
+    for (int64_t i = 0; i < chains.parts; ++i) f(chains.begin(i), chains.size(i));
+  }
+
   void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
                     const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
     if (tile.columns == 0) return;
     const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
+    const int64_t width = panels_.width(panel);
     const EvenSplit runs(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t run = 0; run < runs.parts; ++run) {
         const int64_t column = runs.begin(run), pixels = runs.size(run);
-        const auto kernel = pixel_kernel_of<Acc>(pixels, panels_.width(panel) / n);
-        kernel(depth, slab + row * shape_.columns + column, phase.offsets.data(), weight,
-               sums + (row * line + column) * ld + panels_.begin(panel), ld, block > 0);
+        const auto kernel = pixel_kernel_of<Acc>(pixels, width / n);
+        for_each_chain(depth, [&](int64_t begin, int64_t terms) {
+          kernel(terms, slab + row * shape_.columns + column, phase.offsets.data() + begin,
+                 weight + begin * width, sums + (row * line + column) * ld + panels_.begin(panel), ld,
+                 block + begin > 0);
+        });
       }
     }
   }
@@ -291,7 +305,10 @@ class Correlation {
       for (int64_t j = 0; j < taken; ++j)
         starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
       const auto kernel = channel_kernel_of<Acc>(rows, taken);
-      kernel(depth, slab, starts, offsets, weight, to + v * n, ld, block > 0);
+      for_each_chain(depth, [&](int64_t begin, int64_t terms) {
+        kernel(terms, slab, starts, offsets + begin, weight + begin * rows, to + v * n, ld,
+               block + begin > 0);
+      });
     }
   }
 
