@@ -55,8 +55,8 @@ class Training:
         return (loss.detach(),)
 
     def check(self) -> tuple[torch.Tensor, ...]:
-        """Changes of the loss over some steps from the initial parameters, which are put back afterwards, and
-        the gradients of the first step."""
+        """The loss, how it changes over some steps from the initial parameters (put back afterwards),
+        and the gradients of the first step."""
         group = self.optimizer.param_groups[0]
         parameters = list(self.net.parameters())
         initial = [parameter.detach().clone() for parameter in parameters]
@@ -70,10 +70,9 @@ class Training:
         with torch.no_grad():
             for parameter, value in zip(parameters, initial, strict=True):
                 parameter.copy_(value)
-        changes = (
-            torch.stack(losses[1:]) - losses[0]
-        )  # against the loss itself a missing update would be small
-        return (changes, *gradients)
+        # Beside the loss itself a missing update would be too small to see.
+        changes = torch.stack(losses[1:]) - losses[0]
+        return (losses[0], changes, *gradients)
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ class StepCase(Case):
     def labels(self, mode: str) -> list[str]:
         names = dict(self._training("torch", self.build("cpu")).net.named_parameters())
         return [
+            "loss",
             f"changes of the loss over {_CHECKED_STEPS} steps",
             *(f"gradient of {name}" for name in names),
         ]

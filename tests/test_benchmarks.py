@@ -115,7 +115,11 @@ def test_a_training_step_is_checked_timed_and_reported():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("optimizer", "changes of the loss over 3 steps"), ("gradient", "gradient of 0.weight: norm error")],
+    [
+        ("loss", "loss: norm error"),
+        ("optimizer", "changes of the loss over 3 steps"),
+        ("gradient", "gradient of 0.weight: norm error"),
+    ],
 )
 def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, message):
     case = training_step.case("lenet", 4, 12)
@@ -123,6 +127,9 @@ def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, m
 
     def broken(self, library, inputs, dtype=None):
         training = build(self, library, inputs, dtype)
+        if library == "pyops" and wrong == "loss":
+            right = training.loss
+            training.loss = lambda *batch: right(*batch) + 1
         if library == "pyops" and wrong == "optimizer":
             training.optimizer.step = lambda: None
         if library == "pyops" and wrong == "gradient":
@@ -138,12 +145,12 @@ def test_training_steps_leave_the_parameters_as_they_were():
     case = training_step.case("lenet", 4, 12)
     contender = case.contenders(registry.TRAINING_STEP, CPU, compiled=False)[0]
     with backends.use_backend(None):  # a contender chooses its own and leaves it in use
-        first, *gradients = contender.run()
+        loss, changes, *gradients = contender.run()
         losses = [contender.call()[0].item() for _ in range(3)]
         again = contender.run()
     assert losses == [losses[0]] * 3
-    assert all(torch.equal(*pair) for pair in zip(again, (first, *gradients), strict=True))
-    assert len(set(first.tolist())) == 3
+    assert all(torch.equal(*pair) for pair in zip(again, (loss, changes, *gradients), strict=True))
+    assert len(set(changes.tolist())) == 3
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     path = tmp_path_factory.mktemp("triton") / "results.json"
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYOPS_BACKEND")}
     environment["PYTHONPATH"] = str(Path(pyops.__file__).parents[1])
+    environment["TRITON_CACHE_DIR"] = str(path.parent)  # runs side by side must not find each other's files
     run = subprocess.run(
         [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True
     )
