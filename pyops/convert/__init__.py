@@ -1,7 +1,7 @@
 """Any model of :mod:`torch.nn` modules, with pyops modules in their place and what is adjacent fused.
 
-Read ``swap.py`` (modules), ``trace.py`` (what a forward does), ``ops.py`` and ``patterns.py`` (what of it is
-fused), ``steps.py`` (into what) and ``plan.py`` (how it is run), in this order.
+Read ``swap.py`` (modules), ``trace.py`` and ``surroundings.py`` (what a forward does), ``ops.py`` and
+``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``plan.py`` (how it is run), in this order.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from .steps import (
     LinearStep,
     Step,
 )
-from .trace import Read, Trace, hooks_of
+from .surroundings import Read
+from .trace import Trace, hooks_of
 
 
 @dataclass(frozen=True)

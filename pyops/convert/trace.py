@@ -11,9 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-import random
-import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +25,7 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import functional
+from .surroundings import Read, context, globals_read, questions, random_state, replaced
 from .swap import conversion_of, is_leaf, subclass
 
 
@@ -36,10 +35,6 @@ class Untraceable(Exception):
     def __init__(self, module: Module, reason: str) -> None:
         super().__init__(reason)
         self.module = module
-
-
-#: What forward has read: a module or, of global variables, the Python module; the name; the value it had.
-Read = tuple[Module | ModuleType, str, Any]
 
 
 @dataclass
@@ -178,18 +173,18 @@ class _Tracer(torch.fx.Tracer):
         self._callers = [module]
         self._inlined[module] = None
         self._watched = dict.fromkeys(visible(module, self._opaque))
-        before = _random_state()
+        before = random_state()
         try:
-            self._context = _context()
-            with self._watch(), _replaced(_questions(list(self._watched))), _RefuseOps():
+            self._context = context()
+            with self._watch(), replaced(questions(list(self._watched))), _RefuseOps():
                 graph = self.trace(module)
         except Untraceable:
             raise
         except Exception as error:  # whatever a forward may raise when it is run on stand-ins
             raise Untraceable(self._callers[-1], _first_line(error)) from error
-        if _random_state() != before:
+        if random_state() != before:
             raise Untraceable(module, "forward draws random numbers in Python")
-        reads = [*self._reads.values(), *_globals_read(self._inlined)]
+        reads = [*self._reads.values(), *globals_read(self._inlined)]
         return Trace(module, graph, list(self._inlined), list(self._watched), reads)
 
     @contextmanager
@@ -242,7 +237,7 @@ class _Tracer(torch.fx.Tracer):
         return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        if _context() != self._context:
+        if context() != self._context:
             raise Untraceable(self._callers[-1], "forward changes autograd's or autocast's mode")
         node = super().create_node(*args, **kwargs)
         node.meta["callers"] = tuple(self._callers)
@@ -300,105 +295,6 @@ def inputs_of(forward: Callable[..., Any]) -> list[str]:
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             raise TypeError(f"forward takes {parameter.name} by name only")
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-
-
-@contextmanager
-def _replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
-    """While it lasts, each of the namespaces has the given value under the given name."""
-    missing = object()
-    before = [(namespace, name, namespace.get(name, missing)) for namespace, name, _ in replacements]
-    try:
-        for namespace, name, value in replacements:
-            namespace[name] = value
-        yield
-    finally:
-        for namespace, name, value in before:
-            if value is missing:
-                namespace.pop(name, None)
-            else:
-                namespace[name] = value
-
-
-def _questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
-    """What a forward may ask and fx would answer wrongly, with functions that do not (see ``_replaced``).
-
-    Only for the modules' own code: torch itself goes on asking, and may be imported meanwhile.
-    """
-    forwards = [inspect.unwrap(type(module).forward) for module in modules]
-    scopes = {id(f.__globals__): f.__globals__ for f in forwards if isinstance(f, FunctionType)}
-    replacements: list[tuple[dict[str, Any], str, Any]] = []
-    for scope in scopes.values():
-        if scope.get("__name__", "").split(".")[0] == "torch":
-            continue
-        replacements.append((scope, "isinstance", _isinstance))
-        for name, value in scope.items():
-            if value is torch:
-                replacements.append((scope, name, _Torch("torch")))
-            elif isinstance(value, Hashable) and value in _ANSWERS:
-                replacements.append((scope, name, _ANSWERS[value]))
-    return replacements
-
-
-def _refuse_mode(*_: Any) -> bool:
-    raise RuntimeError("forward asks for autograd's or autocast's mode")
-
-
-_ANSWERS: dict[Any, Callable[..., bool]] = {
-    torch.is_grad_enabled: _refuse_mode,
-    torch.is_inference_mode_enabled: _refuse_mode,
-    torch.is_autocast_enabled: _refuse_mode,
-    torch.is_tensor: lambda value: _isinstance(value, torch.Tensor),
-}
-
-
-class _Torch(ModuleType):
-    """``torch`` with :data:`_ANSWERS`."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(torch, name)
-        return _ANSWERS.get(value, value) if isinstance(value, Hashable) else value
-
-
-def _isinstance(value: Any, kinds: Any) -> bool:
-    """``isinstance``, to which the stand-in of an input is a tensor."""
-    if not isinstance(value, Proxy):
-        return isinstance(value, kinds)
-    if value.node.op != "placeholder":
-        raise RuntimeError("forward asks for the type of an intermediate result")
-    return issubclass(torch.Tensor, kinds)
-
-
-def _context() -> tuple[Any, ...]:
-    """The modes that a ``with`` in a forward changes and fx does not see."""
-    return (
-        torch._C.is_grad_enabled(),
-        torch._C.is_inference_mode_enabled(),
-        torch._C.is_autocast_enabled("cpu"),
-        torch._C.is_autocast_enabled("cuda"),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-        torch._C._len_torch_function_stack(),
-    )
-
-
-def _random_state() -> Any:
-    numpy = sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
-    return random.getstate(), None if state is None else (state[1].tobytes(), *state[2:])
-
-
-def _globals_read(modules: Iterable[Module]) -> list[Read]:
-    """The global variables that the modules' forwards name and whose value may decide something."""
-    reads: dict[tuple[str, str], Read] = {}
-    for module in modules:
-        forward = inspect.unwrap(type(module).forward)
-        home = sys.modules.get(forward.__module__)
-        if home is None:
-            continue
-        for name in forward.__code__.co_names:
-            value = vars(home).get(name)
-            if isinstance(value, (bool, int, float, str)) and forward.__globals__ is vars(home):
-                reads[forward.__module__, name] = (home, name, value)
-    return list(reads.values())
 
 
 def _first_line(error: Exception) -> str:
