@@ -69,6 +69,12 @@ def test_accuracy_at_larger_sizes(backend: Backend, case: Case, dtype: torch.dty
     checks.check_accuracy(case, backend, dtype)
 
 
+@pytest.mark.parametrize("op", GATES)
+def test_weights_that_no_block_can_hold(kernels: Backend, op: str) -> None:
+    """On GPUs these layers go step by step, forward and backward."""
+    checks.check_accuracy(case("wide", op, 2, 3, 2, 130), kernels, torch.float64)
+
+
 # Not the relu's, whose states are not bounded: errors grow as they do.
 @pytest.mark.parametrize("op", ["rnn_tanh", "gru", "lstm"])
 def test_long_sequences_do_not_drift(op: str) -> None:
@@ -106,9 +112,9 @@ def test_gradcheck(kernels: Backend, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", GATES)
-def test_opcheck(op: str) -> None:
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3), CPP)
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3, sizes=(3, 1)), CPP)
+def test_opcheck(kernels: Backend, op: str) -> None:
+    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3), kernels)
+    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3, sizes=(3, 1)), kernels)
 
 
 @pytest.mark.parametrize("op", GATES)

@@ -22,6 +22,11 @@
 // fill it with garbage before each block.
 #define PYOPS_SHARED_ARRAY(type, name, count) __shared__ type name[count]
 
+// The shared memory that the launch asked for, as a void* `name`.
+#define PYOPS_DYNAMIC_SHARED(name)                     \
+  extern __shared__ __align__(16) char name##_bytes[]; \
+  void* const name = static_cast<void*>(name##_bytes)
+
 namespace pyops::cuda {
 
 // Blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a property
@@ -49,6 +54,16 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   check(cudaGetLastError(), "kernel launch");
 }
 
+// Lets launches of `kernel` ask for this much dynamic shared memory; beyond 48 KiB they may not by
+// themselves.
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= size_t{48} << 10) return;
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "asking for shared memory");
+}
+
 }  // namespace pyops::cuda
 
 #else  // the emulator
@@ -58,6 +73,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
 #define PYOPS_SHARED_ARRAY(type, name, count) \
   static char name##_key;                     \
   type* const name = static_cast<type*>(emulation::shared_array(&name##_key, sizeof(type) * (count)))
+
+#define PYOPS_DYNAMIC_SHARED(name) void* const name = emulation::dynamic_shared()
 
 namespace pyops::cuda {
 
@@ -71,6 +88,9 @@ struct DeviceGuard {
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("pyops: ") + what + " failed");
 }
+
+template <class Kernel>
+void allow_shared(Kernel*, size_t) {}
 
 inline cudaStream_t current_stream(int32_t) { return nullptr; }
 
