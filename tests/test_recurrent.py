@@ -14,7 +14,7 @@ import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import CPP, Backend
+from .suite.backends import BACKENDS, CPP, Backend
 from .suite.cases import Case, sweep
 from .suite.ops.recurrent import GATES, case
 
@@ -54,8 +54,14 @@ _RAGGED = [
 ]
 
 
-@sweep(_QUICK)
+@sweep(_QUICK, [torch.float32, torch.float64, torch.float16])
 def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+# Triton's interpreter truncates to bfloat16 where GPUs round, here at every step.
+@sweep(_QUICK, [torch.bfloat16], [b for b in BACKENDS if str(b) != "triton-cpu"])
+def test_accuracy_in_bfloat16(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 

@@ -18,6 +18,7 @@ from . import (
     max_pool2d,
     nll_loss,
     prelu,
+    recurrent,
     softmax,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "max_pool2d",
     "nll_loss",
     "prelu",
+    "recurrent",
     "softmax",
 ]
