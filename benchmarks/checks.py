@@ -93,13 +93,17 @@ def require_close(
     labels: Sequence[str],
     dtype: torch.dtype,
     factor: float = SUBJECT_FACTOR,
+    least: float | None = None,
 ) -> dict[str, Errors]:
     """Errors of ``outputs`` by label, after checking each against ``factor`` times eager's own.
+
+    ``least`` is always allowed, :func:`floor` of the dtype by default.
 
     Raises:
         WrongResult: too far away; the message names the output and the errors of both.
     """
     found = {}
+    least = floor(dtype) if least is None else least
     for label, output, exact, torch_output in zip(labels, outputs, reference, eager, strict=True):
         try:
             ours = errors(output, exact)
@@ -107,12 +111,12 @@ def require_close(
             raise WrongResult(f"{name}: {label}: {error}") from None
         theirs = errors(torch_output, exact)
         for metric in ("norm", "peak", "mean"):
-            allowed = factor * getattr(theirs, metric) + floor(dtype)
+            allowed = factor * getattr(theirs, metric) + least
             if not getattr(ours, metric) <= allowed:
                 raise WrongResult(
                     f"{name}: {label}: {metric} error against float64 is "
                     f"{getattr(ours, metric):.3g}, allowed {allowed:.3g} "
-                    f"({factor:g} x torch eager's {getattr(theirs, metric):.3g} + {floor(dtype):.3g})"
+                    f"({factor:g} x torch eager's {getattr(theirs, metric):.3g} + {least:.3g})"
                 )
         found[label] = ours
     return found

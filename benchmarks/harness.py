@@ -34,7 +34,7 @@ from pyops import backends
 from . import checks, memory
 from .ceilings import Ceilings
 from .clocks import Call, Clock, capture, device_clock
-from .contenders import Contender, build, in_float64, labels, masked_outputs, outputs_in_float64
+from .contenders import Contender, build, in_float64, masked_outputs, outputs_in_float64
 from .registry import Case, dtype_name
 
 _FEWEST_ROUNDS = 3
@@ -223,7 +223,7 @@ def check(case: Case, mode: str, contenders: list[Contender], result: Result) ->
 
     Fills ``result.errors``; drops baselines that fail; raises for a pyops result that is wrong.
     """
-    names = labels(case, mode)
+    names = case.labels(mode)
     eager = next(c for c in contenders if c.name == "eager").run()
     reference = outputs_in_float64(case, mode, contenders) if case.mask is None else ()
     prints = {}
@@ -238,7 +238,7 @@ def check(case: Case, mode: str, contenders: list[Contender], result: Result) ->
                 eager = masked_outputs(*masked, lambda value: value)
             result.errors[contender.name] = checks.require_close(
                 f"{case.name} {mode}: {contender.name}",
-                *(outputs, reference, eager, names, case.dtype, factor),
+                *(outputs, reference, eager, names, case.dtype, factor, case.least_error),
             )
         except Exception as error:
             if contender.subject or contender.name == "eager":

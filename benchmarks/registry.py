@@ -14,16 +14,20 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import pyops.functional
 
+if TYPE_CHECKING:
+    from .contenders import Contender
+
 Inputs = dict[str, Any]
 
 FORWARD = "forward"
 FORWARD_BACKWARD = "forward+backward"
+TRAINING_STEP = "training step"
 SEED = 20
 
 
@@ -55,9 +59,10 @@ class RandomMask:
 class Case:
     """One measured call.
 
-    ``op`` names the function in ``pyops.functional`` and in ``torch.nn.functional``; ``torch_call``
-    replaces the latter where torch spells it differently. ``inputs(device)`` builds the keyword
-    arguments; it must also work on the ``meta`` device. ``options`` go to both sides,
+    ``op`` names the function in ``pyops.functional`` and in ``torch.nn.functional`` (a subclass may
+    measure something else, as :mod:`pyops.benchmarks.training_step` does); ``torch_call`` replaces the
+    latter where torch spells it differently. ``inputs(device)`` builds the keyword arguments; it must
+    also work on the ``meta`` device. ``options`` go to both sides,
     ``pyops_options`` to pyops alone.
     """
 
@@ -78,6 +83,8 @@ class Case:
     refill: str | None = None
     #: For calls with a random mask, whose results never repeat.
     mask: RandomMask | None = None
+    #: Error that is always allowed; None: that of the dtype (:func:`pyops.benchmarks.checks.floor`).
+    least_error: float | None = None
     #: Also measure torch eager on channels_last input (4-D inputs only).
     channels_last: bool = False
     #: Measured in microseconds per call by :mod:`pyops.benchmarks.overhead`, not in the main table.
@@ -97,6 +104,20 @@ class Case:
         """The torch function with this case's options bound."""
         call = self.torch_call or getattr(torch.nn.functional, self.op)
         return _bind(call, self.options)
+
+    def labels(self, mode: str) -> list[str]:
+        """Names of what a contender returns to be checked."""
+        if mode != FORWARD_BACKWARD:
+            return ["output"]
+        return ["output", *(f"gradient of {name}" for name in self.differentiable)]
+
+    def contenders(self, mode: str, device: torch.device, *, compiled: bool) -> list[Contender] | None:
+        """Contenders of a case that measures more than a function and its gradients; None: the usual ones."""
+        return None
+
+    def reference(self, mode: str, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """What :meth:`contenders` are compared with, in float64."""
+        raise NotImplementedError
 
     def build(self, device: torch.device | str) -> Inputs:
         """Fresh inputs on ``device``, the same numbers every time; the global generators are kept."""

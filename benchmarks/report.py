@@ -15,7 +15,7 @@ from . import machine
 
 Raw = dict[str, Any]
 
-_MODES = {"forward": "fwd", "forward+backward": "fwd+bwd"}
+_MODES = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
 _FIXED = ("eager", "compile")
 DEFAULT = "pyops default"
 

@@ -5,10 +5,14 @@ or ``layers=torch.nn``, its torch twin. ``get_network("mlp").build((1, 28, 28), 
 name; :mod:`pyops.models.train` trains it.
 """
 
+from .alexnet import alexnet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .lenet import lenet
 from .mlp import mlp
+from .nin import nin
 from .registry import Network, Recipe, get_network, layer_library, network_names, register
 from .softmax_regression import softmax_regression
+from .vgg import vgg11, vgg13, vgg16, vgg19
 
 __all__ = [
     "DataError",
@@ -17,10 +21,17 @@ __all__ = [
     "NetworkError",
     "Recipe",
     "TrainError",
+    "alexnet",
     "get_network",
     "layer_library",
+    "lenet",
     "mlp",
     "network_names",
+    "nin",
     "register",
     "softmax_regression",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
 ]

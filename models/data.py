@@ -13,11 +13,12 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .errors import DataError, first_line, unknown_name
 
@@ -35,12 +36,17 @@ _FASHION_NAMES = (
     "ankle boot",
 )
 
+_RESIZED_BYTES = 2**30
+_EVALUATION_PIXELS = 2**20
+
 
 @dataclass(frozen=True)
 class ImageData:
     """A labelled image data set, split in two.
 
-    Images are float32 in [0, 1] of shape [N, C, H, W], labels int64 of shape [N].
+    Images are float32 in [0, 1] of shape [N, C, H, W], labels int64 of shape [N]. ``side`` is set where they
+    are resized as they are read (:meth:`resized`): read them through :meth:`train_batch` and
+    :meth:`test_batches`.
     """
 
     name: str
@@ -49,15 +55,54 @@ class ImageData:
     test_images: torch.Tensor
     test_labels: torch.Tensor
     class_names: tuple[str, ...]
+    side: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)"""
-        return tuple(self.train_images.shape[1:])
+        """(C, H, W) of the images as they are read."""
+        channels, *size = self.train_images.shape[1:]
+        return (channels, *(size if self.side is None else (self.side, self.side)))
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def resized(self, side: int | None) -> ImageData:
+        """The same data with square images of ``side`` pixels; None leaves them as they are.
+
+        They are resized here and now where the result takes little memory (a network sees every image many
+        times), and otherwise a batch at a time, on the device that holds them: next to a training step on
+        images so large that is nothing, and a GPU does it while the host prepares the next step.
+
+        Raises:
+            DataError: ``side`` is not positive.
+        """
+        if side is None or self.image_shape[1:] == (side, side):
+            return self
+        if side < 1:
+            raise DataError(f"{self.name}: images can be resized to 1 pixel or more, got {side}")
+        number = len(self.train_images) + len(self.test_images)
+        if number * self.image_shape[0] * side**2 * 4 > _RESIZED_BYTES:
+            return replace(self, side=side)
+        return replace(
+            self,
+            train_images=_resize(self.train_images, side),
+            test_images=_resize(self.test_images, side),
+        )
+
+    def train_batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Training images [B, C, H, W] and labels [B] by their numbers, int64 [B]."""
+        return self._read(self.train_images[index]), self.train_labels[index]
+
+    def test_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Test images and labels in order, in batches whose activations need not much memory."""
+        height, width = self.image_shape[1:]
+        size = max(1, min(1024, _EVALUATION_PIXELS // (height * width)))
+        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
+            yield self._read(images), labels
+
+    def _read(self, images: torch.Tensor) -> torch.Tensor:
+        return images if self.side is None else _resize(images, self.side)
 
     def to(self, device: torch.device) -> ImageData:
         """The same data with all tensors on ``device``."""
@@ -68,6 +113,11 @@ class ImageData:
             test_images=self.test_images.to(device),
             test_labels=self.test_labels.to(device),
         )
+
+
+def _resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Images [N, C, H, W] as [N, C, side, side], bilinear, averaging where they shrink."""
+    return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 def load_data(name: str, root: str | Path | None = None) -> ImageData:

@@ -85,9 +85,8 @@ def _measure_speeds(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
         library: build_trainer(
             network,
             data,
+            network.recipe_for(_DATA),
             layers=library,
-            lr=run["lr"],
-            batch_size=run["batch_size"],
             seed=run["seed"],
             device=torch.device("cpu"),
         )

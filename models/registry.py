@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -13,19 +15,26 @@ from .errors import NetworkError, unknown_name
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of minibatch SGD."""
+    """Hyper-parameters of a training run.
+
+    ``optimizer`` is a name in :func:`pyops.models.optimization.optimizer_names`, ``resize`` the side that
+    images are resized to (None: they stay as they are), ``options`` are arguments of the network's builder.
+    """
 
     num_epochs: int
     lr: float
     batch_size: int
+    optimizer: str = "sgd"
+    resize: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Network:
     """A registered network.
 
-    ``build(image_shape, num_classes, layers=...)`` returns the module, freshly initialised from
-    torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
+    ``build(image_shape, num_classes, layers=..., **options)`` returns the module, freshly initialised
+    from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
     those tuned for a particular data set.
     """
 
@@ -37,6 +46,19 @@ class Network:
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
         return self.recipes.get(data, self.recipe)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the builder's own arguments, such as ``width``."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers")
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Raises NetworkError for a name that is not in :attr:`options`."""
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise NetworkError(f"{self.name} has no option {name!r}; its options: {known}")
 
 
 _networks: dict[str, Network] = {}

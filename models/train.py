@@ -6,31 +6,36 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from torch import nn
 
 import pyops
 from pyops import backends
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import ImageData, load_data
-from .errors import TrainError, first_line
+from .errors import NetworkError, TrainError, first_line
 from .files import atomic_write, prepare_folder
 from .plots import save_curves, save_predictions
 from .progress import ProgressDisplay
-from .registry import Network, get_network, layer_library
+from .registry import Network, Recipe, get_network, layer_library
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.pt"
+
+#: Hyper-parameters that a TrainConfig may replace, by the names that both have.
+RECIPE_OPTIONS = ("lr", "batch_size", "optimizer", "resize")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,10 @@ class TrainConfig:
         epochs: of the whole run, those before a resume included.
         max_steps: stop after so many steps. Alone it decides the length; with ``epochs`` the
             earlier of the two does.
-        lr, batch_size: of SGD. When resuming, None keeps those of the checkpoint.
+        lr, batch_size, optimizer: the hyper-parameters. When resuming, None keeps those of the
+            checkpoint, as it does for:
+        resize: side of the square that images are resized to.
+        options: arguments of the network's builder, such as ``width`` (divides the channels).
         backend: of pyops' kernels, as in :func:`pyops.use_backend`; None chooses by device.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         layers: ``"pyops"``, or ``"torch"`` for the same network of torch's own layers.
@@ -61,6 +69,9 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    optimizer: str | None = None
+    resize: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     backend: str | None = None
     device: str = "cpu"
     layers: str = "pyops"
@@ -89,6 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C; a checkpoint of the last completed step has been saved.
     """
     network = get_network(config.network)
+    network.check_options(config.options)
     _check_options(config)
     device = _find_device(config.device)
     state = load_checkpoint(config.folder / CHECKPOINT) if config.resume else None
@@ -101,7 +113,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_options(config: TrainConfig) -> None:
-    for name in ("epochs", "max_steps", "batch_size"):
+    for name in ("epochs", "max_steps", "batch_size", "resize"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise TrainError(f"{name} must be at least 1, got {value}")
@@ -135,14 +147,7 @@ def _find_backend(config: TrainConfig, device: torch.device) -> str:
 
 
 def build_trainer(
-    network: Network,
-    data: ImageData,
-    *,
-    layers: str,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
+    network: Network, data: ImageData, recipe: Recipe, *, layers: str, seed: int, device: torch.device
 ) -> Trainer:
     """A trainer of a fresh ``network`` of layer library ``layers``, ``"pyops"`` or ``"torch"``.
 
@@ -150,9 +155,32 @@ def build_trainer(
     every device: they are drawn on the CPU, from torch's global generator, which is seeded here.
     """
     library = layer_library(layers)
+    data = data.resized(recipe.resize)
     torch.manual_seed(seed)
-    net = network.build(data.image_shape, data.num_classes, layers=library)
-    return Trainer(net, data, layers=library, lr=lr, batch_size=batch_size, seed=seed, device=device)
+    net = _build_network(network, data, recipe, library)
+    if layers == "pyops":
+        net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
+    return Trainer(net, data, recipe, layers=library, seed=seed, device=device)
+
+
+def _build_network(network: Network, data: ImageData, recipe: Recipe, layers: ModuleType) -> nn.Module:
+    try:
+        return network.build(data.image_shape, data.num_classes, layers=layers, **recipe.options)
+    except NetworkError:
+        raise
+    except (TypeError, ValueError) as error:  # a layer refuses the value of an option
+        raise NetworkError(f"{network.name}: {first_line(error)}") from None
+
+
+def _recipe(config: TrainConfig, network: Network, saved: Mapping[str, Any]) -> Recipe:
+    """The hyper-parameters asked for, else those ``saved`` in a checkpoint, else the network's own."""
+    default = network.recipe_for(config.data)
+    if saved.get("network") != network.name:  # refused when it is restored
+        saved = {}
+    chosen = {name: saved[name] for name in RECIPE_OPTIONS if name in saved}
+    chosen |= {name: value for name in RECIPE_OPTIONS if (value := getattr(config, name)) is not None}
+    chosen["options"] = {**saved.get("options", default.options), **config.options}
+    return replace(default, **chosen)
 
 
 class _Run:
@@ -171,27 +199,19 @@ class _Run:
         self.folder = config.folder
         self.backend = backend
         self.title = f"{config.network} on {config.data}"
-        recipe = network.recipe_for(config.data)
         saved = {} if state is None else state.get("run", {})
-        lr = config.lr or saved.get("lr") or recipe.lr
-        batch_size = config.batch_size or saved.get("batch_size") or recipe.batch_size
+        recipe = _recipe(config, network, saved)
         self.identity = {
             "network": config.network,
             "data": config.data,
             "layers": config.layers,
             "seed": config.seed,
-            "lr": lr,
-            "batch_size": batch_size,
+            **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
+            "options": dict(recipe.options),
             "train_samples": len(data.train_labels),
         }
         self.trainer = build_trainer(
-            network,
-            data,
-            layers=config.layers,
-            lr=lr,
-            batch_size=batch_size,
-            seed=config.seed,
-            device=device,
+            network, data, recipe, layers=config.layers, seed=config.seed, device=device
         )
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         if state is not None:

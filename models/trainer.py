@@ -1,4 +1,4 @@
-"""The training loop: minibatch SGD on a labelled image data set, with a resumable state.
+"""The training loop: minibatch steps on a labelled image data set, with a resumable state.
 
 The order of the samples comes from a generator of its own, so it depends on the seed alone and not
 on how many random numbers a network draws. Losses stay on the device and are fetched every
@@ -20,9 +20,10 @@ from torch import nn
 from .checkpoint import random_states, restore_random_states
 from .data import ImageData
 from .errors import TrainError
+from .optimization import make_optimizer
+from .registry import Recipe
 
 SYNC_EVERY = 20
-_EVALUATION_BATCH = 1024
 _HISTORY_KEYS = (
     "epoch",
     "train_loss",
@@ -65,6 +66,7 @@ class Trainer:
     Args:
         net: maps images [N, C, H, W] to logits [N, num_classes]; moved to ``device``.
         data: the images and labels; moved to ``device`` as a whole.
+        recipe: the hyper-parameters.
         layers: library of ``CrossEntropyLoss`` (:mod:`pyops.nn` or :mod:`torch.nn`).
         seed: of the order of the samples.
     """
@@ -73,19 +75,18 @@ class Trainer:
         self,
         net: nn.Module,
         data: ImageData,
+        recipe: Recipe,
         *,
         layers: ModuleType,
-        lr: float,
-        batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
         self.net = net.to(device)
         self.data = data.to(device)
-        self.batch_size = batch_size
+        self.batch_size = recipe.batch_size
         self.device = device
         self.loss = layers.CrossEntropyLoss()
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=lr, fused=device.type in ("cpu", "cuda"))
+        self.optimizer = make_optimizer(self.net, recipe, device)
         self.progress = Progress()
         self._order = torch.Generator().manual_seed(seed)
         self._epoch_order = self._order.get_state()  # its state when the running epoch began
@@ -156,14 +157,13 @@ class Trainer:
     def _train_chunk(self, batches: Sequence[torch.Tensor], stop: Stop | None) -> tuple[int, bool]:
         """Some steps with one wait for the device, at the end; the samples seen, and if stopped."""
         progress = self.progress
-        images, labels = self.data.train_images, self.data.train_labels
         losses: list[torch.Tensor] = []
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         samples, stopped = 0, False
         self._synchronize()
         begin = time.perf_counter()
         for batch in batches:
-            loss, hits = self._step(images[batch], labels[batch])
+            loss, hits = self._step(*self.data.train_batch(batch))
             losses.append(loss)
             correct += hits
             samples += len(batch)
@@ -187,7 +187,7 @@ class Trainer:
         return samples, stopped
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of SGD: its loss and number of correct predictions, both 0-d on the device."""
+        """One step: its loss and number of correct predictions, both 0-d on the device."""
         self.optimizer.zero_grad()
         logits = self.net(images)
         loss = self.loss(logits, labels)
@@ -227,11 +227,7 @@ class Trainer:
         self.net.eval()
         labels = self.data.test_labels
         total, predictions = torch.zeros((), dtype=torch.float64, device=self.device), []
-        for images, truth in zip(
-            self.data.test_images.split(_EVALUATION_BATCH),
-            labels.split(_EVALUATION_BATCH),
-            strict=True,
-        ):
+        for images, truth in self.data.test_batches():
             logits = self.net(images)
             total += self.loss(logits, truth).double() * len(truth)
             predictions.append(logits.argmax(1))

@@ -11,6 +11,7 @@ from . import functional, memory, nn, ops  # noqa: E402
 from ._info import __version__, info  # noqa: E402
 from ._library import load_libraries as _load_libraries  # noqa: E402
 from .backends import _bind_loaded, _from_environment, available_backends, set_backend, use_backend  # noqa: E402
+from .convert import conversion_report, convert, revert  # noqa: E402
 
 _load_libraries()
 _bind_loaded()
@@ -19,11 +20,14 @@ _from_environment()
 __all__ = [
     "__version__",
     "available_backends",
+    "conversion_report",
+    "convert",
     "functional",
     "info",
     "memory",
     "nn",
     "ops",
+    "revert",
     "set_backend",
     "use_backend",
 ]

@@ -41,13 +41,17 @@ def use_huge_pages(wanted: bool) -> None:
 
 @app.command()
 def train(
-    network: Annotated[str, typer.Argument(help="softmax_regression, mlp, ...")],
+    network: Annotated[str, typer.Argument(help="softmax_regression, mlp, lenet, ...")],
     data: Annotated[str | None, typer.Option(help="digits (default), mnist, fashion_mnist")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help="Side that images are resized to.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Divide the network's channels by this.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Probability to drop, of networks that do.")] = None,
     backend: Annotated[str | None, typer.Option(help="cpp, cuda, triton or reference.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     layers: Annotated[str, typer.Option(help="pyops, or torch for the plain twin.")] = "pyops",
@@ -67,10 +71,13 @@ def train(
 
     options = {
         "data": data, "data_root": data_root, "epochs": epochs, "max_steps": max_steps,
-        "batch_size": batch_size, "lr": lr, "backend": backend, "device": device, "layers": layers,
+        "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "resize": resize,
+        "backend": backend, "device": device, "layers": layers,
         "seed": seed, "output": output, "resume": resume, "quiet": quiet,
     }  # fmt: skip
-    config = TrainConfig(network=network, **{k: v for k, v in options.items() if v is not None})
+    network_options = {k: v for k, v in {"width": width, "dropout": dropout}.items() if v is not None}
+    given = {k: v for k, v in options.items() if v is not None}
+    config = TrainConfig(network=network, options=network_options, **given)
     run_training(config)
 
 

@@ -2,7 +2,9 @@
 
 from .ops.activation import elu, gelu, hardswish, leaky_relu, relu, selu, sigmoid, silu, softplus, tanh
 from .ops.avg_pool2d import adaptive_avg_pool2d, avg_pool2d
+from .ops.batch_norm import batch_norm
 from .ops.conv2d import conv2d
+from .ops.conv2d_max_pool2d import conv2d_max_pool2d
 from .ops.cross_entropy import cross_entropy
 from .ops.dropout import dropout
 from .ops.embedding import embedding
@@ -28,8 +30,10 @@ from .ops.softmax import log_softmax, softmax
 __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
+    "batch_norm",
     "binary_cross_entropy_with_logits",
     "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "elu",

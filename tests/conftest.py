@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # NumPy runs the interpreted Triton kernels: inf - inf in a masked-out lane is not worth a warning.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     config.addinivalue_line("filterwarnings", "ignore:.*not have a deterministic impl.*:UserWarning")
+    # Float32 is judged by float32: convolutions on a GPU may otherwise round to TF32, torch's default.
+    torch.backends.cudnn.allow_tf32 = False
     # One thread: pytest-xdist has a worker per core. The determinism tests compare 1, 2 and 3 threads.
     torch.set_num_threads(1)
 

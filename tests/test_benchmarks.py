@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from pyops.benchmarks import ceilings, checks, gpu, harness, memory, registry, report, run
+from pyops.benchmarks import ceilings, checks, gpu, harness, memory, registry, report, run, training_step
 from pyops.benchmarks.clocks import HostClock
 from pyops.benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Traffic
 
@@ -101,6 +101,47 @@ def test_a_case_is_checked_timed_and_reported():
     assert result.peak["pyops cpp"].allocated >= 64 * 40 * 4  # at least the gradient
     assert result.floor_seconds == pytest.approx(3 * 64 * 40 * 4 / 2e9, rel=0.3)
     json.dumps(result.as_dict())
+
+
+def test_a_training_step_is_checked_timed_and_reported():
+    case = training_step.case("lenet", 4, 12)
+    result = harness.measure(case, registry.TRAINING_STEP, CPU, SETTINGS)
+    subjects = {"pyops cpp", "pyops cpp channels_last"}
+    assert set(result.seconds) == subjects | {"eager", "channels_last"}
+    assert set(result.speedup) == subjects
+    assert set(result.errors["pyops cpp"]) >= {"losses of 3 steps", "gradient of 0.weight"}
+    assert result.flops > 3 * 2 * 4 * 12 * 12 * 6 * 25  # the first convolution alone, less its data gradient
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("optimizer", "losses of 3 steps"), ("gradient", "gradient of 0.weight: norm error")],
+)
+def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, message):
+    case = training_step.case("lenet", 4, 12)
+    build = training_step.StepCase._training
+
+    def broken(self, library, inputs, dtype=None):
+        training = build(self, library, inputs, dtype)
+        if library == "pyops" and wrong == "optimizer":
+            training.optimizer.step = lambda: None
+        if library == "pyops" and wrong == "gradient":
+            training.net[0].weight.register_hook(torch.zeros_like)
+        return training
+
+    monkeypatch.setattr(training_step.StepCase, "_training", broken)
+    with pytest.raises(checks.WrongResult, match=message):
+        harness.measure(case, registry.TRAINING_STEP, CPU, SETTINGS)
+
+
+def test_training_steps_leave_the_parameters_as_they_were():
+    case = training_step.case("lenet", 4, 12)
+    contender = case.contenders(registry.TRAINING_STEP, CPU, compiled=False)[0]
+    first, *gradients = contender.run()
+    losses = [contender.call()[0].item() for _ in range(3)]
+    assert losses == [losses[0]] * 3
+    assert all(torch.equal(*pair) for pair in zip(contender.run(), (first, *gradients), strict=True))
+    assert len(set(first.tolist())) == 3
 
 
 @pytest.fixture
@@ -230,8 +271,9 @@ def test_every_case_builds_its_inputs_and_states_its_work(case: Case):
 
 def test_every_public_function_has_a_benchmark_and_an_overhead_case():
     cases = registry.discover()
-    assert set(pyops.functional.__all__) == {case.op for case in cases}
-    assert {case.op for case in cases if case.overhead} == {case.op for case in cases}
+    functions = set(pyops.functional.__all__)
+    assert {case.op for case in cases} == functions | {training_step.OP}
+    assert {case.op for case in cases if case.overhead} == functions
 
 
 def test_inputs_are_the_same_every_time_and_leave_the_generator_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from .suite import checks
 from .suite.backends import BACKENDS, CPP, Backend, has_kernel, raw
 from .suite.cases import DTYPES, Case, name_of, pairwise, sweep
 from .suite.layouts import LAYOUTS
-from .suite.ops.conv2d import SMOKE, case
+from .suite.ops.conv2d import SMOKE, TINY, case, torch_conv2d
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 # Backends without a kernel use the reference formula; one case shows that they get there.
-_FULL = [b for b in BACKENDS if b.thorough]
-_OTHERS = [b for b in BACKENDS if not b.thorough]
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
+_TRITON = [b for b in BACKENDS if b.name == "triton"]
 
 
 # ------------------------------------------------------------------------------------------------ accuracy
@@ -53,6 +55,12 @@ _PAIRWISE = [_from_options(options) for options in _OPTIONS]
 _SIZES = [
     *(case(f"out_{k}", (2, 5, 7, 17), k, 3, padding=1, quick=False) for k in (1, 2, 7, 13, 16, 31, 33, 67)),
     *(case(f"width_{w}", (2, 3, 5, w), 11, 3, padding=1, quick=False) for w in (1, 2, 13, 14, 15, 29, 67)),
+    *(
+        case(f"squares_{h}x{w}", (2, 16, h, w), 32, 3, padding=p, quick=False)
+        for h, w, p in ((1, 67, 1), (2, 131, 1), (14, 14, 1), (9, 9, 2), (13, 37, 0), (29, 5, 1))
+    ),
+    case("squares_grouped", (1, 48, 12, 11), 32, 3, padding=1, groups=2, residual=True, quick=False),
+    case("squares_many_channels", (1, 150, 10, 11), 160, 3, padding=1, quick=False),
     case("one_pixel", (3, 5, 1, 1), 4, 1),
     case("one_output", (2, 7, 5, 5), 19, 5, quick=False),
     case("wide_row", (1, 3, 2, 2053), 5, (2, 3), padding=(0, 1), quick=False),
@@ -75,8 +83,44 @@ def test_accuracy_in_every_dtype(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE[:2], [torch.float32], _OTHERS)
+@sweep(SMOKE[1:2], [torch.float32], _OTHERS)
 def test_accuracy_of_other_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@sweep(TINY, [torch.float32], _TRITON)
+def test_triton_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=None if layout == "contiguous" else layout)
+
+
+@sweep([TINY[0], TINY[1], TINY[-1]], [torch.float64, torch.bfloat16, torch.float16], _TRITON)
+def test_triton_accuracy_in_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep([TINY[2], TINY[-1]], [torch.float32], _TRITON)
+def test_triton_offsets_of_64_bits(
+    backend: Backend, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d
+
+    monkeypatch.setattr(_conv2d, "NARROW_ELEMENTS", 1)
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("choice", [1, 2])
+@sweep(TINY[:1], [torch.float32, torch.bfloat16], _TRITON)
+def test_triton_accuracy_of_every_tile(
+    backend: Backend, case: Case, dtype: torch.dtype, choice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d_correlation, _conv2d_weight
+
+    def take(key: Any, candidates: list[Any], run: Any, device: torch.device) -> Any:
+        return candidates[min(choice, len(candidates) - 1)]
+
+    monkeypatch.setattr(_conv2d_correlation, "fastest", take)
+    monkeypatch.setattr(_conv2d_weight, "fastest", take)
     checks.check_accuracy(case, backend, dtype)
 
 
@@ -121,15 +165,36 @@ def test_empty_batch(backend: Backend, groups: int) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("out_channels", [2, 33])
-def test_nan_and_infinity_stay_in_their_window(value: float, out_channels: int) -> None:
-    x = torch.randn(1, 3, 20, 40)
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(3, 2), (3, 33), (17, 32)])
+def test_nan_and_infinity_stay_in_their_window(value: float, in_channels: int, out_channels: int) -> None:
+    x = torch.randn(1, in_channels, 20, 40)
     x[0, 1, 10, 17] = value
-    w = torch.randn(out_channels, 3, 3, 3)
+    w = torch.randn(out_channels, in_channels, 3, 3)
     y = F.conv2d(x, w, padding=1, activation="relu")
     expected = torch.relu(torch.conv2d(x.double(), w.double(), padding=1))
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float) -> None:
+    """Winograd's transforms would spread them over whole squares, and over all taps of a weight."""
+    x, w = torch.randn(1, 17, 20, 40, requires_grad=True), torch.randn(32, 17, 3, 3, requires_grad=True)
+    grad = torch.randn(1, 32, 20, 40)
+    grad[0, 3, 0, 0] = value
+    found = torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), grad)
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = torch.autograd.grad(torch.conv2d(*wide, padding=1), wide, grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+def test_a_large_common_offset_costs_no_accuracy() -> None:
+    """Winograd's transforms take differences of neighbours; what they cancel must not matter."""
+    x, w = torch.randn(2, 32, 24, 24) + 1e3, torch.randn(48, 32, 3, 3)
+    expected = torch.conv2d(x.double(), w.double())
+    error = (F.conv2d(x, w) - expected).norm()
+    assert error <= 2 * (torch.conv2d(x, w) - expected).norm()
 
 
 # -------------------------------------------------------------------------------------- options as in torch
@@ -247,6 +312,47 @@ def test_autocast_gives_torchs_dtypes(
     backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
 ) -> None:
     checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's default on a GPU: convolutions of float32 may round their factors to TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+_TF32 = [b for b in BACKENDS if b.name in ("emulated", "cuda")]
+
+
+@sweep(
+    [  # without an activation, whose derivative a rounded sign would change
+        case("tf32_packs", (2, 16, 17, 13), 72, (2, 3), padding=1),
+        case("tf32_strided", (2, 3, 23, 29), 17, (5, 4), stride=(3, 2), padding=2),
+        case("tf32_odd", (1, 37, 9, 8), 11, 2),
+    ],
+    [torch.float32],
+    _TF32,
+)
+def test_tf32_rounds_the_factors_and_nothing_else(
+    backend: Backend, case: Case, dtype: torch.dtype, tf32: None
+) -> None:
+    """Within a few times TF32's 2^-11 of the largest value, and not what float32 would give."""
+    tensors = checks.on_device(case.tensors(dtype), backend.device)
+    wanted = checks.run(torch_conv2d, case, {k: t.double() for k, t in case.tensors(dtype).items()})
+    for name, value in checks.run(F.conv2d, case, tensors).items():
+        error = (value.double().cpu() - wanted[name]).abs().max() / wanted[name].abs().max()
+        assert error < 2**-9, name
+        if name in ("output 0", "gradient of input", "gradient of weight"):
+            assert error > 2**-17, f"{name} is float32's"
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_follows_torchs_setting_as_it_changes() -> None:
+    assert torch.ops.pyops.conv2d_allows_tf32()
+    torch.backends.cudnn.allow_tf32 = False
+    assert not torch.ops.pyops.conv2d_allows_tf32()
 
 
 @pytest.mark.large

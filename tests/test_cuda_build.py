@@ -121,8 +121,8 @@ def test_compiles_without_spills(
 ) -> None:
     report = compile_source(source, architecture, tmp_path / "kernels.cubin", "-cubin", "-Xptxas", "-v")
     usages = parse(report)
-    # linear.cu has no kernel of its own: it calls the library and the kernels of dropout.cu.
-    assert usages or source.name == "linear.cu", "ptxas reported no kernel"
+    # These have no kernels of their own, only calls of those in other files.
+    assert usages or source.name in ("linear.cu", "conv2d.cu"), "ptxas reported no kernel"
     found[architecture] += usages
     spilling = [usage for usage in usages if usage.spill_bytes or usage.stack_bytes]
     assert not spilling, "\n".join(map(str, spilling))
@@ -133,6 +133,7 @@ def test_compiles_without_spills(
     [
         "activation.cu",
         "avg_pool2d.cu",
+        "batch_norm.cu",
         "cross_entropy.cu",
         "embedding.cu",
         "interpolate.cu",
@@ -147,4 +148,5 @@ def test_packs_move_16_bytes_at_once(name: str, tmp_path: Path) -> None:
     code = ptx.read_text()
     assert re.search(r"ld\.global\.v4", code)
     assert re.search(r"st\.global\.wb\.v4", code)
-    assert not re.search(r"(ld|st)\.global\.[us]8", code)
+    if name != "batch_norm.cu":  # its mask is bytes
+        assert not re.search(r"(ld|st)\.global\.[us]8", code)

@@ -17,7 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyops
+import pyops.functional as F
 from tests.cuda_emulation import build
+from tests.suite import checks
+from tests.suite.ops import conv2d
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +71,44 @@ def test_dynamic_shared_memory() -> None:
     assert list(out) == [sum(range(100))] * 3
 
 
+def test_large_dynamic_shared_memory() -> None:
+    out = (ctypes.c_int * 1)()
+    assert call("run_large_shared", out) == ""
+    assert out[0] == sum(range(100))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_load_matrices(monkeypatch: pytest.MonkeyPatch, seed: str, transposed: bool) -> None:
+    monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
+    out = (ctypes.c_int * 128)()
+    assert call("run_load_transposed" if transposed else "run_load_matrices", out) == ""
+    for lane, matrix in itertools.product(range(32), range(4)):
+        row, column = lane // 4, lane % 4 * 2
+        pair = [(row, column), (row, column + 1)]
+        low, high = (100 * matrix + (10 * c + r if transposed else 10 * r + c) for r, c in pair)
+        assert out[4 * lane + matrix] == high << 16 | low
+
+
+@pytest.mark.parametrize(("dtype", "depth"), [("bfloat16", 16), ("float16", 16), ("tf32", 8)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_multiply_add(monkeypatch: pytest.MonkeyPatch, seed: str, dtype: str, depth: int) -> None:
+    """Fragments as PTX lays them out; all numbers are exact in every dtype."""
+    monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
+    out = (ctypes.c_float * 128)()
+    assert call(f"run_multiply_{dtype}", out) == ""
+    k = torch.arange(depth)
+    a = (1 + 2 * torch.arange(16)[:, None] + k * 0.125).to(getattr(torch, dtype, torch.float32)).double()
+    b = (torch.arange(8) - k[:, None]).double()
+    assert torch.equal(torch.tensor(list(out)).view(16, 8).double(), a @ b + 0.5)
+
+
+def test_asynchronous_copies_are_made_when_waited_for() -> None:
+    out = (ctypes.c_int * 12)()
+    assert call("run_copies", out) == ""
+    assert list(out) == [1, 2, 3, 4, 0, 0, 0, 0, -1, -1, -1, -1]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_barrier(monkeypatch: pytest.MonkeyPatch, seed: str) -> None:
     monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
@@ -108,6 +150,9 @@ def test_orders_of_threads_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         ("run_two_shuffles", r"meets another warp operation in its warp"),
         ("run_foreign_lane", r"reads from a lane outside the mask"),
         ("run_deadlock", r"deadlock: .*waiting at the barrier .*waiting in the warp operation"),
+        ("run_misaligned_copy", r"copies from or to an address that is no multiple of the copy's size"),
+        ("run_much_shared", r"more than 48 KiB of dynamic shared memory"),
+        ("run_too_large_shared", r"more than 99 KiB of dynamic shared memory"),
         ("run_wide_block", r"1 to 1024 threads, got 1025"),
         ("run_tall_grid", r"grid \(1, 65536, 1\) is outside"),
     ],
@@ -184,6 +229,26 @@ def test_same_bits_for_every_order_of_threads(
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["packs", "strided", "depthwise"])
+def test_convolution_has_the_same_bits_for_every_order_of_threads(
+    ops, monkeypatch: pytest.MonkeyPatch, case: str, dtype: torch.dtype
+) -> None:
+    smoke = next(c for c in conv2d.SMOKE if c.id == f"conv2d_{case}")
+    tensors = {
+        k: t.contiguous(memory_format=torch.channels_last)
+        for k, t in smoke.tensors(dtype).items()
+        if t.dim() == 4
+    }
+    results = []
+    for seed in SEEDS:
+        monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
+        with pyops.use_backend("emulated"):
+            results.append(checks.run(F.conv2d, smoke, tensors))
+    for other in results[1:]:
+        checks.assert_bit_equal(results[0], other, "between orders of threads")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

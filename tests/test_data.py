@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from pyops.models import DataError
+from pyops.models import data as data_module
 from pyops.models.data import data_names, load_data, read_idx
 
 STEMS = (
@@ -72,6 +74,58 @@ def test_digits_split_is_fixed_and_disjoint():
     seen = {tuple(image.flatten().tolist()) for image in first.train_images}
     # Two of the 1797 pictures could be equal by chance; a leak would be all 360.
     assert sum(tuple(image.flatten().tolist()) in seen for image in first.test_images) < 3
+
+
+# ---- resizing
+
+
+def test_resized_is_torchs_bilinear_interpolation():
+    data = load_data("digits")
+    large = data.resized(20)
+    assert large.image_shape == (1, 20, 20)
+    assert large.train_images.shape == (1437, 1, 20, 20)
+    expected = torch.nn.functional.interpolate(
+        data.test_images, (20, 20), mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(large.test_images, expected, rtol=0, atol=1e-6)
+    assert torch.equal(large.train_labels, data.train_labels)
+
+
+def test_shrinking_averages():
+    """Stripes one pixel wide turn grey; picking pixels would make them black, white, or wider."""
+    stripes = (torch.arange(32) % 2).float().expand(1, 1, 32, 32)
+    digits = load_data("digits")
+    small = replace(digits, train_images=stripes).resized(4).train_images
+    torch.testing.assert_close(small[..., 1:-1], torch.full((1, 1, 4, 2), 0.5), rtol=0, atol=0.05)
+
+
+def test_resized_to_its_own_size_is_itself():
+    data = load_data("digits")
+    assert data.resized(None) is data
+    assert data.resized(8) is data
+    with pytest.raises(DataError, match="1 pixel or more, got 0"):
+        data.resized(0)
+
+
+def test_images_too_large_to_keep_are_resized_as_they_are_read(monkeypatch):
+    data = load_data("digits")
+    kept = data.resized(20)
+    monkeypatch.setattr(data_module, "_RESIZED_BYTES", 2**20)
+    read = data.resized(20)
+    assert read.train_images is data.train_images
+    assert read.image_shape == kept.image_shape
+    index = torch.tensor([5, 2, 1000])
+    for ours, expected in zip(read.train_batch(index), kept.train_batch(index), strict=True):
+        assert torch.equal(ours, expected)
+    assert torch.equal(torch.cat([images for images, _ in read.test_batches()]), kept.test_images)
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(8, [360]), (224, [20] * 18)])
+def test_test_batches_fit_the_memory(side, sizes):
+    data = load_data("digits").resized(side)
+    batches = list(data.test_batches())
+    assert [len(images) for images, _ in batches] == sizes
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.test_labels)
 
 
 def test_digits_reads_no_files(tmp_path):

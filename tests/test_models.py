@@ -9,12 +9,32 @@ from pyops.models import registry
 import pyops.nn
 from pyops import models
 
-NETWORKS = ("mlp", "softmax_regression")
 LIBRARIES = (pyops.nn, torch.nn)
+
+#: Every network with the smallest image it takes, or a small one, and options that keep it small.
+SMALL: dict[str, tuple[int, dict]] = {
+    "softmax_regression": (8, {}),
+    "mlp": (8, {}),
+    "lenet": (12, {}),
+    "alexnet": (65, {"width": 16}),
+    "nin": (67, {"width": 16}),
+    "vgg11": (32, {"width": 16}),
+    "vgg13": (32, {"width": 16}),
+    "vgg16": (32, {"width": 16}),
+    "vgg19": (32, {"width": 16}),
+}
+NETWORKS = tuple(SMALL)
+CONVOLUTIONAL = NETWORKS[2:]
+
+
+def build(name: str, layers=pyops.nn, **options) -> torch.nn.Module:
+    side, small = SMALL[name]
+    torch.manual_seed(0)
+    return models.get_network(name).build((1, side, side), 10, layers=layers, **{**small, **options})
 
 
 def test_names():
-    assert set(NETWORKS) <= set(models.network_names())
+    assert set(NETWORKS) == set(models.network_names())
 
 
 @pytest.mark.parametrize(
@@ -90,11 +110,99 @@ def test_num_hiddens():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_twins_start_from_the_same_weights(name):
-    states = []
-    for layers in LIBRARIES:
-        torch.manual_seed(3)
-        net = models.get_network(name).build((1, 8, 8), 10, layers=layers)
-        states.append(net.state_dict())
-    ours, theirs = states
+    ours, theirs = (build(name, layers).state_dict() for layers in LIBRARIES)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# ---- convolutional networks
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "parameters", "last_map"),
+    [
+        ("lenet", 28, 61_706, (16, 5, 5)),
+        ("alexnet", 224, 46_764_746, (256, 5, 5)),
+        ("nin", 224, 1_992_166, (10, 5, 5)),
+        ("vgg11", 224, 128_806_154, (512, 7, 7)),
+        ("vgg13", 224, 128_990_666, (512, 7, 7)),
+        ("vgg16", 224, 134_300_362, (512, 7, 7)),
+        ("vgg19", 224, 139_610_058, (512, 7, 7)),
+    ],
+)
+def test_full_size_networks_are_those_of_the_notes(name, side, parameters, last_map):
+    """Numbers of parameters counted by hand from the papers' layers, for one channel and ten classes."""
+    shapes = []
+    with torch.device("meta"):
+        net = models.get_network(name).build((1, side, side), 10, layers=torch.nn)
+        for module in net.modules():
+            if isinstance(module, (torch.nn.Flatten, torch.nn.AdaptiveAvgPool2d)):
+                module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+        assert net(torch.empty(2, 1, side, side)).shape == (2, 10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+    assert shapes[0] == (2, *last_map)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_layers_are_the_librarys_own(name):
+    """Nothing slips past the layer library: pyops' network has none of torch's convolutions and so on."""
+    kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.MaxPool2d, torch.nn.AvgPool2d, torch.nn.ReLU)
+    for layers, package in ((pyops.nn, "pyops"), (torch.nn, "torch")):
+        found = [module for module in build(name, layers).modules() if isinstance(module, kinds)]
+        assert len(found) > 5
+        assert all(type(module).__module__.startswith(package + ".") for module in found)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_initialisation_keeps_the_scale_of_the_signal(name):
+    """Weights have the variance of their rule, biases are zero, and logits neither vanish nor explode."""
+    net = build(name, width=1) if name == "nin" else build(name)
+    for module in net.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            assert not module.bias.any()
+            window = module.weight[0][0].numel() if module.weight.dim() == 4 else 1
+            fan_out, fan_in = module.weight.shape[0] * window, module.weight[0].numel()
+            variance = 2 / (fan_in + fan_out) if name == "lenet" else 2 / fan_in
+            if module.weight.numel() > 1000:
+                assert module.weight.var().item() == pytest.approx(variance, rel=0.2)
+    side, _ = SMALL[name]
+    logits = net.eval()(torch.rand(8, 1, side, side))
+    assert 1e-3 < logits.std() < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("lenet", 12), ("alexnet", 65), ("nin", 67), ("vgg11", 32), ("vgg19", 32)]
+)
+def test_smallest_image(name, side):
+    network, (_, options) = models.get_network(name), SMALL[name]
+    assert network.build((3, side, side), 7, **options).eval()(torch.rand(1, 3, side, side)).shape == (1, 7)
+    message = f"{name} takes images of at least {side} x {side}, got {side} x {side - 1}"
+    with pytest.raises(models.NetworkError, match=message):
+        network.build((3, side, side - 1), 7, **options)
+
+
+def test_images_need_three_dimensions():
+    with pytest.raises(models.NetworkError, match=r"lenet takes images of shape \(C, H, W\), got \(64,\)"):
+        models.lenet((64,), 10)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "nin", "vgg11"])
+def test_width_divides_the_channels(name):
+    thin, thinnest = build(name, width=32), build(name, width=10**6)
+    assert next(thin.parameters()).shape[0] in (2, 3)
+    assert next(thinnest.parameters()).shape[0] == 1
+    with pytest.raises(models.NetworkError, match=f"{name}: width must be at least 1"):
+        build(name, width=0)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "nin", "vgg11"])
+def test_dropout_is_an_option(name):
+    rates = [m.p for m in build(name, dropout=0.25).modules() if isinstance(m, torch.nn.Dropout)]
+    assert rates == [0.25] * (1 if name == "nin" else 2)
+
+
+def test_options_of_a_network():
+    assert set(models.get_network("vgg13").options) == {"width", "dropout"}
+    assert models.get_network("lenet").options == ()
+    with pytest.raises(models.NetworkError, match="lenet has no option 'width'; its options: none"):
+        models.get_network("lenet").check_options(["width"])

@@ -1,4 +1,4 @@
-"""The suite notices a broken kernel: copies of the CPU sources with one mistake each must fail it.
+"""The suite notices a broken kernel: copies of the CPU and Triton sources with one mistake each must fail it.
 
 Each mistake is one that a kernel library has really made, or that would be easy to make. A replacement that
 no longer applies fails the test, so that mutants follow the sources.
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .suite.mutants import Mutant
+from .suite.mutants import Mutant, TritonMutant
 from .suite.ops import MODULES
 from .suite.processes import ROOT, run_python
 
@@ -26,6 +26,10 @@ pytestmark = pytest.mark.skipif(_COMPILER is None, reason="no C++ compiler")
 
 MUTANTS: dict[str, Mutant] = {
     name: mutant for module in MODULES for name, mutant in getattr(module, "MUTANTS", {}).items()
+}
+
+TRITON_MUTANTS: dict[str, TritonMutant] = {
+    name: mutant for module in MODULES for name, mutant in getattr(module, "TRITON_MUTANTS", {}).items()
 }
 
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -81,9 +85,10 @@ for library in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *TRITON_MUTANTS])
 def test_mutation_still_applies(name: str) -> None:
-    assert MUTANTS[name].path.read_text().count(MUTANTS[name].old) == 1
+    mutant = {**MUTANTS, **TRITON_MUTANTS}[name]
+    assert mutant.path.read_text().count(mutant.old) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -101,3 +106,47 @@ def test_every_mutant_fails_the_suite_and_the_original_passes(tmp_path: Path) ->
     assert verdicts[libraries[0]] == ["0"], f"the original fails: {verdicts[libraries[0]]}"
     survivors = [path.parent.name for path in libraries[1:] if verdicts[path][0] == "0"]
     assert not survivors
+
+
+# Forks one child per mutant, given as a folder and a case; it runs the case on the folder's kernels.
+_TRITON_JUDGE = """
+import os, sys
+import torch
+import pyops
+from tests.suite import checks
+from tests.suite.backends import BACKENDS, activate
+from tests.suite.ops import MODULES
+backend = next(b for b in BACKENDS if b.name == "triton")
+cases = {c.id: c for m in MODULES for c in getattr(m, "TINY", ())}
+for folder, case in zip(sys.argv[1::2], sys.argv[2::2]):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        pyops.__path__.insert(0, folder)
+        activate(backend)
+        verdict = "survives"
+        with pyops.use_backend("triton"):
+            try:
+                checks.check_accuracy(cases[case], backend, torch.float32)
+            except AssertionError:
+                verdict = "fails"
+        print(folder, verdict, flush=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, folder
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="interpreted, and forks")
+def test_every_triton_mutant_fails_its_case(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    arguments = []
+    for name, mutant in {"original": None, **TRITON_MUTANTS}.items():
+        copy = tmp_path / name / "triton_kernels"
+        shutil.copytree(ROOT / "triton_kernels", copy)
+        if mutant is not None:
+            (copy / mutant.file).write_text(mutant.path.read_text().replace(mutant.old, mutant.new))
+        arguments += [str(tmp_path / name), mutant.case if mutant else "conv2d_tiny_whole_images"]
+    environment = {"PYOPS_BACKEND": None, "TRITON_INTERPRET": "1"}
+    output = run_python("-W", "ignore", "-c", _TRITON_JUDGE, *arguments, environment=environment).stdout
+    verdicts = {Path(line.split()[0]).name: line.split()[1] for line in output.splitlines()}
+    assert verdicts.pop("original") == "survives", "the original fails"
+    assert [name for name in TRITON_MUTANTS if verdicts[name] == "survives"] == []

@@ -15,6 +15,14 @@ from .suite.backends import Backend
 
 # Arguments with which each module that both libraries have is built.
 MODULES = {
+    "BatchNorm1d": [
+        {"num_features": 4},
+        {"num_features": 4, "momentum": None},
+        {"num_features": 4, "affine": False},
+        {"num_features": 4, "track_running_stats": False, "eps": 1e-3},
+        {"num_features": 4, "bias": False},
+    ],
+    "BatchNorm2d": [{"num_features": 6}, {"num_features": 6, "momentum": 0.5}],
     "CrossEntropyLoss": [
         {},
         {"reduction": "none"},
@@ -62,7 +70,7 @@ CASES = [
 
 
 def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-    if name.endswith("Pool2d"):
+    if name.endswith("2d"):
         return module(x.repeat(8, 12).view(2, 6, 10, -1))
     if not name.endswith("Loss"):
         return module(x)
@@ -111,6 +119,7 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     "name",
     [
         "adaptive_avg_pool2d",
+        "batch_norm",
         "cross_entropy",
         "dropout",
         "nll_loss",
@@ -168,6 +177,36 @@ def test_what_has_no_kernel_is_torchs_own() -> None:
         _ = pyops.nn.NoSuchLayer
     with pytest.raises(AttributeError, match="__wrapped__"):
         _ = pyops.nn.__wrapped__
+
+
+def test_lazy_conv2d_becomes_a_conv2d(backend: Backend) -> None:
+    module = pyops.nn.LazyConv2d(4, 3, padding=1, activation="relu").to(backend.device)
+    x = torch.randn(2, 3, 5, 7, device=backend.device)
+    found = module(x)
+    assert type(module) is pyops.nn.Conv2d
+    assert repr(module).endswith("padding=(1, 1), activation='relu')")
+    wanted = torch.nn.functional.conv2d(x, module.weight, module.bias, padding=1).relu()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(module(x), wanted)
+    with pytest.raises(ValueError, match="LazyConv2d: activation"):
+        pyops.nn.LazyConv2d(4, 3, activation="cube")
+
+
+@pytest.mark.parametrize("name", pyops.nn.__all__)
+def test_torchs_module_becomes_ours_by_its_class(name: str) -> None:
+    """What pyops.nn adds to an instance has its default on the class: pyops.convert changes only that."""
+    theirs = getattr(torch.nn, name, object)
+    if not issubclass(getattr(pyops.nn, name), theirs) or theirs is object:
+        return  # torch has none, or another one
+    required = {"num_features": 4, "num_embeddings": 5, "embedding_dim": 4, "in_features": 4}
+    required |= {"out_features": 3, "in_channels": 2, "out_channels": 3, "kernel_size": 3, "output_size": 2}
+    required |= {"input_size": 4, "hidden_size": 3}
+    parameters = inspect.signature(theirs).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    ours = getattr(pyops.nn, name)(**{n: required[n] for n in needed})
+    theirs = theirs(**{n: required[n] for n in needed})
+    missing = vars(ours).keys() - vars(theirs).keys()
+    assert all(hasattr(type(ours), attribute) for attribute in missing), missing
 
 
 def test_cross_entropy_extras(backend: Backend) -> None:

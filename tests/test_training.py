@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pyops.models.checkpoint import (
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.files import atomic_write
-from pyops.models.train import TrainConfig, train
+from pyops.models.train import TrainConfig, build_trainer, train
 from pyops.models.trainer import Trainer
 
 from pyops import models
@@ -160,16 +161,66 @@ def test_softmax_regression(tmp_path):
     assert run(tmp_path, "softmax_regression", epochs=15)["test_accuracy"] >= 0.93
 
 
+def test_lenet_learns_the_digits(tmp_path):
+    metrics = run(tmp_path, "lenet", lr=None, batch_size=None)
+    assert metrics["test_accuracy"] >= 0.96
+    recipe = models.get_network("lenet").recipe_for("digits")
+    assert (metrics["optimizer"], metrics["resize"], metrics["options"]) == ("adam", 28, {})
+    assert metrics["epochs"] == recipe.num_epochs
+
+
+@pytest.mark.parametrize(("network", "epochs"), [("alexnet", 2), ("vgg11", 3)])
+def test_deep_networks_learn_the_digits(tmp_path, network, epochs):
+    """The first epochs of the default recipe, which go from guessing (0.1) to far better."""
+    assert run(tmp_path, network, epochs=epochs, lr=None, batch_size=None)["test_accuracy"] > 0.5
+
+
 # ---- reproducibility and the torch twin
 
 
-@pytest.mark.parametrize("network", ["mlp", "softmax_regression"])
+#: Small enough for a test, and without dropout: the libraries draw different masks.
+TWINS = {
+    "mlp": {},
+    "softmax_regression": {},
+    "lenet": {},
+    "alexnet": {"options": {"width": 16, "dropout": 0.0}},
+    "nin": {"options": {"width": 8, "dropout": 0.0}},
+    "vgg11": {"options": {"width": 16, "dropout": 0.0}},
+    "vgg13": {"options": {"width": 16, "dropout": 0.0}},
+    "vgg16": {"options": {"width": 16, "dropout": 0.0}},
+    "vgg19": {"options": {"width": 16, "dropout": 0.0}},
+}
+
+
+def test_every_network_has_a_twin_test():
+    assert set(TWINS) == set(models.network_names())
+
+
+@pytest.mark.parametrize("network", TWINS)
 def test_torch_twin_for_20_steps(tmp_path, network):
-    ours = run(tmp_path / "pyops", network, max_steps=20)
-    theirs = run(tmp_path / "torch", network, max_steps=20, layers="torch")
+    options = {"max_steps": 20, "batch_size": 8, "lr": 0.05, "optimizer": "sgd", **TWINS[network]}
+    ours = run(tmp_path / "pyops", network, **options)
+    theirs = run(tmp_path / "torch", network, layers="torch", **options)
     assert theirs["backend"] == theirs["layers"] == "torch"
+    assert len(ours["step_losses"]) == 20
     assert ours["step_losses"][0] == pytest.approx(theirs["step_losses"][0], abs=1e-6)
     assert ours["step_losses"] == pytest.approx(theirs["step_losses"], abs=1e-4)
+
+
+def test_lenet_on_every_backend_equals_its_torch_twin(backend):
+    """Twenty steps of the smallest LeNet, on four images: interpreters are a thousand times slower."""
+    data = load_data("digits")
+    data = replace(data, train_images=data.train_images[:4], train_labels=data.train_labels[:4])
+    recipe = models.Recipe(num_epochs=20, lr=0.5, batch_size=4, resize=12)
+    losses = {}
+    for library in ("pyops", "torch"):
+        trainer = build_trainer(
+            models.get_network("lenet"), data, recipe, layers=library, seed=0, device=torch.device("cpu")
+        )
+        batch = trainer.data.train_batch(torch.arange(4))
+        losses[library] = [trainer._step(*batch)[0].item() for _ in range(20)]
+    assert losses["torch"][-1] < 0.95 * losses["torch"][0]
+    assert losses["pyops"] == pytest.approx(losses["torch"], abs=1e-4)
 
 
 def test_reference_backend(tmp_path):
@@ -263,10 +314,11 @@ def test_resuming_a_finished_run_changes_nothing_but_repeats_the_results(tmp_pat
     assert json.loads((tmp_path / "metrics.json").read_text()) == second
 
 
-def test_resume_keeps_learning_rate_and_batch_size(tmp_path):
-    run(tmp_path, epochs=1, lr=0.25, batch_size=48)
+def test_resume_keeps_the_hyper_parameters(tmp_path):
+    chosen = {"lr": 0.25, "batch_size": 48, "optimizer": "adam", "resize": 7, "options": {"num_hiddens": 9}}
+    run(tmp_path, epochs=1, **chosen)
     metrics = run(tmp_path, epochs=2, resume=True, lr=None, batch_size=None)
-    assert (metrics["lr"], metrics["batch_size"]) == (0.25, 48)
+    assert {name: metrics[name] for name in chosen} == chosen
 
 
 @pytest.mark.parametrize(
@@ -277,6 +329,9 @@ def test_resume_keeps_learning_rate_and_batch_size(tmp_path):
         ("lr", 0.125),
         ("batch_size", 64),
         ("layers", "torch"),
+        ("optimizer", "adam"),
+        ("resize", 16),
+        ("options", {"num_hiddens": 7}),
     ],
 )
 def test_resume_refuses_another_run(four_epochs, option, value):
@@ -563,6 +618,12 @@ def test_output_without_permission(tmp_path, monkeypatch):
         ({"lr": 0.0}, "lr must be a positive number, got 0.0"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),
         ({"seed": -1}, "seed must be in"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"resize": 0}, "resize must be at least 1, got 0"),
+        ({"network": "lenet", "resize": 11}, "lenet takes images of at least 12 x 12, got 11 x 11"),
+        ({"options": {"width": 2}}, "mlp has no option 'width'; its options: num_hiddens"),
+        ({"network": "vgg11", "options": {"width": 0}}, "width must be at least 1"),
+        ({"network": "nin", "options": {"dropout": 1.5}}, "nin: dropout probability"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"backend": "cppp"}, "backend 'cppp'"),
         ({"backend": "cpp", "layers": "torch"}, "but layers is 'torch'"),

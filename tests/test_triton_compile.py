@@ -129,13 +129,27 @@ def test_kernels_compile_without_spills(
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
 
 
+_PRODUCTS = [c for c in CASES if re.search("^(gemm|conv2d).*(float16|tf32)$", c) and "depthwise" not in c]
+# How many there are in a case of each op.
+_PRODUCT_KERNELS = {
+    "gemm": ["_gemm_kernel"],
+    "conv2d": ["_correlation_kernel", "_correlation_kernel", "_weight_kernel"],
+    "conv2d_max_pool2d": ["_fused_kernel"],
+}
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
-@pytest.mark.parametrize("case", [c for c in CASES if re.search("^gemm.*(float16|tf32)$", c)])
-def test_gemm_uses_tensor_cores(
+@pytest.mark.parametrize("case", _PRODUCTS)
+def test_products_use_tensor_cores(
     compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
 ) -> None:
-    (kernel,) = compiled[f"{case}-sm_{capability}"]
-    assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
+    wanted = _PRODUCT_KERNELS[case.split("-")[0]]
+    if "overlapping" in case:
+        wanted = ["_correlation_kernel"]
+    kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in wanted]
+    assert [k["kernel"] for k in kernels] == wanted
+    for kernel in kernels:
+        assert kernel["tensor_core"], f"no tensor-core instruction in {kernel['kernel']}"
 
 
 if __name__ == "__main__":

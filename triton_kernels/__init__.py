@@ -8,6 +8,9 @@ kernels run in Triton's interpreter, on CPU tensors.
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
+    conv2d,
+    conv2d_max_pool2d,
     cross_entropy,
     dropout,
     embedding,
@@ -25,6 +28,9 @@ from . import (
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -88,6 +88,10 @@ def record_launches(capability: tuple[int, int]) -> Iterator[list[Launch]]:
         _recording = previous
 
 
+def is_recording() -> bool:
+    return _recording is not None
+
+
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta: Any) -> None:
     """Run ``programs`` instances of ``kernel`` on ``device``'s current stream.
 

@@ -33,6 +33,9 @@ GELU_TANH: tl.constexpr = tl.constexpr(9)
 SILU: tl.constexpr = tl.constexpr(10)
 HARDSWISH: tl.constexpr = tl.constexpr(11)
 
+# Applied to a matrix product's tile. Others, of many steps, would spill its registers: they take a pass.
+CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value)
+
 _SELU_SCALE: tl.constexpr = tl.constexpr(1.0507009873554804934193349852946)
 _SELU_SATURATION: tl.constexpr = tl.constexpr(
     1.6732632423543772848170429916717 * 1.0507009873554804934193349852946

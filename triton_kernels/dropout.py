@@ -13,6 +13,7 @@ import triton.language as tl
 from pyops._library import implement
 
 from ._common import acc_dtype, cdiv, check_dense, check_floating, divide, launch, next_power_of_2
+from ._merge import merge_parts
 from .activation import activate, check_kind, derive_from_input, derive_from_output
 
 _GROUP: tl.constexpr = tl.constexpr(8)
@@ -263,20 +264,6 @@ def _row_kernel(
     tl.store(partial_ptr + part * channels + channel, tl.sum(sums, axis=0))
 
 
-@triton.jit
-def _merge_kernel(
-    partial_ptr, total_ptr, parts: tl.int64, channels: tl.int64, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    column = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    sums = tl.zeros([BLOCK_P, BLOCK_C], partial_ptr.dtype.element_ty)
-    for first in tl.range(0, parts, BLOCK_P):
-        part = first + tl.arange(0, BLOCK_P)
-        mask = (part < parts)[:, None] & (column < channels)[None, :]
-        sums += tl.load(partial_ptr + part[:, None] * channels + column[None, :], mask=mask, other=0.0)
-    total = tl.sum(sums, axis=0).to(total_ptr.dtype.element_ty)
-    tl.store(total_ptr + column, total, mask=column < channels)
-
-
 # ------------------------------------------------------------------------------------------- launchers
 
 
@@ -444,10 +431,7 @@ def _backward_with_bias(
             *tensors, partial, outer, channels, inner, threshold, steps,
             GROUPS=inner % _GROUP.value == 0, BLOCK=_BLOCK, **meta,
         )  # fmt: skip
-    launch(
-        _merge_kernel, cdiv(channels, 32), device, partial, grad_bias, parts, channels,
-        BLOCK_P=32, BLOCK_C=32, num_warps=_NUM_WARPS,
-    )  # fmt: skip
+    merge_parts(partial, grad_bias)
 
 
 def _parts(blocks: int, most: int) -> tuple[int, int]:

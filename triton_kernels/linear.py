@@ -10,11 +10,9 @@ import torch
 from pyops._library import implement
 
 from ._common import check_dense, check_floating
-from .activation import IDENTITY, LEAKY_RELU, RELU, check_kind
+from .activation import CHEAP, check_kind
 from .dropout import bias_activation_dropout_backward, bias_activation_dropout_forward, check_mask
 from .gemm import _leading_stride, matmul
-
-_CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value)
 
 
 def _matrix(tensor: torch.Tensor, op: str, name: str) -> torch.Tensor:
@@ -67,7 +65,7 @@ def linear_forward(
     check_kind(kind, a, op)
     check_mask(seed, p, op, input)
     product = input.new_empty((*input.shape[:-1], weight.shape[0]))
-    fused = kind in _CHEAP and seed is None and not save_input_of_activation
+    fused = kind in CHEAP and seed is None and not save_input_of_activation
     if product.numel() > 0:
         activation = (kind, a, b) if fused else (0, 0.0, 0.0)
         matmul(product.view(-1, weight.shape[0]), matrix, weight.t(), bias=bias, activation=activation)

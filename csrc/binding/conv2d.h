@@ -90,6 +90,14 @@ inline Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const
           is_channels_last(input) || is_channels_last(weight)};
 }
 
+inline void check_bias(const std::optional<Tensor>& bias, const char* op, const Tensor& input,
+                       const Conv2dShape& shape) {
+  if (!bias) return;
+  check_dense(*bias, op, "bias", input);
+  check_type(*bias, op, "bias", input.scalar_type());
+  check_shape(*bias, op, "bias", {shape.out_channels});
+}
+
 // An optional tensor of the output's shape, dtype and memory format.
 inline void check_like_output(const std::optional<Tensor>& t, const char* op, const char* name,
                               const Tensor& like, const Conv2dShape& shape) {

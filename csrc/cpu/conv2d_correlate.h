@@ -4,11 +4,11 @@
 //   multiply_tile   walks a tile's groups and blocks of input channels, filling the slab as it goes
 //   sweep_*         visits the micro-tiles
 //
-// Every output is summed by one thread in an order that depends on the problem alone.
+// What becomes of a tile is the sink's business (conv2d_output.h). Every output is summed by one thread in an
+// order that depends on the problem alone.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -92,12 +92,12 @@ class Correlation {
   // One axis for each phase of the output: all of them read the same part of the source.
   Correlation(const ImageSource<T>& x, const ConvWeights<T>& weights,
               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
-              const ImageTarget<T>& out, int64_t images)
+              TileSink<T>& sink, int64_t images)
       : x_(x),
         weights_(weights),
         h_(h.front()),
         w_(w.front()),
-        out_(out),
+        sink_(sink),
         images_(images),
         blocks_(1, 1),
         panels_(weights.outputs, std::min<int64_t>(w.front().count, 4 * n)),
@@ -115,24 +115,15 @@ class Correlation {
     choose_tiles();
   }
 
-  void run(const ConvEpilogue<T>& epilogue) {
+  void run() {
     if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
     pack_weights();
-    const int64_t tiles = images_ * group_blocks() * row_tiles_.parts * column_tiles_.parts;
-    constexpr double kSerialWork = 1 << 19;
+    const int64_t tiles = images_ * group_blocks() * tiles_.rows.parts() * tiles_.columns.parts();
     double taps = 0;
     for (const Phase& phase : phases_) taps += double(phase.taps);
     const double work = double(images_) * double(h_.count * w_.count) * double(weights_.groups) *
                         double(weights_.outputs * weights_.inputs) * taps;
-    std::atomic<int64_t> next{0};
-    const auto claim = [&](int64_t) {
-      for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < tiles;) {
-        multiply_tile(tile, epilogue);
-      }
-    };
-    const ThreadPool pool;
-    const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), tiles);
-    threads <= 1 ? claim(0) : pool(threads, claim);
+    parallel_claim(tiles, work, [&](int64_t tile) { multiply_tile(tile); });
   }
 
  private:
@@ -145,8 +136,10 @@ class Correlation {
 
     // The part of a tile that this phase, which may be shorter than the first, has.
     ConvTile part(const ConvTile& tile) const {
-      return {tile.row, std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row)), tile.column,
-              std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column))};
+      ConvTile part = tile;
+      part.rows = std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row));
+      part.columns = std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column));
+      return part;
     }
   };
 
@@ -159,20 +152,17 @@ class Correlation {
   }
 
   void choose_tiles() {
-    const int64_t columns_at_most = 1024;
+    constexpr int64_t kMostPixels = 1024;
     const int64_t pixels = std::min<int64_t>(
-        columns_at_most,
+        kMostPixels,
         std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) /
                                            std::max(panels_.padded() * static_cast<int64_t>(phases_.size()),
                                                     blocks_.base + 1)));
     if (h_.count == 0 || w_.count == 0) return;
-    column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
-    const int64_t columns = column_tiles_.size(0);
-    const int64_t rows = std::max<int64_t>(1, pixels / columns);
-    row_tiles_ = EvenSplit(h_.count, ceil_div(h_.count, rows));
-    shape_ = SlabShape(h_, w_, row_tiles_.size(0), columns);
+    tiles_ = sink_.cut(h_.count, w_.count, pixels, 1);
+    shape_ = SlabShape(h_, w_, tiles_.rows.largest(), tiles_.columns.largest());
     // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
-    const bool together = x_.channel_stride == 1 || out_.channel_stride == 1;
+    const bool together = x_.channel_stride == 1 || sink_.joins_channels();
     if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
       groups_in_tile_ = std::min(weights_.groups, ceil_div(n, std::min(weights_.inputs, weights_.outputs)));
     }
@@ -213,15 +203,19 @@ class Correlation {
     }
   }
 
-  void multiply_tile(int64_t index, const ConvEpilogue<T>& epilogue) const {
-    const int64_t column_tile = index % column_tiles_.parts;
-    index /= column_tiles_.parts;
-    const int64_t row_tile = index % row_tiles_.parts;
-    index /= row_tiles_.parts;
+  void multiply_tile(int64_t index) const {
+    const int64_t column_tile = index % tiles_.columns.parts();
+    index /= tiles_.columns.parts();
+    const int64_t row_tile = index % tiles_.rows.parts();
+    index /= tiles_.rows.parts();
     const int64_t first_group = index % group_blocks() * groups_in_tile_, image = index / group_blocks();
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
-    const ConvTile tile{row_tiles_.begin(row_tile), row_tiles_.size(row_tile),
-                        column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
+    const ConvTile tile{tiles_.rows.begin(row_tile),
+                        tiles_.rows.size(row_tile),
+                        tiles_.columns.begin(column_tile),
+                        tiles_.columns.size(column_tile),
+                        row_tile,
+                        column_tile};
     const bool along_channels = panels_.vectors_along_channels;
     const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
     const int64_t channels = along_channels ? panels_.padded() : weights_.outputs;
@@ -252,15 +246,15 @@ class Correlation {
     }
     for (size_t p = 0; p < phases_.size(); ++p) {
       const ConvTile part = phases_[p].part(tile);
-      const Acc* const from = sums + p * phase_sums;
+      Acc* const from = sums + p * phase_sums;
       if (!along_channels) {
-        write_tile(epilogue, out_, image, first_group * weights_.outputs, groups * weights_.outputs,
-                   *phases_[p].h, *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
+        sink_.take(image, first_group * weights_.outputs, groups * weights_.outputs, *phases_[p].h,
+                   *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
         continue;
       }
       for (int64_t g = 0; g < groups; ++g) {
-        write_tile(epilogue, out_, image, (first_group + g) * weights_.outputs, weights_.outputs,
-                   *phases_[p].h, *phases_[p].w, part,
+        sink_.take(image, (first_group + g) * weights_.outputs, weights_.outputs, *phases_[p].h,
+                   *phases_[p].w, part,
                    TileSums<Acc>{from + g * channels * tile.rows * line, line * channels, channels, 1});
       }
     }
@@ -268,15 +262,13 @@ class Correlation {
 
   void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
                     const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
-    constexpr auto heights = std::make_integer_sequence<int, kPixels>{};
     if (tile.columns == 0) return;
     const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
     const EvenSplit runs(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t run = 0; run < runs.parts; ++run) {
         const int64_t column = runs.begin(run), pixels = runs.size(run);
-        const auto kernel = panels_.width(panel) == n ? pixel_kernels<1, Acc>(pixels, heights)
-                                                      : pixel_kernels<kChannelVectors, Acc>(pixels, heights);
+        const auto kernel = pixel_kernel_of<Acc>(pixels, panels_.width(panel) / n);
         kernel(depth, slab + row * shape_.columns + column, phase.offsets.data(), weight,
                sums + (row * line + column) * ld + panels_.begin(panel), ld, block > 0);
       }
@@ -286,8 +278,6 @@ class Correlation {
   // Vectors of pixels are numbered through the tile's rows and taken several at a time.
   void sweep_channels(const Phase& phase, const ConvTile& tile, int64_t line, int64_t ld, const Acc* slab,
                       const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
-    constexpr auto all = std::make_integer_sequence<int, kChannels>{};
-    constexpr auto few = std::make_integer_sequence<int, kFewChannels>{};
     const int64_t depth = blocks_.size(block) * phase.taps, rows = panels_.width(panel);
     const int64_t in_row = line / n, vectors = tile.rows * in_row;
     const int64_t* const offsets = phase.offsets.data();
@@ -300,9 +290,7 @@ class Correlation {
                                                                  : 1;
       for (int64_t j = 0; j < taken; ++j)
         starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
-      const auto kernel = taken == kMostPixelVectors ? channel_kernels<kMostPixelVectors, Acc>(rows, few)
-                          : taken == kPixelVectors   ? channel_kernels<kPixelVectors, Acc>(rows, all)
-                                                     : channel_kernels<1, Acc>(rows, all);
+      const auto kernel = channel_kernel_of<Acc>(rows, taken);
       kernel(depth, slab, starts, offsets, weight, to + v * n, ld, block > 0);
     }
   }
@@ -311,17 +299,22 @@ class Correlation {
   ConvWeights<T> weights_;
   const math::CorrelationAxis& h_;  // of the first phase, which is the longest
   const math::CorrelationAxis& w_;
-  ImageTarget<T> out_;
+  TileSink<T>& sink_;
   int64_t images_;
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
   SlabShape shape_;
   std::vector<Phase> phases_;
-  EvenSplit row_tiles_{1, 1};
-  EvenSplit column_tiles_{1, 1};
+  typename TileSink<T>::Tiles tiles_;
   int64_t groups_in_tile_ = 1;
   int64_t packed_group_ = 0;
   Acc* packed_ = nullptr;
 };
+
+// Correlates all images; one axis for each phase of the output. Compiled in conv2d_correlate.cpp.
+template <class T>
+void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
+               const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
+               TileSink<T>& sink, int64_t images);
 
 }  // namespace pyops::cpu

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "../math/activation.h"
 #include "conv2d_slab.h"
@@ -85,11 +86,41 @@ void transpose_block(const Acc* from, int64_t from_stride, int64_t rows, int64_t
   }
 }
 
+// The tiles along an axis of outputs; they may overlap.
+class AxisTiles {
+ public:
+  AxisTiles() = default;
+  // `count` outputs in `parts` tiles of whole units but for the last.
+  AxisTiles(int64_t count, int64_t parts, int64_t unit) {
+    const EvenSplit split(ceil_div(count, unit), parts);
+    for (int64_t i = 0; i < parts; ++i) {
+      add(unit * split.begin(i), std::min(unit * split.size(i), count - unit * split.begin(i)));
+    }
+  }
+  void add(int64_t begin, int64_t size) {
+    runs_.push_back({begin, size});
+    largest_ = std::max(largest_, size);
+  }
+
+  int64_t parts() const { return static_cast<int64_t>(runs_.size()); }
+  int64_t begin(int64_t part) const { return runs_[part].begin; }
+  int64_t size(int64_t part) const { return runs_[part].size; }
+  int64_t largest() const { return largest_; }
+
+ private:
+  struct Run {
+    int64_t begin;
+    int64_t size;
+  };
+  std::vector<Run> runs_;
+  int64_t largest_ = 1;
+};
+
 // A tile's sums, of `channels` channels: element (row, column, channel) at
 // row * row_stride + column * column_stride + channel * channel_stride; channels or columns are neighbours.
 template <class Acc>
 struct TileSums {
-  const Acc* values;
+  Acc* values;
   int64_t row_stride;
   int64_t column_stride;
   int64_t channel_stride;
@@ -153,5 +184,51 @@ void write_tile(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out, int6
     }
   }
 }
+
+// Where a convolution's sums go, tile by tile, from any thread.
+template <class T>
+class TileSink {
+ public:
+  using Acc = acc_t<T>;
+
+  struct Tiles {
+    AxisTiles rows;
+    AxisTiles columns;
+  };
+
+  virtual ~TileSink() = default;
+  // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs; where it can be, their
+  // sides are multiples of `unit`.
+  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) {
+    const int64_t wide = std::max<int64_t>(1, pixels / unit / unit), across = ceil_div(columns, unit);
+    AxisTiles column_tiles(columns, ceil_div(across, wide), unit);
+    const int64_t high = std::max<int64_t>(1, pixels / unit / round_up(column_tiles.largest(), unit));
+    return {AxisTiles(rows, ceil_div(ceil_div(rows, unit), high), unit), column_tiles};
+  }
+  // Whether neighbouring channels are neighbours in memory, so that they should come together.
+  virtual bool joins_channels() const = 0;
+  // Takes a tile of one image and of channels [channel, channel + channels), whose sums it may change.
+  virtual void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
+                    const math::CorrelationAxis& w, const ConvTile& tile,
+                    const TileSums<Acc>& sums) const = 0;
+};
+
+// Writes them to an image.
+template <class T>
+class TileWriter : public TileSink<T> {
+ public:
+  TileWriter(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out) : epilogue_(epilogue), out_(out) {}
+
+  bool joins_channels() const override { return out_.channel_stride == 1; }
+  void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
+            const math::CorrelationAxis& w, const ConvTile& tile,
+            const TileSums<acc_t<T>>& sums) const override {
+    write_tile(epilogue_, out_, image, channel, channels, h, w, tile, sums);
+  }
+
+ private:
+  const ConvEpilogue<T>& epilogue_;
+  ImageTarget<T> out_;
+};
 
 }  // namespace pyops::cpu

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../math/conv2d.h"
@@ -30,6 +31,22 @@ struct ImageSource {
     const V v = load_lanes(values + at, lanes);
     if (gate == nullptr) return v;
     return select_at_most(load_lanes(gate + at, lanes), V(acc_t<T>(0)), V(acc_t<T>(0)), v);
+  }
+  // Lanes [first, last) from memory, which is not touched elsewhere, zeros around them.
+  Vec<acc_t<T>> window(int64_t at, int first, int last) const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>) {
+      const __mmask16 lanes = static_cast<__mmask16>((1u << last) - (1u << first));
+      const __m512 v = _mm512_maskz_loadu_ps(lanes, values + at);
+      if (gate == nullptr) return Vec<float>::Native(v);
+      const __m512 g = _mm512_maskz_loadu_ps(lanes, gate + at);  // NaN passes
+      return Vec<float>::Native(
+          _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_NLE_UQ), v));
+    }
+#endif
+    acc_t<T> lanes[Vec<acc_t<T>>::kLanes] = {};
+    for (int i = first; i < last; ++i) lanes[i] = scalar(at + i);
+    return load<acc_t<T>>(lanes);
   }
   acc_t<T> scalar(int64_t at) const {
     return gate != nullptr && to_acc(gate[at]) <= 0 ? acc_t<T>(0) : to_acc(values[at]);
@@ -70,12 +87,14 @@ struct SlabShape {
   }
 };
 
-// A tile of outputs, by its first row and column and its size.
+// A tile of outputs, by its first row and column and its size, and which one of its axes' tiles it is.
 struct ConvTile {
   int64_t row;
   int64_t rows;
   int64_t column;
   int64_t columns;
+  int64_t row_part = 0;
+  int64_t column_part = 0;
 };
 
 // The run of elements [begin, end) of a row of `span` that lie inside the tensor; element i is at
@@ -90,14 +109,19 @@ struct InsideRun {
   int64_t end;
 };
 
-// One row of a planar image.
+// A row of `columns` elements of a planar image, of which `inside` exist: element 0 is at `at`. Writes whole
+// vectors, and fetches the next channel's row meanwhile, since no prefetcher follows so short rows so far
+// apart.
 template <class T>
-void fill_row(const ImageSource<T>& x, int64_t at, int64_t step, int64_t count, acc_t<T>* to) {
-  if (step == 1) {
-    for_each_vector<acc_t<T>>(
-        count, [&](int64_t i, int lanes) { store_lanes(to + i, x.vector(at + i, lanes), lanes); });
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = x.scalar(at + i * step);
+void fill_row(const ImageSource<T>& x, int64_t at, const InsideRun& inside, int64_t columns, acc_t<T>* to) {
+  constexpr int64_t n = Vec<acc_t<T>>::kLanes;
+  for (int64_t i = 0; i < columns; i += n) {
+    const int first = static_cast<int>(std::min(n, std::max<int64_t>(0, inside.begin - i)));
+    const int last = static_cast<int>(std::min(n, std::max<int64_t>(first, inside.end - i)));
+    __builtin_prefetch(x.values + at + x.channel_stride + i);
+    if (x.gate != nullptr) __builtin_prefetch(x.gate + at + x.channel_stride + i);
+    const bool whole = first == 0 && last == n;
+    store(to + i, whole ? x.vector(at + i, static_cast<int>(n)) : x.window(at + i, first, last));
   }
 }
 
@@ -122,13 +146,25 @@ void fill_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, in
   }
 }
 
-// Fills the slab of channels [channel, channel + channels) of one image for a tile.
+// Elements that are `step` apart, of which `inside` exist.
+template <class T>
+void fill_strided_row(const ImageSource<T>& x, int64_t at, int64_t step, const InsideRun& inside,
+                      int64_t columns, acc_t<T>* to) {
+  std::fill(to, to + inside.begin, acc_t<T>(0));
+  for (int64_t i = inside.begin; i < inside.end; ++i) to[i] = x.scalar(at + i * step);
+  std::fill(to + inside.end, to + columns, acc_t<T>(0));
+}
+
+// Fills the slab of channels [channel, channel + channels) of one image for a tile. Writes up to a vector
+// behind it.
 template <class T>
 void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t channels,
                const math::CorrelationAxis& h, const math::CorrelationAxis& w, const SlabShape& shape,
                const ConvTile& tile, acc_t<T>* slab) {
+  using Acc = acc_t<T>;
   const int64_t rows = h.source_span(tile.rows), columns = w.source_span(tile.columns);
   const int64_t origin = image * x.image_stride + channel * x.channel_stride;
+  const int64_t step = w.source_step * x.column_stride;
   const bool together = x.channel_stride == 1 && x.column_stride != 1;
   // Channels that are neighbours in memory are filled row by row, others one after the other.
   const int64_t passes = together ? 1 : channels, in_pass = together ? channels : 1;
@@ -139,24 +175,26 @@ void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t 
       const int64_t first_column =
           (tile.column + w.min_shift) * w.source_step + column_phase + w.source_first;
       const InsideRun inside(first_column, w.source_step, w.source_size, columns);
-      acc_t<T>* const plane = slab + pass * shape.channel() + phase * shape.plane();
+      Acc* const plane = slab + pass * shape.channel() + phase * shape.plane();
       for (int64_t i = 0; i < rows; ++i) {
-        acc_t<T>* const to = plane + i * shape.columns;
+        Acc* const to = plane + i * shape.columns;
         const int64_t row = first_row + i * h.source_step;
+        const int64_t at =
+            origin + pass * x.channel_stride + row * x.row_stride + first_column * x.column_stride;
         const bool exists = row >= 0 && row < h.source_size;
+        if (exists && !together) {
+          step == 1 ? fill_row(x, at, inside, columns, to)
+                    : fill_strided_row(x, at, step, inside, columns, to);
+          continue;
+        }
         const int64_t begin = exists ? inside.begin : columns, end = exists ? inside.end : columns;
         for (int64_t c = 0; c < in_pass; ++c) {
-          std::fill(to + c * shape.channel(), to + c * shape.channel() + begin, acc_t<T>(0));
-          std::fill(to + c * shape.channel() + end, to + c * shape.channel() + columns, acc_t<T>(0));
+          std::fill(to + c * shape.channel(), to + c * shape.channel() + begin, Acc(0));
+          std::fill(to + c * shape.channel() + end, to + c * shape.channel() + columns, Acc(0));
         }
-        if (begin == end) continue;
-        const int64_t at = origin + pass * x.channel_stride + row * x.row_stride +
-                           (first_column + begin * w.source_step) * x.column_stride;
-        const int64_t step = w.source_step * x.column_stride;
-        if (together) {
-          fill_rows_of_channels(x, at, step, end - begin, channels, shape.channel(), to + begin);
-        } else {
-          fill_row(x, at, step, end - begin, to + begin);
+        if (begin < end) {
+          fill_rows_of_channels(x, at + begin * step, step, end - begin, channels, shape.channel(),
+                                to + begin);
         }
       }
     }

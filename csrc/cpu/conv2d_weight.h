@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "conv2d_correlate.h"
+#include "conv2d_winograd.h"
 
 namespace pyops::cpu {
 
@@ -21,44 +22,44 @@ class WeightGradient {
 
   // `weights` describes the gradient that will be written; its values are not read.
   WeightGradient(const ImageSource<T>& x, const ImageSource<T>& grad, const ConvWeights<T>& weights,
-                 const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t images)
+                 const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t images,
+                 bool may_transform = true)
       : x_(x),
         grad_(grad),
         weights_(weights),
         h_(h),
         w_(w),
-        taps_(static_cast<int64_t>(h.taps.size() * w.taps.size())),
-        blocks_(weights.inputs, std::min(weights.inputs, ceil_div(weights.inputs * taps_, kConvDepth))),
+        images_(images),
+        transforms_(may_transform && suits_winograd<Acc>(h, w, weights.inputs, weights.outputs)),
+        terms_(transforms_ ? 16 : static_cast<int64_t>(h.taps.size() * w.taps.size())),
+        blocks_(weights.inputs,
+                std::min(weights.inputs, transforms_ ? ceil_div(weights.inputs, kGradientChannels)
+                                                     : ceil_div(weights.inputs * terms_, kConvDepth))),
         panels_(weights.outputs, std::min<int64_t>(w.count, 4 * n)),
         shape_(h, w, 1, 1) {
     grad_h_ = identity(h.count);
     grad_w_ = identity(w.count);
-    choose_tiles(images);
+    transforms_ ? choose_squares() : choose_tiles();
+    choose_chunks();
   }
 
   // Writes the gradients; either may be null.
   void run(T* weight, T* bias) {
     partial_ = conv_buffer<0, Acc>(chunks_.parts * chunk_size() + n);
-    std::atomic<int64_t> next{0};
-    const int64_t channel_blocks = weight ? blocks_.parts : 1,
-                  units = chunks_.parts * group_blocks() * channel_blocks;
-    const auto claim = [&](int64_t) {
-      for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) {
+    const int64_t channel_blocks = weight ? blocks_.parts : 1;
+    const double work =
+        double(tiles_) * double(shape_.plane()) * double(weights_.groups) * double(group_size());
+    if (tiles_ > 0) {
+      parallel_claim(chunks_.parts * group_blocks() * channel_blocks, work, [&](int64_t unit) {
         const int64_t block = unit % channel_blocks, rest = unit / channel_blocks;
         sum_chunk(rest / group_blocks(), rest % group_blocks(), block, weight != nullptr,
                   bias != nullptr && block == 0);
-      }
-    };
-    if (tiles_ > 0) {
-      constexpr double kSerialWork = 1 << 19;
-      const double work =
-          double(tiles_) * double(shape_.plane()) * double(weights_.groups) * double(group_size());
-      const ThreadPool pool;
-      const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), units);
-      threads <= 1 ? claim(0) : pool(threads, claim);
+      });
     }
-    if (weight) merge_weight(weight);
     if (bias) merge_bias(bias);
+    if (weight && !merge_weight(weight)) {  // an infinity or a NaN has spread
+      WeightGradient(x_, grad_, weights_, h_, w_, images_, false).run(weight, nullptr);
+    }
   }
 
  private:
@@ -69,7 +70,7 @@ class WeightGradient {
   }
 
   int64_t group_blocks() const { return ceil_div(weights_.groups, groups_in_tile_); }
-  int64_t depth() const { return weights_.inputs * taps_; }
+  int64_t depth() const { return weights_.inputs * terms_; }
   int64_t group_size() const { return depth() * panels_.padded(); }
   // A chunk's sums: [groups][input channels, taps][padded output channels], then [groups][padded] for the
   // bias.
@@ -81,7 +82,7 @@ class WeightGradient {
     return partial_ + chunk * chunk_size() + weights_.groups * group_size() + group * panels_.padded();
   }
 
-  void choose_tiles(int64_t images) {
+  void choose_tiles() {
     // A panel of the packed gradient stays in L1; dot_kernel, which adds lanes up at the end, wants more.
     const int64_t pixels = panels_.vectors_along_channels ? 24 * n : 64 * n;
     column_tiles_ = EvenSplit(w_.count, ceil_div(w_.count, pixels));
@@ -94,31 +95,45 @@ class WeightGradient {
     }
     offsets_ = shape_.offsets(h_, w_, blocks_.size(0));
     find_runs();
-    tiles_ = images * row_tiles_.parts * column_tiles_.parts;
-    // Enough units for many threads, as long as the chunks' sums stay small.
-    constexpr int64_t kUnits = 32, kMostBytes = int64_t{32} << 20;
+  }
+
+  // As many squares as the kernel's constant allows.
+  void choose_squares() {
+    const int64_t high = ceil_div(h_.count, 2), wide = ceil_div(w_.count, 2);
+    column_tiles_ = EvenSplit(wide, ceil_div(wide, kSquares));
+    const int64_t columns = column_tiles_.size(0), rows = 1 + (kSquares - round_up(columns, n)) / columns;
+    row_tiles_ = EvenSplit(high, ceil_div(high, rows));
+    shape_ = SlabShape(h_, w_, 2 * row_tiles_.size(0), 2 * columns);
+  }
+
+  // Enough units for many threads, as long as the chunks' sums stay small and soon merged.
+  void choose_chunks() {
+    tiles_ = images_ * row_tiles_.parts * column_tiles_.parts;
+    constexpr int64_t kUnits = 32, kMostBytes = int64_t{32} << 20, kFewTiles = 8;
     const int64_t wanted = ceil_div(kUnits, group_blocks() * blocks_.parts);
     const int64_t affordable = kMostBytes / (chunk_size() * static_cast<int64_t>(sizeof(Acc)));
-    chunks_ = EvenSplit(tiles_, std::max<int64_t>(1, std::min({wanted, affordable, tiles_})));
+    const int64_t useful = transforms_ ? tiles_ / kFewTiles : tiles_;
+    chunks_ = EvenSplit(tiles_, std::max<int64_t>(1, std::min({wanted, affordable, useful})));
   }
 
   void sum_chunk(int64_t chunk, int64_t group_block, int64_t block, bool weight, bool bias) const {
     const int64_t first_group = group_block * groups_in_tile_, first_channel = blocks_.begin(block);
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
     const int64_t channels = blocks_.size(block);
-    Acc* const slab = conv_buffer<1, Acc>(groups_in_tile_ * blocks_.size(0) * shape_.channel() + n);
+    const int64_t slab_channels = transforms_ ? kSlabChannels : groups_in_tile_ * blocks_.size(0);
+    Acc* const slab = conv_buffer<1, Acc>(slab_channels * shape_.channel() + 4 * n);
     const int64_t line = panels_.vectors_along_channels ? 1 : row_tiles_.size(0) * column_tiles_.size(0);
+    const int64_t unit = transforms_ ? 4 : 1;  // outputs of a square
     const int64_t grad_size = panels_.vectors_along_channels
-                                  ? row_tiles_.size(0) * column_tiles_.size(0) * panels_.padded()
+                                  ? unit * row_tiles_.size(0) * column_tiles_.size(0) * panels_.padded()
                                   : groups_in_tile_ * weights_.outputs * line;
     Acc* const grad = conv_buffer<2, Acc>(grad_size + n);
     for (int64_t i = chunks_.begin(chunk); i < chunks_.begin(chunk) + chunks_.size(chunk); ++i) {
       const int64_t column_tile = i % column_tiles_.parts, rest = i / column_tiles_.parts;
       const int64_t row_tile = rest % row_tiles_.parts, image = rest / row_tiles_.parts;
-      const ConvTile tile{row_tiles_.begin(row_tile), row_tiles_.size(row_tile),
-                          column_tiles_.begin(column_tile), column_tiles_.size(column_tile)};
+      const ConvTile tile = tile_at(row_tile, column_tile);
       const bool accumulate = i > chunks_.begin(chunk);
-      if (weight) {
+      if (weight && !transforms_) {
         fill_slab(x_, image, first_group * weights_.inputs + first_channel, groups * channels, h_, w_, shape_,
                   tile, slab);
       }
@@ -128,20 +143,35 @@ class WeightGradient {
                   planes, tile, grad);
       }
       for (int64_t g = 0; g < groups; ++g) {
-        Acc* const sums = weight_sums(chunk, first_group + g) + first_channel * taps_ * panels_.padded();
+        Acc* const sums = weight_sums(chunk, first_group + g) + first_channel * terms_ * panels_.padded();
         Acc* const bias_to = bias ? bias_sums(chunk, first_group + g) : nullptr;
         const Acc* const group_slab = slab + g * channels * shape_.channel();
         if (panels_.vectors_along_channels) {
           pack_gradient(image, first_group + g, tile, grad);
           if (bias_to) add_packed(tile.rows * tile.columns, grad, bias_to, accumulate);
-          if (weight) add_weights(tile, group_slab, channels * taps_, grad, sums, accumulate);
+          if (!weight) continue;
+          if constexpr (std::is_same_v<Acc, float>) {
+            if (transforms_) {
+              add_squares(image, (first_group + g) * weights_.inputs + first_channel, channels, tile, grad,
+                          sums, accumulate);
+              continue;
+            }
+          }
+          add_weights(tile, group_slab, channels * terms_, grad, sums, accumulate);
         } else {
           const Acc* const planes = grad + g * weights_.outputs * line;
           if (bias_to) add_planes(tile, line, planes, bias_to, accumulate);
-          if (weight) add_dots(tile, group_slab, channels * taps_, line, planes, sums, accumulate);
+          if (weight) add_dots(tile, group_slab, channels * terms_, line, planes, sums, accumulate);
         }
       }
     }
+  }
+
+  ConvTile tile_at(int64_t row_tile, int64_t column_tile) const {
+    const int64_t side = transforms_ ? 2 : 1;
+    const int64_t row = side * row_tiles_.begin(row_tile), column = side * column_tiles_.begin(column_tile);
+    return {row, std::min(side * row_tiles_.size(row_tile), h_.count - row), column,
+            std::min(side * column_tiles_.size(column_tile), w_.count - column)};
   }
 
   // A tile of one group's gradient as panels [pixel][output channel].
@@ -168,6 +198,9 @@ class WeightGradient {
           for_each_vector<Acc>(columns, [&](int64_t p, int lanes) {
             Vec<Acc> square[n];
             for (int i = 0; i < n; ++i) {
+              const int64_t ahead = from + i * grad_.channel_stride + p + 4 * n;  // of so many rows at a time
+              __builtin_prefetch(grad_.values + ahead);
+              if (grad_.gate != nullptr) __builtin_prefetch(grad_.gate + ahead);
               square[i] =
                   i < count ? grad_.vector(from + i * grad_.channel_stride + p, lanes) : Vec<Acc>(Acc(0));
             }
@@ -192,9 +225,37 @@ class WeightGradient {
         if (count == 0) continue;
         const EvenSplit parts(count, ceil_div(count, kWeights / length));
         for (int64_t part = 0; part < parts.parts; ++part) {
-          weight_kernel_for<kMostRun, Acc>(length, parts.size(part), panels_.width(panel) == n)(
+          weight_kernel_of<Acc>(length, parts.size(part), panels_.width(panel) / n)(
               tile.rows, tile.columns, slab, shape_.columns, offsets_.data(), all.data() + parts.begin(part),
               right, to, ld, accumulate);
+        }
+      }
+    }
+  }
+
+  // The sums of a tile in Winograd's domain, [input channel][position][output channel].
+  void add_squares(int64_t image, int64_t first_channel, int64_t channels, const ConvTile& tile,
+                   const Acc* grad, Acc* sums, bool accumulate) const {
+    constexpr SquareLayout<Acc> layout{kSquares};
+    const ConvTile squares = covered(tile);
+    const int64_t ld = panels_.padded(), count = squares.rows * squares.columns / 4;
+    Acc* const input = conv_buffer<3, Acc>(blocks_.size(0) * layout.channel() + n);
+    Acc* const output = conv_buffer<4, Acc>(16 * kSquares * ld);
+    transform_channels(x_, image, first_channel, channels, h_, w_, shape_, squares, layout, input);
+    for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+      const int64_t begin = panels_.begin(panel);
+      transform_output_gradient(grad + begin * tile.rows * tile.columns, tile.rows, tile.columns,
+                                panels_.width(panel), kSquares * ld, output + begin * kSquares);
+    }
+    const EvenSplit runs(channels, ceil_div(channels, kPixels));
+    for (int64_t position = 0; position < 16; ++position) {
+      for (int64_t run = 0; run < runs.parts; ++run) {
+        const int64_t first = runs.begin(run), height = runs.size(run);
+        for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+          const auto kernel = square_kernel_of<Acc>(height, panels_.width(panel) / n);
+          kernel(count, input + first * layout.channel() + position * kSquares,
+                 output + (position * ld + panels_.begin(panel)) * kSquares,
+                 sums + (first * 16 + position) * ld + panels_.begin(panel), 16 * ld, accumulate);
         }
       }
     }
@@ -219,7 +280,7 @@ class WeightGradient {
     const EvenSplit parts(weights_.outputs, ceil_div(weights_.outputs, kDotChannels));
     for (int64_t part = 0; part < parts.parts; ++part) {
       for (int64_t run = 0; run < runs.parts; ++run) {
-        dot_kernel_for<kDotChannels, Acc>(runs.size(run), parts.size(part))(
+        dot_kernel_of<Acc>(runs.size(run), parts.size(part))(
             tile.rows, tile.columns, slab, shape_.columns, offsets_.data() + runs.begin(run),
             planes + parts.begin(part) * line, column_tiles_.size(0), line,
             sums + runs.begin(run) * panels_.padded() + parts.begin(part), panels_.padded(), accumulate);
@@ -260,13 +321,18 @@ class WeightGradient {
     });
   }
 
-  void merge_weight(T* weight) const {
+  // Whether all is finite, where it matters.
+  bool merge_weight(T* weight) const {
     const int64_t ld = panels_.padded(), rows = weights_.groups * weights_.inputs;
-    parallel_for(rows, taps_ * ld * (chunks_.parts + 4), [&](int64_t begin, int64_t end) {
-      Acc* const sums = conv_buffer<1, Acc>(taps_ * ld + n);
+    std::atomic<bool> finite{true};
+    parallel_for(rows, terms_ * ld * (chunks_.parts + 4), [&](int64_t begin, int64_t end) {
+      Acc* const sums = conv_buffer<1, Acc>(terms_ * ld + n);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t group = row / weights_.inputs, channel = row % weights_.inputs;
-        merge_chunks(weight_sums(0, group) + channel * taps_ * ld, taps_ * ld, sums);
+        merge_chunks(weight_sums(0, group) + channel * terms_ * ld, terms_ * ld, sums);
+        if (transforms_ && !transform_weight_gradient(ld, sums)) {
+          finite.store(false, std::memory_order_relaxed);
+        }
         T* const to = weight + group * weights_.group_stride + channel * weights_.input_stride;
         for (int64_t k = 0; k < weights_.outputs; ++k) {
           const Acc* from = sums + k;
@@ -280,6 +346,7 @@ class WeightGradient {
         }
       }
     });
+    return finite.load();
   }
 
   void merge_bias(T* bias) const {
@@ -298,7 +365,9 @@ class WeightGradient {
   const math::CorrelationAxis& w_;
   math::CorrelationAxis grad_h_;
   math::CorrelationAxis grad_w_;
-  int64_t taps_;
+  int64_t images_;
+  bool transforms_;   // whether sums are in Winograd's domain
+  int64_t terms_;     // of an input channel: taps, or positions of a square
   EvenSplit blocks_;  // of input channels
   ChannelPanels<Acc> panels_;
   SlabShape shape_;

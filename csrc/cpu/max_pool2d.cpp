@@ -1,29 +1,10 @@
 // Max pooling on the CPU. Forward keeps where in its window each maximum was; backward gathers: every element
 // of the input sums the gradients of the windows it is the maximum of, in the order of the windows.
-#include "../binding/pooling.h"
-#include "max_pool_channels.h"
-#include "max_pool_rows.h"
+#include "max_pool.h"
 #include "output_cache.h"
-#include "parallel.h"
 
 namespace pyops::cpu {
 namespace {
-
-// f(row) for every row of `image`, by an object made once per thread's share.
-template <class Rows, class F>
-void for_each_row(const Image& image, const Windows& windows, int64_t work, const F& f) {
-  if (image.elements() == 0) return;
-  parallel_for(image.rows(), image.row_elements() * work, [&](int64_t begin, int64_t end) {
-    Rows rows(windows.height(), windows.width(), image.inner);
-    for (int64_t row = begin; row < end; ++row) f(rows, row);
-  });
-}
-
-// Whether a pixel's channels fill a vector.
-template <class Acc>
-bool wide(const Image& image) {
-  return image.inner >= Vec<Acc>::kLanes;
-}
 
 std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes stride, Sizes padding,
                                               Sizes dilation, bool ceil_mode, bool channels_last) {
@@ -64,11 +45,7 @@ Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, 
     const T* g = static_cast<const T*>(grad_output.const_data_ptr());
     const A* at = static_cast<const A*>(argmax.const_data_ptr());
     T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
-    const auto gather = [&](auto& rows, int64_t row) {
-      rows.backward(g, at, row, dx + row * in.row_elements());
-    };
-    wide<acc_t<T>>(in) ? for_each_row<MaxPoolGradientChannels<T, A>>(in, windows, 4, gather)
-                       : for_each_row<MaxPoolGradientRows<T, A>>(in, windows, 4, gather);
+    max_pool_gradient(in, windows, g, at, dx, [](int64_t) {});
   });
   return grad_input;
 }

@@ -35,7 +35,11 @@ class MaxPoolChannels {
   using Acc = acc_t<T>;
 
   MaxPoolChannels(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t channels)
-      : height_(height), width_(width), channels_(channels) {}
+      : MaxPoolChannels(height, width, channels, channels, width.in) {}
+  // Pixels are `pitch` elements apart, in the output too, and rows `row_pixels` pixels.
+  MaxPoolChannels(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t channels,
+                  int64_t pitch, int64_t row_pixels)
+      : height_(height), width_(width), channels_(channels), pitch_(pitch), row_pixels_(row_pixels) {}
 
   void forward(const T* x, int64_t row, T* output, A* argmax) {
     const int64_t image = row / height_.out, row_window = row % height_.out;
@@ -43,8 +47,8 @@ class MaxPoolChannels {
     for (int64_t window = 0; window < width_.out; ++window) {
       list_taps(height_.taps(row_window), width_.taps(window));
       const int64_t first = height_.first_tap(row_window) * width_.kernel + width_.first_tap(window);
-      pool(x + (top * width_.in + width_.start(window)) * channels_, first, output + window * channels_,
-           argmax + window * channels_);
+      pool(x + (top * row_pixels_ + width_.start(window)) * pitch_, first, output + window * pitch_,
+           argmax + window * pitch_);
     }
   }
 
@@ -61,8 +65,8 @@ class MaxPoolChannels {
     taps_.clear();
     for (int64_t i = rows.first; i < rows.end; ++i) {
       for (int64_t j = columns.first; j < columns.end; ++j) {
-        const int64_t pixel = i * height_.dilation * width_.in + j * width_.dilation;
-        taps_.push_back({pixel * channels_, i * width_.kernel + j});
+        const int64_t pixel = i * height_.dilation * row_pixels_ + j * width_.dilation;
+        taps_.push_back({pixel * pitch_, i * width_.kernel + j});
       }
     }
   }
@@ -86,6 +90,8 @@ class MaxPoolChannels {
 
   math::SlidingAxis height_, width_;
   int64_t channels_;
+  int64_t pitch_;
+  int64_t row_pixels_;
   math::Range rows_{0, -1}, columns_{0, -1};
   std::vector<Tap> taps_;
 };

@@ -15,7 +15,11 @@ class MaxPoolRows {
   using V = Vec<Acc>;
 
   MaxPoolRows(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t inner)
+      : MaxPoolRows(height, width, inner, width.in * inner) {}
+  // Rows of x are `pitch` elements apart.
+  MaxPoolRows(const math::SlidingAxis& height, const math::SlidingAxis& width, int64_t inner, int64_t pitch)
       : height_(height),
+        pitch_(pitch),
         layout_(width, inner),
         offsets_(layout_.offsets()),
         ring_(std::min(height.in, (height.kernel - 1) * height.dilation + 1), layout_.elements(), kLowest),
@@ -31,7 +35,7 @@ class MaxPoolRows {
     rows_.clear();
     for (int64_t tap = taps.first; tap < taps.end; ++tap) {
       const int64_t at = image * height_.in + height_.start(window) + tap * height_.dilation;
-      const T* const source = x + at * layout_.axis.in * layout_.inner;
+      const T* const source = x + at * pitch_;
       rows_.push_back(ring_.get(at, [&](Acc* split) { layout_.split_row(source, split, kLowest); }));
     }
     switch (layout_.axis.kernel) {
@@ -72,6 +76,7 @@ class MaxPoolRows {
   }
 
   math::SlidingAxis height_;
+  int64_t pitch_;
   SplitLayout<Acc> layout_;
   std::vector<int64_t> offsets_;
   RowRing<Acc> ring_;

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -34,6 +35,20 @@ struct ThreadPool {
     });
   }
 };
+
+// Calls f(i) for every i in [0, count), in order of need: a thread takes the next one when it is through with
+// its last. `work`, in multiplications, tells whether waking other threads pays.
+template <class F>
+void parallel_claim(int64_t count, double work, const F& f) {
+  constexpr double kSerialWork = 1 << 19;
+  std::atomic<int64_t> next{0};
+  const auto claim = [&](int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+  };
+  const ThreadPool pool;
+  const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), count);
+  threads <= 1 ? claim(0) : pool(threads, claim);
+}
 
 // Sums f(begin, end) over blocks of [0, count) whose size depends on `count` and `cost` only.
 template <class Sum, class F>

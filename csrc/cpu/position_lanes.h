@@ -64,6 +64,15 @@ struct StoredPositions<double, int32_t> {
   PYOPS_HD static Lanes narrow(Wide x) { return __builtin_convertvector(x, Lanes); }
 };
 
+// As numbers of the values' own type, among which they can be moved like values.
+template <class Acc>
+struct StoredPositions<Acc, Acc> {
+  using Lanes = typename NativeVectors<Acc>::Lanes;
+  using Wide = typename NativeVectors<Acc>::Bits;
+  PYOPS_HD static Wide widen(Lanes x) { return __builtin_convertvector(x, Wide); }
+  PYOPS_HD static Lanes narrow(Wide x) { return __builtin_convertvector(x, Lanes); }
+};
+
 template <class Acc>
 using Positions = typename Vec<Acc>::NativeInt;
 
@@ -90,6 +99,12 @@ PYOPS_HD Positions<Acc> all_positions(int64_t position) {
 template <class Acc, class A>
 PYOPS_HD Positions<Acc> load_positions(const A* p, int lanes = Vec<Acc>::kLanes) {
   typename StoredPositions<Acc, A>::Lanes stored{};
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  if constexpr (std::is_same_v<Acc, float> && std::is_same_v<A, uint8_t>) {
+    const __m128i some = _mm_maskz_loadu_epi8(__mmask16((1u << lanes) - 1u), p);
+    return (Positions<Acc>)_mm512_cvtepu8_epi32(some);
+  }
+#endif
   if (lanes == Vec<Acc>::kLanes) {
     memcpy(&stored, p, sizeof(stored));
   } else {
@@ -102,6 +117,11 @@ PYOPS_HD Positions<Acc> load_positions(const A* p, int lanes = Vec<Acc>::kLanes)
 
 template <class Acc, class A>
 PYOPS_HD void store_positions(A* p, Positions<Acc> positions, int lanes) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Acc, float> && std::is_same_v<A, uint8_t>) {
+    return _mm512_mask_cvtepi32_storeu_epi8(p, __mmask16((1u << lanes) - 1u), (__m512i)positions);
+  }
+#endif
   const auto stored = StoredPositions<Acc, A>::narrow(positions);
   if (lanes == Vec<Acc>::kLanes) {
     memcpy(p, &stored, sizeof(stored));

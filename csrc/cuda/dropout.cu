@@ -110,7 +110,7 @@ struct Backward {
   static constexpr int kWidth = std::is_same_v<Activation, AnyActivation<double>> ? 1 : kGroup;
   const T* grad_output;
   const T* saved;  // null: the activation is the identity
-  T* grad_input;
+  T* grad_input;   // null: only the bias's gradient is wanted
   ChannelBias<T> bias;
   DropoutMask<Acc> mask;
   Activation activation;
@@ -133,7 +133,7 @@ struct Backward {
       load_group(saved + element, range, aligned, values);
       finish(values, grad, add_bias);
     }
-    store_group(grad_input + element, range, aligned, grad);
+    if (grad_input) store_group(grad_input + element, range, aligned, grad);
   }
 
   // The same for one element anywhere.
@@ -146,7 +146,7 @@ struct Backward {
       Acc values[1] = {to_acc(saved[element])};
       finish(values, grad, add_bias);
     }
-    grad_input[element] = from_acc<T>(grad[0]);
+    if (grad_input) grad_input[element] = from_acc<T>(grad[0]);
   }
 
   template <int kCount, class AddBias>
@@ -424,24 +424,28 @@ Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
   return output;
 }
 
-std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, std::optional<Tensor> saved,
-                                                            std::optional<Tensor> bias,
-                                                            std::optional<Tensor> seed, double p,
-                                                            int64_t kind, double a, double b, int64_t dim,
-                                                            bool saved_is_output, bool needs_bias) {
+namespace {
+
+// Of the two gradients, those that are needed.
+std::tuple<Tensor, Tensor> fused_backward(const Tensor& grad_output, const std::optional<Tensor>& saved,
+                                          const std::optional<Tensor>& bias,
+                                          const std::optional<Tensor>& seed, double p, int64_t kind, double a,
+                                          double b, int64_t dim, bool saved_is_output, bool needs_input,
+                                          bool needs_bias) {
   const char* op = "bias_activation_dropout_backward";
   const ReducedShape s =
       check_fused_backward(grad_output, saved, bias, seed, p, kind, a, dim, saved_is_output, needs_bias, op);
   const DeviceScope device(grad_output);
   const ScalarType type = grad_output.scalar_type();
-  Tensor grad_input = new_tensor(grad_output, shape_of(grad_output), type);
+  Tensor grad_input =
+      new_tensor(grad_output, needs_input ? shape_of(grad_output) : std::vector<int64_t>{0}, type);
   Tensor grad_bias = new_tensor(grad_output, {needs_bias ? s.classes : 0}, type);
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
     with_activation<Acc>(kind, a, b, [&](const auto& activation) {
       const T *g = data<T>(grad_output), *kept = data_or_null<T>(saved);
-      T* dx = mutable_data<T>(grad_input);
+      T* dx = needs_input ? mutable_data<T>(grad_input) : nullptr;
       const Backward<T, std::decay_t<decltype(activation)>> work{g,
                                                                  kept,
                                                                  dx,
@@ -458,6 +462,22 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
     });
   });
   return {grad_input, grad_bias};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, std::optional<Tensor> saved,
+                                                            std::optional<Tensor> bias,
+                                                            std::optional<Tensor> seed, double p,
+                                                            int64_t kind, double a, double b, int64_t dim,
+                                                            bool saved_is_output, bool needs_bias) {
+  return fused_backward(grad_output, saved, bias, seed, p, kind, a, b, dim, saved_is_output, true,
+                        needs_bias);
+}
+
+Tensor bias_gradient(const Tensor& grad_output, int64_t dim) {
+  return std::get<1>(fused_backward(grad_output, std::nullopt, std::nullopt, std::nullopt, 0.0, 0, 0.0, 0.0,
+                                    dim, true, false, true));
 }
 
 }  // namespace pyops::cuda

@@ -18,4 +18,7 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
                                                             int64_t kind, double a, double b, int64_t dim,
                                                             bool saved_is_output, bool needs_bias);
 
+// The sums of a gradient over all dimensions but `dim`.
+Tensor bias_gradient(const Tensor& grad_output, int64_t dim);
+
 }  // namespace pyops::cuda

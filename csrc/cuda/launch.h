@@ -22,16 +22,17 @@
 // fill it with garbage before each block.
 #define PYOPS_SHARED_ARRAY(type, name, count) __shared__ type name[count]
 
-// The shared memory that the launch asked for, as a void* `name`.
-#define PYOPS_DYNAMIC_SHARED(name)                     \
-  extern __shared__ __align__(16) char name##_bytes[]; \
-  void* const name = static_cast<void*>(name##_bytes)
+// `char* name`, the dynamic shared memory of the launch.
+#define PYOPS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) char name[]
 
 namespace pyops::cuda {
 
 // Blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a property
 // of the device, so that sums merge in the same order on every GPU. It bounds the per-block partial sums too.
 constexpr int64_t kMaxBlocks = 1 << 14;
+
+// Blocks that keep a large GPU busy: where a sum is cut into parts, into about as many. A constant, too.
+constexpr int64_t kWholeGpu = 264;
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
@@ -54,14 +55,14 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   check(cudaGetLastError(), "kernel launch");
 }
 
-// Lets launches of `kernel` ask for this much dynamic shared memory; beyond 48 KiB they may not by
-// themselves.
-template <class Kernel>
-void allow_shared(Kernel* kernel, size_t bytes) {
-  if (bytes <= size_t{48} << 10) return;
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+// With more dynamic shared memory than the 48 KiB that a kernel may take without asking.
+template <class... Parameters, class... Arguments>
+void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                  cudaStream_t stream, Arguments&&... arguments) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
         "asking for shared memory");
+  launch(kernel, grid, block, shared_bytes, stream, static_cast<Arguments&&>(arguments)...);
 }
 
 }  // namespace pyops::cuda
@@ -74,12 +75,13 @@ void allow_shared(Kernel* kernel, size_t bytes) {
   static char name##_key;                     \
   type* const name = static_cast<type*>(emulation::shared_array(&name##_key, sizeof(type) * (count)))
 
-#define PYOPS_DYNAMIC_SHARED(name) void* const name = emulation::dynamic_shared()
+#define PYOPS_DYNAMIC_SHARED(name) char* const name = static_cast<char*>(emulation::dynamic_shared())
 
 namespace pyops::cuda {
 
 // Few, so that small tests reach the blocks' loops over rows.
 constexpr int64_t kMaxBlocks = 5;
+constexpr int64_t kWholeGpu = 4;
 
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
@@ -89,15 +91,18 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("pyops: ") + what + " failed");
 }
 
-template <class Kernel>
-void allow_shared(Kernel*, size_t) {}
-
 inline cudaStream_t current_stream(int32_t) { return nullptr; }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {
   emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters, class... Arguments>
+void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                  Arguments&&... arguments) {
+  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); }, emulation::kLargestSharedBytes);
 }
 
 }  // namespace pyops::cuda

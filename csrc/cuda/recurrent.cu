@@ -139,9 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
       if (!plan.possible) {
         return forward_steps<T, Cell>(at, s, reverse, weight_hh, h_0, c_0, device.stream);
       }
-      allow_shared(loop_forward<T, Cell>, plan.shared);
-      launch(loop_forward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
-             LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
+      launch_large(loop_forward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
+                   LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
     });
   });
   return {output, h_n, c_n, gates, extra};
@@ -206,9 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
       if (rows == 0) return;
       const LoopLaunch plan = plan_loop<T>(s, s.gates);
       if (!plan.possible) return backward_steps<T, Cell>(at, s, reverse, weight_hh, d, device.stream);
-      allow_shared(loop_backward<T, Cell>, plan.shared);
-      launch(loop_backward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
-             LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
+      launch_large(loop_backward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
+                   LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
     });
   });
   Tensor grad_input = empty(input, needs_input, shape_of(input));

@@ -23,7 +23,8 @@ from .activation import (
     Softplus,
     Tanh,
 )
-from .conv import Conv2d
+from .batch_norm import BatchNorm1d, BatchNorm2d, SyncBatchNorm
+from .conv import Conv2d, LazyConv2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .interpolate import Upsample, UpsamplingNearest2d
@@ -51,6 +52,8 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
@@ -60,6 +63,7 @@ __all__ = [
     "HuberLoss",
     "L1Loss",
     "LSTMCell",
+    "LazyConv2d",
     "LazyLinear",
     "LeakyReLU",
     "Linear",
@@ -76,6 +80,7 @@ __all__ = [
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
+    "SyncBatchNorm",
     "Tanh",
     "Upsample",
     "UpsamplingNearest2d",

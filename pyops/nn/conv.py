@@ -18,6 +18,9 @@ class Conv2d(torch.nn.Conv2d):
     Shapes: input (N, C, H, W) or (C, H, W); output (N, K, OH, OW) or (K, OH, OW).
     """
 
+    # Of the class as well: an instance that pyops.convert made of torch's has no attribute of its own.
+    activation: str | None = None
+
     def __init__(
         self,
         in_channels: int,
@@ -40,6 +43,16 @@ class Conv2d(torch.nn.Conv2d):
         self.activation = activation
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
+
+    def _conv_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(
@@ -48,16 +61,49 @@ class Conv2d(torch.nn.Conv2d):
             padding = (0, 0)
         return F.conv2d(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.stride,
             padding,
             self.dilation,
             self.groups,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
         )
 
     def extra_repr(self) -> str:
         more = "" if self.activation is None else f", activation={self.activation!r}"
         return super().extra_repr() + more
+
+
+class LazyConv2d(torch.nn.LazyConv2d):
+    """:class:`torch.nn.LazyConv2d`; it becomes a :class:`Conv2d` at the first call."""
+
+    cls_to_become = Conv2d
+    activation: str | None = None
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        parse("LazyConv2d", activation)
+        layout = (stride, padding, dilation, groups, bias, padding_mode)
+        super().__init__(out_channels, kernel_size, *layout, device, dtype)
+        if activation is not None:
+            self.activation = activation
+
+    # The first call looks these up before the class changes.
+    forward = Conv2d.forward
+    _conv_forward = Conv2d._conv_forward
+    extra_repr = Conv2d.extra_repr

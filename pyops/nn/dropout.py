@@ -14,6 +14,8 @@ class Dropout(torch.nn.Dropout):
     ``residual`` go to the call.
     """
 
+    activation: str | Activation | None = None
+
     def __init__(
         self, p: float = 0.5, inplace: bool = False, *, activation: str | Activation | None = None
     ) -> None:

@@ -13,6 +13,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     call. Shapes: input (C), (N, C) or (N, C, *d); loss 0-d, or one per row with ``reduction="none"``.
     """
 
+    z_loss: float = 0.0
+    inplace_backward: bool = False
+
     def __init__(
         self,
         weight: Tensor | None = None,

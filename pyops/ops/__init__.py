@@ -3,7 +3,9 @@
 from . import (
     activation,
     avg_pool2d,
+    batch_norm,
     conv2d,
+    conv2d_max_pool2d,
     cross_entropy,
     dropout,
     elementwise_loss,
@@ -19,12 +21,15 @@ from . import (
     recurrent,
     recurrent_stack,
     softmax,
+    sync_batch_norm,
 )
 
 __all__ = [
     "activation",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "dropout",
     "elementwise_loss",
@@ -40,4 +45,5 @@ __all__ = [
     "recurrent",
     "recurrent_stack",
     "softmax",
+    "sync_batch_norm",
 ]

@@ -44,11 +44,11 @@ def pair(function: str, name: str, value: IntOrPair, low: int) -> Pair:
     return values
 
 
-def stride_pair(function: str, stride: IntOrPair | None, kernel: Pair) -> Pair:
+def stride_pair(function: str, stride: IntOrPair | None, kernel: Pair, name: str = "stride") -> Pair:
     """``stride``, by default (None or empty) the kernel size."""
     if stride is None or (not isinstance(stride, int) and hasattr(stride, "__len__") and len(stride) == 0):
         return kernel
-    return pair(function, "stride", stride, 1)
+    return pair(function, name, stride, 1)
 
 
 def output_size(
@@ -69,24 +69,30 @@ def output_sizes(
 
 def check_windows(
     function: str,
-    input: Tensor,
+    size: Sequence[int],
     kernel: Pair,
     stride: Pair,
     padding: Pair,
     dilation: Sequence[int],
     ceil_mode: bool,
+    *,
+    pooled: str = "input",
+    prefix: str = "",
 ) -> None:
-    """Raise unless padding is at most half a kernel and at least one window fits."""
+    """Raise unless padding is at most half a kernel and at least one window fits into ``size``.
+
+    The message calls the pooled image ``pooled`` and begins the arguments' names with ``prefix``.
+    """
     if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
         raise ValueError(
-            f"{function}: padding must be at most half of kernel_size {tuple(kernel)}, got {tuple(padding)}"
+            f"{function}: {prefix}padding must be at most half of kernel_size {tuple(kernel)}, "
+            f"got {tuple(padding)}"
         )
-    size = input.shape[-2:]
     height, width = output_sizes(size, kernel, stride, padding, dilation, ceil_mode)
     if height < 1 or width < 1:
         raise ValueError(
-            f"{function}: kernel_size {tuple(kernel)} with dilation {tuple(dilation)} must fit into the "
-            f"input of height and width {tuple(size)} with padding {tuple(padding)}"
+            f"{function}: kernel_size {tuple(kernel)} with {prefix}dilation {tuple(dilation)} must fit into "
+            f"the {pooled} of height and width {tuple(size)} with {prefix}padding {tuple(padding)}"
         )
 
 

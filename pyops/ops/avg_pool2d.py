@@ -146,7 +146,7 @@ def avg_pool2d(
     kernel = pair(name, "kernel_size", kernel_size, 1)
     strides = stride_pair(name, stride, kernel)
     paddings = pair(name, "padding", padding, 0)
-    check_windows(name, input, kernel, strides, paddings, _NO_DILATION, ceil_mode)
+    check_windows(name, input.shape[-2:], kernel, strides, paddings, _NO_DILATION, ceil_mode)
     if divisor_override is not None and (not isinstance(divisor_override, int) or divisor_override == 0):
         raise ValueError(
             f"{name}: divisor_override must be None or an integer other than 0, got {divisor_override!r}"

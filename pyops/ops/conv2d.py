@@ -1,7 +1,7 @@
 """Two-dimensional convolution with bias, residual and activation: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/conv2d.cpp``; the geometry is in ``csrc/math/conv2d.h``. A backend without a kernel for it
-uses the reference formula.
+Kernels: ``csrc/cpu/conv2d.cpp``, ``csrc/cuda/conv2d.cu``; the geometry is in ``csrc/math/conv2d.h``. A
+backend without a kernel for it uses the reference formula.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import apply, check_device, check_floating, check_shape
+from ._common import apply, check_device, check_floating, check_shape, check_tensor
 from .activation import Activation, parse
 
 
@@ -30,12 +30,12 @@ def is_channels_last(image: Tensor) -> bool:
     return strides[1] == 1 and strides[3] == channels and channels * height * width > 1
 
 
-def _empty_image(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+def empty_image(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _output_sizes(
+def output_shape(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
     sizes = [
@@ -59,9 +59,9 @@ def _fake_forward(
     b: float,
     save_input_of_activation: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape = _output_sizes(input, weight, stride, padding, dilation)
+    shape = output_shape(input, weight, stride, padding, dilation)
     channels_last = is_channels_last(input) or is_channels_last(weight)
-    output = _empty_image(input, shape, channels_last)
+    output = empty_image(input, shape, channels_last)
     return output, torch.empty_like(output) if save_input_of_activation else input.new_empty((0,))
 
 
@@ -84,7 +84,7 @@ def _fake_backward(
     needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def gradient(of: Tensor, needed: bool) -> Tensor:
-        return _empty_image(of, of.shape, is_channels_last(of)) if needed else of.new_empty((0,))
+        return empty_image(of, of.shape, is_channels_last(of)) if needed else of.new_empty((0,))
 
     return (
         gradient(input, needs_input),
@@ -112,8 +112,22 @@ _library.define(
     _fake_backward,
 )
 
+# The C++ launchers' question, asked by name when float32 is to be convolved on CUDA. An argument of the ops
+# would be a constant of torch.compile's graphs; so the switch works as on torch's own convolution.
+torch.library.define("pyops::conv2d_allows_tf32", "() -> bool", tags=(torch.Tag.pt2_compliant_tag,))
 
-class _Geometry(NamedTuple):
+
+@torch.library.impl("pyops::conv2d_allows_tf32", "CompositeExplicitAutograd")
+def allows_tf32() -> bool:
+    """Whether convolutions of float32 on CUDA may round their factors to TF32, as torch's settings have it.
+
+    The setting is ``torch.backends.cudnn.conv.fp32_precision``; ``allow_tf32`` is its older name.
+    """
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
+
+
+class Geometry(NamedTuple):
     stride: list[int]
     padding: list[int]
     dilation: list[int]
@@ -128,7 +142,7 @@ class _Conv2d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
-        geometry: _Geometry,
+        geometry: Geometry,
         activation: Activation,
         ops: SimpleNamespace,
     ) -> Tensor:
@@ -156,7 +170,7 @@ class _Conv2d(torch.autograd.Function):
             grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
             return (*grads, None, None, None)
         grads = ctx.ops.conv2d_backward(
-            _dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
+            dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
         )
         return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
 
@@ -206,21 +220,10 @@ def conv2d(
         images, more = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
         options = (bias, stride, padding, dilation, groups)
         return conv2d(images, weight, *options, activation=activation, residual=more)[0]
-    if not input.is_meta and torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
-        residual = None if residual is None else _autocast(residual, dtype)
-    _check_tensors(name, input, weight, bias, groups)
-    strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-    if isinstance(padding, str):
-        input, paddings = _named_padding(name, padding, input, weight, strides, dilations)
-    else:
-        paddings = _pair(name, "padding", padding, 0)
-    geometry = _Geometry(strides, paddings, dilations, groups)
-    _check_kernel_fits(name, input, weight, geometry)
+    residual = None if residual is None else _as_under_autocast(residual, input)
+    input, weight, bias, geometry = prepare(name, input, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
-        shape = tuple(_output_sizes(input, weight, *geometry[:3]))
+        shape = tuple(output_shape(input, weight, *geometry[:3]))
         check_device(name, "residual", residual, input)
         check_shape(name, "residual", residual, shape, "the output's")
         if residual.dtype is not input.dtype:
@@ -230,11 +233,9 @@ def conv2d(
     ops = backends.resolve(input, "conv2d_forward")
     if ops is None:
         return reference.conv2d(input, weight, bias, residual, *geometry, *function)
-    input, weight = _either_format(input), _either_format(weight)
+    input, weight, bias = for_kernels(input, weight, bias)
     if residual is not None:
-        residual = _dense(residual, is_channels_last(input) or is_channels_last(weight))
-    if bias is not None:
-        bias = bias.contiguous()
+        residual = dense(residual, is_channels_last(input) or is_channels_last(weight))
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, weight, bias, residual)
     ):
@@ -242,9 +243,47 @@ def conv2d(
     return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
 
 
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As torch's autocast does to the arguments of ``conv2d``."""
-    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype is not torch.float64 else tensor
+def prepare(
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
+    """The tensors in the dtype that autocast asks for and the geometry, all of it checked.
+
+    The input has one more row or column where ``padding="same"`` is uneven.
+    """
+    check_tensor(name, "weight", weight)
+    weight = _as_under_autocast(weight, input)
+    bias = None if bias is None else _as_under_autocast(bias, input)
+    input = _as_under_autocast(input, input)
+    _check_tensors(name, input, weight, bias, groups)
+    strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, paddings = _named_padding(name, padding, input, weight, strides, dilations)
+    else:
+        paddings = _pair(name, "padding", padding, 0)
+    geometry = Geometry(strides, paddings, dilations, groups)
+    _check_kernel_fits(name, input, weight, geometry)
+    return input, weight, bias, geometry
+
+
+def for_kernels(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors as the raw ops take them: dense in one of the two formats, the bias contiguous."""
+    return _either_format(input), _either_format(weight), None if bias is None else bias.contiguous()
+
+
+def _as_under_autocast(tensor: Tensor, input: Tensor) -> Tensor:
+    """As torch's autocast, if it is on for ``input``, does to the arguments of ``conv2d``."""
+    if input.is_meta or not torch.is_autocast_enabled(input.device.type):
+        return tensor
+    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(input.device.type))
 
 
 def _either_format(image: Tensor) -> Tensor:
@@ -254,7 +293,7 @@ def _either_format(image: Tensor) -> Tensor:
     return image.contiguous()
 
 
-def _dense(image: Tensor, channels_last: bool) -> Tensor:
+def dense(image: Tensor, channels_last: bool) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -314,7 +353,7 @@ def _named_padding(
     return input, [t // 2 for t in total]
 
 
-def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: _Geometry) -> None:
+def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: Geometry) -> None:
     for i, side in enumerate(("height", "width")):
         extent = geometry.dilation[i] * (weight.shape[2 + i] - 1) + 1
         padded = input.shape[2 + i] + 2 * geometry.padding[i]

@@ -208,7 +208,7 @@ def max_pool2d(
     strides = stride_pair(name, stride, kernel)
     paddings = pair(name, "padding", padding, 0)
     dilations = pair(name, "dilation", dilation, 1)
-    check_windows(name, input, kernel, strides, paddings, dilations, ceil_mode)
+    check_windows(name, input.shape[-2:], kernel, strides, paddings, dilations, ceil_mode)
     ops = backends.resolve(input)
     if ops is None:
         return reference.max_pool2d(input, kernel, strides, paddings, dilations, ceil_mode, return_indices)

@@ -5,7 +5,9 @@ backward. Written to be read: one line per term of the formula, in float32 (floa
 """
 
 from .activation import activation, activation_gradient
+from .batch_norm import batch_norm, update_running
 from .conv2d import conv2d, conv2d_gradient
+from .conv2d_max_pool2d import conv2d_max_pool2d
 from .cross_entropy import cross_entropy_with_lse
 from .dropout import bias_activation_dropout, bias_activation_dropout_gradient, dropout
 from .embedding import embedding
@@ -24,10 +26,12 @@ __all__ = [
     "activation_gradient",
     "adaptive_avg_pool2d",
     "avg_pool2d",
+    "batch_norm",
     "bias_activation_dropout",
     "bias_activation_dropout_gradient",
     "conv2d",
     "conv2d_gradient",
+    "conv2d_max_pool2d",
     "cross_entropy_with_lse",
     "dropout",
     "elementwise_loss",
@@ -40,4 +44,5 @@ __all__ = [
     "prelu_gradient",
     "recurrent",
     "softmax",
+    "update_running",
 ]

@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -43,9 +44,15 @@ struct Site {
   int line;
 };
 
+// What a launch may take of dynamic shared memory: without asking, and at most on every GPU that is built
+// for.
+constexpr size_t kDefaultSharedBytes = 48 * 1024;
+constexpr size_t kLargestSharedBytes = 99 * 1024;
+
 // Runs `kernel` for every thread of the grid. Throws std::runtime_error on a launch that CUDA would refuse
 // and on a block that can never finish.
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+         size_t max_shared_bytes = kDefaultSharedBytes);
 
 void barrier(Site site);
 
@@ -55,6 +62,16 @@ struct Exchanged {
 };
 // Waits until every lane in `mask` is here.
 Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site);
+
+// A warp-wide operation: waits until all lanes are here, then apply(pointers), with what lane i brought at
+// pointers[i], is called once. It reads and writes what the pointers name while every lane stands still.
+void collective(void* mine, void (*apply)(void* const* pointers), Site site);
+
+// cp.async: the running thread's copies, in groups. A copy is made when it is waited for and no sooner, so
+// that a missing wait shows. Of `bytes` the first `given` are read, the others are zero.
+void copy_async(void* to, const void* from, int bytes, int given);
+void commit_copies();
+void wait_for_copies(int pending_groups);
 
 // The running block's shared array of that key, garbage at first.
 void* shared_array(const void* key, size_t bytes);

@@ -1,6 +1,7 @@
 // The scheduler behind cuda_runtime.h: fibers, barriers, warp exchanges, shared memory, deadlock reports.
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,10 +20,15 @@ namespace emulation {
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
-constexpr size_t kMaxSharedBytes = 48 * 1024;
 constexpr int kGarbage = 0xff;  // NaN as float, double and bfloat16, -1 as an integer
 
 enum class State { kReady, kAtBarrier, kExchanging, kExited };
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  int bytes, given;
+};
 
 struct Thread {
   Fiber fiber;
@@ -34,6 +40,7 @@ struct Thread {
   int source;
   uint64_t deposit;
   Exchanged result;
+  std::deque<std::vector<AsyncCopy>> copies;  // groups, the last one open
 };
 
 std::string at(Site site) {
@@ -66,9 +73,10 @@ struct SharedArray {
 
 class Emulator {
  public:
-  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+           size_t max_shared_bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    check_launch(grid, block, shared_bytes);
+    check_launch(grid, block, shared_bytes, max_shared_bytes);
     kernel_ = &kernel;
     blockDim = block;
     gridDim = grid;
@@ -96,7 +104,8 @@ class Emulator {
     suspend();
   }
 
-  Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site) {
+  Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site,
+                     void (*apply)(void* const*) = nullptr) {
     Thread& me = *current_;
     if (!(mask >> lane() & 1)) fail("is not in the mask of its own warp operation", site);
     me.site = site;
@@ -104,9 +113,30 @@ class Emulator {
     me.source = source;
     me.deposit = deposit;
     me.state = State::kExchanging;
-    complete_exchange(mask, site);
+    complete_exchange(mask, site, apply);
     if (me.state == State::kExchanging) suspend();
     return me.result;
+  }
+
+  void copy_async(AsyncCopy copy) {
+    if (reinterpret_cast<uintptr_t>(copy.to) % copy.bytes ||
+        reinterpret_cast<uintptr_t>(copy.from) % copy.bytes)
+      return fail("copies from or to an address that is no multiple of the copy's size", {"cp.async", 0});
+    auto& groups = current_->copies;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back(copy);
+  }
+  void commit_copies() {
+    if (current_->copies.empty()) current_->copies.emplace_back();
+    current_->copies.emplace_back();
+  }
+  void wait_for_copies(size_t pending_groups) {
+    for (auto& groups = current_->copies; groups.size() > pending_groups + 1; groups.pop_front()) {
+      for (const AsyncCopy& copy : groups.front()) {
+        memset(copy.to, 0, copy.bytes);
+        memcpy(copy.to, copy.from, copy.given);
+      }
+    }
   }
 
   int lane() const { return int(current_ - threads_.data()) % warpSize; }
@@ -131,7 +161,7 @@ class Emulator {
   }
 
  private:
-  static void check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+  static void check_launch(dim3 grid, dim3 block, size_t shared_bytes, size_t max_shared_bytes) {
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads == 0 || threads > kMaxThreads || block.z > 64) {
       throw std::runtime_error("emulated launch: a block must have 1 to 1024 threads, got " +
@@ -143,8 +173,9 @@ class Emulator {
                                std::to_string(grid.y) + ", " + std::to_string(grid.z) +
                                ") is outside (1..2^31-1, 1..65535, 1..65535)");
     }
-    if (shared_bytes > kMaxSharedBytes) {
-      throw std::runtime_error("emulated launch: more than 48 KiB of dynamic shared memory");
+    if (shared_bytes > max_shared_bytes) {
+      throw std::runtime_error("emulated launch: more than " + std::to_string(max_shared_bytes / 1024) +
+                               " KiB of dynamic shared memory");
     }
   }
 
@@ -161,7 +192,10 @@ class Emulator {
     for (auto& entry : shared_) entry.second.used = false;
     memset(dynamic_.get(), kGarbage, dynamic_bytes_);
     at_barrier_ = 0;
-    for (unsigned t = 0; t < count_; ++t) threads_[t].state = State::kReady;
+    for (unsigned t = 0; t < count_; ++t) {
+      threads_[t].state = State::kReady;
+      threads_[t].copies.clear();
+    }
     while (run_ready_threads()) {
     }
     for (unsigned t = 0; t < count_; ++t) {
@@ -204,7 +238,7 @@ class Emulator {
   // The threads of the current warp that have the lanes of `mask`.
   Thread* warp() { return threads_.data() + (current_ - threads_.data()) / warpSize * warpSize; }
 
-  void complete_exchange(unsigned mask, Site site) {
+  void complete_exchange(unsigned mask, Site site, void (*apply)(void* const*)) {
     Thread* const lanes = warp();
     const unsigned present = std::min<size_t>(warpSize, threads_.data() + count_ - lanes);
     unsigned ballot = 0;
@@ -221,6 +255,11 @@ class Emulator {
         return;
       }
       if (other.deposit) ballot |= 1u << i;
+    }
+    if (apply) {
+      void* pointers[warpSize];
+      for (int i = 0; i < warpSize; ++i) pointers[i] = reinterpret_cast<void*>(lanes[i].deposit);
+      apply(pointers);
     }
     for (int i = 0; i < warpSize; ++i) {
       if (!(mask >> i & 1)) continue;
@@ -284,13 +323,22 @@ Emulator emulator;
 
 void run_fiber() { emulator.thread_main(); }
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
-  emulator.run(grid, block, shared_bytes, kernel);
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+         size_t max_shared_bytes) {
+  emulator.run(grid, block, shared_bytes, kernel, max_shared_bytes);
 }
 void barrier(Site site) { emulator.barrier(site); }
 Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site) {
   return emulator.exchange(mask, source, deposit, site);
 }
+void collective(void* mine, void (*apply)(void* const*), Site site) {
+  emulator.exchange(0xffffffffu, emulator.lane(), reinterpret_cast<uint64_t>(mine), site, apply);
+}
+void copy_async(void* to, const void* from, int bytes, int given) {
+  emulator.copy_async({to, from, bytes, given});
+}
+void commit_copies() { emulator.commit_copies(); }
+void wait_for_copies(int pending_groups) { emulator.wait_for_copies(pending_groups); }
 void* shared_array(const void* key, size_t bytes) { return emulator.shared_array(key, bytes); }
 void* dynamic_shared() { return emulator.dynamic_shared(); }
 int lane() { return emulator.lane(); }

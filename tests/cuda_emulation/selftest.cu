@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "cuda/launch.h"
+#include "cuda/mma.cuh"
 
 namespace {
 
@@ -53,6 +54,65 @@ __global__ void dynamic_sum(int* out) {
   int sum = 0;
   for (unsigned i = 0; i < blockDim.x; ++i) sum += values[i];
   out[blockIdx.x] = sum;
+}
+
+// Lane i writes the words it gets of four matrices whose element (row, column) is 100 matrix + 10 row +
+// column.
+template <bool kTransposed>
+__global__ void load_matrices(int* out) {
+  PYOPS_SHARED_ARRAY(uint4, rows, 32);
+  auto* const elements = reinterpret_cast<uint16_t*>(rows);
+  for (int k = 0; k < 8; ++k)
+    elements[threadIdx.x * 8 + k] = static_cast<uint16_t>(threadIdx.x / 8 * 100 + threadIdx.x % 8 * 10 + k);
+  __syncthreads();
+  const auto m = kTransposed ? pyops::cuda::load_matrices_transposed(rows + threadIdx.x)
+                             : pyops::cuda::load_matrices(rows + threadIdx.x);
+  for (int k = 0; k < 4; ++k) out[threadIdx.x * 4 + k] = static_cast<int>(m.words[k]);
+}
+
+// a[16, k] b[k, 8] with a = 1 + 2 row + k / 8 and b = column - k, loaded as PTX lays the fragments out.
+template <class T>
+__global__ void multiply(float* out) {
+  constexpr int kPerWord = 4 / sizeof(T), kHalf = 4 * kPerWord;
+  const int lane = threadIdx.x, group = lane / 4, within = lane % 4;
+  const auto word = [&](int first, const auto& value) {
+    uint32_t bits = 0;
+    for (int e = 0; e < kPerWord; ++e) {
+      if constexpr (sizeof(T) == 2) {
+        bits |= static_cast<uint32_t>(pyops::from_acc<T>(value(first + e)).bits) << (16 * e);
+      } else {
+        bits = pyops::cuda::round_to_tf32(pyops::bit_cast<uint32_t>(value(first)));
+      }
+    }
+    return bits;
+  };
+  pyops::cuda::MatrixA a;
+  pyops::cuda::MatrixB b;
+  for (int i = 0; i < 4; ++i)
+    a.words[i] = word(within * kPerWord + i / 2 * kHalf,
+                      [&](int k) { return 1.0f + 2.0f * (group + i % 2 * 8) + k * 0.125f; });
+  for (int i = 0; i < 2; ++i)
+    b.words[i] = word(within * kPerWord + i * kHalf, [&](int k) { return static_cast<float>(group - k); });
+  float sum[4] = {0.5f, 0.5f, 0.5f, 0.5f};
+  pyops::cuda::multiply_add<T>(sum, a, b);
+  for (int i = 0; i < 4; ++i) out[(group + i / 2 * 8) * 8 + within * 2 + i % 2] = sum[i];
+}
+
+// Copies in three groups, the first two waited for; a copy that is not valid leaves zeros.
+__global__ void copies(int* out) {
+  PYOPS_SHARED_ARRAY(uint4, to, 3);
+  static const uint4 from[3] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}};
+  for (int i = 0; i < 3; ++i) {
+    pyops::cuda::copy_async(to + i, from + i, i != 1);
+    pyops::cuda::commit_copies();
+  }
+  pyops::cuda::wait_for_copies<1>();
+  memcpy(out, to, sizeof(from));
+}
+
+__global__ void misaligned_copy(int* out) {
+  PYOPS_SHARED_ARRAY(uint4, to, 1);
+  pyops::cuda::copy_async(to, reinterpret_cast<char*>(out) + 4, true);
 }
 
 __global__ void count_threads(int* out) { atomicAdd(out, 1); }
@@ -124,6 +184,17 @@ PYOPS_SELFTEST(run_exit_before_shuffle, int, launch(exit_before_shuffle, 1, 32, 
 PYOPS_SELFTEST(run_foreign_lane, int, launch(foreign_lane, 1, 32, 0, nullptr, out))
 PYOPS_SELFTEST(run_two_shuffles, int, launch(two_shuffles, 1, 32, 0, nullptr, out))
 PYOPS_SELFTEST(run_deadlock, int, launch(wait_for_each_other, 1, kThreads, 0, nullptr))
+PYOPS_SELFTEST(run_load_matrices, int, launch(load_matrices<false>, 1, 32, 0, nullptr, out))
+PYOPS_SELFTEST(run_load_transposed, int, launch(load_matrices<true>, 1, 32, 0, nullptr, out))
+PYOPS_SELFTEST(run_multiply_bfloat16, float, launch(multiply<pyops::bfloat16>, 1, 32, 0, nullptr, out))
+PYOPS_SELFTEST(run_multiply_float16, float, launch(multiply<pyops::float16>, 1, 32, 0, nullptr, out))
+PYOPS_SELFTEST(run_multiply_tf32, float, launch(multiply<float>, 1, 32, 0, nullptr, out))
+PYOPS_SELFTEST(run_copies, int, launch(copies, 1, 1, 0, nullptr, out))
+PYOPS_SELFTEST(run_misaligned_copy, int, launch(misaligned_copy, 1, 1, 0, nullptr, out))
+PYOPS_SELFTEST(run_much_shared, int, launch(dynamic_sum, 1, 100, 50 * 1024, nullptr, out))
+PYOPS_SELFTEST(run_large_shared, int, pyops::cuda::launch_large(dynamic_sum, 1, 100, 50 * 1024, nullptr, out))
+PYOPS_SELFTEST(run_too_large_shared, int,
+               pyops::cuda::launch_large(dynamic_sum, 1, 100, 100 * 1024, nullptr, out))
 PYOPS_SELFTEST(run_wide_block, int, launch(count_threads, 1, 1025, 0, nullptr, out))
 PYOPS_SELFTEST(run_tall_grid, int, launch(count_threads, dim3(1, 65536), 1, 0, nullptr, out))
 PYOPS_SELFTEST(run_shared_overflow, float, launch(shared_overflow, 1, kThreads, 0, nullptr, out))

@@ -1,4 +1,4 @@
-"""A mistake in a CPU source, for ``tests/test_mutation.py``."""
+"""A mistake in a source, for ``tests/test_mutation.py``."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ class Mutant:
     @property
     def path(self) -> Path:
         return ROOT / "csrc" / self.file
+
+
+@dataclass(frozen=True)
+class TritonMutant:
+    """``old`` becomes ``new`` in ``file`` of the Triton kernels; the tiny case called ``case`` notices."""
+
+    file: str
+    old: str
+    new: str
+    case: str
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "triton_kernels" / self.file

@@ -31,6 +31,7 @@ def failures(backend: Backend, at_most: int | None = None) -> list[str]:
     activate(backend)
     torch.set_num_threads(1)  # others run beside this process
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
+    torch.backends.cudnn.allow_tf32 = False  # as in conftest.py
     failed = []
     with pyops.use_backend(backend.name):
         for name, check in all_checks(backend):

@@ -221,6 +221,84 @@ def _recurrent(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtyp
     )  # fmt: skip
 
 
+def _batch_norm(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype, kind: int = 1, *, residual: bool = False
+) -> None:
+    from pyops.triton_kernels import batch_norm
+
+    x, vector = _empty(*shape, dtype=dtype), _empty(shape[dim])
+    r = x if residual else None
+    masked = residual and kind == 1
+    forward = (x, vector, vector, r, vector, vector, None, dim, True, 0.1, 1e-5, kind, 0.0, 0.0, masked)
+    y, mean, rstd, mask = batch_norm.batch_norm_forward(*forward)
+    saved = (x, vector, vector, r if kind > 1 else None, mask if masked else None, mean, rstd)
+    batch_norm.batch_norm_backward(y, *saved, None, dim, True, kind, 0.0, 0.0, True, True, residual)
+
+
+def _conv2d(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool = True,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    kind: int = 1,
+    residual: bool = False,
+    precision: str = "tf32",
+) -> None:
+    from pyops.triton_kernels import conv2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = _empty(*shape, dtype=dtype).to(memory_format=format)
+    weight = _empty(out_channels, shape[1] // groups, kernel, kernel, dtype=dtype)
+    sizes = [(size + 2 * padding - kernel) // stride + 1 for size in shape[2:]]
+    y = _empty(shape[0], out_channels, *sizes, dtype=dtype).to(memory_format=format)
+    options = ([stride] * 2, [padding] * 2, [1, 1], groups, kind, 0.0, 0.0)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    try:
+        bias, from_output = _empty(out_channels, dtype=dtype), kind == 1
+        conv2d.conv2d_forward(x, weight, bias, y if residual else None, *options, not from_output)
+        conv2d.conv2d_backward(y, x, weight, y, *options, from_output, True, True, True, residual)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
+def _conv2d_max_pool2d(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    window: int,
+    window_stride: int,
+    *,
+    stride: int = 1,
+    kind: int = 1,
+) -> None:
+    from pyops.triton_kernels import conv2d_max_pool2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = _empty(*shape, dtype=dtype).to(memory_format=format)
+    weight, bias = (
+        _empty(out_channels, shape[1], kernel, kernel, dtype=dtype),
+        _empty(out_channels, dtype=dtype),
+    )
+    geometry, activation = ([stride] * 2, [1, 1], [1, 1]), (kind, 0.0, 0.0)
+    pool = ([window] * 2, [window_stride] * 2, [0, 0], [1, 1], False)
+    keeps_input = kind > 5
+    y, argmax, z = conv2d_max_pool2d.conv2d_max_pool2d_forward(
+        x, weight, bias, *geometry, 1, *activation, *pool, True, keeps_input
+    )
+    size = [(side + 2 - kernel) // stride + 1 for side in shape[2:]]
+    conv2d_max_pool2d.conv2d_max_pool2d_backward(
+        y, argmax, z if keeps_input else y, size, *activation, not keeps_input, *pool, True
+    )
+
+
 CASES: dict[str, Callable[[], None]] = {
     "recurrent-lstm-loop-bfloat16": lambda: _recurrent(2, 3, 64, 128, 128, BFLOAT16),
     "recurrent-gru-loop-float32": lambda: _recurrent(3, 3, 1024, 28, 32, FLOAT),
@@ -261,6 +339,12 @@ CASES: dict[str, Callable[[], None]] = {
     "avg_pool2d-channels_last-float16": lambda: _avg_pool2d((32, 56, 56, 64), HALF, 3, True),
     "adaptive_avg_pool2d-global-float32": lambda: _adaptive_avg_pool2d((32, 512, 7, 7), FLOAT, 1, False),
     "adaptive_avg_pool2d-uneven-float64": lambda: _adaptive_avg_pool2d((4, 30, 31, 64), DOUBLE, 7, True),
+    "batch_norm-relu-float32": lambda: _batch_norm((32, 64, 112, 112), 1, FLOAT),
+    "batch_norm-residual-relu-channels_last-bfloat16": lambda: _batch_norm(
+        (32, 56, 56, 64), 3, BFLOAT16, residual=True
+    ),
+    "batch_norm-residual-silu-odd-float16": lambda: _batch_norm((33, 65, 7, 7), 1, HALF, 10, residual=True),
+    "batch_norm-rows-float32": lambda: _batch_norm((1001, 77), 1, FLOAT, 0),
     "cross_entropy-few_classes-float32": lambda: _cross_entropy((4096, 10), FLOAT),
     "cross_entropy-vocabulary-bfloat16": lambda: _cross_entropy((4096, 128256), BFLOAT16),
     "cross_entropy-inplace-bfloat16": lambda: _cross_entropy((4096, 50257), BFLOAT16, inplace=True),
@@ -319,4 +403,30 @@ CASES: dict[str, Callable[[], None]] = {
     "gemm-small-float32": lambda: _gemm(64, 100, 64, FLOAT),
     "gemm-nt-tf32": lambda: _gemm(4096, 4096, 4096, FLOAT, "nt", tf32=True),
     "gemm-tn-float64": lambda: _gemm(512, 512, 512, DOUBLE, "tn", beta=1.0),
+    "conv2d-channels_last-bfloat16": lambda: _conv2d((64, 256, 56, 56), 256, 3, BFLOAT16, padding=1),
+    "conv2d-stem-float16": lambda: _conv2d((64, 3, 224, 224), 96, 11, HALF, False, stride=4, padding=1),
+    "conv2d-strided-residual-bfloat16": lambda: _conv2d(
+        (64, 128, 56, 56), 256, 3, BFLOAT16, stride=2, padding=1, residual=True
+    ),
+    "conv2d-nchw-float16": lambda: _conv2d((32, 64, 112, 112), 64, 3, HALF, False, padding=1),
+    "conv2d-one_by_one-nchw-tf32": lambda: _conv2d((128, 96, 54, 54), 96, 1, FLOAT, False),
+    "conv2d-few-nchw-tf32": lambda: _conv2d((256, 6, 14, 14), 16, 5, FLOAT, False, kind=3),
+    "conv2d-float32": lambda: _conv2d((32, 128, 28, 28), 128, 3, FLOAT, padding=1, precision="ieee"),
+    "conv2d-grouped-gelu-bfloat16": lambda: _conv2d((64, 128, 14, 14), 128, 3, BFLOAT16, groups=4, kind=8),
+    "conv2d-depthwise-bfloat16": lambda: _conv2d((64, 256, 28, 28), 256, 3, BFLOAT16, padding=1, groups=256),
+    "conv2d-depthwise-strided-nchw-float32": lambda: _conv2d(
+        (64, 256, 28, 28), 256, 3, FLOAT, False, stride=2, padding=1, groups=256
+    ),
+    "conv2d-float64": lambda: _conv2d((4, 32, 14, 14), 64, 3, DOUBLE, stride=2, padding=1),
+    "conv2d_max_pool2d-channels_last-bfloat16": lambda: _conv2d_max_pool2d(
+        (64, 64, 112, 112), 64, 3, BFLOAT16, True, 2, 2
+    ),
+    "conv2d_max_pool2d-few-nchw-tf32": lambda: _conv2d_max_pool2d((256, 1, 28, 28), 6, 5, FLOAT, False, 2, 2),
+    "conv2d_max_pool2d-overlapping-float16": lambda: _conv2d_max_pool2d(
+        (64, 3, 224, 224), 96, 11, HALF, False, 3, 2, stride=4
+    ),
+    "conv2d_max_pool2d-silu-float32": lambda: _conv2d_max_pool2d(
+        (32, 64, 56, 56), 128, 3, FLOAT, True, 2, 2, kind=10
+    ),
+    "conv2d_max_pool2d-float64": lambda: _conv2d_max_pool2d((4, 32, 14, 14), 64, 3, DOUBLE, False, 2, 2),
 }

@@ -6,7 +6,9 @@ A module may assign
 ``SMOKE_CHECKS``: further checks for it, functions of the backend by name;
 ``valid_arguments``: a function that gives valid arguments of each raw op, which the fuzzer spoils;
 ``run_sanitized``: a function of the emulated ops' namespace that AddressSanitizer watches;
-``MUTANTS``: mistakes in the CPU sources that the smoke check must notice.
+``MUTANTS``: mistakes in the CPU sources that the smoke check must notice;
+``TINY``: cases small enough for Triton's interpreter, of every code path of the Triton kernels;
+``TRITON_MUTANTS``: mistakes in the Triton kernels that these cases must notice.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal
-from ..mutants import Mutant
+from ..mutants import Mutant, TritonMutant
 
 _ACTIVATIONS = {
     None: lambda x: x,
@@ -93,16 +93,36 @@ def case(
     return Case(f"conv2d_{name}", "conv2d", make, options, quick)
 
 
-# Every kernel and every path of the driver: many and few output channels, several blocks of channels, phases
-# of a stride, groups that share a tile, 1x1 as one long row; sizes end inside vectors and micro-tiles.
+# Every kernel and every path of the driver: many and few output channels, Winograd's squares, several blocks
+# of channels, phases of a stride, groups that share a tile, 1x1 as one long row, channels that fill 16 bytes;
+# sizes end inside vectors, micro-tiles and tiles.
 SMOKE = [
-    case("many", (2, 37, 9, 19), 41, 3, padding=1, activation="relu"),
+    case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
     case("strided", (2, 3, 23, 29), 17, (5, 4), stride=(3, 2), padding=2),
     case("dilated", (1, 18, 13, 12), 5, 3, dilation=2, stride=2, padding=3, residual=True, activation="silu"),
     case("one_by_one", (2, 19, 7, 11), 23, 1, residual=True, activation="relu"),
     case("depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21, activation="relu"),
     case("grouped", (2, 34, 6, 7), 38, (1, 3), groups=2, bias=False),
+    case("packs", (2, 16, 17, 13), 72, (2, 3), padding=1, residual=True, activation="relu"),
+    case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
+]
+
+
+# Every path of the Triton kernels, in few steps of few programs: Triton's interpreter is slow. Taps and
+# channels apart and as one index, for each of the three products; pixels of one image and of several in a
+# tile; phases with several taps, one and none; sums over pixels in several parts.
+TINY = [
+    case("tiny_many", (1, 33, 4, 5), 18, (3, 2), padding=1, activation="relu"),
+    case("tiny_few", (2, 3, 5, 7), 5, 3, padding=2, activation="silu"),
+    case("tiny_strided", (1, 17, 6, 7), 16, (3, 2), stride=(2, 3), padding=1, activation="relu"),
+    case("tiny_dilated", (1, 4, 11, 10), 6, (3, 2), stride=(2, 3), dilation=2, padding=3, residual=True),
+    case("tiny_stride_beyond_the_kernel", (1, 3, 7, 8), 2, 2, stride=(3, 5)),
+    case("tiny_one_by_one", (2, 19, 3, 5), 23, 1, residual=True, activation="relu"),
+    case("tiny_whole_images", (2, 3, 8, 8), 4, 1, activation="relu"),
+    case("tiny_parts", (2, 2, 19, 23), 3, (1, 2), activation="relu"),
+    case("tiny_grouped", (2, 8, 5, 4), 6, (1, 3), groups=2, bias=False, activation="elu"),
+    case("tiny_depthwise", (2, 5, 7, 9), 10, 3, stride=2, padding=1, groups=5, activation="relu"),
 ]
 
 
@@ -116,6 +136,30 @@ def valid_arguments() -> dict[str, tuple]:
     }
 
 
+def run_sanitized(ops: Any) -> None:
+    """Tiles that end inside the image, the channels and a part of the sum, in both formats."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        ((2, 3, 11, 13), (19, 3, 5, 3), ([2, 1], [2, 1], [1, 2], 1)),
+        ((2, 16, 9, 8), (72, 16, 1, 2), ([1, 1], [0, 1], [1, 1], 1)),
+        ((1, 18, 5, 7), (22, 9, 3, 3), ([1, 2], [1, 0], [1, 1], 2)),
+        ((2, 16, 5, 7), (16, 1, 3, 3), ([2, 2], [1, 1], [1, 1], 16)),
+        ((1, 2, 6, 5), (6, 1, 2, 2), ([1, 1], [1, 1], [1, 1], 2)),
+    ]
+    for x_shape, w_shape, geometry in shapes:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for format in (torch.contiguous_format, torch.channels_last):
+                x, w = (
+                    torch.rand(s, generator=generator).to(dtype, memory_format=format)
+                    for s in (x_shape, w_shape)
+                )
+                bias = torch.rand(w_shape[0], generator=generator).to(dtype)
+                y, _ = ops.conv2d_forward(x, w, bias, None, *geometry, 1, 0.0, 0.0, False)
+                ops.conv2d_forward(x, w, bias, y, *geometry, 10, 0.0, 0.0, True)
+                ops.conv2d_backward(y, x, w, y, *geometry, 1, 0.0, 0.0, True, True, True, True, False)
+                ops.conv2d_backward(y, x, w, None, *geometry, 0, 0.0, 0.0, True, False, False, True, True)
+
+
 MUTANTS = {
     "conv2d_gradient_forgets_the_padding": Mutant(
         "math/conv2d.h",
@@ -127,18 +171,42 @@ MUTANTS = {
         "cpu/conv2d_slab.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d",),
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
-        "cpu/conv2d_kernels.h",
+        "cpu/conv2d_kernels.cpp",
         "if (accumulate) sum[j] += load<Acc>(to).v;",
         "",
-        ("conv2d",),
+        ("conv2d_kernels",),
+    ),
+    "conv2d_winograd_takes_the_wrong_sign": Mutant(
+        "math/winograd.h",
+        "to[2] = d[2] - d[1];",
+        "to[2] = d[1] - d[2];",
+        ("conv2d", "conv2d_correlate"),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
         "cpu/conv2d_weight.h",
         "for (int64_t chunk = 1; chunk < chunks_.parts; ++chunk) {",
         "for (int64_t chunk = 2; chunk < chunks_.parts; ++chunk) {",
         ("conv2d",),
+    ),
+}
+
+TRITON_MUTANTS = {
+    "conv2d_first_tap_of_a_phase_ignores_the_dilation": TritonMutant(
+        "_conv2d.py",
+        "first_tap = distance // common * inverse % step",
+        "first_tap = distance % step",
+        "conv2d_tiny_dilated",
+    ),
+    "conv2d_gate_stays_open": TritonMutant(
+        "_conv2d.py", "y.to(acc) <= 0.0", "y.to(acc) < 0.0", "conv2d_tiny_whole_images"
+    ),
+    "conv2d_parts_take_the_same_pixels": TritonMutant(
+        "_conv2d_weight.py",
+        "tl.range(part * steps, tl.minimum(part * steps + steps, blocks))",
+        "tl.range(0, tl.minimum(steps, blocks))",
+        "conv2d_tiny_parts",
     ),
 }

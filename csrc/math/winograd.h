@@ -1,0 +1,77 @@
+// Winograd's minimal filtering F(2, 3): two outputs of a correlation with three taps from four inputs and
+// four multiplications instead of six (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray,
+// Fast Algorithms for Convolutional Neural Networks, 2015). In two dimensions, the transforms along columns
+// and rows make it 16 multiplications for 2 x 2 outputs of 3 x 3 taps instead of 36:
+//
+//   output = sum_out( to_domain(input) * weight_to_domain(weight) )
+//
+// The multiplications are the same for the weight's gradient, with the transforms of output and weight
+// transposed. Multiplying by 1/2 is exact, so all rounding is that of a few additions.
+#pragma once
+
+#include "../common/macros.h"
+
+namespace pyops::math {
+
+// B^T d
+template <class V>
+PYOPS_HD void winograd_input(const V (&d)[4], V (&to)[4]) {
+  to[0] = d[0] - d[2];
+  to[1] = d[1] + d[2];
+  to[2] = d[2] - d[1];
+  to[3] = d[1] - d[3];
+}
+
+// G g
+template <class V>
+PYOPS_HD void winograd_weight(const V (&g)[3], V (&to)[4]) {
+  const V ends = (g[0] + g[2]) * V(0.5f), middle = g[1] * V(0.5f);
+  to[0] = g[0];
+  to[1] = ends + middle;
+  to[2] = ends - middle;
+  to[3] = g[2];
+}
+
+// A^T m
+template <class V>
+PYOPS_HD void winograd_output(const V (&m)[4], V (&to)[2]) {
+  to[0] = m[0] + m[1] + m[2];
+  to[1] = m[1] - m[2] - m[3];
+}
+
+// A y, the transpose of winograd_output
+template <class V>
+PYOPS_HD void winograd_output_gradient(const V (&y)[2], V (&to)[4]) {
+  to[0] = y[0];
+  to[1] = y[0] + y[1];
+  to[2] = y[0] - y[1];
+  to[3] = V(0.0f) - y[1];
+}
+
+// G^T u, the transpose of winograd_weight
+template <class V>
+PYOPS_HD void winograd_weight_gradient(const V (&u)[4], V (&to)[3]) {
+  const V sum = (u[1] + u[2]) * V(0.5f);
+  to[0] = u[0] + sum;
+  to[1] = (u[1] - u[2]) * V(0.5f);
+  to[2] = sum + u[3];
+}
+
+// A transform of the columns, then of the rows.
+template <int from, int to, class V, class Transform>
+PYOPS_HD void winograd_2d(const V (&x)[from][from], V (&y)[to][to], const Transform& transform) {
+  V half[to][from];
+  PYOPS_UNROLL
+  for (int j = 0; j < from; ++j) {
+    V column[from], transformed[to];
+    PYOPS_UNROLL
+    for (int i = 0; i < from; ++i) column[i] = x[i][j];
+    transform(column, transformed);
+    PYOPS_UNROLL
+    for (int i = 0; i < to; ++i) half[i][j] = transformed[i];
+  }
+  PYOPS_UNROLL
+  for (int i = 0; i < to; ++i) transform(half[i], y[i]);
+}
+
+}  // namespace pyops::math

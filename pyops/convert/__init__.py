@@ -1,0 +1,99 @@
+"""Any model of :mod:`torch.nn` modules, with pyops modules in their place and what is adjacent fused.
+
+Read ``swap.py`` (modules), ``trace.py`` (what a forward does), ``ops.py`` and ``patterns.py`` (what of it is
+fused), ``steps.py`` (into what) and ``plan.py`` (how it is run), in this order.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.nn
+
+from .patterns import has_heads
+from .plan import install, make_plans, uninstall
+from .report import Entry, Report, conversion_report
+from .swap import conversion_of, forget, is_leaf, record, swap, unswap
+from .trace import Untraceable
+
+__all__ = ["Entry", "Report", "conversion_report", "convert", "revert"]
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def convert(model: M, fuse: bool = True) -> M:
+    """Make the modules of ``model`` those of :mod:`pyops.nn`, in place, and fuse what is adjacent.
+
+    Modules, parameters, buffers, hooks and names stay the objects that they were, so that optimizers,
+    ``state_dict`` and other references to them keep working; a module of class ``torch.nn.X`` becomes one of
+    class ``pyops.nn.X``. Subclasses, and modules that pyops does not have, stay as they are.
+
+    With ``fuse``, the forward of Sequentials and of other modules with children is traced by
+    :mod:`torch.fx`, and runs of ops in it are computed by one kernel: convolution, batch normalisation
+    (part of the weights in evaluation mode while no gradient is wanted), addition, activation; convolution,
+    activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. A forward
+    that cannot be traced faithfully runs as it is written, on the converted modules. Fusion needs no care
+    afterwards: with a hook on one of its modules, another module in the place of one, or an attribute changed
+    that forward reads, forward runs as it is written. (What it reads of global variables is taken to
+    stay.) Copies and files of the model keep it.
+
+    Call it again after changing the model: it does what is left to do. :func:`revert` undoes it,
+    :func:`conversion_report` tells what was done.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is no ``torch.nn.Module``.
+    """
+    _check("convert", model)
+    for module in model.modules():
+        _clear_plans(module)
+        swap(module)
+    if fuse:
+        for module in reversed(list(model.modules())):  # children first
+            _fuse(module)
+    return model
+
+
+def revert(model: M) -> M:
+    """Undo :func:`convert`, in place: the modules are torch's again, and forward runs as it is written.
+
+    Modules that were made as pyops's stay that.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is no ``torch.nn.Module``.
+    """
+    _check("revert", model)
+    for module in model.modules():
+        _clear_plans(module)
+        unswap(module)
+        forget(module)
+    return model
+
+
+def _check(function: str, model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _clear_plans(module: torch.nn.Module) -> None:
+    uninstall(module)
+    conversion = conversion_of(module)
+    if conversion is not None:
+        conversion.plans, conversion.not_traced, conversion.not_fused = (), None, []
+
+
+def _fuse(module: torch.nn.Module) -> None:
+    if is_leaf(module) or type(module).forward is torch.nn.Module.forward or not has_heads(module):
+        return
+    try:
+        make_plans(module)
+    except Untraceable as error:
+        record(module).not_traced = str(error)
+        return
+    if record(module).plans:
+        install(module)

@@ -1,0 +1,232 @@
+"""Forward with fused groups: a :class:`Plan`, and the class that runs it.
+
+A plan is a graph of ``trace.py`` in which steps stand for groups, as a Python function. It belongs to the
+module in whose forward the members of a group meet. The modules stay where and what they are: called by
+themselves, sliced out of a Sequential or given a hook, each computes what it always did, and a plan that is
+not true any more is not used.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.nn import Module
+from torch.nn.modules.module import _has_any_global_hook
+
+from .patterns import Group, Refusal, find_groups
+from .swap import Conversion, change_class, record, subclass
+from .trace import Trace, hooks_of, is_opaque, trace
+
+
+class Plan:
+    """A way to run ``forward`` of the module that it was made for, while :meth:`holds`.
+
+    ``groups`` says what is fused, in names. The modules that are called and the steps are attributes ``m0``,
+    ``s0``, ...; ``function(plan, module, *inputs)`` finds them there.
+    """
+
+    def __init__(self, traced: Trace, groups: list[Group], own: list[Group]) -> None:
+        owner = traced.module
+        self.groups = [_names(group.nodes) for group in own]
+        self._inputs = sum(node.op == "placeholder" for node in traced.graph.nodes)
+        reads = [*traced.reads, *(read for group in groups for read in group.reads)]
+        # None stands for the owner: a cycle would keep it in memory until garbage is collected.
+        self._reads = [(None if m is owner else m, name, value) for m, name, value in reads]
+        self._children = [(None if m is owner else m, list(m._modules.items())) for m in traced.visible]
+        seen = dict.fromkeys(chain(traced.inlined[1:], *(group.modules for group in groups)))
+        self._hooks = tuple(chain.from_iterable(map(hooks_of, seen)))
+        steps = {self._insert(traced.graph, group) for group in groups}
+        self.function = self._compile(traced.graph, owner, steps)
+
+    def holds(self, owner: Module, inputs: tuple[Any, ...]) -> bool:
+        """Whether everything is as it was when the plan was made, and the call is one that it is for."""
+        if len(inputs) != self._inputs or not all(isinstance(input, Tensor) for input in inputs):
+            return False
+        for module, name, value in self._reads:
+            if getattr(owner if module is None else module, name) != value:
+                return False
+        return self.obstacle(owner) is None
+
+    def obstacle(self, owner: Module) -> str | None:
+        """What keeps the plan from being used until it goes away."""
+        if any(self._hooks) or _has_any_global_hook():
+            return "a hook was added"
+        for module, children in self._children:
+            if list((owner if module is None else module)._modules.items()) != children:
+                return "a module was added, replaced or removed: convert again"
+        return None
+
+    def _add(self, prefix: str, value: Any) -> str:
+        """The name of the attribute that holds ``value``."""
+        for name, other in self.__dict__.items():
+            if other is value:
+                return name
+        name = f"{prefix}{len(self.__dict__)}"
+        self.__dict__[name] = value
+        return name
+
+    def _insert(self, graph: Graph, group: Group) -> Node:
+        """Replace the group's nodes by one that calls its step; that one."""
+        nodes, step = group.nodes, self._add("s", group.pattern.step(*group.arguments))
+        with graph.inserting_before(group.place):
+            call = graph.call_module(step, group.inputs)
+        nodes[-1].replace_all_uses_with(call)
+        for node in reversed(nodes):
+            graph.erase_node(node)
+        return call
+
+    def _compile(self, graph: Graph, owner: Module, steps: set[Node]) -> Callable[..., Any]:
+        """The graph as a function of the plan, the owner and the inputs."""
+        first = next(iter(graph.nodes))
+        with graph.inserting_before(first):
+            itself = graph.placeholder("owner")
+        for node in list(graph.nodes):
+            path, _, attribute = str(node.target).rpartition(".")
+            if node.op == "call_module" and node not in steps:
+                node.target = self._add("m", owner.get_submodule(node.target))
+            elif node.op == "get_attr" and path:
+                node.target = f"{self._add('m', owner.get_submodule(path))}.{attribute}"
+            elif node.op == "get_attr":
+                with graph.inserting_before(node):
+                    node.replace_all_uses_with(graph.call_function(getattr, (itself, attribute)))
+                graph.erase_node(node)
+        code = graph.python_code(root_module="self")
+        namespace = dict(code.globals)
+        exec(compile(code.src, f"<fused forward of {type(owner).__name__}>", "exec"), namespace)
+        function: Callable[..., Any] = namespace["forward"]
+        return function
+
+
+def _names(nodes: Sequence[Node]) -> str:
+    """The nodes of a group as a user knows them: names of modules, and of functions."""
+    return " + ".join(getattr(node.target, "__name__", str(node.target)) for node in nodes)
+
+
+def _shared(callers: list[tuple[Module, ...]]) -> int:
+    """How many of the outermost callers are the same for all."""
+    return sum(all(c is row[0] for c in row) for row in zip(*callers, strict=False))
+
+
+def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
+    """The trace of ``module``'s forward, the plan that it gives, if any, and what is not fused, and why.
+
+    A group all of whose ops are in the forward of a module below is left to that one's plan, and what is
+    below is looked into only where a group needs it.
+
+    Raises:
+        Untraceable: the forward of ``module`` cannot be traced.
+    """
+    traced = trace(module)
+    groups, refusals = _own(traced)
+    if groups:
+        callers = chain.from_iterable(node.meta["callers"] for group in groups for node in group.nodes)
+        spare = set(traced.inlined).difference(callers)
+        if spare:
+            traced = trace(module, lambda m: m in spare or is_opaque(m))
+            groups, refusals = _own(traced)
+    every = find_groups(traced)[0]
+    reasons = [f"{_names(refusal.nodes)}: {refusal.reason}" for refusal in refusals]
+    return traced, Plan(traced, every, groups) if groups else None, reasons
+
+
+def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
+    """The groups, and what was near to being one, that are not all in the forward of a module below."""
+
+    def is_own(nodes: Any) -> bool:
+        return _shared([node.meta["callers"] for node in nodes]) == 1
+
+    groups, refusals = find_groups(traced)
+    return [g for g in groups if is_own(g.nodes)], [r for r in refusals if is_own(r.nodes)]
+
+
+def make_plans(module: Module) -> None:
+    """Note the plans of ``module``, one for each mode that its forward asks for, and what was not fused.
+
+    Raises:
+        Untraceable: the forward of ``module`` cannot be traced.
+    """
+    traced, plan, reasons = make_plan(module)
+    plans = [plan]
+    read = {value for _, name, value in traced.reads if name == "training"}
+    for mode in (True, False) if read else ():
+        if read != {mode}:
+            with _training(traced.visible, mode):
+                plans.append(make_plan(module)[1])
+    conversion = record(module)
+    conversion.not_fused = reasons
+    conversion.plans = tuple(p for p in plans if p is not None)
+
+
+@contextmanager
+def _training(modules: list[Module], mode: bool) -> Iterator[None]:
+    before = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = mode
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module.training = was
+
+
+def install(module: Module) -> None:
+    """Give ``module``, whose plans are noted, the class that runs them."""
+    change_class(module, _planned)
+
+
+def uninstall(module: Module) -> None:
+    """The inverse."""
+    change_class(module, lambda kind: kind.__dict__.get("_pyops_base"))
+
+
+@cache
+def planned_class(kind: Any) -> Any:
+    """``kind`` with a forward that runs the first of an instance's plans that holds, if one does."""
+
+    @wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs:
+            for plan in self._pyops_conversion.plans:
+                if plan.holds(self, args):
+                    return plan.function(plan, self, *args)
+        return kind.forward(self, *args, **kwargs)
+
+    def __setstate__(self: Any, state: Any) -> None:
+        kind.__setstate__(self, state)
+        # A copy, or a module that was read from a file: plans are made for one object and are not stored.
+        if "_pyops_conversion" in self.__dict__:
+            make_plans(self)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        reduced: Any = kind.__reduce_ex__(self, max(protocol, 2))
+        make, arguments, *rest = reduced
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            make, arguments = _new, (kind, *arguments[1:])
+        return (make, arguments, *rest)
+
+    members = {
+        "forward": forward,
+        "__setstate__": __setstate__,
+        "__reduce_ex__": __reduce_ex__,
+        "_pyops_base": kind,
+        # Of the class as well: slices of a Sequential are instances that nobody planned.
+        "_pyops_conversion": Conversion(),
+    }
+    return subclass(kind, members)
+
+
+def _planned(kind: Any) -> type[Module]:
+    made: type[Module] = planned_class(kind)
+    return made
+
+
+def _new(kind: Any, *arguments: Any) -> Any:
+    """An empty instance of the planned class of ``kind``: classes are stored by name, and it has none."""
+    return planned_class(kind).__new__(planned_class(kind), *arguments)

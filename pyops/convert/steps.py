@@ -1,0 +1,245 @@
+"""What a fused group of ops runs: a call of one kernel, on the parameters as they are at that moment.
+
+A step is made of the ops of its group, None for each optional one that is not there, and is called with the
+group's input and, if it has one, the tensor that is added. Where that does not fit what the kernel takes, it
+computes the group op by op.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .. import nn
+from .ops import Op, activation_name
+
+Parts = tuple[Op | None, ...]
+
+
+class Step:
+    """Base: the names of what the group does, and the group computed op by op."""
+
+    def __init__(self, *ops: Op | None) -> None:
+        modules: list[Any] = [op.module for op in ops if op is not None and op.kind == "activation"]
+        self.activation = activation_name(modules[0]) if modules else None
+
+    @staticmethod
+    def problem(*ops: Op | None) -> str | None:
+        """Why these ops cannot be fused although they are next to each other, or None."""
+        return None
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return x if self.activation is None else _FUNCTIONS[self.activation](x)
+
+    def _then(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self._activate(x if residual is None else x + residual)
+
+    def _in_one_dtype(self, input: Tensor, residual: Tensor | None) -> bool:
+        """Whether the ops, one by one, would all compute in the dtype that the kernel computes in."""
+        dtype, device = input.dtype, input.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            if self.activation == "softplus":  # autocast computes it in float32
+                return False
+            dtype = torch.get_autocast_dtype(device)
+        return residual is None or residual.dtype is dtype
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, "tanh"),
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+
+
+def _output_shape(conv: nn.Conv2d, input: Tensor) -> tuple[int, ...]:
+    right = conv._reversed_padding_repeated_twice  # left, right, top, bottom, whatever the padding is called
+    padded = (input.shape[-2] + right[2] + right[3], input.shape[-1] + right[0] + right[1])
+    size = [
+        (padded[i] - conv.dilation[i] * (conv.kernel_size[i] - 1) - 1) // conv.stride[i] + 1 for i in range(2)
+    ]
+    return (*input.shape[:-3], conv.out_channels, *size)
+
+
+class Conv2dStep(Step):
+    """conv2d, add, activation."""
+
+    def __init__(self, conv: Op, add: Op | None, activation: Op | None) -> None:
+        super().__init__(activation)
+        self.conv: Any = conv.module
+
+    def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv = self.conv
+        weight, bias = conv.weight, conv.bias
+        if self._in_one_dtype(input, residual) and (
+            residual is None or residual.shape == _output_shape(conv, input)
+        ):
+            return conv._conv_forward(input, weight, bias, self.activation, residual)
+        return self._then(conv._conv_forward(input, weight, bias), residual)
+
+
+class Conv2dMaxPool2dStep(Step):
+    """conv2d, activation, max_pool2d."""
+
+    def __init__(self, conv: Op, activation: Op | None, pool: Op) -> None:
+        super().__init__(activation)
+        self.conv: Any = conv.module
+        self.pool: Any = pool.module
+
+    @staticmethod
+    def problem(*ops: Op | None) -> str | None:
+        conv: Any = ops[0].module if ops[0] else None
+        if conv.padding_mode != "zeros":
+            return f"conv2d_max_pool2d pads with zeros, not by {conv.padding_mode!r}"
+        return None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        conv, pool = self.conv, self.pool
+        weight, bias = conv.weight, conv.bias
+        if not self._in_one_dtype(input, None):
+            return pool(self._activate(conv._conv_forward(input, weight, bias)))
+        return F.conv2d_max_pool2d(
+            input,
+            weight,
+            bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            activation=self.activation,
+            kernel_size=pool.kernel_size,
+            pool_stride=pool.stride,
+            pool_padding=pool.padding,
+            pool_dilation=pool.dilation,
+            ceil_mode=pool.ceil_mode,
+        )
+
+
+class LinearStep(Step):
+    """linear, activation, dropout."""
+
+    def __init__(self, linear: Op, activation: Op | None, dropout: Op | None) -> None:
+        super().__init__(activation)
+        self.linear: Any = linear.module
+        self.dropout: Any = None if dropout is None else dropout.module
+
+    def __call__(self, input: Tensor) -> Tensor:
+        linear, dropout = self.linear, self.dropout
+        weight, bias = linear.weight, linear.bias
+        p = dropout.p if dropout is not None and dropout.training else 0.0
+        if self._in_one_dtype(input, None):
+            return F.linear(input, weight, bias, activation=self.activation, dropout_p=p)
+        return F.dropout(self._activate(F.linear(input, weight, bias)), p)
+
+
+class BatchNormStep(Step):
+    """batch_norm, add, activation."""
+
+    def __init__(self, norm: Op, add: Op | None, activation: Op | None) -> None:
+        super().__init__(activation)
+        self.norm: Any = norm.module
+
+    def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._normalize(self.norm, input, residual)
+
+    def _normalize(self, norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
+        # Autocast leaves batch_norm in its input's dtype.
+        if residual is None or (residual.shape == input.shape and residual.dtype is input.dtype):
+            return norm._norm_forward(input, self.activation, residual)
+        return self._then(norm._norm_forward(input, None, None), residual)
+
+
+class Conv2dBatchNormStep(BatchNormStep):
+    """conv2d, batch_norm, add, activation. Once trained, the normalisation is part of the weights."""
+
+    def __init__(self, conv: Op, norm: Op, add: Op | None, activation: Op | None) -> None:
+        super().__init__(norm, add, activation)
+        self.conv: Any = conv.module
+        self._folded: _Folded | None = None
+
+    def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv, norm = self.conv, self.norm
+        if norm.training or norm.running_mean is None or not self._foldable(input, residual):
+            return self._normalize(norm, conv._conv_forward(input, conv.weight, conv.bias), residual)
+        if torch.compiler.is_compiling():
+            weight, bias = _fold(conv, norm)
+        else:
+            if self._folded is None or not self._folded.holds(conv, norm):
+                self._folded = _Folded(conv, norm)
+            weight, bias = self._folded.result
+        return conv._conv_forward(input, weight, bias, self.activation, residual)
+
+    @staticmethod
+    def problem(*ops: Op | None) -> str | None:
+        norm: Any = ops[1].module if ops[1] else None
+        return None if isinstance(norm, nn.BatchNorm2d) else "batch_norm is not that of an image"
+
+    def _foldable(self, input: Tensor, residual: Tensor | None) -> bool:
+        conv, norm = self.conv, self.norm
+        return (
+            input.dim() == 4
+            and norm.num_features == conv.out_channels
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in _sources(conv, norm)))
+            and self._in_one_dtype(input, residual)
+            and (residual is None or residual.shape == _output_shape(conv, input))
+        )
+
+
+def _sources(conv: Any, norm: Any) -> list[Tensor]:
+    """What folded weights are made of."""
+    tensors = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that is ``norm(conv(x))`` in evaluation mode."""
+    weight = conv.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), bias.to(weight.dtype)
+
+
+class _Folded:
+    """A folded weight and bias, and what they were made of."""
+
+    def __init__(self, conv: Any, norm: Any) -> None:
+        # Not as tensors of inference mode: a later call may be differentiated by its input.
+        with torch.inference_mode(False), torch.no_grad():
+            self.result = _fold(conv, norm)
+            self._sources = _sources(conv, norm)
+            self._versions = [_version(t) for t in self._sources]
+            self._eps = norm.eps
+            # Changes through .data leave no trace but these. On a GPU, looking would mean waiting for it.
+            on_cpu = conv.weight.is_cpu
+            self._looks = [t[:, 0, 0, 0] if t.dim() == 4 else t[:] for t in self._sources] if on_cpu else []
+            self._seen = [t.clone() for t in self._looks]
+
+    def holds(self, conv: Any, norm: Any) -> bool:
+        """Whether the same would come out now."""
+        return (
+            norm.eps == self._eps
+            and all(map(operator.is_, self._sources, _sources(conv, norm)))
+            and [_version(t) for t in self._sources] == self._versions
+            and all(map(torch.equal, self._looks, self._seen))
+        )
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    # An inference tensor counts no versions; it can be changed only in inference mode.
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,144 @@
+"""Which module of :mod:`torch.nn` becomes which of :mod:`pyops.nn`, and how: in place, by its class.
+
+The object stays the same one. So do its parameters, buffers, hooks and name, every reference to it from
+elsewhere, and what an optimizer holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.nn.utils import parametrize
+
+from .. import nn
+
+
+def _counterparts() -> dict[type[Module], type[Module]]:
+    """Every class of torch.nn that pyops.nn has a subclass of, under the same name."""
+    pairs = ((getattr(torch.nn, name, None), getattr(nn, name)) for name in nn.__all__)
+    return {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
+
+
+TO_PYOPS = _counterparts()
+TO_TORCH = {ours: theirs for theirs, ours in TO_PYOPS.items()}
+
+
+@dataclass
+class Conversion:
+    """What was done to one module; kept in its ``__dict__``, so that it moves and is copied with it."""
+
+    swapped: bool = False
+    #: Reason why the forward of a module with children was not looked at for fusion.
+    not_traced: str | None = None
+    #: What was next to each other but not fused, and why.
+    not_fused: list[str] = field(default_factory=list)
+    #: The fused ways to run forward (``plan.py``). They belong to one object: a copy makes its own.
+    plans: tuple[Any, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "plans": ()}
+
+
+_KEY = "_pyops_conversion"
+
+
+def conversion_of(module: Module) -> Conversion | None:
+    """What was done to ``module``, None if nothing was."""
+    return module.__dict__.get(_KEY)
+
+
+def record(module: Module) -> Conversion:
+    """What was done to ``module``, to be added to."""
+    return module.__dict__.setdefault(_KEY, Conversion())
+
+
+def forget(module: Module) -> None:
+    module.__dict__.pop(_KEY, None)
+
+
+def plain_type(module: Module) -> type[Module]:
+    """The class of a module without what ``torch.nn.utils.parametrize`` has put over it."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def change_class(module: Module, choose: Callable[[type[Module]], type[Module] | None]) -> bool:
+    """Give ``module`` the class chosen for its :func:`plain_type`; False if that is None."""
+    chosen = choose(plain_type(module))
+    if chosen is None:
+        return False
+    if parametrize.is_parametrized(module):
+        # torch made this class for this one module, to hold properties in the place of its parameters.
+        own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+        chosen = type(type(module).__name__, (chosen,), own)
+    module.__class__ = chosen
+    return True
+
+
+def swap(module: Module) -> None:
+    """Make a module of torch.nn the pyops.nn one, if there is one of this very class."""
+    if not isinstance(module, torch.jit.ScriptModule) and change_class(module, TO_PYOPS.get):
+        record(module).swapped = True
+
+
+def unswap(module: Module) -> None:
+    """The inverse; modules that were made as pyops.nn's stay that."""
+    conversion = conversion_of(module)
+    if conversion is not None and conversion.swapped:
+        change_class(module, TO_TORCH.get)
+
+
+class _Unregistered:
+    """First base of classes made here: they are none to those who list their subclasses."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        pass
+
+
+def subclass(kind: type[Module], members: dict[str, Any]) -> type[Module]:
+    """A subclass that goes by the same name."""
+    names = {key: getattr(kind, key) for key in ("__module__", "__qualname__", "__doc__")}
+    bases = (kind,) if issubclass(kind, _Unregistered) else (_Unregistered, kind)
+    meta: Any = type(kind)
+    made: type[Module] = meta(kind.__name__, bases, {**names, **members})
+    return made
+
+
+_CONTAINERS = (
+    Module,
+    torch.nn.Sequential,
+    torch.nn.ModuleList,
+    torch.nn.ModuleDict,
+    torch.nn.ParameterList,
+    torch.nn.ParameterDict,
+)
+
+
+def is_leaf(module: Module) -> bool:
+    """Whether a module is, or extends, one that torch or pyops wrote the forward of (and no container)."""
+    return any(
+        base not in _CONTAINERS and base.__module__.split(".")[0] in ("torch", "pyops")
+        for base in plain_type(module).__mro__
+        if not issubclass(base, _Unregistered)
+    )
+
+
+def why_left(module: Module) -> str | None:
+    """Why a module that computes something is not pyops.nn's; None if it is, or has only children."""
+    kind = plain_type(module)
+    if kind in TO_TORCH:
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        return "compiled by torch.jit.script"
+    if isinstance(module, torch.fx.GraphModule):
+        return "a graph that torch.fx made: convert the model before it is traced"
+    if kind in TO_PYOPS:
+        return f"not converted: pyops.convert makes it pyops.nn.{kind.__name__}"
+    for base in kind.__mro__[1:]:
+        if base in TO_PYOPS or base in TO_TORCH:
+            owner = "torch.nn" if base in TO_PYOPS else "pyops.nn"
+            return f"a subclass of {owner}.{base.__name__}, which may compute something else"
+    return "pyops has no kernel for it" if is_leaf(module) else None

@@ -1,0 +1,390 @@
+"""What a module's forward does, as a graph: :mod:`torch.fx`, made strict.
+
+fx runs a module's forward once on stand-ins for its inputs and writes down what happens to them. Whatever
+else forward looks at or does is lost, or frozen as it was at that moment. Here such a forward is refused
+(:class:`Untraceable`), or what it looked at is noted (:attr:`Trace.reads`), so that the graph is used only
+while it is still true.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import random
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx import Graph, Node, Proxy
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import functional
+from .swap import conversion_of, is_leaf, subclass
+
+
+class Untraceable(Exception):
+    """The forward of ``module`` cannot be written down as a graph; the message says why."""
+
+    def __init__(self, module: Module, reason: str) -> None:
+        super().__init__(reason)
+        self.module = module
+
+
+#: An attribute that forward has read: the module, the name, and the value it had.
+Read = tuple[Module, str, Any]
+
+
+@dataclass
+class Trace:
+    """The graph of ``module``'s forward. ``inlined``: the modules whose forward is part of it, itself first;
+    ``visible``: these and containers, whose children forward may have gone through.
+
+    The ``meta`` of each node has under ``"callers"`` the inlined modules in whose forward it is, outermost
+    first.
+    """
+
+    module: Module
+    graph: Graph
+    inlined: list[Module]
+    visible: list[Module]
+    reads: list[Read]
+
+    def called(self, node: Node) -> Module | None:
+        """The module that ``node`` calls, if it calls one."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def hooks_of(module: Module) -> list[dict[int, Any]]:
+    """The dicts, empty or not, of everything that wants to see a call of ``module``."""
+    return [
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    ]
+
+
+def is_opaque(module: Module) -> bool:
+    """Whether ``module`` is called as it is, and not looked into: its forward is no business of ours."""
+    conversion = conversion_of(module)
+    return (
+        is_leaf(module)
+        or "forward" in module.__dict__
+        or any(hooks_of(module))
+        or (conversion is not None and conversion.not_traced is not None)
+    )
+
+
+def visible(module: Module, opaque: Callable[[Module], bool]) -> Iterator[Module]:
+    """``module`` and what is below it, down to and without the opaque ones; each once."""
+    seen, stack = {module}, [module]
+    while stack:
+        current = stack.pop()
+        yield current
+        for child in current._modules.values():
+            if child is not None and child not in seen and not opaque(child):
+                seen.add(child)
+                stack.append(child)
+
+
+def trace(module: Module, opaque: Callable[[Module], bool] = is_opaque) -> Trace:
+    """The graph of ``module``'s forward and of those called in it, but for the opaque ones.
+
+    A module below that turns out to be untraceable is left as a call.
+
+    Raises:
+        Untraceable: ``module``'s own forward is.
+    """
+    also: set[Module] = set()
+    while True:
+        try:
+            return _Tracer(lambda m: m in also or opaque(m)).run(module)
+        except Untraceable as error:
+            if error.module is module or error.module in also:
+                raise Untraceable(module, str(error)) from error
+            also.add(error.module)
+
+
+class _Proxy(Proxy):
+    """A stand-in that knows ``+=`` from ``+``, which fx takes for the same."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
+    setattr(_Proxy, f"__i{_name}__", _augmented(getattr(operator, f"i{_name}")))
+
+
+class _RefuseOps(TorchDispatchMode):
+    """Outside of the graph, nothing is computed: it would be computed only once."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"forward computes {function} from something else than its input")
+
+
+# What every module has is the business of torch.nn, except for its mode.
+_INTERNAL = frozenset(vars(Module())) - {"training"} | {"_pyops_conversion", "__dict__", "__class__"}
+
+_CONSTANTS = (
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
+    torch.memory_format, FunctionType, BuiltinFunctionType, MethodType, ModuleType, type, Module,
+)  # fmt: skip
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether ``value`` itself stays what it is, so that it is enough to see that it is still there."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return isinstance(value, _CONSTANTS)
+
+
+class _Tracer(torch.fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, opaque: Callable[[Module], bool]) -> None:
+        modules: Any = (math, functional)  # its stub knows a tuple of one only
+        super().__init__(autowrap_modules=modules)
+        self._opaque = opaque
+        self._watched: dict[Module, None] = {}
+        self._callers: list[Module] = []
+        self._reads: dict[tuple[int, str], Read] = {}
+        self._inlined: dict[Module, None] = {}
+        self._context: Any = None
+
+    def run(self, module: Module) -> Trace:
+        self._callers = [module]
+        self._inlined[module] = None
+        self._watched = dict.fromkeys(visible(module, self._opaque))
+        before = _random_state()
+        try:
+            self._context = _context()
+            with self._watch(), _replaced(_questions(list(self._watched))), _RefuseOps():
+                graph = self.trace(module)
+        except Untraceable:
+            raise
+        except Exception as error:  # whatever a forward may raise when it is run on stand-ins
+            raise Untraceable(self._callers[-1], _first_line(error)) from error
+        if _random_state() != before:
+            raise Untraceable(module, "forward draws random numbers in Python")
+        return Trace(module, graph, list(self._inlined), list(self._watched), list(self._reads.values()))
+
+    @contextmanager
+    def _watch(self) -> Iterator[None]:
+        """While it lasts, every visible module reports what is read from it and written to it."""
+        classes: dict[Module, Any] = {module: type(module) for module in self._watched}
+        try:
+            for module, kind in classes.items():
+                object.__setattr__(module, "__class__", _watched(kind))
+                module.__dict__["_pyops_tracer"] = self
+            yield
+        finally:
+            for module, kind in classes.items():
+                module.__dict__.pop("_pyops_tracer", None)
+                object.__setattr__(module, "__class__", kind)
+
+    def note_read(self, module: Module, name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):  # the graph, too, will look it up
+            return
+        if not _is_constant(value):
+            kind = type(value).__name__
+            raise Untraceable(self._callers[-1], f"forward reads self.{name}, a {kind}, which may change")
+        self._reads[id(module), name] = (module, name, value)
+
+    def note_write(self, name: str) -> None:
+        raise Untraceable(self._callers[-1], f"forward changes self.{name}")
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        # Stand-ins for what must be given. What may be left out is: another call does not use the graph.
+        return root_fn, [
+            self.root,
+            *(self.create_proxy("placeholder", n, (), {}) for n in inputs_of(root_fn)),
+        ]
+
+    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
+        return m not in self._watched
+
+    def call_module(
+        self, m: Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if m not in self._watched:
+            return super().call_module(m, forward, args, kwargs)
+        self._callers.append(m)
+        self._inlined[m] = None
+        # Stays where it is if this raises: to be blamed.
+        result = super().call_module(m, forward, args, kwargs)
+        self._callers.pop()
+        return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if _context() != self._context:
+            raise Untraceable(self._callers[-1], "forward changes autograd's or autocast's mode")
+        node = super().create_node(*args, **kwargs)
+        node.meta["callers"] = tuple(self._callers)
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor) and not self._is_attribute(a):
+            raise Untraceable(self._callers[-1], "forward uses a tensor that is no attribute of the module")
+        return super().create_arg(a)
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
+
+    def _is_attribute(self, tensor: torch.Tensor) -> bool:
+        known = (*self.root.parameters(), *self.root.buffers(), *self.tensor_attrs)
+        return any(tensor is other for other in known)
+
+
+@cache
+def _watched(kind: Any) -> type[Module]:
+    """``kind`` with eyes: instances tell their tracer what is read from and written to them."""
+
+    def __getattribute__(self: Module, name: str) -> Any:
+        value = kind.__getattribute__(self, name)
+        if name not in _INTERNAL:
+            attributes = object.__getattribute__(self, "__dict__")
+            if name in attributes and "_pyops_tracer" in attributes and name != "_pyops_tracer":
+                attributes["_pyops_tracer"].note_read(self, name, value)
+        return value
+
+    def __setattr__(self: Module, name: str, value: Any) -> None:
+        object.__getattribute__(self, "__dict__")["_pyops_tracer"].note_write(name)
+
+    def __delattr__(self: Module, name: str) -> None:
+        object.__getattribute__(self, "__dict__")["_pyops_tracer"].note_write(name)
+
+    members = {
+        "__getattribute__": __getattribute__,
+        "__setattr__": __setattr__,
+        "__delattr__": __delattr__,
+    }
+    return subclass(kind, members)
+
+
+def inputs_of(forward: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that every call of a forward has to give, without ``self``.
+
+    Raises:
+        TypeError: some can be given only by name, or are not named.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"forward takes *{parameter.name}")
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            raise TypeError(f"forward takes {parameter.name} by name only")
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+
+
+@contextmanager
+def _replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
+    """While it lasts, each of the namespaces has the given value under the given name."""
+    missing = object()
+    before = [(namespace, name, namespace.get(name, missing)) for namespace, name, _ in replacements]
+    try:
+        for namespace, name, value in replacements:
+            namespace[name] = value
+        yield
+    finally:
+        for namespace, name, value in before:
+            if value is missing:
+                namespace.pop(name, None)
+            else:
+                namespace[name] = value
+
+
+def _questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
+    """What a forward may ask and fx would answer wrongly, with functions that do not (see ``_replaced``).
+
+    Only for the modules' own code: torch itself goes on asking, and may be imported meanwhile.
+    """
+    forwards = [inspect.unwrap(type(module).forward) for module in modules]
+    scopes = {id(f.__globals__): f.__globals__ for f in forwards if isinstance(f, FunctionType)}
+    replacements: list[tuple[dict[str, Any], str, Any]] = []
+    for scope in scopes.values():
+        if scope.get("__name__", "").split(".")[0] == "torch":
+            continue
+        replacements.append((scope, "isinstance", _isinstance))
+        for name, value in scope.items():
+            if value is torch:
+                replacements.append((scope, name, _Torch("torch")))
+            elif isinstance(value, Hashable) and value in _ANSWERS:
+                replacements.append((scope, name, _ANSWERS[value]))
+    return replacements
+
+
+def _refuse_mode(*_: Any) -> bool:
+    raise RuntimeError("forward asks for autograd's or autocast's mode")
+
+
+_ANSWERS: dict[Any, Callable[..., bool]] = {
+    torch.is_grad_enabled: _refuse_mode,
+    torch.is_inference_mode_enabled: _refuse_mode,
+    torch.is_autocast_enabled: _refuse_mode,
+    torch.is_tensor: lambda value: _isinstance(value, torch.Tensor),
+}
+
+
+class _Torch(ModuleType):
+    """``torch`` with :data:`_ANSWERS`."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(torch, name)
+        return _ANSWERS.get(value, value) if isinstance(value, Hashable) else value
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """``isinstance``, to which the stand-in of an input is a tensor."""
+    if not isinstance(value, Proxy):
+        return isinstance(value, kinds)
+    if value.node.op != "placeholder":
+        raise RuntimeError("forward asks for the type of an intermediate result")
+    return issubclass(torch.Tensor, kinds)
+
+
+def _context() -> tuple[Any, ...]:
+    """The modes that a ``with`` in a forward changes and fx does not see."""
+    return (
+        torch._C.is_grad_enabled(),
+        torch._C.is_inference_mode_enabled(),
+        torch._C.is_autocast_enabled("cpu"),
+        torch._C.is_autocast_enabled("cuda"),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
+        torch._C._len_torch_function_stack(),
+    )
+
+
+def _random_state() -> Any:
+    numpy = sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    return random.getstate(), None if state is None else (state[1].tobytes(), *state[2:])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

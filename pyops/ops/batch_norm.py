@@ -1,0 +1,329 @@
+"""Batch normalisation with residual and activation: schemas, autograd and public function.
+
+Kernels: ``csrc/cpu/batch_norm.cpp``, ``csrc/cuda/batch_norm.cu``, ``triton_kernels/batch_norm.py``; the
+formulas are in ``csrc/math/batch_norm.h``.
+
+Tensors of the raw ops are contiguous; ``dim`` is the dimension of the channels in them, the last one for
+channels_last. A batch's statistics are two vectors: ``mean`` in float64, because the mean of large values
+with a small deviation needs more than float32 holds, and ``rstd`` = 1 / sqrt(var + eps) in the accumulation
+dtype. ``mask`` has one bit per element, set where relu(batch_norm + residual) passes a gradient, in rows of
+whole bytes (:func:`mask_shape`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _library, backends, reference
+from ._batch_norm import (
+    check_arguments,
+    check_residual,
+    in_order,
+    inverse,
+    mask_elements,
+    mask_shape,
+    memory_order,
+)
+from ._common import acc_dtype, apply, check_floating, differentiable_gradients
+from .activation import IDENTITY, RELU, parse
+
+
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    statistics: Tensor | None,
+    dim: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+    kind: int,
+    a: float,
+    b: float,
+    save_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = input.shape[dim]
+    return (
+        input.new_empty(input.shape),
+        input.new_empty((channels,), dtype=torch.float64),
+        input.new_empty((channels,), dtype=acc_dtype(input.dtype)),
+        input.new_empty(mask_shape(input.shape, dim) if save_mask else (0, 0), dtype=torch.uint8),
+    )
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    mean_gradients: Tensor | None,
+    dim: int,
+    training: bool,
+    kind: int,
+    a: float,
+    b: float,
+    needs_input: bool,
+    needs_affine: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like = next(t for t in (weight, bias, rstd) if t is not None)
+    channels = (input.shape[dim] if needs_affine else 0,)
+    return (
+        input.new_empty(input.shape if needs_input else (0,)),
+        like.new_empty(channels),
+        like.new_empty(channels),
+        input.new_empty(input.shape if needs_residual else (0,)),
+    )
+
+
+_TAIL = "int kind, float a, float b"
+
+_library.define(
+    "batch_norm_forward",
+    "(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, Tensor? statistics, int dim, bool training, float momentum, float eps, "
+    f"{_TAIL}, bool save_mask) -> (Tensor output, Tensor mean, Tensor rstd, Tensor mask)",
+    _fake_forward,
+)
+_library.define(
+    "batch_norm_backward",
+    "(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
+    f"Tensor mean, Tensor rstd, Tensor? mean_gradients, int dim, bool training, {_TAIL}, bool needs_input, "
+    "bool needs_affine, bool needs_residual) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    _fake_backward,
+)
+# The two reductions alone, for statistics over several processes (sync_batch_norm.py): [2, C] in float64.
+_library.define(
+    "batch_norm_statistics",
+    "(Tensor input, int dim) -> Tensor",
+    lambda input, dim: input.new_empty((2, input.shape[dim]), dtype=torch.float64),
+)
+_library.define(
+    "batch_norm_backward_sums",
+    "(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
+    f"Tensor mean, Tensor rstd, int dim, {_TAIL}) -> Tensor",
+    lambda grad_output, input, weight, bias, residual, mask, mean, rstd, dim, *activation: input.new_empty(
+        (2, input.shape[dim]), dtype=torch.float64
+    ),
+)
+
+
+class Options(NamedTuple):
+    """What is no tensor, in the order in which the raw forward takes it."""
+
+    dim: int
+    training: bool
+    momentum: float
+    eps: float
+    kind: int
+    a: float
+    b: float
+
+    @property
+    def activation(self) -> tuple[int, float, float]:
+        return self.kind, self.a, self.b
+
+
+def needs_mask(kind: int, residual: Tensor | None) -> bool:
+    """Whether backward needs a stored mask: without residual, the sign is made again from the input."""
+    return kind == RELU and residual is not None
+
+
+def kept_residual(kind: int, residual: Tensor | None) -> Tensor | None:
+    """The residual where backward makes the activation's input again."""
+    return residual if kind not in (IDENTITY, RELU) else None
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        options: Options,
+        ops: SimpleNamespace,
+    ) -> Tensor:
+        masked = needs_mask(options.kind, residual)
+        output, mean, rstd, mask = ops.batch_norm_forward(
+            input, weight, bias, residual, running_mean, running_var, None, *options, masked
+        )
+        residual = kept_residual(options.kind, residual)
+        ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd)
+        ctx.options, ctx.ops = options, ops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, weight, bias, residual, mask, mean, rstd = ctx.saved_tensors
+        options, needs = ctx.options, ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            return *_differentiable(grad, ctx.saved_tensors, options, needs), None, None, None, None
+        found = ctx.ops.batch_norm_backward(
+            grad.contiguous(),
+            *(input, weight, bias, residual, mask, mean, rstd, None),
+            *(options.dim, options.training, *options.activation),
+            *(needs[0], needs[1] or needs[2], needs[3]),
+        )
+        return (*(g if n else None for g, n in zip(found, needs, strict=True)), None, None, None, None)
+
+
+def _differentiable(
+    grad: Tensor, saved: tuple[Any, ...], options: Options, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight, bias and residual that can be differentiated again."""
+    input, weight, bias, residual, mask, mean, rstd = saved
+    activation = options.activation
+    if mask is not None:
+        grad = grad * mask_elements(mask, grad.shape)
+        activation = (IDENTITY, 0.0, 0.0)
+    tensors = [input, weight, bias, residual]
+    # The residual's gradient is the gradient in front of it where it was not kept.
+    differentiable = [i for i in range(4) if needs[i] and tensors[i] is not None]
+    formula = partial(_formula, tensors, differentiable, mean, rstd, options, activation)
+    found: list[Tensor | None] = [None] * 4
+    if differentiable:
+        inputs = tuple(tensors[i] for i in differentiable)
+        for i, gradient in zip(
+            differentiable, differentiable_gradients(formula, inputs, (grad,)), strict=True
+        ):
+            found[i] = gradient
+    if needs[3] and residual is None:
+        found[3] = grad
+    return tuple(found)
+
+
+def _formula(
+    tensors: list[Any],
+    places: list[int],
+    mean: Tensor,
+    rstd: Tensor,
+    options: Options,
+    activation: tuple[int, float, float],
+    *inputs: Tensor,
+) -> Tensor:
+    """The reference formula of the tensors, those at ``places`` replaced by ``inputs``."""
+    replaced = list(tensors)
+    for place, tensor in zip(places, inputs, strict=True):
+        replaced[place] = tensor
+    x, weight, bias, residual = replaced
+    dim, training = options.dim, options.training
+    if training:
+        running_mean, running_var, eps = None, None, options.eps
+    else:
+        running_mean, running_var, eps = mean, rstd.double().pow(-2), 0.0
+    settings = (dim, training, 0.0, eps)
+    return reference.batch_norm(x, weight, bias, residual, running_mean, running_var, *settings, *activation)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""activation(batch_norm(input) + residual), as :func:`torch.nn.functional.batch_norm` and what follows.
+
+    Each channel is normalised by its mean and biased variance over the batch while ``training``, else by the
+    running ones, which training moves towards the batch's mean and unbiased variance by ``momentum``. Beside
+    the input, backward keeps two vectors; with ``"relu"`` and a residual one bit per element, and with other
+    activations the residual (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    Args:
+        input: shape (N, C, *), at least 2 dimensions, any dtype of float32, float64, bfloat16, float16.
+            channels_last and other dense layouts are used as they lie; other strides are copied.
+        running_mean, running_var: shape (C), or both None; not None unless ``training``. Updated in place
+            while ``training``.
+        weight, bias: shape (C): scale and shift of the normalised input.
+            These four have one dtype: the input's, or float32 where the input has 16 bits.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance.
+        activation: name of the activation that follows, with its default parameters: ``"relu"``,
+            ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
+            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+        residual: added before the activation; shape and dtype of the input.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of ``input``.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or value; one value per channel in training.
+        RuntimeError: tensors on different devices.
+    """
+    name = "batch_norm"
+    kind, a, b = parse(name, activation)
+    check_floating(name, "input", input)
+    check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is None:
+        if activation is None and backends.prefers_torch(input):
+            tensors = (input, running_mean, running_var, weight, bias)
+            return torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
+    else:
+        check_residual(name, residual, input)
+    options = Options(1, training, float(momentum), float(eps), kind, a, b)
+    ops = backends.resolve(input, "batch_norm_forward")
+    if ops is None:
+        return reference.batch_norm(input, weight, bias, residual, running_mean, running_var, *options)
+    weight, bias, mean, var = map(_contiguous, (weight, bias, running_mean, running_var))
+    order = memory_order(input)
+    if order is not None:
+        options = options._replace(dim=order.index(1))
+    laid_out = (in_order(input, order), weight, bias, in_order(residual, order))
+    output = _normalize(*laid_out, mean, var, options, ops)
+    if training:
+        _note_update(running_mean, mean)
+        _note_update(running_var, var)
+    return output if order is None else output.permute(inverse(order))
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _normalize(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    options: Options,
+    ops: SimpleNamespace,
+) -> Tensor:
+    tensors = (input, weight, bias, residual)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return apply(_BatchNorm, *tensors, running_mean, running_var, options, ops)
+    return ops.batch_norm_forward(*tensors, running_mean, running_var, None, *options, False)[0]
+
+
+def _note_update(running: Tensor | None, updated: Tensor | None) -> None:
+    """Let autograd know that ``running`` has changed; ``updated`` may be a contiguous copy of it."""
+    if running is None or updated is None:
+        return
+    if updated is not running:
+        running.copy_(updated)
+    elif not torch.compiler.is_compiling() and not running.is_inference():
+        torch.autograd.graph.increment_version(running)

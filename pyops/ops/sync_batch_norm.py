@@ -1,0 +1,135 @@
+"""Batch normalisation with the statistics of all processes of a group: autograd and the function behind
+:class:`pyops.nn.SyncBatchNorm`.
+
+The two reductions and the two passes that write are the kernels of :mod:`pyops.ops.batch_norm`. Between them
+the processes exchange 2 C + 1 numbers forward and 2 C backward, in float64, and merge them in rank order.
+Processes may have batches of different sizes, or none.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from .. import backends, reference
+from ._batch_norm import check_residual, check_vectors, in_order, inverse, memory_order
+from ._common import apply, check_floating
+from .activation import parse
+from .batch_norm import Options, kept_residual, needs_mask
+
+
+def _gathered(tensor: Tensor, group: Any) -> Tensor:
+    """The tensors of all processes, stacked by rank."""
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, tensor, group=group)
+    return torch.stack(parts)
+
+
+def _global_statistics(local: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [2, C] over all processes and the number of values per channel, []."""
+    counted = torch.cat([local.flatten(), local.new_full((1,), float(count))])
+    everyone = _gathered(counted, group)
+    counts, moments = everyone[:, -1:], everyone[:, :-1].unflatten(1, (2, -1))
+    total = counts.sum().clamp(min=1)
+    mean = (counts * moments[:, 0]).sum(0) / total
+    apart = (moments[:, 0] - mean).square()
+    return torch.stack([mean, (moments[:, 1] + counts * apart).sum(0) / total]), total
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        options: Options,
+        group: Any,
+        ops: SimpleNamespace,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count = input.numel() // input.shape[options.dim]
+        local = ops.batch_norm_statistics(input, options.dim)
+        statistics, total = _global_statistics(local, count, group)
+        masked = needs_mask(options.kind, residual)
+        output, mean, rstd, mask = ops.batch_norm_forward(
+            input, weight, bias, residual, None, None, statistics, *options, masked
+        )
+        residual = kept_residual(options.kind, residual)
+        ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd, total)
+        ctx.options, ctx.group, ctx.ops = options, group, ops
+        ctx.mark_non_differentiable(statistics, total)
+        return output, statistics, total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("SyncBatchNorm: there is no second derivative (create_graph=True)")
+        *saved, total = ctx.saved_tensors
+        options, needs = ctx.options, ctx.needs_input_grad[:4]
+        grad = grad.contiguous()
+        sums = means = None
+        if any(needs[:3]):
+            sums = ctx.ops.batch_norm_backward_sums(grad, *saved, options.dim, *options.activation)
+        if needs[0]:
+            assert sums is not None
+            means = _gathered(sums, ctx.group).sum(0) / total
+        dx, _weight, _bias, dresidual = ctx.ops.batch_norm_backward(
+            *(grad, *saved, means, options.dim, True, *options.activation, needs[0], False, needs[3])
+        )
+        found = [dx if needs[0] else None, None, None, dresidual if needs[3] else None]
+        if sums is not None:
+            # Of this process alone: whoever averages parameters' gradients over processes does it for all.
+            like = next((t for t in saved[1:3] if t is not None), saved[6])
+            if needs[1]:
+                found[1] = (sums[1] * saved[6]).to(like.dtype)
+            if needs[2]:
+                found[2] = sums[0].to(like.dtype)
+        return (*found, None, None, None)
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    group: Any,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """:func:`pyops.functional.batch_norm` in training, over the batches of all processes of ``group``.
+
+    Gradients of the parameters are those of this process's batch.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or value.
+        RuntimeError: tensors on different devices; a backend without kernels; a second derivative.
+    """
+    name = "SyncBatchNorm"
+    kind, a, b = parse(name, activation)
+    check_floating(name, "input", input)
+    check_vectors(name, input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    if residual is not None:
+        check_residual(name, residual, input)
+    ops = backends.resolve(input, "batch_norm_statistics")
+    if ops is None:
+        raise RuntimeError(
+            f"{name}: there are no kernels for {input.device} in use that could share statistics"
+        )
+    options = Options(1, True, 0.0, float(eps), kind, a, b)
+    order = memory_order(input)
+    if order is not None:
+        options = options._replace(dim=order.index(1))
+    vectors = [None if v is None else v.contiguous() for v in (weight, bias)]
+    tensors = (in_order(input, order), *vectors, in_order(residual, order))
+    output, statistics, total = apply(_SyncBatchNorm, *tensors, options, group, ops)
+    reference.update_running(running_mean, running_var, statistics[0], statistics[1], total, momentum)
+    return output if order is None else output.permute(inverse(order))

@@ -1,0 +1,321 @@
+"""What the convolution kernels share: checks, geometry as in csrc/math/conv2d.h, tiles of pixels, arithmetic.
+
+Tensors are NCHW or channels_last alike: kernels get strides. Tiles are pixels x channels for a channels_last
+tensor and channels x pixels otherwise, so that neighbouring threads read neighbouring elements; ``PIXELS``
+and ``CHANNELS`` are the numbers of these axes, and a value for each pixel gets the axis of the channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+import triton
+import triton.language as tl
+
+from pyops.ops.conv2d import is_channels_last
+
+from ._common import cdiv, check_dense, check_floating, next_power_of_2
+from .activation import check_kind
+
+_LIMIT = 2**30  # of strides and the like: no sum or product leaves 64 bits
+# Offsets below it are computed in 32 bits, which takes half the registers; tiles may reach beyond tensors.
+NARROW_ELEMENTS = 2**30
+
+# ------------------------------------------------------------------------------------------ geometry
+
+
+@dataclass(frozen=True)
+class Axis:
+    input: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def extent(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def output(self) -> int:
+        return (self.input + 2 * self.padding - self.extent) // self.stride + 1
+
+    @property
+    def args(self) -> tuple[int, ...]:
+        """What a kernel gets of it, besides its size: ``stride, padding, dilation, common, inverse``.
+
+        ``common`` is the greatest common divisor of stride and dilation, ``inverse`` that of
+        dilation / common modulo stride / common (see :func:`phase_taps`).
+        """
+        common = gcd(self.stride, self.dilation)
+        step = self.stride // common
+        inverse = pow(self.dilation // common, -1, step) if step > 1 else 0
+        return (self.stride, self.padding, self.dilation, common, inverse)
+
+
+@dataclass(frozen=True)
+class Shape:
+    images: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    height: Axis
+    width: Axis
+    channels_last: bool  # of the output
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        return self.images, self.out_channels, self.height.output, self.width.output
+
+    @property
+    def in_group(self) -> int:
+        return self.in_channels // self.groups
+
+    @property
+    def out_group(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
+    def taps(self) -> int:
+        return self.height.kernel * self.width.kernel
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether pixel i of the output is made of pixel i of the input."""
+        axes = (self.height, self.width)
+        return all((a.kernel, a.stride, a.padding) == (1, 1, 0) for a in axes)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether offsets, positions in the padded input or products of strides need 64 bits."""
+        axes = (self.height, self.width)
+        padded = [axis.input + 2 * axis.padding for axis in axes]
+        elements = (
+            self.images * self.in_channels * padded[0] * padded[1],
+            self.images * self.out_channels * self.height.output * self.width.output,
+            self.out_channels * self.in_group * self.taps,
+        )
+        steps = [value for axis in axes for value in (axis.stride, axis.dilation, axis.padding)]
+        return max(*elements, max(steps) ** 2) >= NARROW_ELEMENTS
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All but the batch size."""
+        return self.in_channels, self.out_channels, self.groups, self.height, self.width, self.channels_last
+
+
+def check_image(
+    image: torch.Tensor,
+    op: str,
+    name: str,
+    like: torch.Tensor,
+    shape: Sequence[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise RuntimeError unless ``image`` is 4-D, dense in either format, and of the device and dtype of
+    ``like`` (or of ``dtype``)."""
+    dtype = like.dtype if dtype is None else dtype
+    if image.device != like.device or image.dtype != dtype:
+        raise RuntimeError(
+            f"{op}: {name} must be {dtype} on {like.device}, got {image.dtype} on {image.device}"
+        )
+    if image.dim() != 4 or (shape is not None and tuple(image.shape) != tuple(shape)):
+        wanted = "4 dimensions" if shape is None else f"shape {tuple(shape)}"
+        raise RuntimeError(f"{op}: {name} must have {wanted}, got shape {tuple(image.shape)}")
+    if not (image.is_contiguous() or image.is_contiguous(memory_format=torch.channels_last)):
+        raise RuntimeError(f"{op}: {name} must be contiguous or channels_last, got strides {image.stride()}")
+
+
+def check_bias(bias: torch.Tensor | None, op: str, input: torch.Tensor, shape: Shape) -> None:
+    if bias is not None:
+        check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=(shape.out_channels,))
+
+
+def check_like_output(
+    image: torch.Tensor | None, op: str, name: str, like: torch.Tensor, shape: Shape
+) -> None:
+    """Raise RuntimeError unless ``image`` has the shape, dtype and memory format of the output."""
+    if image is None:
+        return
+    check_image(image, op, name, like, shape.output)
+    format = memory_format(shape.channels_last)
+    if not image.is_contiguous(memory_format=format):
+        raise RuntimeError(f"{op}: {name} must be in the output's memory format, {format}")
+
+
+def _axis(op: str, input: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+    for name, value, least in (("stride", stride, 1), ("dilation", dilation, 1), ("padding", padding, 0)):
+        if not least <= value < _LIMIT:
+            raise RuntimeError(f"{op}: {name} must be at least {least}, got {value}")
+    if not 1 <= kernel < _LIMIT:
+        raise RuntimeError(f"{op}: the kernel's sides must be at least 1, got {kernel}")
+    axis = Axis(input, kernel, stride, padding, dilation)
+    if axis.extent > input + 2 * padding:
+        raise RuntimeError(
+            f"{op}: the kernel, {axis.extent} with its dilation, must fit into the padded input's "
+            f"{input + 2 * padding}"
+        )
+    return axis
+
+
+def check_conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kind: int,
+    a: float,
+    op: str,
+) -> Shape:
+    """The geometry, after the checks that memory safety asks for."""
+    check_floating(input, op, "input")
+    check_image(input, op, "input", input)
+    check_image(weight, op, "weight", input)
+    if not len(stride) == len(padding) == len(dilation) == 2:
+        raise RuntimeError(f"{op}: stride, padding and dilation must be two numbers each")
+    out_channels, in_group, kernel_h, kernel_w = weight.shape
+    if groups < 1 or out_channels < 1 or out_channels % groups:
+        raise RuntimeError(f"{op}: groups must divide the output channels, {out_channels}, got {groups}")
+    images, in_channels, height, width = input.shape
+    if in_group < 1 or in_channels != in_group * groups:
+        raise RuntimeError(
+            f"{op}: input must have {in_group} channels in each of {groups} groups, "
+            f"got shape {tuple(input.shape)}"
+        )
+    check_kind(kind, a, op)
+    axes = (
+        _axis(op, height, kernel_h, stride[0], padding[0], dilation[0]),
+        _axis(op, width, kernel_w, stride[1], padding[1], dilation[1]),
+    )
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    return Shape(images, in_channels, out_channels, groups, *axes, channels_last)
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def new_image(like: torch.Tensor, shape: Sequence[int], channels_last: bool) -> torch.Tensor:
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=memory_format(channels_last)
+    )
+
+
+def image_strides(image: torch.Tensor) -> tuple[int, int, int, int]:
+    """Strides of a dense image, also along dimensions of one element, where its own may be anything."""
+    _, channels, height, width = image.shape
+    if is_channels_last(image):
+        return height * width * channels, 1, width * channels, channels
+    return channels * height * width, height * width, width, 1
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch's convolutions, whose switches are cuDNN's."""
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+# ------------------------------------------------------------------------------------- tiles of pixels
+
+
+@dataclass(frozen=True)
+class PixelTiles:
+    """Blocks of BLOCK pixels: of one image each where that wastes little, of the whole batch otherwise.
+
+    Within an image, a kernel's compiler sees that pixels are neighbours in memory.
+    """
+
+    count: int
+    per_image: bool
+
+    @staticmethod
+    def of(images: int, pixels: int, block: int) -> "PixelTiles":
+        per_image = cdiv(pixels, block)
+        if per_image * block <= pixels + pixels // 8:
+            return PixelTiles(images * per_image, True)
+        return PixelTiles(cdiv(images * pixels, block), False)
+
+
+def light_tile(pixels: int, channels: int, pixels_last: bool) -> tuple[int, int]:
+    """Pixels and channels of a tile without a matrix product, long in the direction of neighbours."""
+    elements = 2048  # 16 a thread
+    if pixels_last:
+        block_p = min(max(next_power_of_2(pixels), 32), 512)
+        return block_p, min(elements // block_p, next_power_of_2(channels))
+    block_c = min(next_power_of_2(channels), 128)
+    return elements // block_c, block_c
+
+
+@triton.jit
+def locate_pixels(
+    tile, images, height, width, PER_IMAGE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of a tile's pixels: image, number in the image, row and column, and whether it exists."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    lane = tl.arange(0, BLOCK)
+    # A size may be a constant: to the interpreter, and to the compiler where it is 1.
+    pixels = tl.full([], height, index) * width
+    if PER_IMAGE:
+        tiles = tl.cdiv(pixels, BLOCK)
+        image = tile // tiles
+        pixel = (tile - image * tiles) * BLOCK + lane
+        exists = pixel < pixels
+    else:
+        number = tile * BLOCK + lane
+        image = number // pixels
+        pixel = number - image * pixels
+        exists = image < images
+    row = pixel // width
+    return image, pixel, row, pixel - row * width, exists
+
+
+# ----------------------------------------------------------------------------------------------- taps
+# Forward and data gradient are both a correlation: target j of an axis is a sum over taps t of source element
+# j * source_step + first + t * shift, times the weight's element first_tap + t * tap_step. In the data
+# gradient the target has as many phases as the stride (every stride-th element), each with taps of its own:
+# no multiplication by the zeros that would lie between strided elements is ever made.
+
+
+@triton.jit
+def axis_taps(
+    phase, stride, padding, dilation, common, inverse,
+    KERNEL: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``taps, first_tap, tap_step, source_step, first, shift`` of an axis, or of one phase of it."""
+    zero = tl.full([], 0, tl.int64 if WIDE else tl.int32)
+    if GRADIENT:
+        # The taps k for which stride divides phase + padding - k * dilation.
+        distance = phase + padding
+        step = (zero + stride) // common
+        first_tap = distance // common * inverse % step
+        taps = tl.where(distance % common == 0, (KERNEL - first_tap + step - 1) // step, 0)
+        first = (distance - first_tap * dilation) // stride  # exact where there are taps
+        return taps, first_tap, step, zero + 1, first, zero - dilation // common
+    else:
+        return zero + KERNEL, zero, zero + 1, zero + stride, zero - padding, zero + dilation
+
+
+# ----------------------------------------------------------------------------------------- arithmetic
+
+
+@triton.jit
+def load_gated(source, gate, offset, mask):
+    """Elements of a gradient, 0 where the mask or ReLU, whose output is ``gate``, is closed."""
+    x = tl.load(source + offset, mask=mask, other=0.0)
+    if gate is not None:
+        y = tl.load(gate + offset, mask=mask, other=0.0)
+        acc: tl.constexpr = tl.float64 if y.dtype == tl.float64 else tl.float32
+        x = tl.where(y.to(acc) <= 0.0, 0.0, x)  # passes where y is NaN, as in torch
+    return x
+
+
+@triton.jit
+def multiply_add(a, b, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """total + a @ b."""
+    if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
+        a, b = a.to(total.dtype), b.to(total.dtype)
+    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)

@@ -1,0 +1,133 @@
+"""Two-dimensional convolution with bias, residual and activation; geometry as in csrc/math/conv2d.h.
+
+Implicit matrix products on tensor cores (_conv2d_correlation.py, _conv2d_weight.py); where a group has one
+input channel, sums over taps instead (_conv2d_depthwise.py).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from pyops._library import implement
+from pyops.ops.conv2d import is_channels_last
+
+from ._conv2d import Shape, check_bias, check_conv2d, check_like_output, new_image
+from ._conv2d_correlation import correlate
+from ._conv2d_depthwise import correlate_depthwise, is_depthwise, sum_products
+from ._conv2d_weight import sum_over_pixels
+from .activation import (
+    CHEAP,
+    IDENTITY,
+    RELU,
+    activation_backward,
+    activation_forward,
+    activation_forward_,
+    check_kind,
+)
+
+
+@implement("pyops_triton", "conv2d_forward")
+def conv2d_forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kind: int,
+    a: float,
+    b: float,
+    save_input_of_activation: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """activation(conv2d(``input``, ``weight``) + ``bias`` + ``residual``), and what was activated."""
+    op = "conv2d_forward"
+    shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
+    check_bias(bias, op, input, shape)
+    check_like_output(residual, op, "residual", input, shape)
+    output = new_image(input, shape.output, shape.channels_last)
+    saved = torch.empty_like(output) if save_input_of_activation else None
+    run = correlate_depthwise if is_depthwise(shape) else correlate
+    options = {"gradient": False, "bias": bias, "residual": residual}
+    if kind in CHEAP:
+        run(output, input, weight, shape, saved=saved, activation=(kind, a, b), **options)
+    elif saved is None:
+        run(output, input, weight, shape, **options)
+        activation_forward_(output, kind, a, b)
+    else:
+        run(saved, input, weight, shape, **options)
+        output = activation_forward(saved, kind, a, b)
+    return output, input.new_empty((0,)) if saved is None else saved
+
+
+def product_gradients(
+    grad: torch.Tensor,
+    gate: torch.Tensor | None,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    shape: Shape,
+    needs: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of input, weight and bias where needed; ``grad`` is 0 where ``gate`` is not positive."""
+    needs_input, needs_weight, needs_bias = needs
+    depthwise = is_depthwise(shape)
+    none = input.new_empty((0,))
+    grad_input = grad_weight = grad_bias = none
+    if needs_input:
+        grad_input = new_image(input, input.shape, is_channels_last(input))
+        run = correlate_depthwise if depthwise else correlate
+        run(grad_input, grad, weight, shape, gradient=True, gate=gate)
+    if needs_weight:
+        grad_weight = new_image(weight, weight.shape, is_channels_last(weight))
+    if needs_bias:
+        grad_bias = weight.new_empty((shape.out_channels,))
+    if needs_weight and not depthwise:
+        sum_over_pixels(grad, gate, input, grad_weight, grad_bias if needs_bias else None, shape)
+    elif needs_weight or needs_bias:
+        sum_products(
+            grad, gate, input, grad_weight if needs_weight else None, grad_bias if needs_bias else None, shape
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+@implement("pyops_triton", "conv2d_backward")
+def conv2d_backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    saved: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    kind: int,
+    a: float,
+    b: float,
+    saved_is_output: bool,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    needs_residual: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of input, weight, bias and residual; empty where not needed."""
+    op = "conv2d_backward"
+    shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
+    check_like_output(grad_output, op, "grad_output", input, shape)
+    check_like_output(saved, op, "saved", input, shape)
+    identity = kind == IDENTITY.value
+    if saved is None and not identity:
+        raise RuntimeError(f"{op}: saved must be given for an activation")
+    check_kind(kind, a, op, saved_is_output)
+    grad, gate = grad_output, None
+    # ReLU's gradient is formed where it is read; what takes longer is formed once.
+    if kind == RELU.value and saved_is_output and not needs_residual:
+        gate = saved
+    elif not identity or needs_residual:  # which may not be grad_output itself
+        grad = activation_backward(
+            grad_output, grad_output if identity else saved, kind, a, b, identity or saved_is_output
+        )
+    return (
+        *product_gradients(grad, gate, input, weight, shape, (needs_input, needs_weight, needs_bias)),
+        grad if needs_residual else input.new_empty((0,)),
+    )
