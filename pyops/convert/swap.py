@@ -18,9 +18,13 @@ from .. import nn
 
 
 def _counterparts() -> dict[type[Module], type[Module]]:
-    """Every class of torch.nn that pyops.nn has a subclass of, under the same name."""
+    """Every class of torch.nn that pyops.nn has a subclass of, or of its base, under the same name."""
     pairs = ((getattr(torch.nn, name, None), getattr(nn, name)) for name in nn.__all__)
-    return {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
+    return {
+        theirs: ours
+        for theirs, ours in pairs
+        if theirs is not None and (issubclass(ours, theirs) or issubclass(ours, torch.nn.RNNBase))
+    }
 
 
 TO_PYOPS = _counterparts()
