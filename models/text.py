@@ -1,7 +1,7 @@
 """Text as a data set of characters: windows of it, each with the characters that follow.
 
 ``text`` is a file of yours, given as the data root, or without one the source text of some modules of
-Python's standard library: half a megabyte that is always there.
+Python's standard library: nearly a megabyte that is always there.
 """
 
 from __future__ import annotations

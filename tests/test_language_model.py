@@ -30,9 +30,9 @@ def test_standard_library_is_the_default_text():
     data = load_data("text")
     assert isinstance(data, TextData)
     assert (data.task, data.image_shape) == ("text", (STEPS,))
-    assert len(data.train_windows) > 8000
+    assert len(data.train_windows) > 15_000
     assert 80 < data.num_classes < 200
-    assert "def " in data.decoded(data.train_windows[:100].flatten())
+    assert "def " in data.decoded(data.train_windows[:1000].flatten())
 
 
 def test_windows_follow_each_other(text):
