@@ -104,11 +104,14 @@ class BuildKernels(build_ext):
         # libtorch.so needs libtorch_cuda.so where torch has CUDA, and exists everywhere.
         torch_libraries = f"-L{torch_dir}/lib -ltorch -ltorch_cpu"
         hidden = "-Xcompiler=-fPIC,-fvisibility=hidden"
+        no_exports = (
+            f"--version-script={ROOT}/csrc/exports.map"  # templates of the standard library are not hidden
+        )
         rules = {
             "cxx": f"{cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
             "nvcc": f"{nvcc} {hidden} -lineinfo --expt-relaxed-constexpr -DUSE_CUDA {common} -MD -MF $out.d",
-            "link": f"{cxx} -shared $in -o $out -Wl,--no-as-needed {torch_libraries}",
-            "link_cuda": f"{nvcc} -shared $in -o $out -Xlinker --no-as-needed {torch_libraries}",
+            "link": f"{cxx} -shared $in -o $out -Wl,{no_exports},--no-as-needed {torch_libraries}",
+            "link_cuda": f"{nvcc} -shared $in -o $out -Xlinker {no_exports},--no-as-needed {torch_libraries}",
             "link_module": f"{cxx} -shared $in -o $out",
         }
         lines = [f"rule {name}\n command = {command}" for name, command in rules.items()]

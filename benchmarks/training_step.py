@@ -55,8 +55,8 @@ class Training:
         return (loss.detach(),)
 
     def check(self) -> tuple[torch.Tensor, ...]:
-        """Losses of some steps from the initial parameters, which are put back afterwards, and the gradients
-        of the first step."""
+        """Changes of the loss over some steps from the initial parameters, which are put back afterwards, and
+        the gradients of the first step."""
         group = self.optimizer.param_groups[0]
         parameters = list(self.net.parameters())
         initial = [parameter.detach().clone() for parameter in parameters]
@@ -64,13 +64,16 @@ class Training:
         group["lr"] = _CHECKED_LR
         losses = [*self.step()]
         gradients = [parameter.grad for parameter in parameters]
-        losses += [self.step()[0] for _ in range(_CHECKED_STEPS - 1)]
+        losses += [self.step()[0] for _ in range(_CHECKED_STEPS)]
         group["lr"] = 0.0
         self.net.train()
         with torch.no_grad():
             for parameter, value in zip(parameters, initial, strict=True):
                 parameter.copy_(value)
-        return (torch.stack(losses), *gradients)
+        changes = (
+            torch.stack(losses[1:]) - losses[0]
+        )  # against the loss itself a missing update would be small
+        return (changes, *gradients)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ class StepCase(Case):
 
     def labels(self, mode: str) -> list[str]:
         names = dict(self._training("torch", self.build("cpu")).net.named_parameters())
-        return [f"losses of {_CHECKED_STEPS} steps", *(f"gradient of {name}" for name in names)]
+        return [
+            f"changes of the loss over {_CHECKED_STEPS} steps",
+            *(f"gradient of {name}" for name in names),
+        ]
 
     def reference(self, mode: str, device: torch.device) -> tuple[torch.Tensor, ...]:
         return self._training("torch", self.build(device), torch.float64).check()

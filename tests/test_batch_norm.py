@@ -29,28 +29,28 @@ _THOROUGH = [b for b in BACKENDS if b.thorough]
 _SIZES = [
     case((37, 5), activation="relu"),
     case((9, 5, 3), residual=True, activation="relu"),
-    case((3, 5, 3, 7), residual=True, activation="relu"),
+    case((5, 3, 7, 19), residual=True, activation="relu"),
     case((3, 5, 3, 7), last=True),
 ]
 _OPTIONS = [
     case((7, 5), training=False),
-    case((7, 5), training=False, activation="relu", residual=True),
-    case((2, 3, 5, 7), training=False, activation="relu"),
-    case((2, 3, 5, 7), affine=False, running=False),
+    case((7, 5), training=False, activation="relu", residual=True, quick=False),
+    case((2, 3, 5, 13), training=False, activation="relu", quick=False),
+    case((2, 3, 5, 13), affine=False, running=False),
     case((2, 3, 5, 7), last=True, activation="silu", residual=True),
-    case((2, 3, 5, 7), activation="gelu"),
-    case((2, 3, 5, 7), activation="sigmoid", residual=True),
-    case((2, 3, 5, 7), last=True, training=False, activation="elu"),
-    case((2, 3, 5, 7), eps=0.5, momentum=1.0),
+    case((2, 3, 5, 13), activation="gelu", quick=False),
+    case((2, 3, 5, 13), activation="sigmoid", residual=True, quick=False),
+    case((2, 3, 5, 13), last=True, training=False, activation="elu"),
+    case((2, 3, 5, 13), eps=0.5, momentum=1.0, quick=False),
 ]
 _SHAPES = [
     case((5, 1)),
-    case((40, 1), activation="relu", residual=True),
+    case((40, 1), activation="relu", residual=True, quick=False),
     case((0, 3)),
     case((0, 3, 4, 5), activation="relu", residual=True),
-    case((4, 0, 5), affine=False),
+    case((4, 0, 5), affine=False, quick=False),
     case((1, 2, 1, 5)),
-    case((1, 2, 17)),
+    case((1, 2, 17), quick=False),
     case((2, 3, 2, 3, 4), residual=True, activation="relu"),
 ]
 # Several pieces of a run, chunks of rows, strips of columns.
@@ -84,7 +84,7 @@ def test_accuracy_at_large_sizes(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_accuracy(case, backend, dtype)
 
 
-@pytest.mark.parametrize("shape", [(64, 5), (4, 5, 6, 7), (2, 3, 8, 601)])
+@pytest.mark.parametrize("shape", [(64, 5), (4, 5, 6, 13), (2, 3, 8, 601)])
 @pytest.mark.parametrize("last", [False, True])
 def test_a_mean_far_from_zero_does_not_cancel(backend: Backend, shape: tuple, last: bool) -> None:
     """Mean 1e4 and deviation 1e-2: float32 holds neither the mean nor the difference of squares."""
@@ -105,7 +105,7 @@ def test_a_mean_far_from_zero_does_not_cancel(backend: Backend, shape: tuple, la
     torch.testing.assert_close(running[1].double(), exact.detach().var(others), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(33, 5), (3, 5, 4, 9)])
+@pytest.mark.parametrize("shape", [(33, 5), (3, 5, 8, 9)])
 def test_squares_that_overflow_float32(shape: tuple) -> None:
     x = (torch.randn(shape) + 1) * 1e30
     for moved in (x, channels_last(x)):
@@ -116,14 +116,14 @@ def test_squares_that_overflow_float32(shape: tuple) -> None:
 
 
 def test_constant_input_becomes_the_bias(backend: Backend) -> None:
-    for shape in ((6, 3), (2, 3, 5, 7)):
+    for shape in ((6, 3), (2, 3, 5, 13)):
         x = torch.full(shape, 3.7, device=backend.device)
         bias = torch.tensor([1.0, -2.0, 0.0], device=backend.device)
         y = F.batch_norm(x, None, None, bias=bias, training=True)
         torch.testing.assert_close(y, bias.view(-1, *[1] * (x.dim() - 2)).expand_as(y), rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("shape", [(8, 4), (2, 4, 5, 7)])
+@pytest.mark.parametrize("shape", [(8, 4), (2, 4, 5, 13)])
 def test_nan_and_infinity_stay_in_their_channel(backend: Backend, shape: tuple) -> None:
     x = torch.randn(shape, device=backend.device)
     x[0, 0] = math.nan
@@ -204,7 +204,7 @@ def test_autograd_knows_that_they_have_changed(kernels: Backend) -> None:
 def test_eval_gradient_survives_a_later_update(kernels: Backend) -> None:
     """The statistics that forward used are kept, not the buffers."""
     mean, var = torch.zeros(3, device=kernels.device), torch.ones(3, device=kernels.device)
-    x = torch.randn(5, 3, 20, device=kernels.device, requires_grad=True)
+    x = torch.randn(5, 3, 70, device=kernels.device, requires_grad=True)
     y = F.batch_norm(x, mean, var, eps=0.0, activation="relu")
     mean.fill_(7.0)
     var.fill_(9.0)
@@ -239,7 +239,7 @@ def test_output_and_gradients_keep_the_memory_format(kernels: Backend, layout: s
 
 
 def test_parameters_in_float32_beside_16_bits(backend: Backend) -> None:
-    x = torch.randn(5, 3, 20, device=backend.device).bfloat16().requires_grad_()
+    x = torch.randn(5, 3, 70, device=backend.device).bfloat16().requires_grad_()
     weight = torch.rand(3, device=backend.device, requires_grad=True)
     y = F.batch_norm(x, None, None, weight, weight.detach(), training=True)
     dx, dw = torch.autograd.grad(y, (x, weight), torch.ones_like(y))
@@ -261,7 +261,6 @@ _COMPACT = [
     [CPP, BACKENDS[-1]],
 )
 def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    case = copy.copy(case)
     checks.check_gradcheck(case, backend)
 
 
@@ -317,7 +316,7 @@ def test_autocast_gives_torchs_dtypes(backend: Backend, case: Case, dtype: torch
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gradient_of_one_argument_alone(kernels: Backend, training: bool) -> None:
-    for shape in ((9, 5), (3, 5, 4, 7)):
+    for shape in ((9, 5), (3, 5, 6, 13)):
         tensors = [torch.randn(shape), torch.rand(5), torch.randn(5), torch.randn(shape)]
         running = [torch.zeros(5), torch.ones(5)]
         for wanted in range(4):
@@ -364,7 +363,7 @@ def test_no_gradient_no_mask() -> None:
     assert recorder.calls[0][1][-1] is False
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 4, 11), (7, 13), (6, 5, 3)])
+@pytest.mark.parametrize("shape", [(5, 3, 6, 11), (7, 13), (6, 5, 3)])
 def test_mask_is_the_same_on_every_backend(kernels: Backend, shape: tuple) -> None:
     x, residual = torch.randn(shape), torch.randn(shape)
     arguments = (None, None, residual, None, None, None, 1, True, 0.1, 1e-5, 1, 0.0, 0.0, True)

@@ -19,8 +19,8 @@ from .suite.pooling import EXTREMES
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_FULL = [b for b in BACKENDS if b.thorough]
-_OTHERS = [b for b in BACKENDS if not b.thorough]
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
 _WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 

@@ -375,6 +375,12 @@ def test_convolution_and_max_pooling(options: dict) -> None:
     check(Calls(lambda m, x: tf.max_pool2d(m.conv(x), **options), conv=conv()), images(), fused=1)
 
 
+@pytest.mark.parametrize("options", POOLS, ids=str)
+def test_the_stem_of_a_residual_network(options: dict) -> None:
+    check(nn.Sequential(conv(4), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(**options)), images(), fused=1)
+    check(nn.Sequential(conv(4), nn.BatchNorm2d(4), nn.MaxPool2d(**options)), images(), fused=1)
+
+
 def test_what_conv2d_max_pool2d_does_not_do_is_left() -> None:
     circular = nn.Sequential(conv(padding_mode="circular"), nn.ReLU(), nn.MaxPool2d(2))
     assert fused_in(check(circular, images())) == ["0 + 1"]
@@ -672,6 +678,28 @@ def test_attributes_that_forward_reads_are_watched(plans_used: list[Plan]) -> No
     assert len(plans_used) == 3
 
 
+SWITCH = True
+
+
+def test_global_constants_that_forward_reads_are_watched(
+    plans_used: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).relu() if SWITCH else x
+
+    converted = pyops.convert(Reader())
+    x = torch.randn(1, 3, 4, 5)
+    assert converted(x) is not x
+    assert len(plans_used) == 1
+    monkeypatch.setitem(globals(), "SWITCH", False)
+    assert converted(x) is x
+
+
 def test_an_activation_whose_option_changes(plans_used: list[Plan]) -> None:
     model = nn.Sequential(conv(), nn.LeakyReLU()).double()
     converted = pyops.convert(copy.deepcopy(model))
@@ -938,6 +966,15 @@ def test_lazy_modules_fuse_after_their_first_call(plans_used: list[Plan]) -> Non
     assert fused_in(converted) == ["0 + 1", "3 + 4"]
     pyops.revert(converted)
     assert type(converted[0]) is nn.Conv2d
+
+
+def test_synchronised_batch_normalisation() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()))
+    converted = pyops.convert(copy.deepcopy(model))
+    assert type(converted[1]) is pyops.nn.SyncBatchNorm
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(converted.eval()(x), model.eval()(x))
+    assert type(pyops.revert(converted)[1]) is nn.SyncBatchNorm
 
 
 def test_pyops_modules_with_an_activation_of_their_own() -> None:

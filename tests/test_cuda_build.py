@@ -5,6 +5,7 @@ The registers and shared memory of the kernels are printed as a table when the t
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -21,13 +22,22 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
-def find_nvcc() -> str | None:
+def find_tool(name: str) -> str | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     paths = [os.path.join(home, "bin") for home in homes if home]
-    return next(filter(None, (shutil.which("nvcc", path=path) for path in [*paths, None])), None)
+    return next(filter(None, (shutil.which(name, path=path) for path in [*paths, None])), None)
 
 
-NVCC = find_nvcc()
+NVCC = find_tool("nvcc")
+
+
+def find_disassembler() -> str | None:
+    """cuobjdump of the toolkit, which may come without, or of Triton."""
+    triton = importlib.util.find_spec("triton")
+    folder = Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin" if triton else None
+    return find_tool("cuobjdump") or (shutil.which("cuobjdump", path=folder) if folder else None)
+
+
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found (set CUDA_HOME or put it on PATH)")
 
 
@@ -150,3 +160,21 @@ def test_packs_move_16_bytes_at_once(name: str, tmp_path: Path) -> None:
     assert re.search(r"st\.global\.wb\.v4", code)
     if name != "batch_norm.cu":  # its mask is bytes
         assert not re.search(r"(ld|st)\.global\.[us]8", code)
+
+
+@pytest.mark.skipif(find_disassembler() is None, reason="cuobjdump was not found")
+@pytest.mark.parametrize("name", ["conv2d_products.cu", "conv2d_weight.cu", "conv2d_max_pool2d.cu"])
+def test_convolutions_run_on_tensor_cores(name: str, tmp_path: Path) -> None:
+    """Matrix instructions, their loads from shared memory, and asynchronous copies into it."""
+    cubin = tmp_path / "kernels.cubin"
+    compile_source(ROOT / "csrc" / "cuda" / name, "sm_90", cubin, "-cubin")
+    tool = str(find_disassembler())
+    sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    kernels = [k for k in sass.split("Function : ")[1:] if "TensorCores" in k.splitlines()[0]]
+    assert kernels
+    for kernel in kernels:
+        kind = kernel.splitlines()[0]
+        # Only TF32 operands that are not innermost, the weight gradient's, are read word by word.
+        loads = ["LDS"] if "TensorCoresIf" in kind and name == "conv2d_weight.cu" else ["LDSM"]
+        for instruction in ["HMMA", "LDGSTS", *loads]:
+            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"

@@ -11,7 +11,7 @@ namespace pyops {
 struct BatchNormShape {
   // With at least as many elements of a channel in a row, such a run is a row of one channel; otherwise
   // everything behind `outer` is a row, in which channels alternate (pyops/ops/_batch_norm.py has the same).
-  static constexpr int64_t kLongRun = 16;
+  static constexpr int64_t kLongRun = 64;
 
   int64_t outer;
   int64_t channels;

@@ -184,29 +184,34 @@ void run_gradient_sums(const Runs& runs, const AnyActivation<acc_t<T>>& activati
 // ---- rows in which channels alternate -------------------------------------------------------------------
 
 struct Columns {
-  static constexpr int64_t kStrip = 1024;  // columns whose sums stay in the L1 cache
-  static constexpr int64_t kBlock = 8192;  // elements that are summed in the accumulation type
+  static constexpr int64_t kStrip = 1024;   // columns whose sums stay in the L1 cache
+  static constexpr int64_t kBlock = 32768;  // elements that are summed in the accumulation type
   static constexpr int64_t kMostRows = 128;
-  static constexpr int64_t kBlocks = 16;  // whose sums are merged before they go to memory
+  static constexpr int64_t kChunks = 32;  // wanted, for several threads
+  static constexpr int64_t kMostBlocks = 16;
 
   BatchNormShape shape;
   int64_t rows;
   int64_t width;
   int64_t block_rows;
-  int64_t chunks;  // of kBlocks blocks
+  int64_t chunk_rows;  // of several blocks, whose sums are merged before they go to memory
+  int64_t chunks;
   int64_t strips;
 
   static Columns of(const BatchNormShape& s) {
     const int64_t rows = s.rows(), width = s.width(), strip = std::max<int64_t>(1, std::min(width, kStrip));
-    const int64_t block = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
-    const int64_t chunks = (rows + kBlocks * block - 1) / (kBlocks * block);
-    return {s, rows, width, block, chunks, (width + kStrip - 1) / kStrip};
+    const int64_t most = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
+    // Few rows make small blocks, and many make chunks of several.
+    const int64_t block =
+        std::clamp<int64_t>((rows + kChunks - 1) / kChunks, std::min<int64_t>(16, most), most);
+    const int64_t blocks = std::clamp<int64_t>(rows / (block * kChunks), 1, kMostBlocks);
+    const int64_t chunk = block * blocks;
+    return {s, rows, width, block, chunk, (rows + chunk - 1) / chunk, (width + kStrip - 1) / kStrip};
   }
 
   // Calls f(chunk, first row, end of rows, first column, columns) for every piece.
   template <class F>
   void for_each_piece(bool reversed, const F& f) const {
-    const int64_t chunk_rows = kBlocks * block_rows;
     parallel_for(chunks * strips, chunk_rows * std::min(width, kStrip), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t item = reversed ? first + last - 1 - i : i;
@@ -244,6 +249,27 @@ struct ColumnSums {
   }
 };
 
+// Moments of every channel from those of every chunk and column: the means first, then what is about them.
+inline void merge_columns(const Columns& columns, const double* means, const double* m2s, Moments* moments) {
+  const BatchNormShape& s = columns.shape;
+  const double all = static_cast<double>(s.count());
+  const auto for_each = [&](const auto& f) {
+    for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
+      const int64_t rows = std::min(columns.chunk_rows, columns.rows - chunk * columns.chunk_rows);
+      for (int64_t c = 0; c < s.channels; ++c) {
+        for (int64_t i = 0; i < s.inner; ++i) {
+          f(moments[c], static_cast<double>(rows), (chunk * s.channels + c) * s.inner + i);
+        }
+      }
+    }
+  };
+  for (int64_t c = 0; c < s.channels; ++c) moments[c] = {all, 0, 0};
+  for_each([&](Moments& m, double count, int64_t at) { m.mean += count / all * means[at]; });
+  for_each([&](Moments& m, double count, int64_t at) {
+    m.m2 += m2s[at] + count * (means[at] - m.mean) * (means[at] - m.mean);
+  });
+}
+
 // Moments of every channel.
 template <class T>
 void column_moments(const Columns& columns, const T* x, Moments* moments) {
@@ -277,16 +303,7 @@ void column_moments(const Columns& columns, const T* x, Moments* moments) {
       m2s[chunk * width + column + i] = m.m2;
     }
   });
-  const int64_t inner = columns.shape.inner;
-  std::fill(moments, moments + columns.shape.channels, Moments{});
-  for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
-    const int64_t most = Columns::kBlocks * columns.block_rows;
-    const double count = static_cast<double>(std::min(most, columns.rows - chunk * most));
-    for (int64_t i = 0; i < width; ++i) {
-      const int64_t at = chunk * width + i;
-      moments[i / inner] = math::merge(moments[i / inner], {count, means[at], m2s[at]});
-    }
-  }
+  merge_columns(columns, means.data(), m2s.data(), moments);
 }
 
 template <GradientOf kOf, class T>
@@ -294,10 +311,11 @@ void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>&
                           const NormTable<acc_t<T>>& table, const GradientRun<T>& all, GradientSums* sums) {
   using Acc = acc_t<T>;
   const int64_t width = columns.width, row_bytes = columns.shape.mask_bytes();
-  std::vector<GradientSums> partial(columns.chunks * width);
+  std::vector<double> grad_sums(columns.chunks * width), product_sums(columns.chunks * width);
   columns.for_each_piece(false, [&](int64_t chunk, int64_t row, int64_t end, int64_t column, int64_t n) {
     const EachColumn<Acc> channels{table, column};
-    GradientSums* const totals = partial.data() + chunk * width + column;
+    double* const grad_sum = grad_sums.data() + chunk * width + column;
+    double* const product_sum = product_sums.data() + chunk * width + column;
     alignas(kVectorBytes) Acc grads[Columns::kStrip], products[Columns::kStrip];
     for (int64_t first = row; first < end; first += columns.block_rows) {
       std::fill(grads, grads + n, Acc(0));
@@ -309,12 +327,14 @@ void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>&
           store_lanes(products + i, multiply_add(g, d, load_lanes(products + i, lanes)), lanes);
         });
       }
-      for (int64_t i = 0; i < n; ++i) totals[i] += {grads[i], products[i]};
+      for (int64_t i = 0; i < n; ++i) grad_sum[i] += grads[i], product_sum[i] += products[i];
     }
   });
   std::fill(sums, sums + columns.shape.channels, GradientSums{});
   for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
-    for (int64_t i = 0; i < width; ++i) sums[i / columns.shape.inner] += partial[chunk * width + i];
+    for (int64_t i = 0; i < width; ++i) {
+      sums[i / columns.shape.inner] += {grad_sums[chunk * width + i], product_sums[chunk * width + i]};
+    }
   }
 }
 

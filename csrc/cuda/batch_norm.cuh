@@ -16,14 +16,14 @@ using math::Moments;
 #if defined(__CUDACC__)
 constexpr int kNormThreads = 256;
 constexpr int64_t kNormBlocks = 1024;  // that sum, where there is so much to do
-constexpr int64_t kStashBytes = int64_t{92}
-                                << 10;  // of a block's input kept on chip: with the sums, what every GPU has
+// Of a block's input kept on chip: with the sums, what every GPU has.
+constexpr int64_t kStashBytes = int64_t{92} << 10;
 #else  // small, so that small tests reach several slices and both ways to work
 constexpr int kNormThreads = 64;
 constexpr int64_t kNormBlocks = 12;
 constexpr int64_t kStashBytes = 1 << 11;
 #endif
-constexpr int kMaxStrip = 32;  // groups side by side in a strip
+constexpr int kMaxStrip = kNormThreads / kGroup;  // groups side by side in a strip: a thread per column
 
 struct NormPlan {
   BatchNormShape shape;

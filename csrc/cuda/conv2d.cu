@@ -27,11 +27,7 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
                                           bool save_input_of_activation) {
   const char* op = "conv2d_forward";
   const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
-  if (bias) {
-    check_dense(*bias, op, "bias", input);
-    check_type(*bias, op, "bias", input.scalar_type());
-    check_shape(*bias, op, "bias", {shape.out_channels});
-  }
+  check_bias(bias, op, input, shape);
   check_like_output(residual, op, "residual", input, shape);
   const DeviceScope device(input);
   Tensor output = new_image(input, shape.output(), shape.channels_last);

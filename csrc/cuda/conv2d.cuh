@@ -50,10 +50,15 @@ void conv2d_weight_gradient(const Conv2dShape& shape, const ConvOperand<T>& grad
                             const Tensor& grad_weight, cudaStream_t stream);
 
 // An uninitialised image [N, C, H, W] in one of the two formats.
-inline Tensor new_image(const Tensor& like, const std::vector<int64_t>& shape, bool channels_last) {
-  if (!channels_last) return new_tensor(like, shape, like.scalar_type());
-  Tensor t = new_tensor(like, {shape[0], shape[2], shape[3], shape[1]}, like.scalar_type());
+inline Tensor new_image(const Tensor& like, const std::vector<int64_t>& shape, bool channels_last,
+                        ScalarType type) {
+  if (!channels_last) return new_tensor(like, shape, type);
+  Tensor t = new_tensor(like, {shape[0], shape[2], shape[3], shape[1]}, type);
   return torch::stable::transpose(torch::stable::transpose(t, 1, 3), 2, 3);
+}
+
+inline Tensor new_image(const Tensor& like, const std::vector<int64_t>& shape, bool channels_last) {
+  return new_image(like, shape, channels_last, like.scalar_type());
 }
 
 // The same memory as a contiguous tensor, and where its channels are then.

@@ -32,6 +32,24 @@ struct Correlation {
   }
 };
 
+// All but the phases.
+inline Correlation conv_correlation(const Conv2dShape& s, const math::CorrelationAxis& h,
+                                    const math::CorrelationAxis& w, int64_t outputs,
+                                    const ImageStrides& target) {
+  Correlation c{};
+  c.images = s.images;
+  c.groups = static_cast<int>(s.groups);
+  c.outputs = static_cast<int>(outputs);
+  c.source_height = static_cast<int>(h.source_size);
+  c.source_width = static_cast<int>(w.source_size);
+  c.source_step_down = static_cast<int>(h.source_step);
+  c.source_step_across = static_cast<int>(w.source_step);
+  c.target_step_down = static_cast<int>(h.target_step);
+  c.target_step_across = static_cast<int>(w.target_step);
+  c.target = target;
+  return c;
+}
+
 struct ConvPixel {
   int64_t image;
   int row;
@@ -43,25 +61,40 @@ struct ConvPixel {
   }
 };
 
-// Loads the source's part of a tile: kExtent pixels from `first` on, and of each the terms of a step. With
+// The pixels that a tile's rows stand for: a stretch of those of all images.
+struct PixelStrip {
+  int64_t first;
+  int64_t pixels;
+  int height;
+  int width;
+
+  // False for a row beyond the last pixel.
+  __device__ __forceinline__ bool find(int row, ConvPixel& at) const {
+    const bool inside = first + row < pixels;
+    at = ConvPixel::of(inside ? first + row : 0, height, width);
+    return inside;
+  }
+};
+
+// Loads the source's part of a tile: kExtent pixels, and of each the terms of a step. With
 // kPacks, four threads share a pixel and each copies 16 bytes; else neighbouring threads have neighbouring
 // pixels and gather single elements.
 template <class T, class Tile, bool kPacks>
 class SourceLoader {
  public:
+  template <class Pixels>
   __device__ __forceinline__ SourceLoader(const Correlation& c, const ConvPhase& h, const ConvPhase& w,
                                           const ConvSource<T>& source, const Divisor& by_channels, int group,
-                                          int64_t first)
+                                          const Pixels& pixels)
       : c_(c), h_(h), w_(w), source_(source), by_channels_(by_channels) {
     depth_ = h.taps * w.taps * source.channels;
     const T* const data = source.data + group * source.channels * source.strides.channel;
-    const int64_t pixels = c.pixels(h, w);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int64_t pixel = first + row(i);
-      const ConvPixel at = ConvPixel::of(pixel < pixels ? pixel : 0, h.count, w.count);
+      ConvPixel at;
+      const bool inside = pixels.find(row(i), at);
       image_[i] = data + at.image * source.strides.image;
-      top_[i] = pixel < pixels ? at.row * c.source_step_down : std::numeric_limits<int>::min() / 2;
+      top_[i] = inside ? at.row * c.source_step_down : std::numeric_limits<int>::min() / 2;
       left_[i] = at.column * c.source_step_across;
     }
   }
@@ -245,9 +278,9 @@ struct ConvEpilogue {
 
 // The sums of a tile on their way through shared memory, a band of rows at a time, so that neighbouring
 // threads store neighbours.
-template <class Acc, class TileA, class TileB>
+template <class Acc, class TileA, class TileB, int kBandRows = 64>
 struct ConvBand {
-  static constexpr int kRows = 64;
+  static constexpr int kRows = kBandRows;
   static constexpr int kBands = TileA::kExtent / kRows;
   static constexpr int kPitch = TileB::kExtent + kPackBytes / sizeof(Acc);
   static constexpr int kPlaceBytes = TileA::kExtent * sizeof(int64_t);
@@ -339,7 +372,8 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   const int phase = static_cast<int>(unit) / c.groups, group = static_cast<int>(unit) % c.groups;
   const ConvPhase &h = c.down[phase / c.phases_across], &w = c.across[phase % c.phases_across];
   if (first_pixel >= c.pixels(h, w)) return;
-  SourceLoader<T, TileA, kPacks> a(c, h, w, source, by_channels, group, first_pixel);
+  SourceLoader<T, TileA, kPacks> a(c, h, w, source, by_channels, group,
+                                   PixelStrip{first_pixel, c.pixels(h, w), h.count, w.count});
   PackedLoader<T, TileB> b(weights.data + (unit * weights.padded_outputs + first_output) *
                                               static_cast<int64_t>(weights.padded_depth),
                            weights.padded_depth);

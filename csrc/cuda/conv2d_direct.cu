@@ -3,54 +3,17 @@
 //
 // A thread makes one element, or the 16 bytes of neighbouring channels of a depthwise convolution, and reads
 // what its window holds where it lies, in either format; what neighbours share comes from the L1 cache.
-#include "conv2d.cuh"
+#include "conv2d_direct.cuh"
 
 namespace pyops::cuda {
 namespace {
 
 constexpr const char* kOp = "conv2d";
-constexpr int kDirectThreads = 256;
 constexpr int kSumLanes = 32;  // channels of a block that sums a weight's gradient
 constexpr int64_t kFewestPixels = std::min<int64_t>(1 << 11, 16 * kWholeGpu);  // of a part
 
-struct DirectWeights {
-  int kernel_width;
-  int inputs;        // per group
-  int64_t channels;  // outputs of all groups
-};
-
-// To [taps, inputs, outputs of all groups], so that neighbouring channels are neighbours.
-template <class T>
-__global__ void __launch_bounds__(kDirectThreads)
-    conv2d_direct_pack_kernel(DirectWeights shape, WeightStrides strides, int outputs, const T* weight,
-                              T* packed, int64_t total) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t term = math::quotient<int64_t>(i, shape.channels), channel = i - term * shape.channels;
-    const int64_t group = math::quotient<int64_t>(channel, outputs),
-                  tap = math::quotient<int64_t>(term, shape.inputs);
-    const int64_t row = math::quotient<int64_t>(tap, shape.kernel_width);
-    packed[i] = weight[group * strides.group + (channel - group * outputs) * strides.output +
-                       (term - tap * shape.inputs) * strides.input + row * strides.row +
-                       (tap - row * shape.kernel_width) * strides.column];
-  }
-}
-
-// Item `index` of pixels x channel groups: neighbours are neighbours in memory.
-struct DirectItem {
-  int64_t pixel;
-  int64_t channel;
-
-  static __device__ __forceinline__ DirectItem of(int64_t index, int64_t pixels, int64_t packs, int size,
-                                                  bool channels_inner) {
-    const int64_t rest = math::quotient<int64_t>(index, channels_inner ? packs : pixels);
-    const int64_t lane = index - rest * (channels_inner ? packs : pixels);
-    return channels_inner ? DirectItem{rest, lane * size} : DirectItem{lane, rest * size};
-  }
-};
-
 template <class T, int kSize>
-__global__ void __launch_bounds__(kDirectThreads)
+__global__ void __launch_bounds__(kDirectThreads, 1)
     conv2d_direct_kernel(const __grid_constant__ Correlation c, int phase,
                          const __grid_constant__ ConvSource<T> source, DirectWeights shape, const T* weights,
                          const __grid_constant__ ConvEpilogue<T> epilogue) {
@@ -62,33 +25,8 @@ __global__ void __launch_bounds__(kDirectThreads)
   const DirectItem item = DirectItem::of(index, pixels, packs, kSize, epilogue.channels_inner);
   const ConvPixel at = ConvPixel::of(item.pixel, h.count, w.count);
   const int channel = static_cast<int>(item.channel);
-  const int first_input = kSize > 1 ? channel : channel / c.outputs * shape.inputs;
-  const T* const image = source.data + at.image * source.strides.image + first_input * source.strides.channel;
-  const int top = at.row * c.source_step_down + h.first_offset;
-  const int left = at.column * c.source_step_across + w.first_offset;
   Acc sum[kSize] = {};
-  for (int i = 0; i < h.taps; ++i) {
-    const int y = top + i * h.offset_step;
-    if (static_cast<unsigned>(y) >= static_cast<unsigned>(c.source_height)) continue;
-    for (int j = 0; j < w.taps; ++j) {
-      const int x = left + j * w.offset_step;
-      if (static_cast<unsigned>(x) >= static_cast<unsigned>(c.source_width)) continue;
-      const int64_t tap = static_cast<int64_t>(h.first_kernel + i * h.kernel_step) * shape.kernel_width +
-                          w.first_kernel + j * w.kernel_step;
-      const T* from = image + y * source.strides.row + x * source.strides.column;
-      const T* factor = weights + tap * shape.inputs * shape.channels + channel;
-      if constexpr (kSize > 1) {
-        Acc values[kSize], factors[kSize];
-        widen(load_pack(from), values);
-        widen(load_pack(factor), factors);
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) sum[k] += values[k] * factors[k];
-      } else {
-        for (int k = 0; k < shape.inputs; ++k)
-          sum[0] += to_acc(from[k * source.strides.channel]) * to_acc(factor[k * shape.channels]);
-      }
-    }
-  }
+  conv2d_window_sum(c, h, w, source, shape, weights, at, channel, sum);
   const int64_t y = h.target_first + static_cast<int64_t>(at.row) * c.target_step_down;
   const int64_t x = w.target_first + static_cast<int64_t>(at.column) * c.target_step_across;
   epilogue.store(
@@ -164,12 +102,7 @@ template <class T>
 void conv2d_direct(const Correlation& c, const ConvSource<T>& source, const Tensor& weight,
                    const WeightStrides& strides, int64_t inputs, const ConvEpilogue<T>& epilogue,
                    cudaStream_t stream) {
-  const DirectWeights shape{static_cast<int>(weight.size(3)), static_cast<int>(inputs),
-                            int64_t{c.groups} * c.outputs};
-  const int64_t total = weight.numel();
-  Tensor packed = new_tensor(weight, {total}, weight.scalar_type());
-  launch(conv2d_direct_pack_kernel<T>, conv_grid(ceil_div(total, kDirectThreads)), kDirectThreads, 0, stream,
-         shape, strides, c.outputs, data<T>(weight), mutable_data<T>(packed), total);
+  const DirectOperand<T> packed = direct_weights<T>(c, weight, strides, inputs, stream);
   // A depthwise group's pack would be one channel: what counts is whether the groups fill packs.
   const bool packs = inputs == 1 && c.outputs == 1 && epilogue.channels_inner &&
                      source.strides.channel == 1 && c.groups % kChunk<T> == 0 && epilogue.packs &&
@@ -177,12 +110,12 @@ void conv2d_direct(const Correlation& c, const ConvSource<T>& source, const Tens
   for (int phase = 0; phase < c.phases_down * c.phases_across; ++phase) {
     const int64_t pixels = c.pixels(c.down[phase / c.phases_across], c.across[phase % c.phases_across]);
     const auto run = [&](auto size) {
-      const int64_t items = pixels * (shape.channels / size());
+      const int64_t items = pixels * (packed.shape.channels / size());
       if (items == 0) return;
       const int64_t blocks = ceil_div(items, kDirectThreads);
       STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", items, " elements");
       launch(conv2d_direct_kernel<T, size()>, static_cast<unsigned>(blocks), kDirectThreads, 0, stream, c,
-             phase, source, shape, data<T>(packed), epilogue);
+             phase, source, packed.shape, data<T>(packed.memory), epilogue);
     };
     packs ? run(std::integral_constant<int, kChunk<T>>{}) : run(std::integral_constant<int, 1>{});
   }

@@ -37,6 +37,39 @@ __global__ void __launch_bounds__(kLayoutThreads)
   }
 }
 
+// A launch's weights in tiles of `tile_outputs`, and their memory.
+template <class T>
+struct PackedOperand {
+  PackedWeights<T> weights;
+  Tensor memory;
+};
+
+inline unsigned conv_grid(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxBlocks)); }
+
+// `channels` of the source have weights; those beyond, if any, are zeros.
+template <class T>
+PackedOperand<T> conv_weights(const Correlation& c, const ConvSource<T>& source, const Tensor& weight,
+                              const WeightStrides& strides, int64_t channels, int tile_outputs,
+                              cudaStream_t stream) {
+  int64_t taps_down = 0, taps_across = 0;
+  for (int p = 0; p < c.phases_down; ++p) taps_down = std::max<int64_t>(taps_down, c.down[p].taps);
+  for (int p = 0; p < c.phases_across; ++p) taps_across = std::max<int64_t>(taps_across, c.across[p].taps);
+  const int64_t depth = taps_down * taps_across * source.channels;
+  STD_TORCH_CHECK(depth < (int64_t{1} << 30), "conv2d: an output must be a sum of less than 2^30 terms, got ",
+                  depth);
+  const int64_t padded_outputs = round_up(c.outputs, tile_outputs), padded_depth = round_up(depth, kDepth<T>);
+  const int64_t total = int64_t{c.phases_down} * c.phases_across * c.groups * padded_outputs * padded_depth;
+  Tensor packed = new_tensor(weight, {total}, weight.scalar_type());
+  const PackedWeights<T> weights{data<T>(packed), static_cast<int>(padded_depth),
+                                 static_cast<int>(padded_outputs)};
+  if (total > 0) {
+    launch(conv2d_pack_kernel<T>, conv_grid(ceil_div(total, kLayoutThreads)), kLayoutThreads, 0, stream, c,
+           strides, data<T>(weight), static_cast<int>(channels), source.channels, weights,
+           mutable_data<T>(packed), total);
+  }
+  return {weights, packed};
+}
+
 struct ConvertShape {
   int64_t images;
   int64_t plane;
@@ -82,8 +115,6 @@ __global__ void __launch_bounds__(kLayoutThreads)
     __syncthreads();
   }
 }
-
-inline unsigned conv_grid(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxBlocks)); }
 
 // An image to be read, and the memory of its copy if there is one.
 template <class T>

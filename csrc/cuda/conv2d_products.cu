@@ -13,17 +13,7 @@ class Correlate {
             const std::vector<math::CorrelationAxis>& w, int64_t outputs, const ConvSource<T>& source,
             const ImageStrides& target, const ConvEpilogue<T>& epilogue, cudaStream_t stream)
       : h_(h), w_(w), source_(source), epilogue_(epilogue), stream_(stream), direct_(conv2d_is_direct(s)) {
-    c_ = {};
-    c_.images = s.images;
-    c_.groups = static_cast<int>(s.groups);
-    c_.outputs = static_cast<int>(outputs);
-    c_.source_height = static_cast<int>(h[0].source_size);
-    c_.source_width = static_cast<int>(w[0].source_size);
-    c_.source_step_down = static_cast<int>(h[0].source_step);
-    c_.source_step_across = static_cast<int>(w[0].source_step);
-    c_.target_step_down = static_cast<int>(h[0].target_step);
-    c_.target_step_across = static_cast<int>(w[0].target_step);
-    c_.target = target;
+    c_ = conv_correlation(s, h[0], w[0], outputs, target);
     const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; };
     epilogue_.channels_inner = target.channel == 1;
     const int64_t neighbours = direct_ ? s.groups * outputs : outputs;
@@ -53,38 +43,23 @@ class Correlate {
     return static_cast<int>(count);
   }
 
-  template <class F>
-  int64_t most(int count, const ConvPhase* phases, const F& f) const {
+  static int64_t most(int count, const ConvPhase* phases) {
     int64_t result = 0;
-    for (int p = 0; p < count; ++p) result = std::max<int64_t>(result, f(phases[p]));
+    for (int p = 0; p < count; ++p) result = std::max<int64_t>(result, phases[p].count);
     return result;
   }
 
   void run_phases(const Tensor& weight, const WeightStrides& strides, int64_t channels) {
-    const auto count = [](const ConvPhase& p) { return p.count; };
-    const auto taps = [](const ConvPhase& p) { return p.taps; };
-    const int64_t pixels =
-        c_.images * most(c_.phases_down, c_.down, count) * most(c_.phases_across, c_.across, count);
-    const int64_t depth =
-        most(c_.phases_down, c_.down, taps) * most(c_.phases_across, c_.across, taps) * source_.channels;
+    const int64_t pixels = c_.images * most(c_.phases_down, c_.down) * most(c_.phases_across, c_.across);
     if (pixels == 0) return;
-    STD_TORCH_CHECK(depth < (int64_t{1} << 30), kOp,
-                    ": an output must be a sum of less than 2^30 terms, got ", depth);
     const int64_t units = int64_t{c_.phases_down} * c_.phases_across * c_.groups;
     const bool tensor_cores = sizeof(T) == 2 || (sizeof(T) == 4 && conv2d_allows_tf32());
     // Wide tiles read the source less often; on the ordinary units that is not what takes the time.
     const bool wide = tensor_cores && c_.outputs > 64 && source_.packs &&
                       ceil_div(pixels, 128) * ceil_div(c_.outputs, 128) * units >= kWholeGpu;
-    const int64_t padded_outputs = round_up(c_.outputs, wide ? 128 : 64),
-                  padded_depth = round_up(depth, kDepth<T>), total = units * padded_outputs * padded_depth;
-    Tensor packed = new_tensor(weight, {total}, weight.scalar_type());
-    const PackedWeights<T> weights{data<T>(packed), static_cast<int>(padded_depth),
-                                   static_cast<int>(padded_outputs)};
-    if (total > 0) {
-      launch(conv2d_pack_kernel<T>, conv_grid(ceil_div(total, kLayoutThreads)), kLayoutThreads, 0, stream_,
-             c_, strides, data<T>(weight), static_cast<int>(channels), source_.channels, weights,
-             mutable_data<T>(packed), total);
-    }
+    const PackedOperand<T> packed =
+        conv_weights<T>(c_, source_, weight, strides, channels, wide ? 128 : 64, stream_);
+    const PackedWeights<T>& weights = packed.weights;
     if constexpr (sizeof(T) == 8) {
       launch_tiles<Fma, 64, 64, true>(weights, pixels, units);
     } else {

@@ -6,46 +6,6 @@
 namespace pyops::cuda {
 namespace {
 
-struct WindowAxes {
-  Axis height, width;
-  int inner;
-
-  static WindowAxes of(const Windows& windows, const Image& image, const char* op) {
-    return {narrow(windows.height(), op), narrow(windows.width(), op), static_cast<int>(image.inner)};
-  }
-};
-
-// The positions of a pack, which is aligned, as one access; kSize bytes are 2, 4 or 8.
-template <int kSize>
-using PositionWord =
-    std::conditional_t<kSize == 8, uint64_t, std::conditional_t<kSize == 4, uint32_t, uint16_t>>;
-
-template <class A, int kSize>
-__device__ __forceinline__ void store_positions(A* p, const int (&positions)[kSize]) {
-  if constexpr (kSize > 1 && sizeof(A) == 1) {
-    using Word = PositionWord<kSize>;
-    Word word = 0;
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) word |= static_cast<Word>(static_cast<Word>(positions[k]) << (8 * k));
-    *reinterpret_cast<Word*>(p) = word;
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) p[k] = static_cast<A>(positions[k]);
-  }
-}
-
-template <class A, int kSize>
-__device__ __forceinline__ void load_positions(const A* p, int (&positions)[kSize]) {
-  if constexpr (kSize > 1 && sizeof(A) == 1) {
-    const auto word = *reinterpret_cast<const PositionWord<kSize>*>(p);
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) positions[k] = static_cast<int>(word >> (8 * k) & 0xff);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) positions[k] = static_cast<int>(p[k]);
-  }
-}
-
 // kKernel: the window's height and width, so that its loads are issued together; 0 for any other.
 template <class T, class A, int kSize, int kKernel>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
@@ -167,14 +127,10 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
   return {output, argmax};
 }
 
-Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, Sizes kernel, Sizes stride,
-                           Sizes padding, Sizes dilation, bool ceil_mode, bool channels_last) {
-  const char* op = "max_pool2d_backward";
-  const Windows windows = Windows::of(input_size, kernel, stride, padding, dilation, ceil_mode, op);
-  const Image out = windows.check_backward(grad_output, argmax, channels_last, op);
-  const Image in = windows.input_of(out);
-  const DeviceScope device(grad_output);
-  Tensor grad_input = new_tensor(grad_output, in.shape, grad_output.scalar_type());
+}  // namespace
+
+void max_pool_gradient(const Windows& windows, const Image& in, const Tensor& grad_output,
+                       const Tensor& argmax, const Tensor& grad_input, cudaStream_t stream, const char* op) {
   dispatch_argmax(grad_output.scalar_type(), windows, op, [&](auto tag, auto position) {
     using T = decltype(tag);
     using A = decltype(position);
@@ -184,8 +140,21 @@ Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, 
     const auto kernel_of = [](auto size) { return max_pool2d_backward_kernel<T, A, size()>; };
     const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes) && is_aligned(positions, 8);
     const auto axes = WindowAxes::of(windows, in, op);
-    launch_pool<T>(in, aligned, device.stream, kernel_of, axes, g, positions, dx);
+    launch_pool<T>(in, aligned, stream, kernel_of, axes, g, positions, dx);
   });
+}
+
+namespace {
+
+Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, Sizes kernel, Sizes stride,
+                           Sizes padding, Sizes dilation, bool ceil_mode, bool channels_last) {
+  const char* op = "max_pool2d_backward";
+  const Windows windows = Windows::of(input_size, kernel, stride, padding, dilation, ceil_mode, op);
+  const Image out = windows.check_backward(grad_output, argmax, channels_last, op);
+  const Image in = windows.input_of(out);
+  const DeviceScope device(grad_output);
+  Tensor grad_input = new_tensor(grad_output, in.shape, grad_output.scalar_type());
+  max_pool_gradient(windows, in, grad_output, argmax, grad_input, device.stream, op);
   return grad_input;
 }
 

@@ -30,6 +30,15 @@ inline Axis narrow(const math::SlidingAxis& axis, const char* op) {
           static_cast<int>(stride),  static_cast<int>(axis.padding), static_cast<int>(axis.dilation)};
 }
 
+struct WindowAxes {
+  Axis height, width;
+  int inner;
+
+  static WindowAxes of(const Windows& windows, const Image& image, const char* op) {
+    return {narrow(windows.height(), op), narrow(windows.width(), op), static_cast<int>(image.inner)};
+  }
+};
+
 // The rows of the tensor that a kernel makes.
 struct PoolRows {
   int64_t rows;
@@ -80,6 +89,37 @@ __device__ __forceinline__ void store_elements(T* p, const acc_t<T> (&values)[kS
   }
 }
 
+// The positions of a pack, which is aligned, as one access; kSize bytes are 2, 4 or 8.
+template <int kSize>
+using PositionWord =
+    std::conditional_t<kSize == 8, uint64_t, std::conditional_t<kSize == 4, uint32_t, uint16_t>>;
+
+template <class A, int kSize>
+__device__ __forceinline__ void store_positions(A* p, const int (&positions)[kSize]) {
+  if constexpr (kSize > 1 && sizeof(A) == 1) {
+    using Word = PositionWord<kSize>;
+    Word word = 0;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) word |= static_cast<Word>(static_cast<Word>(positions[k]) << (8 * k));
+    *reinterpret_cast<Word*>(p) = word;
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) p[k] = static_cast<A>(positions[k]);
+  }
+}
+
+template <class A, int kSize>
+__device__ __forceinline__ void load_positions(const A* p, int (&positions)[kSize]) {
+  if constexpr (kSize > 1 && sizeof(A) == 1) {
+    const auto word = *reinterpret_cast<const PositionWord<kSize>*>(p);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) positions[k] = static_cast<int>(word >> (8 * k) & 0xff);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) positions[k] = static_cast<int>(p[k]);
+  }
+}
+
 inline int lanes_for(int64_t places) {
   int lanes = 1;
   while (lanes < kPoolThreads && lanes < places) lanes *= 2;
@@ -107,5 +147,9 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
 }
 
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+// The gradient of images `in`, by the kernel of max_pool2d.cu.
+void max_pool_gradient(const Windows& windows, const Image& in, const Tensor& grad_output,
+                       const Tensor& argmax, const Tensor& grad_input, cudaStream_t stream, const char* op);
 
 }  // namespace pyops::cuda

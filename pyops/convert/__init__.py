@@ -34,8 +34,7 @@ def convert(model: M, fuse: bool = True) -> M:
     activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. A forward
     that cannot be traced faithfully runs as it is written, on the converted modules. Fusion needs no care
     afterwards: with a hook on one of its modules, another module in the place of one, or an attribute changed
-    that forward reads, forward runs as it is written. (What it reads of global variables is taken to
-    stay.) Copies and files of the model keep it.
+    or a global constant that forward reads, forward runs as it is written. Copies and files keep it.
 
     Call it again after changing the model: it does what is left to do. :func:`revert` undoes it,
     :func:`conversion_report` tells what was done.

@@ -15,7 +15,15 @@ from torch.fx import Node
 from torch.nn import Module
 
 from .ops import Op, added_to, changes_in_place, kind_of, op_of
-from .steps import BatchNormStep, Conv2dBatchNormStep, Conv2dMaxPool2dStep, Conv2dStep, LinearStep, Step
+from .steps import (
+    BatchNormStep,
+    Conv2dBatchNormMaxPool2dStep,
+    Conv2dBatchNormStep,
+    Conv2dMaxPool2dStep,
+    Conv2dStep,
+    LinearStep,
+    Step,
+)
 from .trace import Read, Trace, hooks_of
 
 
@@ -41,6 +49,7 @@ def _patterns(text: str, step: type[Step]) -> Iterator[Pattern]:
 PATTERNS = sorted(
     (
         *_patterns("conv2d batch_norm add? activation?", Conv2dBatchNormStep),
+        *_patterns("conv2d batch_norm activation? max_pool2d", Conv2dBatchNormMaxPool2dStep),
         *_patterns("conv2d activation? max_pool2d", Conv2dMaxPool2dStep),
         *_patterns("conv2d add? activation?", Conv2dStep),
         *_patterns("linear activation? dropout?", LinearStep),

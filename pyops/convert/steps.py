@@ -90,6 +90,32 @@ class Conv2dStep(Step):
         return self._then(conv._conv_forward(input, weight, bias), residual)
 
 
+def _conv2d_max_pool2d(
+    conv: Any, pool: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    return F.conv2d_max_pool2d(
+        input,
+        weight,
+        bias,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        activation=activation,
+        kernel_size=pool.kernel_size,
+        pool_stride=pool.stride,
+        pool_padding=pool.padding,
+        pool_dilation=pool.dilation,
+        ceil_mode=pool.ceil_mode,
+    )
+
+
+def _padding_problem(conv: Any) -> str | None:
+    if conv.padding_mode != "zeros":
+        return f"conv2d_max_pool2d pads with zeros, not by {conv.padding_mode!r}"
+    return None
+
+
 class Conv2dMaxPool2dStep(Step):
     """conv2d, activation, max_pool2d."""
 
@@ -100,31 +126,13 @@ class Conv2dMaxPool2dStep(Step):
 
     @staticmethod
     def problem(*ops: Op | None) -> str | None:
-        conv: Any = ops[0].module if ops[0] else None
-        if conv.padding_mode != "zeros":
-            return f"conv2d_max_pool2d pads with zeros, not by {conv.padding_mode!r}"
-        return None
+        return _padding_problem(ops[0].module) if ops[0] else None
 
     def __call__(self, input: Tensor) -> Tensor:
         conv, pool = self.conv, self.pool
-        weight, bias = conv.weight, conv.bias
         if not self._in_one_dtype(input, None):
-            return pool(self._activate(conv._conv_forward(input, weight, bias)))
-        return F.conv2d_max_pool2d(
-            input,
-            weight,
-            bias,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            activation=self.activation,
-            kernel_size=pool.kernel_size,
-            pool_stride=pool.stride,
-            pool_padding=pool.padding,
-            pool_dilation=pool.dilation,
-            ceil_mode=pool.ceil_mode,
-        )
+            return pool(self._activate(conv._conv_forward(input, conv.weight, conv.bias)))
+        return _conv2d_max_pool2d(conv, pool, input, conv.weight, conv.bias, self.activation)
 
 
 class LinearStep(Step):
@@ -171,15 +179,18 @@ class Conv2dBatchNormStep(BatchNormStep):
 
     def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         conv, norm = self.conv, self.norm
-        if norm.training or norm.running_mean is None or not self._foldable(input, residual):
+        if not self._foldable(input, residual):
             return self._normalize(norm, conv._conv_forward(input, conv.weight, conv.bias), residual)
+        return conv._conv_forward(input, *self._fold(), self.activation, residual)
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        """The folded weight and bias, as they are now."""
+        conv, norm = self.conv, self.norm
         if torch.compiler.is_compiling():
-            weight, bias = _fold(conv, norm)
-        else:
-            if self._folded is None or not self._folded.holds(conv, norm):
-                self._folded = _Folded(conv, norm)
-            weight, bias = self._folded.result
-        return conv._conv_forward(input, weight, bias, self.activation, residual)
+            return _fold(conv, norm)
+        if self._folded is None or not self._folded.holds(conv, norm):
+            self._folded = _Folded(conv, norm)
+        return self._folded.result
 
     @staticmethod
     def problem(*ops: Op | None) -> str | None:
@@ -189,12 +200,32 @@ class Conv2dBatchNormStep(BatchNormStep):
     def _foldable(self, input: Tensor, residual: Tensor | None) -> bool:
         conv, norm = self.conv, self.norm
         return (
-            input.dim() == 4
+            not norm.training
+            and norm.running_mean is not None
+            and input.dim() == 4
             and norm.num_features == conv.out_channels
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in _sources(conv, norm)))
             and self._in_one_dtype(input, residual)
             and (residual is None or residual.shape == _output_shape(conv, input))
         )
+
+
+class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
+    """conv2d, batch_norm, activation, max_pool2d, one kernel once the normalisation is in the weights."""
+
+    def __init__(self, conv: Op, norm: Op, activation: Op | None, pool: Op) -> None:
+        super().__init__(conv, norm, None, activation)
+        self.pool: Any = pool.module
+
+    @staticmethod
+    def problem(*ops: Op | None) -> str | None:
+        padding = _padding_problem(ops[0].module) if ops[0] else None
+        return padding or Conv2dBatchNormStep.problem(*ops)
+
+    def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not self._foldable(input, residual):
+            return self.pool(super().__call__(input, residual))
+        return _conv2d_max_pool2d(self.conv, self.pool, input, *self._fold(), self.activation)
 
 
 def _sources(conv: Any, norm: Any) -> list[Tensor]:

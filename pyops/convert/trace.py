@@ -13,7 +13,7 @@ import math
 import operator
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -38,8 +38,8 @@ class Untraceable(Exception):
         self.module = module
 
 
-#: An attribute that forward has read: the module, the name, and the value it had.
-Read = tuple[Module, str, Any]
+#: What forward has read: a module or, of global variables, the Python module; the name; the value it had.
+Read = tuple[Module | ModuleType, str, Any]
 
 
 @dataclass
@@ -189,7 +189,8 @@ class _Tracer(torch.fx.Tracer):
             raise Untraceable(self._callers[-1], _first_line(error)) from error
         if _random_state() != before:
             raise Untraceable(module, "forward draws random numbers in Python")
-        return Trace(module, graph, list(self._inlined), list(self._watched), list(self._reads.values()))
+        reads = [*self._reads.values(), *_globals_read(self._inlined)]
+        return Trace(module, graph, list(self._inlined), list(self._watched), reads)
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
@@ -383,6 +384,21 @@ def _random_state() -> Any:
     numpy = sys.modules.get("numpy")
     state = None if numpy is None else numpy.random.get_state()
     return random.getstate(), None if state is None else (state[1].tobytes(), *state[2:])
+
+
+def _globals_read(modules: Iterable[Module]) -> list[Read]:
+    """The global variables that the modules' forwards name and whose value may decide something."""
+    reads: dict[tuple[str, str], Read] = {}
+    for module in modules:
+        forward = inspect.unwrap(type(module).forward)
+        home = sys.modules.get(forward.__module__)
+        if home is None:
+            continue
+        for name in forward.__code__.co_names:
+            value = vars(home).get(name)
+            if isinstance(value, (bool, int, float, str)) and forward.__globals__ is vars(home):
+                reads[forward.__module__, name] = (home, name, value)
+    return list(reads.values())
 
 
 def _first_line(error: Exception) -> str:

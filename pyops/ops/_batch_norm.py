@@ -13,7 +13,7 @@ from .conv2d import is_channels_last
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
 # Otherwise everything behind the outer dimensions is a row, in which channels alternate.
-LONG_RUN = 16
+LONG_RUN = 64
 
 
 def mask_shape(shape: Any, dim: int) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def check_running_statistics(backend: Backend) -> None:
 # Rows in which channels alternate and runs of one channel, in several pieces; the ends lie inside vectors and
 # bytes of the mask.
 SMOKE = [
-    case((37, 21), activation="relu"),
+    case((301, 21), activation="relu"),
     case((37, 21), residual=True, activation="relu"),
     case((9, 5, 3), training=False, activation="silu"),
     case((5, 3, 7, 19), activation="relu"),

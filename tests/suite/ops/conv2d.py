@@ -104,7 +104,7 @@ SMOKE = [
     case("one_by_one", (2, 19, 7, 11), 23, 1, residual=True, activation="relu"),
     case("depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21, activation="relu"),
     case("grouped", (2, 34, 6, 7), 38, (1, 3), groups=2, bias=False),
-    case("packs", (2, 16, 17, 13), 72, (2, 3), padding=1, residual=True, activation="relu"),
+    case("packs", (2, 8, 17, 13), 72, (2, 3), padding=1, residual=True, activation="relu"),
     case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
 ]
 

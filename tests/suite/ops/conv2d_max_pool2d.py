@@ -111,6 +111,36 @@ def valid_arguments() -> dict[str, tuple]:
     }
 
 
+def run_sanitized(ops: Any) -> None:
+    """Patches and windows that hang over the image on every side, in both formats."""
+    generator = torch.Generator().manual_seed(0)
+    cases = [
+        ((2, 3, 11, 13), (19, 3, 3, 3), ([1, 1], [1, 1], [1, 1], 1), ([3, 3], [2, 2], [1, 1], [1, 1], True)),
+        ((1, 16, 9, 8), (24, 16, 1, 2), ([1, 1], [0, 0], [1, 1], 1), ([2, 2], [2, 2], [0, 0], [2, 1], False)),
+        ((1, 4, 9, 7), (4, 1, 3, 3), ([1, 1], [1, 1], [1, 1], 4), ([2, 3], [1, 2], [1, 1], [1, 1], True)),
+        (
+            (1, 3, 13, 14),
+            (9, 3, 1, 1),
+            ([1, 1], [0, 0], [1, 1], 1),
+            ([13, 12], [1, 1], [0, 0], [1, 1], False),
+        ),
+    ]
+    for x_shape, w_shape, geometry, pool in cases:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for format in (torch.contiguous_format, torch.channels_last):
+                x = torch.rand(x_shape, generator=generator).to(dtype, memory_format=format)
+                w = torch.rand(w_shape, generator=generator).to(dtype)
+                bias = torch.rand(w_shape[0], generator=generator).to(dtype)
+                for kind in (1, 10):
+                    y, argmax, saved = ops.conv2d_max_pool2d_forward(
+                        x, w, bias, *geometry, kind, 0.0, 0.0, *pool, True, True
+                    )
+                    conv_size = torch.nn.functional.conv2d(x, w, None, *geometry).shape[2:]
+                    ops.conv2d_max_pool2d_backward(
+                        y, argmax, saved, list(conv_size), kind, 0.0, 0.0, False, *pool, True
+                    )
+
+
 MUTANTS = {
     "dead_relu_passes_a_gradient": Mutant(
         "cpu/conv2d_pool.h",
