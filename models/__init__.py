@@ -7,6 +7,7 @@ name; :mod:`pyops.models.train` trains it.
 
 from .alexnet import alexnet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .language_model import gru, lstm, rnn
 from .lenet import lenet
 from .mlp import mlp
 from .nin import nin
@@ -23,12 +24,15 @@ __all__ = [
     "TrainError",
     "alexnet",
     "get_network",
+    "gru",
     "layer_library",
     "lenet",
+    "lstm",
     "mlp",
     "network_names",
     "nin",
     "register",
+    "rnn",
     "softmax_regression",
     "vgg11",
     "vgg13",

@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from .errors import DataError, first_line, unknown_name
+from .text import TextData, load_text
 
 _DIGIT_NAMES = tuple("0123456789")
 _FASHION_NAMES = (
@@ -48,6 +50,8 @@ class ImageData:
     are resized as they are read (:meth:`resized`): read them through :meth:`train_batch` and
     :meth:`test_batches`.
     """
+
+    task: ClassVar[str] = "images"
 
     name: str
     train_images: torch.Tensor
@@ -120,8 +124,8 @@ def _resize(images: torch.Tensor, side: int) -> torch.Tensor:
     return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-def load_data(name: str, root: str | Path | None = None) -> ImageData:
-    """Load the data set called ``name``; ``root`` is the folder of its files where it has any.
+def load_data(name: str, root: str | Path | None = None) -> ImageData | TextData:
+    """Load the data set called ``name``; ``root`` is the folder of its files, or its file, where it has any.
 
     Raises:
         DataError: unknown name (the nearest are suggested), a file missing, truncated or damaged,
@@ -252,8 +256,9 @@ def _read_bytes(path: Path) -> bytearray:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-_LOADERS: dict[str, Callable[[Path | None], ImageData]] = {
+_LOADERS: dict[str, Callable[[Path | None], ImageData | TextData]] = {
     "digits": _load_digits,
     "mnist": _load_idx("mnist", "MNIST", _DIGIT_NAMES),
     "fashion_mnist": _load_idx("fashion_mnist", "FashionMNIST", _FASHION_NAMES),
+    "text": load_text,
 }

@@ -18,7 +18,8 @@ class Recipe:
     """Hyper-parameters of a training run.
 
     ``optimizer`` is a name in :func:`pyops.models.optimization.optimizer_names`, ``resize`` the side that
-    images are resized to (None: they stay as they are), ``options`` are arguments of the network's builder.
+    images are resized to (None: they stay as they are), ``clip_norm`` the largest norm of all gradients
+    together (longer ones are scaled), ``options`` are arguments of the network's builder.
     """
 
     num_epochs: int
@@ -26,6 +27,7 @@ class Recipe:
     batch_size: int
     optimizer: str = "sgd"
     resize: int | None = None
+    clip_norm: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -35,13 +37,16 @@ class Network:
 
     ``build(image_shape, num_classes, layers=..., **options)`` returns the module, freshly initialised
     from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
-    those tuned for a particular data set.
+    those tuned for a particular data set. ``data`` is what it is trained on by default and ``task`` what kind
+    of data it takes: ``"images"`` or ``"text"``.
     """
 
     name: str
     build: Callable[..., nn.Module]
     recipe: Recipe
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    data: str = "digits"
+    task: str = "images"
 
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
@@ -64,13 +69,15 @@ class Network:
 _networks: dict[str, Network] = {}
 
 
-def register(name: str, *, recipe: Recipe, **recipes: Recipe) -> Callable[[Callable], Callable]:
-    """Decorator: make a network's builder known as ``name``; keywords are recipes by data set."""
+def register(
+    name: str, *, recipe: Recipe, data: str = "digits", task: str = "images", **recipes: Recipe
+) -> Callable[[Callable], Callable]:
+    """Decorator: make a network's builder known as ``name``; further keywords are recipes by data set."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _networks:
             raise ValueError(f"register: network {name!r} is already registered")
-        _networks[name] = Network(name, build, recipe, recipes)
+        _networks[name] = Network(name, build, recipe, recipes, data, task)
         return build
 
     return decorate

@@ -21,9 +21,10 @@ import pyops
 from pyops import backends
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import ImageData, load_data
+from .data import ImageData, TextData, load_data
 from .errors import NetworkError, TrainError, first_line
 from .files import atomic_write, prepare_folder
+from .language_model import LanguageModel
 from .plots import save_curves, save_predictions
 from .progress import ProgressDisplay
 from .registry import Network, Recipe, get_network, layer_library
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.pt"
+
+_CONTINUATION = 300  # characters
 
 #: Hyper-parameters that a TrainConfig may replace, by the names that both have.
 RECIPE_OPTIONS = ("lr", "batch_size", "optimizer", "resize")
@@ -44,7 +47,8 @@ class TrainConfig:
 
     Args:
         network: name in :func:`pyops.models.network_names`.
-        data: name in :func:`pyops.models.data.data_names`; data_root: the folder of its files.
+        data: name in :func:`pyops.models.data.data_names`; data_root: the folder of its files or, for
+            text, the file.
         epochs: of the whole run, those before a resume included.
         max_steps: stop after so many steps. Alone it decides the length; with ``epochs`` the
             earlier of the two does.
@@ -63,7 +67,7 @@ class TrainConfig:
     """
 
     network: str
-    data: str = "digits"
+    data: str | None = None
     data_root: str | Path | None = None
     epochs: int | None = None
     max_steps: int | None = None
@@ -81,15 +85,21 @@ class TrainConfig:
     quiet: bool = False
 
     @property
+    def data_name(self) -> str:
+        """The data set: the one asked for, or the network's own."""
+        return get_network(self.network).data if self.data is None else self.data
+
+    @property
     def folder(self) -> Path:
         """The output folder."""
-        return Path(self.output or Path("runs", f"{self.network}-{self.data}"))
+        return Path(self.output or Path("runs", f"{self.network}-{self.data_name}"))
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, write the results into ``config.folder``, and return what ``metrics.json`` holds.
 
-    Files: ``metrics.json``, ``curves.png``, ``predictions.png``, ``model.safetensors``,
+    Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (of a language model ``continuation.txt``:
+    the beginning of the test text and what the model continues it with), ``model.safetensors``,
     ``checkpoint.pt`` (after every epoch) and TensorBoard events. All but the events, which grow as
     training goes, are replaced as a whole, so a crash leaves the last good ones.
 
@@ -104,7 +114,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     _check_options(config)
     device = _find_device(config.device)
     state = load_checkpoint(config.folder / CHECKPOINT) if config.resume else None
-    data = load_data(config.data, config.data_root)
+    data = load_data(config.data_name, config.data_root)
+    if data.task != network.task:
+        raise NetworkError(f"{network.name} is trained on {network.task}, but {data.name} has {data.task}")
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
         run = _Run(config, network, data, device, backend, state)
@@ -147,7 +159,13 @@ def _find_backend(config: TrainConfig, device: torch.device) -> str:
 
 
 def build_trainer(
-    network: Network, data: ImageData, recipe: Recipe, *, layers: str, seed: int, device: torch.device
+    network: Network,
+    data: ImageData | TextData,
+    recipe: Recipe,
+    *,
+    layers: str,
+    seed: int,
+    device: torch.device,
 ) -> Trainer:
     """A trainer of a fresh ``network`` of layer library ``layers``, ``"pyops"`` or ``"torch"``.
 
@@ -163,7 +181,9 @@ def build_trainer(
     return Trainer(net, data, recipe, layers=library, seed=seed, device=device)
 
 
-def _build_network(network: Network, data: ImageData, recipe: Recipe, layers: ModuleType) -> nn.Module:
+def _build_network(
+    network: Network, data: ImageData | TextData, recipe: Recipe, layers: ModuleType
+) -> nn.Module:
     try:
         return network.build(data.image_shape, data.num_classes, layers=layers, **recipe.options)
     except NetworkError:
@@ -174,7 +194,7 @@ def _build_network(network: Network, data: ImageData, recipe: Recipe, layers: Mo
 
 def _recipe(config: TrainConfig, network: Network, saved: Mapping[str, Any]) -> Recipe:
     """The hyper-parameters asked for, else those ``saved`` in a checkpoint, else the network's own."""
-    default = network.recipe_for(config.data)
+    default = network.recipe_for(config.data_name)
     if saved.get("network") != network.name:  # refused when it is restored
         saved = {}
     chosen = {name: saved[name] for name in RECIPE_OPTIONS if name in saved}
@@ -190,7 +210,7 @@ class _Run:
         self,
         config: TrainConfig,
         network: Network,
-        data: ImageData,
+        data: ImageData | TextData,
         device: torch.device,
         backend: str,
         state: dict[str, Any] | None,
@@ -198,12 +218,12 @@ class _Run:
         self.config = config
         self.folder = config.folder
         self.backend = backend
-        self.title = f"{config.network} on {config.data}"
+        self.title = f"{config.network} on {config.data_name}"
         saved = {} if state is None else state.get("run", {})
         recipe = _recipe(config, network, saved)
         self.identity = {
             "network": config.network,
-            "data": config.data,
+            "data": config.data_name,
             "layers": config.layers,
             "seed": config.seed,
             **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
@@ -259,9 +279,12 @@ class _Run:
         with display, _event_writer(self.folder, first_step, self.config.resume) as events:
             self._train_epochs(display, events)
             metrics = self._write_results()
+            quality = f"test accuracy {metrics['test_accuracy']:.4f}"
+            if "test_perplexity" in metrics:
+                quality = f"test perplexity {metrics['test_perplexity']:.3f}, {quality}"
+                display.note((self.folder / "continuation.txt").read_text(encoding="utf-8"))
             display.note(
-                f"test accuracy {metrics['test_accuracy']:.4f}, "
-                f"{metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}"
+                f"{quality}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}"
             )
         return metrics
 
@@ -305,21 +328,39 @@ class _Run:
             "history": history,
             "step_losses": progress.step_losses,
         }
-        data = trainer.data.to(torch.device("cpu"))
         with atomic_write(self.folder / "model.safetensors") as file:
             file.write(safetensors.torch.save(trainer.net.state_dict()))
         save_curves(self.folder / "curves.png", self.title, history, progress.step_losses)
-        save_predictions(
-            self.folder / "predictions.png",
-            self.title,
-            data.test_images,
-            data.test_labels,
-            predictions,
-            data.class_names,
-        )
+        data = trainer.data.to(torch.device("cpu"))
+        if isinstance(data, TextData):
+            # Beyond float's range for a model that is worse than no model.
+            metrics |= {
+                f"{split}_perplexity": math.exp(min(metrics[f"{split}_loss"], 700.0))
+                for split in ("train", "test")
+            }
+            self._write_continuation(data)
+        else:
+            save_predictions(
+                self.folder / "predictions.png",
+                self.title,
+                data.test_images,
+                data.test_labels,
+                predictions,
+                data.class_names,
+            )
         with atomic_write(self.folder / "metrics.json") as file:
             file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
         return metrics
+
+    def _write_continuation(self, data: TextData) -> None:
+        """What the model continues the beginning of the test text with."""
+        net = self.trainer.net
+        assert isinstance(net, LanguageModel)
+        prompt = data.test_windows[0]
+        generator = torch.Generator().manual_seed(self.config.seed)
+        drawn = net.continued(prompt.to(self.trainer.device), _CONTINUATION, generator)
+        with atomic_write(self.folder / "continuation.txt") as file:
+            file.write(f"{data.decoded(prompt)}|{data.decoded(drawn)}\n".encode())
 
 
 def _log_steps(events: SummaryWriter, step_losses: list[float], first_step: int) -> None:

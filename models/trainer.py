@@ -1,4 +1,4 @@
-"""The training loop: minibatch steps on a labelled image data set, with a resumable state.
+"""The training loop: minibatch steps on a labelled data set, images or text, with a resumable state.
 
 The order of the samples comes from a generator of its own, so it depends on the seed alone and not
 on how many random numbers a network draws. Losses stay on the device and are fetched every
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .checkpoint import random_states, restore_random_states
-from .data import ImageData
+from .data import ImageData, TextData
 from .errors import TrainError
 from .optimization import make_optimizer
 from .registry import Recipe
@@ -64,8 +64,9 @@ class Trainer:
     """A network in training.
 
     Args:
-        net: maps images [N, C, H, W] to logits [N, num_classes]; moved to ``device``.
-        data: the images and labels; moved to ``device`` as a whole.
+        net: maps images [N, C, H, W] to logits [N, num_classes], or characters [N, T] to logits
+            [N, num_classes, T]; moved to ``device``.
+        data: the inputs and labels; moved to ``device`` as a whole.
         recipe: the hyper-parameters.
         layers: library of ``CrossEntropyLoss`` (:mod:`pyops.nn` or :mod:`torch.nn`).
         seed: of the order of the samples.
@@ -74,7 +75,7 @@ class Trainer:
     def __init__(
         self,
         net: nn.Module,
-        data: ImageData,
+        data: ImageData | TextData,
         recipe: Recipe,
         *,
         layers: ModuleType,
@@ -84,6 +85,8 @@ class Trainer:
         self.net = net.to(device)
         self.data = data.to(device)
         self.batch_size = recipe.batch_size
+        self.clip_norm = recipe.clip_norm
+        self._labels_per_sample = math.prod(data.train_labels.shape[1:])
         self.device = device
         self.loss = layers.CrossEntropyLoss()
         self.optimizer = make_optimizer(self.net, recipe, device)
@@ -192,6 +195,8 @@ class Trainer:
         logits = self.net(images)
         loss = self.loss(logits, labels)
         loss.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
@@ -211,7 +216,7 @@ class Trainer:
         sizes = [end - i * self.batch_size for i, end in enumerate(ends)]
         losses = self.progress.step_losses[-steps:]
         total = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
-        return total / ends[-1], self.progress.epoch_correct / ends[-1]
+        return total / ends[-1], self.progress.epoch_correct / (ends[-1] * self._labels_per_sample)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -219,7 +224,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, torch.Tensor]:
-        """Mean loss, accuracy and predicted labels (int64 [N], on the CPU) of the test images.
+        """Mean loss, accuracy and predicted labels (int64, on the CPU) of the test data.
 
         Raises:
             TrainError: the loss is not finite.

@@ -42,8 +42,8 @@ def use_huge_pages(wanted: bool) -> None:
 @app.command()
 def train(
     network: Annotated[str, typer.Argument(help="softmax_regression, mlp, lenet, ...")],
-    data: Annotated[str | None, typer.Option(help="digits (default), mnist, fashion_mnist")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, text")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data files; a text file.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,

@@ -25,6 +25,8 @@ SMALL: dict[str, tuple[int, dict]] = {
 }
 NETWORKS = tuple(SMALL)
 CONVOLUTIONAL = NETWORKS[2:]
+#: Of text; see test_language_model.py.
+LANGUAGE_MODELS = ("gru", "lstm", "rnn")
 
 
 def build(name: str, layers=pyops.nn, **options) -> torch.nn.Module:
@@ -34,7 +36,7 @@ def build(name: str, layers=pyops.nn, **options) -> torch.nn.Module:
 
 
 def test_names():
-    assert set(NETWORKS) == set(models.network_names())
+    assert {*NETWORKS, *LANGUAGE_MODELS} == set(models.network_names())
 
 
 @pytest.mark.parametrize(

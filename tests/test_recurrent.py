@@ -14,7 +14,7 @@ import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import CPP, Backend
+from .suite.backends import BACKENDS, CPP, Backend
 from .suite.cases import Case, sweep
 from .suite.ops.recurrent import GATES, case
 
@@ -54,8 +54,14 @@ _RAGGED = [
 ]
 
 
-@sweep(_QUICK)
+@sweep(_QUICK, [torch.float32, torch.float64, torch.float16])
 def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+# Triton's interpreter truncates to bfloat16 where GPUs round, here at every step.
+@sweep(_QUICK, [torch.bfloat16], [b for b in BACKENDS if str(b) != "triton-cpu"])
+def test_accuracy_in_bfloat16(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
@@ -67,6 +73,12 @@ def test_accuracy_of_every_option(backend: Backend, case: Case, dtype: torch.dty
 @sweep(_SIZES + _RAGGED, [torch.float32, torch.bfloat16], [CPP])
 def test_accuracy_at_larger_sizes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_weights_that_no_block_can_hold(kernels: Backend, op: str) -> None:
+    """On GPUs these layers go step by step, forward and backward."""
+    checks.check_accuracy(case("wide", op, 2, 3, 2, 130), kernels, torch.float64)
 
 
 # Not the relu's, whose states are not bounded: errors grow as they do.
@@ -106,9 +118,9 @@ def test_gradcheck(kernels: Backend, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", GATES)
-def test_opcheck(op: str) -> None:
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3), CPP)
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3, sizes=(3, 1)), CPP)
+def test_opcheck(kernels: Backend, op: str) -> None:
+    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3), kernels)
+    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3, sizes=(3, 1)), kernels)
 
 
 @pytest.mark.parametrize("op", GATES)

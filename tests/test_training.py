@@ -189,6 +189,9 @@ TWINS = {
     "vgg13": {"options": {"width": 16, "dropout": 0.0}},
     "vgg16": {"options": {"width": 16, "dropout": 0.0}},
     "vgg19": {"options": {"width": 16, "dropout": 0.0}},
+    "rnn": {"options": {"width": 8}},
+    "lstm": {"options": {"width": 8, "embedding": 12, "num_layers": 2}},
+    "gru": {"options": {"width": 8}},
 }
 
 

@@ -21,6 +21,7 @@ from . import (
     max_pool2d,
     nll_loss,
     prelu,
+    recurrent,
     softmax,
 )
 
@@ -40,5 +41,6 @@ __all__ = [
     "max_pool2d",
     "nll_loss",
     "prelu",
+    "recurrent",
     "softmax",
 ]

@@ -18,11 +18,13 @@ from .. import nn
 
 
 def _counterparts() -> dict[type[Module], type[Module]]:
-    """Every class of torch.nn that pyops.nn has a subclass of, under the same name."""
+    """Every class of torch.nn that pyops.nn has a subclass of, under the same name, and those that differ."""
     pairs = ((getattr(torch.nn, name, None), getattr(nn, name)) for name in nn.__all__)
     same = {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
-    # Its attributes are the same, but it is no subclass, for torch's refuses to run on a CPU.
-    return {**same, torch.nn.SyncBatchNorm: nn.SyncBatchNorm}
+    # Of the same attributes, but no subclasses: torch's SyncBatchNorm refuses to run on a CPU, and
+    # torch.compile to trace torch's recurrent layers.
+    others = ("SyncBatchNorm", "RNN", "LSTM", "GRU")
+    return {**same, **{getattr(torch.nn, name): getattr(nn, name) for name in others}}
 
 
 TO_PYOPS = _counterparts()

@@ -203,6 +203,25 @@ def _linear(
     linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
 
 
+def _recurrent(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype) -> None:
+    """The time loops; of the products around them, which gemm's cases have, only the one of forward."""
+    from pyops.triton_kernels import recurrent
+
+    gates = recurrent._GATES[kind] * hidden
+    x, w_ih, w_hh = (
+        _empty(*shape, dtype=dtype) for shape in [(steps, batch, inputs), (gates, inputs), (gates, hidden)]
+    )
+    bias, h = _empty(gates, dtype=dtype), _empty(batch, hidden, dtype=dtype)
+    c = h if kind == 2 else None
+    y, h_n, c_n, saved, extra = recurrent.recurrent_forward(
+        x, w_ih, w_hh, bias, bias, h, c, None, kind, False, True
+    )
+    recurrent.recurrent_backward(
+        y, h_n, c_n if kind == 2 else None, x, w_ih, w_hh, h, c, y, saved, extra, None, kind, False,
+        False, False, False, False,
+    )  # fmt: skip
+
+
 def _batch_norm(
     shape: tuple[int, ...], dim: int, dtype: torch.dtype, kind: int = 1, *, residual: bool = False
 ) -> None:
@@ -282,6 +301,10 @@ def _conv2d_max_pool2d(
 
 
 CASES: dict[str, Callable[[], None]] = {
+    "recurrent-lstm-loop-bfloat16": lambda: _recurrent(2, 3, 64, 128, 128, BFLOAT16),
+    "recurrent-gru-loop-float32": lambda: _recurrent(3, 3, 1024, 28, 32, FLOAT),
+    "recurrent-lstm-steps-float32": lambda: _recurrent(2, 1, 32, 28, 256, FLOAT),
+    "recurrent-relu-odd-float64": lambda: _recurrent(1, 2, 7, 5, 33, DOUBLE),
     "embedding-vocabulary-bfloat16": lambda: _embedding(50257, 768, 8192, BFLOAT16),
     "embedding-characters-float32": lambda: _embedding(28, 256, 1120, FLOAT, True, math.inf),
     "embedding-odd-float64": lambda: _embedding(100, 37, 50, DOUBLE, False, 1.5),

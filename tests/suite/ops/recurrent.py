@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,28 @@ def valid_arguments() -> dict[str, tuple]:
             y, h, h, x, w_ih, w_hh, h, h, y, gates, extra, None, 2, False, True, True, True, True,
         ),
     }  # fmt: skip
+
+
+def run_sanitized(ops: Any) -> None:
+    """Loops of more than one block and steps, packed and dense, and what neither needs."""
+    for kind, gates in enumerate((1, 1, 4, 3)):
+        for dtype, hidden, sizes in itertools.product(
+            (torch.float32, torch.bfloat16), (1, 5, 33), (None, [3, 3, 1])
+        ):
+            batch, rows = (18, 36) if sizes is None else (3, 7)
+            x = torch.rand(rows, 3).to(dtype)
+            x, packed = (x.view(2, batch, 3), None) if sizes is None else (x, torch.tensor(sizes))
+            w_ih, w_hh = torch.rand(gates * hidden, 3).to(dtype), torch.rand(gates * hidden, hidden).to(dtype)
+            h = torch.rand(batch, hidden).to(dtype)
+            c = h if kind == 2 else None
+            for reverse in (False, True):
+                y, h_n, _, saved, extra = ops.recurrent_forward(
+                    x, w_ih, w_hh, None, None, h, c, packed, kind, reverse, True
+                )
+                ops.recurrent_backward(
+                    y, h_n, None, x, w_ih, w_hh, h, c, y, saved, extra, packed, kind, reverse,
+                    True, True, True, True,
+                )  # fmt: skip
 
 
 MUTANTS = {

@@ -1,0 +1,153 @@
+"""Recurrent language models: read characters, predict the next one.
+
+    character - one-hot or embedding - RNN, LSTM or GRU - linear - a logit per character
+
+The state carries what has been read. Through the many steps of a sequence gradients shrink or grow as powers
+of the recurrent weights: the gates of LSTM and GRU let them pass, and what still grows is clipped. The
+quality of a model is its perplexity, the exponential of the mean cross-entropy: the number of characters
+between which it hesitates.
+
+Source: course notes, "Recurrent networks" and "LSTM"; Zhang et al., Dive into Deep Learning, chapters 9 and
+10; Hochreiter and Schmidhuber, Long short-term memory, 1997; Cho et al., 2014, arXiv:1406.1078.
+Shapes: characters [N, T], int64 -> logits [N, characters, T].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import pyops.nn
+
+from .errors import NetworkError
+from .registry import Recipe, register
+from .shapes import divided
+
+_HIDDEN = 256
+_RECIPE = Recipe(num_epochs=10, lr=0.003, batch_size=32, optimizer="adam", clip_norm=1.0)
+
+
+class LanguageModel(nn.Module):
+    """Layers of the ``kind`` ``"RNN"``, ``"LSTM"`` or ``"GRU"`` over characters, and a linear layer.
+
+    Args:
+        num_classes: number of different characters.
+        hidden: units of each recurrent layer.
+        embedding: features of a character's embedding; 0 gives the network one-hot characters.
+        num_layers: recurrent layers; ``dropout`` follows all but the last.
+        layers: the layer library.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        num_classes: int,
+        hidden: int,
+        embedding: int,
+        num_layers: int,
+        dropout: float,
+        layers: ModuleType,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding = layers.Embedding(num_classes, embedding) if embedding else None
+        self.recurrent = getattr(layers, kind)(embedding or num_classes, hidden, num_layers, dropout=dropout)
+        self.output = layers.Linear(hidden, num_classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.advance(tokens.t())[0].permute(1, 2, 0)
+
+    def advance(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """Logits [T, N, num_classes] behind each of ``tokens`` [T, N], and the state behind the last."""
+        if self.embedding is None:
+            features = nn.functional.one_hot(tokens, self.num_classes).to(self.output.weight.dtype)
+        else:
+            features = self.embedding(tokens)
+        hidden, state = self.recurrent(features, state)
+        return self.output(hidden), state
+
+    @torch.no_grad()
+    def continued(self, prompt: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+        """``length`` characters drawn from the model, one by one, behind those of ``prompt`` [T]."""
+        was_training = self.training
+        self.eval()
+        logits, state = self.advance(prompt.unsqueeze(1))
+        drawn = []
+        for _ in range(length):
+            # On the CPU: the same text on every device.
+            chances = logits[-1, 0].double().cpu().softmax(0)
+            token = torch.multinomial(chances, 1, generator=generator)
+            drawn.append(token)
+            logits, state = self.advance(token.to(prompt.device).unsqueeze(1), state)
+        self.train(was_training)
+        return torch.cat(drawn) if drawn else prompt.new_empty(0, device="cpu")
+
+
+def _build(
+    name: str,
+    num_classes: int,
+    width: int,
+    embedding: int,
+    num_layers: int,
+    dropout: float,
+    layers: ModuleType,
+) -> LanguageModel:
+    if embedding < 0 or num_layers < 1:
+        raise NetworkError(
+            f"{name}: embedding must be at least 0 and num_layers at least 1, got {embedding}, {num_layers}"
+        )
+    hidden = divided(name, _HIDDEN, width)
+    return LanguageModel(name.upper(), num_classes, hidden, embedding, num_layers, dropout, layers)
+
+
+@register("rnn", recipe=_RECIPE, data="text", task="text")
+def rnn(
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 1,
+    embedding: int = 0,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    layers: ModuleType = pyops.nn,
+) -> nn.Module:
+    """A language model of tanh units, of which ``width`` divides the number.
+
+    Raises:
+        NetworkError: an option has no such value.
+    """
+    return _build("rnn", num_classes, width, embedding, num_layers, dropout, layers)
+
+
+@register("lstm", recipe=_RECIPE, data="text", task="text")
+def lstm(
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 1,
+    embedding: int = 0,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    layers: ModuleType = pyops.nn,
+) -> nn.Module:
+    """A language model of long short-term memory; options and errors as of :func:`rnn`."""
+    return _build("lstm", num_classes, width, embedding, num_layers, dropout, layers)
+
+
+@register("gru", recipe=_RECIPE, data="text", task="text")
+def gru(
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 1,
+    embedding: int = 0,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    layers: ModuleType = pyops.nn,
+) -> nn.Module:
+    """A language model of gated recurrent units; options and errors as of :func:`rnn`."""
+    return _build("gru", num_classes, width, embedding, num_layers, dropout, layers)

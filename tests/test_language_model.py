@@ -1,0 +1,135 @@
+"""Language models: their text, their training, and what they write."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from pyops.models.data import load_data
+from pyops.models.errors import DataError, NetworkError
+from pyops.models.text import STEPS, TextData
+from pyops.models.train import TrainConfig, train
+
+import pyops
+from pyops import models
+
+KINDS = ("rnn", "lstm", "gru")
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A file that repeats itself: there is something to learn."""
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    return path
+
+
+def test_standard_library_is_the_default_text():
+    data = load_data("text")
+    assert isinstance(data, TextData)
+    assert (data.task, data.image_shape) == ("text", (STEPS,))
+    assert len(data.train_windows) > 15_000
+    assert 80 < data.num_classes < 200
+    assert "def " in data.decoded(data.train_windows[:1000].flatten())
+
+
+def test_windows_follow_each_other(text):
+    data = load_data("text", text)
+    windows = torch.cat([data.train_windows, data.test_windows])
+    assert torch.equal(windows[1:, 0], windows[:-1, -1])
+    whole = data.decoded(torch.cat([windows[:1, 0], windows[:, 1:].flatten()]))
+    assert text.read_text().startswith(whole)
+    inputs, labels = data.train_batch(torch.tensor([3, 1]))
+    assert torch.equal(inputs, data.train_windows[[3, 1], :-1])
+    assert torch.equal(labels, data.train_windows[[3, 1], 1:])
+    assert sum(len(labels) for _, labels in data.test_batches()) == len(data.test_windows)
+
+
+def test_bad_text_is_refused(tmp_path):
+    with pytest.raises(DataError, match="must be a text file"):
+        load_data("text", tmp_path)
+    (tmp_path / "short").write_text("too short")
+    with pytest.raises(DataError, match="at least 351 characters are needed"):
+        load_data("text", tmp_path / "short")
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(DataError, match="must be a text file"):
+        load_data("text", tmp_path / "binary")
+
+
+def test_networks_and_data_must_fit(tmp_path):
+    with pytest.raises(NetworkError, match="lstm is trained on text, but digits has images"):
+        train(TrainConfig("lstm", "digits", output=tmp_path, quiet=True))
+    with pytest.raises(NetworkError, match="mlp is trained on images, but text has text"):
+        train(TrainConfig("mlp", "text", output=tmp_path, quiet=True))
+    with pytest.raises(DataError, match="text cannot be resized"):
+        train(TrainConfig("gru", resize=8, output=tmp_path, quiet=True))
+
+
+@pytest.mark.parametrize("options", [{"embedding": -1}, {"num_layers": 0}, {"width": 0}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(NetworkError):
+        models.get_network("rnn").build((STEPS,), 5, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_carries_what_was_read(kind):
+    torch.manual_seed(0)
+    net = models.get_network(kind).build((STEPS,), 7, width=16, embedding=3, num_layers=2)
+    tokens = torch.randint(7, (4, 9))
+    whole = net(tokens)
+    assert whole.shape == (4, 7, 9)
+    first, state = net.advance(tokens[:, :5].t())
+    second, _ = net.advance(tokens[:, 5:].t(), state)
+    torch.testing.assert_close(torch.cat([first, second]).permute(1, 2, 0), whole)
+
+
+def test_the_continuation_is_drawn_from_the_seed():
+    torch.manual_seed(0)
+    net = models.get_network("gru").build((STEPS,), 7, width=16)
+    drawn = [net.continued(torch.arange(5), 20, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert len(net.continued(torch.arange(5), 0, torch.Generator())) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learns_a_text_and_says_how_well(tmp_path, text, kind):
+    config = TrainConfig(
+        kind, data_root=text, epochs=40, lr=0.01, options={"width": 4}, output=tmp_path / "run"
+    )
+    metrics = train(TrainConfig(**{**config.__dict__, "quiet": True}))
+    assert metrics["test_perplexity"] == pytest.approx(math.exp(metrics["test_loss"]))
+    assert metrics["test_perplexity"] < 1.5
+    assert 0.85 < metrics["test_accuracy"] <= 1
+    assert 0.85 < metrics["train_accuracy"] <= 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == "text"
+    continuation = (tmp_path / "run" / "continuation.txt").read_text()
+    assert "quick brown" in continuation
+    assert len(continuation) == STEPS + 1 + 1 + 300 + 1
+
+
+def test_gradients_are_clipped(text):
+    from pyops.models.train import build_trainer
+
+    data = load_data("text", text)
+    recipe = models.Recipe(num_epochs=1, lr=1.0, batch_size=4, clip_norm=0.01)
+    trainer = build_trainer(
+        models.get_network("rnn"), data, recipe, layers="pyops", seed=0, device=torch.device("cpu")
+    )
+    before = [p.detach().clone() for p in trainer.net.parameters()]
+    trainer._step(*data.train_batch(torch.arange(4)))
+    moved = torch.stack([(p - b).norm() for p, b in zip(trainer.net.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_convert_takes_the_recurrent_layers_of_any_model():
+    net = models.get_network("lstm").build((STEPS,), 7, width=16, layers=torch.nn)
+    tokens = torch.randint(7, (4, 9))
+    wanted = net(tokens)
+    pyops.convert(net)
+    assert type(net.recurrent) is pyops.nn.LSTM
+    torch.testing.assert_close(net(tokens), wanted)
+    pyops.revert(net)
+    assert type(net.recurrent) is torch.nn.LSTM
