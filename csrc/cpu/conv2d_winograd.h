@@ -3,7 +3,7 @@
 //
 // A tile is cut into squares of 2 x 2 outputs. Its input is transformed to [channel][16][square], planar as
 // the slab is, its sums are [16][square][output channel], and each of the 16 positions is a matrix product of
-// its own. With a third of the multiplications left, the products are as accurate as the direct sums: fewer
+// its own. With 16 of 36 multiplications left, the products are as accurate as the direct sums: fewer
 // roundings make up for those of the transforms.
 //
 // What the transforms mix, an infinity or a NaN spreads over: to neighbours that it would not have reached.
