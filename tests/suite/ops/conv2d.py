@@ -94,7 +94,7 @@ def case(
 
 
 # Every kernel and every path of the driver: many and few output channels, Winograd's squares, images that
-# share a tile, several blocks of channels, phases of a stride, groups that share a tile, 1x1 as one long row,
+# share a tile or a panel of weights, several blocks of channels, phases of a stride, groups that share a tile, 1x1 as one long row,
 # channels that fill 16 bytes; sizes end inside vectors, micro-tiles and tiles.
 SMOKE = [
     case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
@@ -108,7 +108,9 @@ SMOKE = [
     case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
     case("squares_in_pieces", (1, 17, 13, 11), 35, (5, 6), padding=2, quick=False),
     case("squares_of_small_images", (9, 19, 6, 5), 35, 3, padding=1, quick=False),
-    case("small_images", (9, 19, 6, 5), 35, 3, stride=2, padding=1, quick=False),
+    case("shared_panels", (7, 19, 6, 5), 35, 3, stride=2, padding=1, quick=False),
+    case("small_images", (13, 70, 6, 5), 35, 3, stride=2, padding=1, activation="relu", quick=False),
+    case("small_images_in_groups", (15, 34, 3, 2), 36, 3, padding=1, groups=2, quick=False),
 ]
 
 
