@@ -1,4 +1,4 @@
-"""Networks by name, each with the hyper-parameters it is trained with by default."""
+"""Networks by name, each with its task and the hyper-parameters it is trained with by default."""
 
 from __future__ import annotations
 
@@ -6,42 +6,29 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
 from .errors import NetworkError, unknown_name
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of a training run.
-
-    ``optimizer`` is a name in :func:`pyops.models.optimization.optimizer_names`, ``resize`` the side that
-    images are resized to (None: they stay as they are), ``options`` are arguments of the network's builder.
-    """
-
-    num_epochs: int
-    lr: float
-    batch_size: int
-    optimizer: str = "sgd"
-    resize: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+from .recipe import Recipe
+from .tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
 class Network:
     """A registered network.
 
-    ``build(image_shape, num_classes, layers=..., **options)`` returns the module, freshly initialised
+    ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised
     from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
-    those tuned for a particular data set.
+    those tuned for a particular data set. ``data`` is the data set it is trained on by default.
     """
 
     name: str
     build: Callable[..., nn.Module]
     recipe: Recipe
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    task: Task = CLASSIFICATION
+    data: str = "digits"
 
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
@@ -64,13 +51,15 @@ class Network:
 _networks: dict[str, Network] = {}
 
 
-def register(name: str, *, recipe: Recipe, **recipes: Recipe) -> Callable[[Callable], Callable]:
-    """Decorator: make a network's builder known as ``name``; keywords are recipes by data set."""
+def register(
+    name: str, *, recipe: Recipe, task: Task = CLASSIFICATION, data: str = "digits", **recipes: Recipe
+) -> Callable[[Callable], Callable]:
+    """Decorator: make a network's builder known as ``name``; further keywords are recipes by data set."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _networks:
             raise ValueError(f"register: network {name!r} is already registered")
-        _networks[name] = Network(name, build, recipe, recipes)
+        _networks[name] = Network(name, build, recipe, recipes, task, data)
         return build
 
     return decorate

@@ -24,10 +24,11 @@ from pyops.models.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.files import atomic_write
-from pyops.models.train import TrainConfig, build_trainer, train
+from pyops.models.train import build_trainer, train
 from pyops.models.trainer import Trainer
 
 from pyops import models
@@ -140,9 +141,9 @@ def test_wrong_predictions_are_red(trained):
 
 def test_safetensors_hold_the_trained_network(trained):
     data = load_data("digits")
-    net = models.mlp(data.image_shape, data.num_classes, layers=torch.nn)
+    net = models.mlp(data.input_shape, data.num_outputs, layers=torch.nn)
     net.load_state_dict(safetensors.torch.load_file(trained / "model.safetensors"))
-    accuracy = (net(data.test_images).argmax(1) == data.test_labels).double().mean().item()
+    accuracy = (net(data.test_inputs).argmax(1) == data.test_targets).double().mean().item()
     assert accuracy == json.loads((trained / "metrics.json").read_text())["test_accuracy"]
 
 
@@ -180,7 +181,11 @@ def test_deep_networks_learn_the_digits(tmp_path, network, epochs):
 
 #: Small enough for a test, and without dropout: the libraries draw different masks.
 TWINS = {
+    "linear_regression": {},
+    "logistic_regression": {},
     "mlp": {},
+    "mlp_dropout": {"options": {"dropout": 0.0}},
+    "perceptron": {},
     "softmax_regression": {},
     "lenet": {},
     "alexnet": {"options": {"width": 16, "dropout": 0.0}},
@@ -210,7 +215,7 @@ def test_torch_twin_for_20_steps(tmp_path, network):
 def test_lenet_on_every_backend_equals_its_torch_twin(backend):
     """Twenty steps of the smallest LeNet, on four images: interpreters are a thousand times slower."""
     data = load_data("digits")
-    data = replace(data, train_images=data.train_images[:4], train_labels=data.train_labels[:4])
+    data = replace(data, train_inputs=data.train_inputs[:4], train_targets=data.train_targets[:4])
     recipe = models.Recipe(num_epochs=20, lr=0.5, batch_size=4, resize=12)
     losses = {}
     for library in ("pyops", "torch"):
