@@ -25,7 +25,7 @@ from .contenders import Contender, kernel_backends, set_backend
 from .registry import SEED, TRAINING_STEP, Case, Inputs, Traffic
 
 OP = "training_step"
-_CHECKED_STEPS, _CHECKED_LR = 3, 0.01
+_CHECKED_STEPS, _CHECKED_LR = 3, 0.001
 _NUM_CLASSES = 10
 #: A value at the corner of a ReLU, or two all but equal ones under a maximum, send a whole gradient another
 #: way after one rounding: torch's own ways differ by some percent in the gradients of a few small parameters.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 
 from .files import atomic_write
 
-_TRAIN_COLOR, _TEST_COLOR, _WRONG_COLOR, _RIGHT_COLOR = "#1f77b4", "#ff7f0e", "#c81e1e", "#333333"
+_COLORS = {"train": "#1f77b4", "validation": "#2ca02c", "test": "#ff7f0e"}
+_WRONG_COLOR, _RIGHT_COLOR = "#c81e1e", "#333333"
 _COLUMNS, _SAMPLE_ROWS = 8, 4
 # In units of a column's width.
 _GAP, _CAPTION_HEIGHT = 0.08, 0.36
@@ -20,34 +21,46 @@ _ROW_HEIGHT = 1 + _CAPTION_HEIGHT - 0.04
 
 
 def save_curves(
-    path: Path, title: str, history: dict[str, list[float]], step_losses: Sequence[float]
+    path: Path,
+    title: str,
+    history: dict[str, list[float]],
+    step_losses: Sequence[float],
+    panels: Mapping[str, str],
 ) -> None:
-    """Draw loss (every step, and per epoch) and accuracy over the epochs into the PNG ``path``.
+    """Draw quantities over the epochs, and the loss of every step, into the PNG ``path``.
 
-    ``history`` maps ``train_loss``, ``test_loss``, ``train_accuracy``, ``test_accuracy`` and
-    ``epoch`` (where each entry ended, in epochs; the last may be a fraction) to equally long lists.
+    ``history`` maps ``epoch`` (where each entry ended, in epochs; the last may be a fraction) and
+    ``PART_QUANTITY``, by part of the data, to equally long lists. ``panels`` maps the quantities that are
+    drawn, of which ``loss`` has to be one, to their labels.
     """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(0.5 + 4.75 * len(panels), 4), dpi=120, layout="constrained")
+    panels = {"loss": panels["loss"], **panels}  # first
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     epochs = history["epoch"]
     steps = [epochs[-1] * (i + 1) / len(step_losses) for i in range(len(step_losses))]
-    loss_axes.plot(steps, step_losses, color=_TRAIN_COLOR, alpha=0.25, lw=0.8, label="train, step")
-    for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
-        for split, color in (("train", _TRAIN_COLOR), ("test", _TEST_COLOR)):
-            axes.plot(epochs, history[f"{split}_{key}"], color=color, marker="o", ms=3, label=split)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(left=0)
-        axes.set_ylabel("cross-entropy" if key == "loss" else "accuracy")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    loss_axes.set_ylim(bottom=0)
-    accuracy_axes.set_ylim(top=1.005)
-    accuracy_axes.set_title(f"final test accuracy {history['test_accuracy'][-1]:.4f}", fontsize=10)
-    loss_axes.set_title(f"final train loss {history['train_loss'][-1]:.4f}", fontsize=10)
+    all_axes[0].plot(steps, step_losses, color=_COLORS["train"], alpha=0.25, lw=0.8, label="train, step")
+    for axes, (key, label) in zip(all_axes, panels.items(), strict=True):
+        for part, color in _COLORS.items():
+            if f"{part}_{key}" in history:
+                axes.plot(epochs, history[f"{part}_{key}"], color=color, marker="o", ms=3, label=part)
+        _finish_axes(axes, label)
+        axes.set_title(f"final: test {history[f'test_{key}'][-1]:.4g}", fontsize=10)
+        if key == "accuracy":
+            axes.set_ylim(top=1.005)
+    all_axes[0].set_title(f"final: train {history['train_loss'][-1]:.4g}", fontsize=10)
+    all_axes[0].set_ylim(bottom=0)
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
+
+
+def _finish_axes(axes: Axes, label: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_predictions(

@@ -41,44 +41,59 @@ def use_huge_pages(wanted: bool) -> None:
 
 @app.command()
 def train(
-    network: Annotated[str, typer.Argument(help="softmax_regression, mlp, lenet, ...")],
-    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, text")] = None,
+    network: Annotated[str | None, typer.Argument(help="softmax_regression, mlp, lenet, ...")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of these options, with _ for -; flags win over it.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, text, xor, ...")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data files; a text file.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate with so many folds.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
+    nesterov: Annotated[bool | None, typer.Option(help="Nesterov's form of the momentum.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Factor of the L2 penalty.")] = None,
+    l1: Annotated[float | None, typer.Option(help="Factor of the L1 penalty.")] = None,
+    lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate at a decay.")] = None,
+    decay_every: Annotated[int | None, typer.Option(help="Epochs between decays.")] = None,
+    decay_patience: Annotated[int | None, typer.Option(help="Or: decay after a plateau so long.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Process a batch in so many parts.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: bfloat16 or float16.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="Run through torch.compile.")] = None,
+    init: Annotated[str | None, typer.Option(help="constant, he, normal or xavier.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share kept apart for validation.")] = None,
+    early_stop: Annotated[int | None, typer.Option(help="Epochs to wait for a better one.")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Side that images are resized to.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Divide the network's channels by this.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop, of networks that do.")] = None,
     backend: Annotated[str | None, typer.Option(help="cpp, cuda, triton or reference.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    layers: Annotated[str, typer.Option(help="pyops, or torch for the plain twin.")] = "pyops",
-    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, ...")] = None,
+    layers: Annotated[str | None, typer.Option(help="pyops (default), or torch for the plain twin.")] = None,
+    seed: Annotated[int | None, typer.Option(help="0 by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/NETWORK-DATA.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    resume: Annotated[
+        bool | None, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")
+    ] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="No progress.")] = None,
     huge_pages: HugePages = True,
 ) -> None:
     """Train a network; writes metrics, pictures, TensorBoard events, model and checkpoint."""
-    use_huge_pages(huge_pages)
-    if backend == "triton" and device == "cpu":
-        # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-    from pyops.models.train import TrainConfig
+    given = {name: value for name, value in locals().items() if value is not None}
+    use_huge_pages(given.pop("huge_pages"))
+    network_options = {name: given.pop(name) for name in ("width", "dropout") if name in given}
+    file = given.pop("config", None)
+    from pyops.models.config import merged_config
     from pyops.models.train import train as run_training
 
-    options = {
-        "data": data, "data_root": data_root, "epochs": epochs, "max_steps": max_steps,
-        "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "resize": resize,
-        "backend": backend, "device": device, "layers": layers,
-        "seed": seed, "output": output, "resume": resume, "quiet": quiet,
-    }  # fmt: skip
-    network_options = {k: v for k, v in {"width": width, "dropout": dropout}.items() if v is not None}
-    given = {k: v for k, v in options.items() if v is not None}
-    config = TrainConfig(network=network, options=network_options, **given)
-    run_training(config)
+    chosen = merged_config(file, given, network_options)
+    if chosen.backend == "triton" and chosen.device == "cpu":
+        # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    run_training(chosen)
 
 
 @app.command()

@@ -24,10 +24,11 @@ from pyops.models.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.files import atomic_write
-from pyops.models.train import TrainConfig, build_trainer, train
+from pyops.models.train import build_trainer, train
 from pyops.models.trainer import Trainer
 
 from pyops import models
@@ -140,9 +141,9 @@ def test_wrong_predictions_are_red(trained):
 
 def test_safetensors_hold_the_trained_network(trained):
     data = load_data("digits")
-    net = models.mlp(data.image_shape, data.num_classes, layers=torch.nn)
+    net = models.mlp(data.input_shape, data.num_outputs, layers=torch.nn)
     net.load_state_dict(safetensors.torch.load_file(trained / "model.safetensors"))
-    accuracy = (net(data.test_images).argmax(1) == data.test_labels).double().mean().item()
+    accuracy = (net(data.test_inputs).argmax(1) == data.test_targets).double().mean().item()
     assert accuracy == json.loads((trained / "metrics.json").read_text())["test_accuracy"]
 
 
@@ -180,7 +181,11 @@ def test_deep_networks_learn_the_digits(tmp_path, network, epochs):
 
 #: Small enough for a test, and without dropout: the libraries draw different masks.
 TWINS = {
+    "linear_regression": {},
+    "logistic_regression": {},
     "mlp": {},
+    "mlp_dropout": {"options": {"dropout": 0.0}},
+    "perceptron": {},
     "softmax_regression": {},
     "lenet": {},
     "alexnet": {"options": {"width": 16, "dropout": 0.0}},
@@ -213,7 +218,7 @@ def test_torch_twin_for_20_steps(tmp_path, network):
 def test_lenet_on_every_backend_equals_its_torch_twin(backend):
     """Twenty steps of the smallest LeNet, on four images: interpreters are a thousand times slower."""
     data = load_data("digits")
-    data = replace(data, train_images=data.train_images[:4], train_labels=data.train_labels[:4])
+    data = replace(data, train_inputs=data.train_inputs[:4], train_targets=data.train_targets[:4])
     recipe = models.Recipe(num_epochs=20, lr=0.5, batch_size=4, resize=12)
     losses = {}
     for library in ("pyops", "torch"):
@@ -388,10 +393,19 @@ def test_damaged_checkpoint(tmp_path, four_epochs, damage):
     assert folder_content(tmp_path) == before
 
 
-@pytest.mark.parametrize("value", [{}, [1], {"format": 99}, {"format": 1, "run": {}}])
-def test_foreign_checkpoint(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "not a checkpoint of this version of pyops"),
+        ([1], "not a checkpoint of this version of pyops"),
+        ({"format": 1, "run": {}}, "format 1, expected 2"),
+        ({"format": 2, "run": {}}, "is of a run with network None"),
+    ],
+    ids=["nothing", "list", "older", "no run"],
+)
+def test_foreign_checkpoint(tmp_path, value, message):
     torch.save(value, tmp_path / "checkpoint.pt")
-    with pytest.raises(TrainError):
+    with pytest.raises(TrainError, match=message):
         run(tmp_path, resume=True)
 
 
@@ -400,7 +414,7 @@ def test_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
 
-    torch.save({"format": 1, "model": Evil()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": 2, "model": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainError, match="damaged checkpoint"):
         run(tmp_path, resume=True)
     assert not (tmp_path / "pwned").exists()
