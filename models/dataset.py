@@ -70,15 +70,10 @@ class Dataset:
         Raises:
             DataError: ``side`` is not positive, or there are no images.
         """
-        if side is None or self.input_shape[1:] == (side, side):
-            return self
-        if self.kind != "images":
-            raise DataError(f"{self.name} has no images to resize")
-        if side < 1:
-            raise DataError(f"{self.name}: images can be resized to 1 pixel or more, got {side}")
+        lazy = self.with_side(side)
         number = len(self.train_inputs) + len(self.test_inputs)
-        if number * self.input_shape[0] * side**2 * 4 > _RESIZED_BYTES:
-            return replace(self, side=side)
+        if lazy is self or number * math.prod(lazy.input_shape) * 4 > _RESIZED_BYTES:
+            return lazy
         validation = self.validation and (_resize(self.validation[0], side), self.validation[1])
         return replace(
             self,
@@ -86,6 +81,16 @@ class Dataset:
             test_inputs=_resize(self.test_inputs, side),
             validation=validation,
         )
+
+    def with_side(self, side: int | None) -> Dataset:
+        """As :meth:`resized`, but all images are resized as they are read, and none now."""
+        if side is None or self.input_shape[1:] == (side, side):
+            return self
+        if self.kind != "images":
+            raise DataError(f"{self.name} has no images to resize")
+        if side < 1:
+            raise DataError(f"{self.name}: images can be resized to 1 pixel or more, got {side}")
+        return replace(self, side=side)
 
     def train_batch(self, index: torch.Tensor) -> _Pair:
         """Training inputs and targets by their numbers, int64 [B]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -63,6 +64,35 @@ def _finish_axes(axes: Axes, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def save_comparison(
+    path: Path, runs: Mapping[str, Mapping[str, Sequence[float]]], quantities: Sequence[str]
+) -> None:
+    """Draw ``quantities`` of histories (as of :func:`save_curves`) over each other into the PNG ``path``.
+
+    A run has one colour; test curves are drawn through, training curves dashed.
+    """
+    figure = Figure(figsize=(0.5 + 4.75 * len(quantities), 4.4), dpi=120, layout="constrained")
+    all_axes = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axes, quantity in zip(all_axes, quantities, strict=True):
+        for number, (name, history) in enumerate(runs.items()):
+            style = {"color": f"C{number}", "marker": "o", "ms": 3}
+            axes.plot(history["epoch"], history[f"test_{quantity}"], label=name, **style)
+            axes.plot(history["epoch"], history[f"train_{quantity}"], ls="--", alpha=0.5, **style)
+        _finish_axes(axes, quantity.replace("_", " "))
+    figure.suptitle("test, and training dashed")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image [1 or 3, H, W] in [0, 1], on the CPU, with its caption of two lines; red where ``wrong``."""
+
+    image: torch.Tensor
+    caption: str
+    wrong: bool = False
+
+
 def save_predictions(
     path: Path,
     title: str,
@@ -79,37 +109,51 @@ def save_predictions(
     wrong = (predictions != labels).nonzero().flatten().tolist()
     shown = list(range(min(len(labels), _COLUMNS * _SAMPLE_ROWS)))
     mistakes = [i for i in wrong if i not in shown][:_COLUMNS]
-    sample_rows = -(-len(shown) // _COLUMNS)
-    cells = [(i, divmod(k, _COLUMNS)) for k, i in enumerate(shown)]
-    cells += [(i, (sample_rows, column)) for column, i in enumerate(mistakes)]
-    rows = sample_rows + bool(mistakes)
 
-    # All tiles share one axes: forty axes of their own take a second to draw.
-    figure = Figure(figsize=(_COLUMNS * 1.2, rows * _ROW_HEIGHT * 1.2 + 0.5), dpi=110)
-    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
-    axes.set_axis_off()
-    for i, (row, column) in cells:
+    def tile(i: int) -> Tile:
         truth, prediction = int(labels[i]), int(predictions[i])
         text = f"true {class_names[truth]}\npredicted {class_names[prediction]}"
-        _draw_tile(axes, images[i], text, truth == prediction, column * 1.0, row * _ROW_HEIGHT)
-    axes.set(xlim=(-0.08, _COLUMNS), ylim=(rows * _ROW_HEIGHT - _CAPTION_HEIGHT, -_CAPTION_HEIGHT))
+        return Tile(images[i], text, truth != prediction)
+
     last_row = "; last row: further wrong ones" if mistakes else ""
-    figure.suptitle(f"{title}: {len(wrong)} of {len(labels)} test images wrong{last_row}")
+    title = f"{title}: {len(wrong)} of {len(labels)} test images wrong{last_row}"
+    save_tiles(path, title, [tile(i) for i in shown], [tile(i) for i in mistakes])
+
+
+def save_tiles(
+    path: Path, title: str, tiles: Sequence[Tile], last_row: Sequence[Tile] = (), *, ink: bool = True
+) -> None:
+    """Draw ``tiles``, some in a row, into the PNG ``path``; those of ``last_row`` begin a row of their own.
+
+    Gray images are drawn as ink on paper, bright pixels dark, or without ``ink`` as they are.
+    """
+    rows = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
+    rows += [last_row] if last_row else []
+    # All tiles share one axes: forty axes of their own take a second to draw.
+    figure = Figure(figsize=(_COLUMNS * 1.2, len(rows) * _ROW_HEIGHT * 1.2 + 0.5), dpi=110)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    axes.set_axis_off()
+    for row, in_row in enumerate(rows):
+        for column, tile in enumerate(in_row):
+            _draw_tile(axes, tile, column * 1.0, row * _ROW_HEIGHT, "gray_r" if ink else "gray")
+    axes.set(xlim=(-0.08, _COLUMNS), ylim=(len(rows) * _ROW_HEIGHT - _CAPTION_HEIGHT, -_CAPTION_HEIGHT))
+    figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
-def _draw_tile(axes: Axes, image: torch.Tensor, caption: str, right: bool, left: float, top: float) -> None:
-    """Draw ``image`` [1 or 3, H, W] at (left, top) with its caption above; framed red if wrong."""
-    color = _RIGHT_COLOR if right else _WRONG_COLOR
-    gray = image.shape[0] == 1
+def _draw_tile(axes: Axes, tile: Tile, left: float, top: float, gray_map: str) -> None:
+    """Draw a tile at (left, top) with its caption above."""
+    color = _WRONG_COLOR if tile.wrong else _RIGHT_COLOR
+    gray = tile.image.shape[0] == 1
     size = 1 - _GAP
     axes.imshow(
-        image[0].numpy() if gray else image.permute(1, 2, 0).numpy(),
+        tile.image[0].numpy() if gray else tile.image.permute(1, 2, 0).numpy(),
         extent=(left, left + size, top + size, top),
-        cmap="gray_r" if gray else None,
+        cmap=gray_map if gray else None,
         vmin=0,
         vmax=1,
     )
-    axes.add_patch(Rectangle((left, top), size, size, fill=False, ec=color, lw=0.8 if right else 2.5))
-    axes.text(left + size / 2, top - 0.04, caption, color=color, fontsize=8, ha="center", va="bottom")
+    width = 2.5 if tile.wrong else 0.8
+    axes.add_patch(Rectangle((left, top), size, size, fill=False, ec=color, lw=width))
+    axes.text(left + size / 2, top - 0.04, tile.caption, color=color, fontsize=8, ha="center", va="bottom")

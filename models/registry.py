@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
-from .errors import NetworkError, unknown_name
+from .errors import NetworkError, first_line, unknown_name
 from .recipe import Recipe
 from .tasks import CLASSIFICATION, Task
 
@@ -39,6 +40,22 @@ class Network:
         """Names of the builder's own arguments, such as ``width``."""
         parameters = inspect.signature(self.build).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers")
+
+    def make(
+        self, input_shape: Sequence[int], num_outputs: int, layers: ModuleType, options: Mapping[str, Any]
+    ) -> nn.Module:
+        """The network, built of the layer library ``layers``.
+
+        Raises:
+            NetworkError: it does not take such inputs, or has no such option or value of one.
+        """
+        self.check_options(options)
+        try:
+            return self.build(input_shape, num_outputs, layers=layers, **options)
+        except NetworkError:
+            raise
+        except (TypeError, ValueError) as error:  # a layer refuses the value of an option
+            raise NetworkError(f"{self.name}: {first_line(error)}") from None
 
     def check_options(self, options: Iterable[str]) -> None:
         """Raises NetworkError for a name that is not in :attr:`options`."""

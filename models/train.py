@@ -8,11 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 import pyops
 from pyops import backends
@@ -21,7 +19,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RECIPE_OPTIONS, TrainConfig
 from .data import load_data
 from .dataset import Dataset
-from .errors import NetworkError, TrainError, first_line
+from .errors import TrainError, first_line
 from .files import prepare_folder
 from .initialization import RULES
 from .progress import ProgressDisplay
@@ -121,21 +119,13 @@ def build_trainer(
     if recipe.validation:
         data = data.with_validation(recipe.validation, seed)
     torch.manual_seed(seed)
-    net = _build_network(network, data, recipe, library)
+    outputs = network.task.num_outputs(network.name, data)
+    net = network.make(data.input_shape, outputs, library, recipe.options)
+    if recipe.init is not None:
+        net = RULES[recipe.init](net)
     if layers == "pyops":
         net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
     return Trainer(net, data, recipe, task=network.task, layers=library, seed=seed, device=device)
-
-
-def _build_network(network: Network, data: Dataset, recipe: Recipe, layers: ModuleType) -> nn.Module:
-    outputs = network.task.num_outputs(network.name, data)
-    try:
-        net = network.build(data.input_shape, outputs, layers=layers, **recipe.options)
-        return net if recipe.init is None else RULES[recipe.init](net)
-    except NetworkError:
-        raise
-    except (TypeError, ValueError) as error:  # a layer refuses the value of an option
-        raise NetworkError(f"{network.name}: {first_line(error)}") from None
 
 
 class _Run:
@@ -164,10 +154,16 @@ class _Run:
             "options": dict(recipe.options),
             "train_samples": len(data.train_targets),
         }
-        self.about = {**self.identity, "backend": backend, "device": str(device)}
         self.trainer = build_trainer(
             network, data, recipe, layers=config.layers, seed=config.seed, device=device
         )
+        self.about = {
+            **self.identity,
+            "backend": backend,
+            "device": str(device),
+            "input_shape": list(self.trainer.data.input_shape),
+            "class_names": list(data.class_names),
+        }
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         if state is not None:
             self._restore(state, saved)

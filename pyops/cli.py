@@ -1,4 +1,4 @@
-"""The command line: ``pyops train``, ``pyops demo``, ``pyops bench`` and ``pyops info``.
+"""The command line: ``pyops list``, ``train``, ``predict``, ``compare``, ``demo``, ``bench`` and ``info``.
 
 A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-C) is exit code 130.
 """
@@ -41,7 +41,7 @@ def use_huge_pages(wanted: bool) -> None:
 
 @app.command()
 def train(
-    network: Annotated[str | None, typer.Argument(help="softmax_regression, mlp, lenet, ...")] = None,
+    network: Annotated[str | None, typer.Argument(help="A name that `pyops list` shows.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of these options, with _ for -; flags win over it.")
     ] = None,
@@ -94,6 +94,74 @@ def train(
         # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     run_training(chosen)
+
+
+@app.command("list")
+def list_networks(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """The networks: parameters, default data, and where the notes have them."""
+    from dataclasses import asdict
+
+    from pyops.models.catalog import catalog
+
+    entries = catalog()
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("network", "parameters", "in the notes", "default data"):
+        right = column in ("parameters", "in the notes")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    table.add_column("notes")
+    for entry in entries:
+        in_the_notes = "" if entry.notes_parameters is None else f"{entry.notes_parameters:,}"
+        data = f"{entry.data} {'x'.join(map(str, entry.input_shape))}"
+        table.add_row(entry.name, f"{entry.parameters:,}", in_the_notes, data, entry.notes)
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training run.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further images.", metavar="[IMAGES]...")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="Image files, or folders of them.")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG; default: RUN/predicted.png.")] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange dark and bright first.")] = False,
+) -> None:
+    """Label images with a trained network; prints the labels and draws them under the pictures."""
+    from pyops.models.predict import PICTURE
+    from pyops.models.predict import predict as run_prediction
+
+    # A shell expands `--images *.png` to one option and further arguments.
+    found = run_prediction(run, [*(images or []), *(more or [])], output, invert=invert)
+    for one in found:
+        print(f"{one.path}\t{one.label}\t{one.probability:.4f}")
+    print(f"picture: {output or run / PICTURE}", file=sys.stderr)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of two or more runs.")],
+    output: Annotated[Path, typer.Option(help="PNG of the curves.")] = Path("runs/compare.png"),
+) -> None:
+    """Draw the curves of runs over each other; prints what they differ in and how they ended."""
+    from pyops.models.compare import compare as run_comparison
+
+    found = run_comparison(runs, output)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *found.names, box=None, pad_edge=False, header_style="bold")
+    for key, values in found.settings.items():
+        table.add_row(key, *map(str, values))
+    for key, values in found.results.items():
+        table.add_row(key, *(f"{value:.4g}" for value in values))
+    Console().print(table)
+    print(f"picture: {output}", file=sys.stderr)
 
 
 @app.command()
