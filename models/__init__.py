@@ -7,6 +7,7 @@ name; :mod:`pyops.models.train` trains it.
 
 from .alexnet import alexnet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .house_price import house_price
 from .language_model import gru, lstm, rnn
 from .lenet import lenet
 from .linear_regression import linear_regression
@@ -29,6 +30,7 @@ __all__ = [
     "alexnet",
     "get_network",
     "gru",
+    "house_price",
     "layer_library",
     "lenet",
     "linear_regression",

@@ -23,7 +23,9 @@ class TrainConfig:
     Args:
         network: name in :func:`pyops.models.network_names`.
         data: name in :func:`pyops.models.data.data_names`; data_root: the folder of its files or, for
-            text, the file.
+            text or a table, the file.
+        target: column of a CSV table that is to be predicted; the last by default.
+        fill_missing: whether missing values of a CSV table are filled in, rather than refused.
         epochs: of the whole run, those before a resume included.
         max_steps: stop after so many steps. Alone it decides the length; with ``epochs`` the
             earlier of the two does.
@@ -44,6 +46,8 @@ class TrainConfig:
     network: str
     data: str | None = None
     data_root: str | Path | None = None
+    target: str | None = None
+    fill_missing: bool | None = None
     epochs: int | None = None
     max_steps: int | None = None
     folds: int | None = None
@@ -77,7 +81,11 @@ class TrainConfig:
     @property
     def data_name(self) -> str:
         """The data set: the one asked for, or the network's own."""
-        return get_network(self.network).data if self.data is None else self.data
+        if self.data is not None:
+            return self.data
+        network = get_network(self.network)
+        from_files = None if self.data_root is None else network.data_of_files
+        return from_files or network.data
 
     @property
     def folder(self) -> Path:

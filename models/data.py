@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from .csv_tables import load_csv, load_diabetes, load_house_prices
 from .dataset import Dataset
 from .errors import DataError, unknown_name
 from .idx import DIGIT_NAMES, FASHION_NAMES, idx_loader, scaled
@@ -12,21 +13,35 @@ from .tables import load_breast_cancer, load_linear, load_xor, no_files, sklearn
 from .text import load_text
 
 
-def load_data(name: str, root: str | Path | None = None) -> Dataset:
+def load_data(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    target: str | None = None,
+    fill_missing: bool | None = None,
+) -> Dataset:
     """Load the data set called ``name``; ``root`` is the folder of its files, or its file, where it has any.
+
+    ``target`` names the column of a CSV table that is to be predicted; ``fill_missing`` says whether its
+    missing values are filled in rather than refused.
 
     Raises:
         DataError: unknown name (the nearest are suggested), a file missing, truncated or damaged,
-            or a root given to a data set that reads no files.
+            or a root, a target or missing values where the data set has no such thing.
     """
+    path = None if root is None else Path(root)
+    if name in _TABLES:
+        return _TABLES[name](path, target, fill_missing)
     if name not in _LOADERS:
-        raise DataError(unknown_name("data set", name, _LOADERS))
-    return _LOADERS[name](None if root is None else Path(root))
+        raise DataError(unknown_name("data set", name, data_names()))
+    if target is not None or fill_missing is not None:
+        raise DataError(f"{name} is no CSV table: leave out target and fill_missing")
+    return _LOADERS[name](path)
 
 
 def data_names() -> list[str]:
     """Names that :func:`load_data` knows."""
-    return sorted(_LOADERS)
+    return sorted((*_LOADERS, *_TABLES))
 
 
 def _load_digits(root: Path | None) -> Dataset:
@@ -46,10 +61,15 @@ def _load_digits(root: Path | None) -> Dataset:
 
 _LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "breast_cancer": load_breast_cancer,
+    "diabetes": load_diabetes,
     "digits": _load_digits,
     "fashion_mnist": idx_loader("fashion_mnist", "FashionMNIST", FASHION_NAMES),
     "linear": load_linear,
     "mnist": idx_loader("mnist", "MNIST", DIGIT_NAMES),
     "text": load_text,
     "xor": load_xor,
+}
+_TABLES: dict[str, Callable[[Path | None, str | None, bool | None], Dataset]] = {
+    "csv": load_csv,
+    "house_prices": load_house_prices,
 }

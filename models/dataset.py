@@ -19,6 +19,16 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Inputs without targets, to be predicted: names of the rows, and headings of names and predictions."""
+
+    inputs: torch.Tensor
+    names: tuple[str, ...]
+    heading: str
+    target: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Inputs with their targets, split in two.
 
@@ -29,7 +39,7 @@ class Dataset:
     ``side`` is set where images are resized as they are read (:meth:`resized`): read them through
     :meth:`train_batch` and :meth:`batches`. ``validation`` holds inputs and targets that were taken from the
     training part (:meth:`with_validation`). ``solution`` holds the weight and the bias of the linear map
-    that made the targets, where one did.
+    that made the targets, where one did. ``unlabelled`` are rows to be predicted when training is over.
     """
 
     name: str
@@ -41,6 +51,7 @@ class Dataset:
     side: int | None = None
     validation: _Pair | None = None
     solution: _Pair | None = None
+    unlabelled: Unlabelled | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

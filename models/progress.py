@@ -41,20 +41,21 @@ class ProgressDisplay:
     def update(self, samples: int, loss: float, score: float | None) -> None:
         """``samples`` more are done; ``loss`` and ``score`` are those of the running epoch."""
         shown = "" if self._measure is None else f", {self._measure} {score:.4f}"
-        self._bar.set_postfix_str(f"loss {loss:.4f}{shown}", refresh=False)
+        self._bar.set_postfix_str(f"loss {_short(loss)}{shown}", refresh=False)
         self._bar.update(samples)
 
     def epoch(self, epoch: int, num_epochs: int, row: dict[str, float], samples_per_second: float) -> None:
         """Epoch number ``epoch`` (from 1) is over, or cut short; ``row`` holds its results."""
         if self._plain:
-            shown = [f"loss {row['train_loss']:.4f}"]
+            shown = [f"loss {_short(row['train_loss'])}"]
             if self._measure is None:
-                shown.append(f"test loss {row['test_loss']:.4f}")
+                shown.append(f"test loss {_short(row['test_loss'])}")
             else:
-                shown.append(f"{self._measure} {row[f'train_{self._measure}']:.4f}")
-                shown.append(f"test {self._measure} {row[f'test_{self._measure}']:.4f}")
+                name = self._measure.replace("_", " ")
+                shown.append(f"{name} {row[f'train_{self._measure}']:.4f}")
+                shown.append(f"test {name} {row[f'test_{self._measure}']:.4f}")
             if "validation_loss" in row:
-                shown.insert(1, f"validation loss {row['validation_loss']:.4f}")
+                shown.insert(1, f"validation loss {_short(row['validation_loss'])}")
             shown.append(f"{samples_per_second:,.0f} samples/s")
             self.note("  ".join((f"epoch {epoch}/{num_epochs}", *shown)))
 
@@ -62,3 +63,7 @@ class ProgressDisplay:
         """Print a line without damaging the bar."""
         if not self._quiet:
             self._bar.write(line, file=sys.stderr)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

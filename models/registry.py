@@ -21,7 +21,8 @@ class Network:
 
     ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised
     from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
-    those tuned for a particular data set. ``data`` is the data set it is trained on by default.
+    those tuned for a particular data set. ``data`` is the data set it is trained on by default,
+    ``data_of_files`` the one that is meant where a data root is given and no data set is named.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Network:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     task: Task = CLASSIFICATION
     data: str = "digits"
+    data_of_files: str | None = None
 
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
@@ -69,14 +71,20 @@ _networks: dict[str, Network] = {}
 
 
 def register(
-    name: str, *, recipe: Recipe, task: Task = CLASSIFICATION, data: str = "digits", **recipes: Recipe
+    name: str,
+    *,
+    recipe: Recipe,
+    task: Task = CLASSIFICATION,
+    data: str = "digits",
+    data_of_files: str | None = None,
+    **recipes: Recipe,
 ) -> Callable[[Callable], Callable]:
     """Decorator: make a network's builder known as ``name``; further keywords are recipes by data set."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _networks:
             raise ValueError(f"register: network {name!r} is already registered")
-        _networks[name] = Network(name, build, recipe, recipes, task, data)
+        _networks[name] = Network(name, build, recipe, recipes, task, data, data_of_files)
         return build
 
     return decorate

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from .dataset import Dataset
+from .dataset import Dataset, Unlabelled
 from .files import atomic_write
 from .language_model import LanguageModel
 from .plots import save_curves, save_predictions
@@ -58,6 +60,8 @@ def write_results(folder: Path, title: str, trainer: Trainer, about: dict[str, A
         path = folder / "predictions.png"
         targets = data.test_targets
         save_predictions(path, title, data.test_inputs, targets, test.predictions, data.class_names)
+    if data.unlabelled is not None:
+        _write_submission(folder / "submission.csv", trainer, data.unlabelled, data.class_names)
     if isinstance(trainer.net, LanguageModel):
         _write_continuation(folder / "continuation.txt", trainer.net, data, trainer.device, about["seed"])
     write_json(folder / METRICS, metrics)
@@ -72,6 +76,20 @@ def _write_continuation(
     drawn = net.continued(prompt.to(device), _CONTINUATION, torch.Generator().manual_seed(seed))
     with atomic_write(path) as file:
         file.write(f"{decoded(prompt, data.class_names)}|{decoded(drawn, data.class_names)}\n".encode())
+
+
+@torch.no_grad()
+def _write_submission(path: Path, trainer: Trainer, rows: Unlabelled, class_names: Sequence[str]) -> None:
+    """Write the predictions of rows without targets, in the form that Kaggle takes."""
+    outputs = trainer.net(rows.inputs.to(trainer.device))
+    predictions = trainer.task.predict(outputs).flatten().tolist()
+    values = [class_names[value] for value in predictions] if class_names else predictions
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([rows.heading, rows.target])
+    writer.writerows(zip(rows.names, values, strict=True))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class Task:
     has_classes: bool = True
     #: One output, the score of class 1.
     binary: bool = False
+    #: Targets are above 0, as their logarithms are taken.
+    positive: bool = False
     #: Inputs are characters, and every one of them has a target.
     reads_text: bool = False
 
@@ -75,6 +77,9 @@ class Task:
             raise NetworkError(f"{network} predicts {kinds[0]}, but {data.name} has {kinds[1]}")
         if self.binary and data.num_outputs != 2:
             raise NetworkError(f"{network} tells 2 classes apart, but {data.name} has {data.num_outputs}")
+        if self.positive and float(data.train_targets.min()) <= 0:
+            least = float(data.train_targets.min())
+            raise NetworkError(f"{network} predicts values above 0, but {data.name} has {least:g}")
         return 1 if self.binary else data.num_outputs
 
     def loss(self, layers: ModuleType) -> nn.Module:
@@ -132,4 +137,4 @@ LANGUAGE = Task(
 )
 REGRESSION = Task("regression", "squared error", "MSELoss", None, has_classes=False)
 #: Errors of prices count relative to the price: root mean square of log prediction - log price.
-PRICES = Task("prices", "squared error", "MSELoss", _LOG_RMSE, has_classes=False)
+PRICES = Task("prices", "squared error", "MSELoss", _LOG_RMSE, has_classes=False, positive=True)

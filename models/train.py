@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import statistics
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from .progress import ProgressDisplay
 from .recipe import Recipe
 from .registry import Network, get_network, layer_library
 from .results import METRICS, event_writer, log_epoch, log_steps, write_json, write_results
+from .tasks import Task
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train, write the results into ``config.folder``, and return what ``metrics.json`` holds.
 
     Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (images), ``continuation.txt`` (of a language
-    model: the beginning of the test text and what the model continues it with), ``model.safetensors``,
+    model: the beginning of the test text and what the model continues it with), ``submission.csv`` (of rows
+    without targets), ``model.safetensors``,
     ``checkpoint.pt`` (after every epoch) and TensorBoard events. All but the events, which grow as
     training goes, are replaced as a whole, so a crash leaves the last good ones. With ``folds`` they
     go to folders ``fold-1`` and so on, and ``metrics.json`` holds means and standard deviations.
@@ -54,7 +57,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config.check()
     device = _find_device(config.device)
     state = load_checkpoint(config.folder / CHECKPOINT) if config.resume else None
-    data = load_data(config.data_name, config.data_root)
+    data = load_data(
+        config.data_name, config.data_root, target=config.target, fill_missing=config.fill_missing
+    )
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
         if config.folds is not None:
@@ -82,6 +87,9 @@ def _cross_validate(
         if isinstance(values[0], float):
             summary |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
     write_json(config.folder / METRICS, summary)
+    if not config.quiet:
+        shown = _shown(network.task, summary, "validation", spread=True)
+        print(f"{config.folds} folds: {shown}; results in {config.folder}", file=sys.stderr)
     return summary
 
 
@@ -148,6 +156,8 @@ class _Run:
         self.identity = {
             "network": config.network,
             "data": config.data_name,
+            "target": config.target,
+            "fill_missing": config.fill_missing,
             "layers": config.layers,
             "seed": config.seed,
             **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
@@ -211,7 +221,7 @@ class _Run:
         with display, event_writer(self.folder, first_step, self.config.resume) as events:
             self._train_epochs(display, events)
             metrics = write_results(self.folder, self.title, trainer, self.about)
-            shown = ", ".join(f"test {name} {metrics[f'test_{name}']:.4f}" for name in trainer.task.shown)
+            shown = _shown(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
         return metrics
 
@@ -239,6 +249,16 @@ class _Run:
                 f"stopped early: the validation loss has not fallen since epoch {progress.best_epoch}, "
                 "whose weights are kept"
             )
+
+
+def _shown(task: Task, results: dict[str, Any], part: str, *, spread: bool = False) -> str:
+    """What sums up ``results``, in words; with the standard deviation of each if ``spread``."""
+    words = []
+    for name in task.shown:
+        key = f"{part}_{name}"
+        deviation = f" +- {results[f'{key}_std']:.4f}" if spread else ""
+        words.append(f"{part} {name.replace('_', ' ')} {results[key]:.4f}{deviation}")
+    return ", ".join(words)
 
 
 @contextmanager

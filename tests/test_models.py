@@ -19,6 +19,7 @@ SMALL: dict[str, tuple[int, dict]] = {
     "linear_regression": (8, {}),
     "logistic_regression": (8, {}),
     "perceptron": (8, {}),
+    "house_price": (8, {}),
     "lenet": (12, {}),
     "alexnet": (65, {"width": 16}),
     "nin": (67, {"width": 16}),
@@ -28,7 +29,7 @@ SMALL: dict[str, tuple[int, dict]] = {
     "vgg19": (32, {"width": 16}),
 }
 NETWORKS = tuple(SMALL)
-CONVOLUTIONAL = NETWORKS[6:]
+CONVOLUTIONAL = NETWORKS[7:]
 #: Of text; see test_language_model.py.
 LANGUAGE_MODELS = ("gru", "lstm", "rnn")
 
