@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrainError, first_line, unknown_name
+from .files import atomic_write
 from .recipe import Recipe
 from .registry import Network, get_network
 
@@ -102,8 +104,8 @@ class TrainConfig:
             raise TrainError(f"seed must be in [0, 2**63), got {self.seed}")
         if self.layers == "torch" and self.backend is not None:
             raise TrainError(f"backend {self.backend!r} chooses among pyops' kernels, but layers is 'torch'")
-        if self.folds is not None and (self.resume or self.validation):
-            raise TrainError("folds makes its own validation parts, and cannot be resumed")
+        if self.folds is not None and self.validation:
+            raise TrainError("folds makes its own validation parts: leave out validation")
 
     def recipe(self, network: Network, data: str, saved: Mapping[str, Any]) -> Recipe:
         """The hyper-parameters given here, else those ``saved`` in a checkpoint, else the network's own.
@@ -121,6 +123,32 @@ class TrainConfig:
         recipe = replace(default, **chosen)
         recipe.check()
         return recipe
+
+    def resolved(self, recipe: Recipe, num_epochs: int) -> dict[str, Any]:
+        """Entries of a TOML file that repeats the run: all that decides its results, defaults included."""
+        entries = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("output", "resume", "quiet"):
+            del entries[name]
+        entries |= {name: getattr(recipe, name) for name in RECIPE_OPTIONS}
+        entries |= {"data": self.data_name, "epochs": num_epochs, "options": dict(recipe.options)}
+        if self.data_root is not None:
+            entries["data_root"] = str(Path(self.data_root).absolute())
+        return {name: value for name, value in entries.items() if value is not None}
+
+
+def write_toml(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write what :func:`read_toml` reads, atomically."""
+    tables = {name: value for name, value in entries.items() if isinstance(value, Mapping)}
+    lines = [f"{name} = {_toml(value)}" for name, value in entries.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    with atomic_write(path) as file:
+        file.write("\n".join((*lines, "")).encode())
+
+
+def _toml(value: str | bool | int | float) -> str:
+    # JSON's numbers, truth values and strings are TOML's as well.
+    return json.dumps(value, ensure_ascii=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

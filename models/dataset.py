@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -156,6 +157,13 @@ class Dataset:
             train_targets=self.train_targets[kept],
             validation=(self.train_inputs[held_out], self.train_targets[held_out]),
         )
+
+    def checksum(self) -> int:
+        """CRC-32 of the training part: whether a run that is resumed still has the same data."""
+        sum_so_far = 0
+        for tensor in (self.train_inputs, self.train_targets):
+            sum_so_far = zlib.crc32(tensor.contiguous().numpy(), sum_so_far)
+        return sum_so_far
 
     def _read(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs if self.side is None else _resize(inputs, self.side)

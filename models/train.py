@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import statistics
 import sys
@@ -11,13 +12,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import pyops
 from pyops import backends
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import RECIPE_OPTIONS, TrainConfig
+from .config import RECIPE_OPTIONS, TrainConfig, write_toml
 from .data import load_data
 from .dataset import Dataset
 from .errors import TrainError, first_line
@@ -33,7 +35,7 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, CONFIG = "checkpoint.pt", "config.toml"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -41,10 +43,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (images), ``continuation.txt`` (of a language
     model: the beginning of the test text and what the model continues it with), ``submission.csv`` (of rows
-    without targets), ``model.safetensors``,
-    ``checkpoint.pt`` (after every epoch) and TensorBoard events. All but the events, which grow as
-    training goes, are replaced as a whole, so a crash leaves the last good ones. With ``folds`` they
-    go to folders ``fold-1`` and so on, and ``metrics.json`` holds means and standard deviations.
+    without targets), ``model.safetensors``, ``checkpoint.pt`` (after every epoch), ``config.toml`` (a config
+    file that repeats the run) and TensorBoard events. All but the events, which grow as training goes, are
+    replaced as a whole, so a crash leaves the last good ones. With ``folds`` they go to folders ``fold-1``
+    and so on, and ``metrics.json`` holds means and standard deviations.
 
     Raises:
         ModelsError: bad names, data, options or checkpoint, a backend that is not available, or an
@@ -56,13 +58,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     network.check_options(config.options)
     config.check()
     device = _find_device(config.device)
-    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume else None
+    whole = config.folds is None
+    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume and whole else None
     data = load_data(
         config.data_name, config.data_root, target=config.target, fill_missing=config.fill_missing
     )
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
-        if config.folds is not None:
+        if not whole:
             return _cross_validate(config, network, data, device, backend)
         run = _Run(config, network, data, device, backend, state)
         prepare_folder(config.folder)
@@ -72,11 +75,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _cross_validate(
     config: TrainConfig, network: Network, data: Dataset, device: torch.device, backend: str
 ) -> dict[str, Any]:
-    """Train once for each fold and sum up the validation results."""
+    """Train once for each fold and sum up the validation results; resumed, train what is left."""
+    paths = [config.folder / f"fold-{i + 1}" / CHECKPOINT for i in range(config.folds)]
+    resumed = [config.resume and path.is_file() for path in paths]
+    if config.resume and not any(resumed):
+        raise TrainError(f"nothing to resume: {paths[0]} does not exist")
     runs = []
-    for fold in range(config.folds):
-        part = replace(config, output=config.folder / f"fold-{fold + 1}", folds=None)
-        runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, None))
+    for fold, path in enumerate(paths):
+        part = replace(config, output=path.parent, resume=resumed[fold], folds=None)
+        state = load_checkpoint(path) if resumed[fold] else None
+        runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, state))
     for run in runs:
         prepare_folder(run.folder)
     results = [run.train() for run in runs]
@@ -120,13 +128,14 @@ def build_trainer(
     """A trainer of a fresh ``network`` of layer library ``layers``, ``"pyops"`` or ``"torch"``.
 
     The same seed gives the same initial weights and order of samples with either library and on
-    every device: they are drawn on the CPU, from torch's global generator, which is seeded here.
+    every device: they are drawn on the CPU, from torch's global generator, which is seeded here, as are
+    NumPy's and Python's.
     """
     library = layer_library(layers)
     data = data.resized(recipe.resize)
     if recipe.validation:
         data = data.with_validation(recipe.validation, seed)
-    torch.manual_seed(seed)
+    _seed_everything(seed)
     outputs = network.task.num_outputs(network.name, data)
     net = network.make(data.input_shape, outputs, library, recipe.options)
     if recipe.init is not None:
@@ -134,6 +143,13 @@ def build_trainer(
     if layers == "pyops":
         net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
     return Trainer(net, data, recipe, task=network.task, layers=library, seed=seed, device=device)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python, of which NumPy's takes 32 bits."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 class _Run:
@@ -163,6 +179,7 @@ class _Run:
             **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
             "options": dict(recipe.options),
             "train_samples": len(data.train_targets),
+            "data_checksum": data.checksum(),
         }
         self.trainer = build_trainer(
             network, data, recipe, layers=config.layers, seed=config.seed, device=device
@@ -233,6 +250,7 @@ class _Run:
                 first_step = progress.step
                 trainer.train_epoch(display.update, lambda step: step >= self.max_steps or interrupted())
                 save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **trainer.state_dict()})
+                write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
                 log_steps(events, progress.step_losses, first_step)
                 if progress.epoch_step == 0:
                     row = {key: values[-1] for key, values in progress.history.items()}
@@ -263,22 +281,28 @@ def _shown(task: Task, results: dict[str, Any], part: str, *, spread: bool = Fal
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a flag, so that it never strikes amid a step; a second one acts at once.
+    """Turn Ctrl-C and the request to terminate into a flag, so that neither strikes amid a step; a second
+    one acts at once.
 
-    Yields a function that tells whether it came. Only the main thread receives signals.
+    Yields a function that tells whether one came. Only the main thread receives signals.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def remember(*_: object) -> None:
         came.set()
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in previous:
+        signal.signal(number, remember)
     try:
         yield came.is_set
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -285,17 +285,68 @@ def test_resume_amid_an_epoch_is_bit_exact(tmp_path, four_epochs, steps):
     assert_same_run(tmp_path, four_epochs)
 
 
-def test_resume_restores_the_random_numbers_of_dropout(tmp_path, monkeypatch):
+class Noise(torch.nn.Module):
+    """Adds noise of Python's, NumPy's and torch's global generators."""
+
+    def forward(self, values):
+        return values + random.gauss(0, 0.1) + np.random.normal(0, 0.1) + 0.1 * torch.randn_like(values)
+
+
+def test_resume_restores_the_random_numbers_of_a_network(tmp_path, monkeypatch):
     def build(image_shape, num_classes, *, layers):
-        return layers.Sequential(layers.Flatten(), layers.Dropout(0.5), layers.Linear(64, num_classes))
+        head = layers.Linear(64, num_classes)
+        return layers.Sequential(layers.Flatten(), layers.Dropout(0.5), Noise(), head)
 
     network = registry.Network("noisy", build, models.Recipe(2, 0.1, 64))
     monkeypatch.setitem(registry._networks, "noisy", network)
     run(tmp_path / "straight", "noisy")
     run(tmp_path / "halves", "noisy", epochs=1)
-    torch.rand(7)
+    torch.rand(7), random.random(), np.random.rand()
     run(tmp_path / "halves", "noisy", resume=True)
     assert_same_run(tmp_path / "straight", tmp_path / "halves")
+    run(tmp_path / "again", "noisy")  # the seed is that of all three
+    assert_same_run(tmp_path / "straight", tmp_path / "again")
+
+
+def test_resume_refuses_other_data(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 40)
+    config = {"data_root": text, "batch_size": 4, "options": {"width": 32}, "lr": 0.01}
+    run(tmp_path / "run", "rnn", epochs=1, **config)
+    text.write_text("to be or not to me " * 40)
+    with pytest.raises(TrainError, match="data_checksum"):
+        run(tmp_path / "run", "rnn", epochs=2, resume=True, **config)
+
+
+def test_language_model_resumes_bit_exactly(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 60)
+    options = {"width": 16, "num_layers": 2, "dropout": 0.5, "embedding": 8}
+    config = {"data_root": text, "batch_size": 16, "options": options, "optimizer": "adam", "lr": 0.01}
+    run(tmp_path / "straight", "lstm", epochs=3, **config)
+    run(tmp_path / "halves", "lstm", max_steps=7, **config)
+    run(tmp_path / "halves", "lstm", epochs=3, resume=True, **config)
+    assert_same_run(tmp_path / "straight", tmp_path / "halves")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_ctrl_c_on_the_command_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyops", "train", "mlp", "--epochs", "100000", "--output", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "is saved: continue with --resume" in rest
+    assert "Traceback" not in rest
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
 
 
 def test_random_states_are_restored(tmp_path):
@@ -542,28 +593,32 @@ def test_sigkill_while_training_and_resume(tmp_path, four_epochs):
 # ---- stopping
 
 
-def interrupt_at(monkeypatch, step: int):
-    """Make the training step number ``step`` of the next run receive Ctrl-C."""
+def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT):
+    """Make the training step number ``step`` of the next run receive Ctrl-C, or another signal."""
     original, count = Trainer._step, iter(range(1, 10**6))
 
     def stepping(self, *batch):
         if next(count) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(self, *batch)
 
     monkeypatch.setattr(Trainer, "_step", stepping)
 
 
-@pytest.mark.parametrize("step", [30, 45, 46])
-def test_ctrl_c_saves_the_last_step(tmp_path, four_epochs, monkeypatch, capsys, step):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(30, signal.SIGINT), (45, signal.SIGINT), (46, signal.SIGINT), (20, signal.SIGTERM)],
+)
+def test_ctrl_c_saves_the_last_step(tmp_path, four_epochs, monkeypatch, capsys, step, number):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        interrupt_at(patch, step, number)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, epochs=4, quiet=False)
     assert f"interrupted after step {step}" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == step
     assert not (tmp_path / "metrics.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     run(tmp_path, epochs=4, resume=True)
     assert_same_run(tmp_path, four_epochs)
 

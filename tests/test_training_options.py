@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from pyops.models.checkpoint import load_checkpoint
-from pyops.models.config import RECIPE_OPTIONS, TrainConfig, merged_config, read_toml
+from pyops.models.config import RECIPE_OPTIONS, TrainConfig, merged_config, read_toml, write_toml
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.optimization import Updater
 from pyops.models.recipe import Recipe
 from pyops.models.tasks import PerceptronLoss
 from pyops.models.train import build_trainer, train
+from pyops.models.trainer import Trainer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -239,6 +240,29 @@ def test_resume_is_bit_exact(tmp_path, options):
         assert states[0]["progress"][name] == states[1]["progress"][name]
 
 
+def test_folds_resume_where_they_stopped(tmp_path, monkeypatch):
+    """Killed in the second fold of three: the first is not trained again, the third was not begun."""
+    straight = run(tmp_path / "straight", folds=3, epochs=2)
+    original, count = Trainer.train_epoch, iter(range(100))
+
+    def killed(self, *args):
+        if next(count) == 3:
+            raise SystemExit
+        original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", killed)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "killed", folds=3, epochs=2)
+    assert load_checkpoint(tmp_path / "killed" / "fold-2" / "checkpoint.pt")["progress"]["epoch"] == 1
+    trained = []
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self, *args: trained.append(original(self, *args)))
+    assert run(tmp_path / "killed", folds=3, epochs=2, resume=True) == straight
+    assert len(trained) == 3
+    with pytest.raises(TrainError, match="nothing to resume"):
+        run(tmp_path / "new", folds=3, resume=True)
+
+
 # ---- bad options, configuration files
 
 
@@ -332,6 +356,24 @@ def test_command_line(tmp_path):
     metrics = json.loads((output / "metrics.json").read_text())
     expected = {"momentum": 0.5, "nesterov": True, "batch_size": 200, "clip_norm": 1.0, "seed": 0}
     assert {name: metrics[name] for name in expected} == expected
+
+
+def test_a_run_leaves_the_config_that_repeats_it(tmp_path):
+    chosen = {"momentum": 0.5, "nesterov": True, "seed": 5, "max_steps": 20, "validation": 0.25}
+    first = run(tmp_path / "first", "mlp", options={"num_hiddens": 9}, **chosen)
+    config = merged_config(tmp_path / "first" / "config.toml", {"output": tmp_path / "second"}, {})
+    second = train(replace(config, quiet=True))
+    del first["samples_per_second"], second["samples_per_second"]
+    assert second == first
+    assert first["options"] == {"num_hiddens": 9}
+    texts = [(tmp_path / name / "config.toml").read_text() for name in ("first", "second")]
+    assert texts[0] == texts[1]
+
+
+def test_toml_strings_survive(tmp_path):
+    entries = {"network": "mlp", "data_root": 'C:\\a "b"\n\u00e9', "lr": 1e-7, "seed": 3, "resume": False}
+    write_toml(tmp_path / "run.toml", {**entries, "options": {"width": 4}})
+    assert read_toml(tmp_path / "run.toml") == {**entries, "options": {"width": 4}}
 
 
 def test_missing_toml(tmp_path):
