@@ -27,12 +27,13 @@ METRICS, MODEL = "metrics.json", "model.safetensors"
 _CONTINUATION = 300  # characters
 
 
-def write_results(folder: Path, title: str, trainer: Trainer, about: dict[str, Any]) -> dict[str, Any]:
+def write_results(folder: Path | None, title: str, trainer: Trainer, about: dict[str, Any]) -> dict[str, Any]:
     """Write the model, the pictures and, last, the metrics, which are also returned.
 
-    ``about`` says what was trained: the first entries of the metrics.
+    ``about`` says what was trained: the first entries of the metrics. Of several processes all take part, and
+    those without a ``folder`` write nothing.
     """
-    progress, task = trainer.progress, trainer.task
+    progress = trainer.progress
     test = trainer.evaluate()
     history = trainer.history_until_now(test)
     final = {key: values[-1] for key, values in history.items() if key not in ("epoch", "lr")}
@@ -51,21 +52,29 @@ def write_results(folder: Path, title: str, trainer: Trainer, about: dict[str, A
         "history": history,
         "step_losses": progress.step_losses,
     }
+    if folder is not None:
+        _write_files(folder, title, trainer, metrics, test.predictions)
+    return metrics
+
+
+def _write_files(
+    folder: Path, title: str, trainer: Trainer, metrics: dict[str, Any], predictions: torch.Tensor
+) -> None:
+    progress, task = trainer.progress, trainer.task
     with atomic_write(folder / MODEL) as file:
         file.write(safetensors.torch.save(trainer.net.state_dict()))
     panels = {name: name.replace("_", " ") for name in task.shown} | {"loss": task.loss_name}
-    save_curves(folder / "curves.png", title, history, progress.step_losses, panels)
+    save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels)
     data = trainer.data.to(torch.device("cpu"))
     if data.kind == "images" and data.class_names:
         path = folder / "predictions.png"
         targets = data.test_targets
-        save_predictions(path, title, data.test_inputs, targets, test.predictions, data.class_names)
+        save_predictions(path, title, data.test_inputs, targets, predictions, data.class_names)
     if data.unlabelled is not None:
         _write_submission(folder / "submission.csv", trainer, data.unlabelled, data.class_names)
     if isinstance(trainer.net, LanguageModel):
-        _write_continuation(folder / "continuation.txt", trainer.net, data, trainer.device, about["seed"])
+        _write_continuation(folder / "continuation.txt", trainer.net, data, trainer.device, metrics["seed"])
     write_json(folder / METRICS, metrics)
-    return metrics
 
 
 def _write_continuation(

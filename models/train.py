@@ -1,4 +1,8 @@
-"""``pyops train``: train one network on one data set and write all about it into a folder."""
+"""``pyops train``: train one network on one data set and write all about it into a folder.
+
+``torchrun --nproc-per-node N -m pyops.models.train NETWORK ...`` does so with N processes, which share every
+batch: the first one shows and writes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import statistics
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RECIPE_OPTIONS, TrainConfig, write_toml
 from .data import load_data
 from .dataset import Dataset
+from .distributed import ALONE, Workers, process_group
 from .errors import TrainError, first_line
 from .files import prepare_folder
 from .initialization import RULES
@@ -54,6 +59,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             folder has changed. Or the loss diverges: the checkpoint of the last epoch is kept.
         KeyboardInterrupt: after Ctrl-C; a checkpoint of the last completed step has been saved.
     """
+    with process_group(config.device) as (workers, device_name):
+        if not workers.is_main:
+            config = replace(config, quiet=True)
+        return _train(replace(config, device=device_name), workers)
+
+
+def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
     network = get_network(config.network)
     network.check_options(config.options)
     config.check()
@@ -66,14 +78,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
         if not whole:
-            return _cross_validate(config, network, data, device, backend)
-        run = _Run(config, network, data, device, backend, state)
-        prepare_folder(config.folder)
-        return run.train()
+            return _cross_validate(config, network, data, device, backend, workers)
+        return _Run(config, network, data, device, backend, state, workers).train()
 
 
 def _cross_validate(
-    config: TrainConfig, network: Network, data: Dataset, device: torch.device, backend: str
+    config: TrainConfig,
+    network: Network,
+    data: Dataset,
+    device: torch.device,
+    backend: str,
+    workers: Workers,
 ) -> dict[str, Any]:
     """Train once for each fold and sum up the validation results; resumed, train what is left."""
     paths = [config.folder / f"fold-{i + 1}" / CHECKPOINT for i in range(config.folds)]
@@ -84,9 +99,7 @@ def _cross_validate(
     for fold, path in enumerate(paths):
         part = replace(config, output=path.parent, resume=resumed[fold], folds=None)
         state = load_checkpoint(path) if resumed[fold] else None
-        runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, state))
-    for run in runs:
-        prepare_folder(run.folder)
+        runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, state, workers))
     results = [run.train() for run in runs]
     summary: dict[str, Any] = {**runs[0].identity, "folds": config.folds}
     names = [name for name in results[0] if name.startswith(("train_", "validation_", "test_"))]
@@ -94,7 +107,8 @@ def _cross_validate(
         values = [result[name] for result in results]
         if isinstance(values[0], float):
             summary |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
-    write_json(config.folder / METRICS, summary)
+    if workers.is_main:
+        write_json(config.folder / METRICS, summary)
     if not config.quiet:
         shown = _shown(network.task, summary, "validation", spread=True)
         print(f"{config.folds} folds: {shown}; results in {config.folder}", file=sys.stderr)
@@ -123,7 +137,14 @@ def _find_backend(config: TrainConfig, device: torch.device) -> str:
 
 
 def build_trainer(
-    network: Network, data: Dataset, recipe: Recipe, *, layers: str, seed: int, device: torch.device
+    network: Network,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    layers: str,
+    seed: int,
+    device: torch.device,
+    workers: Workers = ALONE,
 ) -> Trainer:
     """A trainer of a fresh ``network`` of layer library ``layers``, ``"pyops"`` or ``"torch"``.
 
@@ -142,7 +163,18 @@ def build_trainer(
         net = RULES[recipe.init](net)
     if layers == "pyops":
         net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
-    return Trainer(net, data, recipe, task=network.task, layers=library, seed=seed, device=device)
+    if workers.rank:
+        _seed_everything(seed + workers.rank)  # the same weights, but masks of its own
+    return Trainer(
+        net,
+        data,
+        recipe,
+        task=network.task,
+        layers=library,
+        seed=seed,
+        device=device,
+        workers=workers,
+    )
 
 
 def _seed_everything(seed: int) -> None:
@@ -163,8 +195,9 @@ class _Run:
         device: torch.device,
         backend: str,
         state: dict[str, Any] | None,
+        workers: Workers,
     ) -> None:
-        self.config = config
+        self.config, self.is_main = config, workers.is_main
         self.folder = config.folder
         self.title = f"{config.network} on {config.data_name}"
         saved = {} if state is None else state.get("run", {})
@@ -175,6 +208,7 @@ class _Run:
             "target": config.target,
             "fill_missing": config.fill_missing,
             "layers": config.layers,
+            "processes": workers.size,
             "seed": config.seed,
             **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
             "options": dict(recipe.options),
@@ -182,7 +216,13 @@ class _Run:
             "data_checksum": data.checksum(),
         }
         self.trainer = build_trainer(
-            network, data, recipe, layers=config.layers, seed=config.seed, device=device
+            network,
+            data,
+            recipe,
+            layers=config.layers,
+            seed=config.seed,
+            device=device,
+            workers=workers,
         )
         self.about = {
             **self.identity,
@@ -194,6 +234,8 @@ class _Run:
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         if state is not None:
             self._restore(state, saved)
+        if self.is_main:
+            prepare_folder(self.folder)
 
     def _length(self, default_epochs: int) -> tuple[int, int]:
         """Epochs and steps at which the run ends, whichever comes first."""
@@ -235,28 +277,30 @@ class _Run:
             quiet=self.config.quiet,
         )
         first_step = trainer.progress.step
-        with display, event_writer(self.folder, first_step, self.config.resume) as events:
+        with display, self._events(first_step) as events:
             self._train_epochs(display, events)
-            metrics = write_results(self.folder, self.title, trainer, self.about)
+            metrics = write_results(self.folder if self.is_main else None, self.title, trainer, self.about)
             shown = _shown(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
         return metrics
 
-    def _train_epochs(self, display: ProgressDisplay, events: SummaryWriter) -> None:
+    def _events(self, first_step: int) -> AbstractContextManager[SummaryWriter | None]:
+        return event_writer(self.folder, first_step, self.config.resume) if self.is_main else nullcontext()
+
+    def _train_epochs(self, display: ProgressDisplay, events: SummaryWriter | None) -> None:
         """Train to the end, with a checkpoint after every epoch and where training stops."""
         trainer, progress = self.trainer, self.trainer.progress
-        with _deferred_interrupt() as interrupted:
-            while progress.step < self.max_steps and not interrupted() and not trainer.has_stopped_early:
+        with _deferred_interrupt(patient=trainer.workers.size > 1) as interrupted:
+            while (
+                progress.step < self.max_steps and not trainer.interrupted and not trainer.has_stopped_early
+            ):
                 first_step = progress.step
-                trainer.train_epoch(display.update, lambda step: step >= self.max_steps or interrupted())
-                save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **trainer.state_dict()})
-                write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
-                log_steps(events, progress.step_losses, first_step)
-                if progress.epoch_step == 0:
+                trainer.train_epoch(display.update, self.max_steps, interrupted)
+                self._save(events, first_step)
+                if progress.epoch_step == 0 and progress.step > first_step:
                     row = {key: values[-1] for key, values in progress.history.items()}
-                    log_epoch(events, row, progress.step)
                     display.epoch(progress.epoch, self.num_epochs, row, trainer.samples_per_second)
-        if interrupted():
+        if trainer.interrupted:
             display.note(
                 f"interrupted after step {progress.step}; {self.folder / CHECKPOINT} is saved: "
                 "continue with --resume"
@@ -267,6 +311,18 @@ class _Run:
                 f"stopped early: the validation loss has not fallen since epoch {progress.best_epoch}, "
                 "whose weights are kept"
             )
+
+    def _save(self, events: SummaryWriter | None, first_step: int) -> None:
+        """Save where the run stands, and log the steps since ``first_step``."""
+        trainer, progress = self.trainer, self.trainer.progress
+        state = trainer.state_dict()
+        if not self.is_main or events is None:
+            return
+        save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **state})
+        write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
+        log_steps(events, progress.step_losses, first_step)
+        if progress.epoch_step == 0 and progress.step > first_step:
+            log_epoch(events, {key: values[-1] for key, values in progress.history.items()}, progress.step)
 
 
 def _shown(task: Task, results: dict[str, Any], part: str, *, spread: bool = False) -> str:
@@ -280,9 +336,9 @@ def _shown(task: Task, results: dict[str, Any], part: str, *, spread: bool = Fal
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def _deferred_interrupt(*, patient: bool) -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C and the request to terminate into a flag, so that neither strikes amid a step; a second
-    one acts at once.
+    one acts at once, unless ``patient``: torchrun hands on to its processes what the terminal sent them, too.
 
     Yields a function that tells whether one came. Only the main thread receives signals.
     """
@@ -298,7 +354,8 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     def remember(*_: object) -> None:
         came.set()
-        restore()
+        if not patient:
+            restore()
 
     for number in previous:
         signal.signal(number, remember)
@@ -306,3 +363,9 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         restore()
+
+
+if __name__ == "__main__":  # torchrun --nproc-per-node N -m pyops.models.train NETWORK ...
+    from pyops.cli import main
+
+    main("train")

@@ -20,6 +20,7 @@ from torch import nn
 
 from .checkpoint import random_states, restore_random_states
 from .dataset import Dataset
+from .distributed import ALONE, Workers
 from .errors import TrainError
 from .optimization import Updater
 from .recipe import Recipe
@@ -62,8 +63,8 @@ class Evaluation:
 
 # Called every SYNC_EVERY steps: samples since the last call, the epoch's loss and score so far.
 Report = Callable[[int, float, float | None], None]
-# Asked after every step, with the number of steps done; True stops the training there.
-Stop = Callable[[int], bool]
+# Asked after every step, or of several processes after every SYNC_EVERY: True stops the training there.
+Interrupted = Callable[[], bool]
 
 
 class Trainer:
@@ -76,6 +77,7 @@ class Trainer:
         task: the loss and the measure.
         layers: library of the loss (:mod:`pyops.nn` or :mod:`torch.nn`).
         seed: of the order of the samples.
+        workers: the processes that train together.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         layers: ModuleType,
         seed: int,
         device: torch.device,
+        workers: Workers = ALONE,
     ) -> None:
         self.net = net.to(device)
         self.data = data.to(device)
@@ -98,7 +101,10 @@ class Trainer:
         self.loss = task.loss(layers)
         self.updater = Updater(self.net, recipe, device)
         self.progress = Progress()
-        self._forward = torch.compile(self.net) if recipe.compile else self.net
+        self.workers = workers
+        self.interrupted = False
+        self._shared_net = workers.wrap(self.net, device)
+        self._forward = torch.compile(self._shared_net) if recipe.compile else self._shared_net
         self._order = torch.Generator().manual_seed(seed)
         self._epoch_order = self._order.get_state()  # its state when the running epoch began
         self._is_warm = False
@@ -128,23 +134,34 @@ class Trainer:
         patience = self.recipe.early_stop
         return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
-    def train_epoch(self, report: Report | None = None, stop: Stop | None = None) -> None:
+    def train_epoch(
+        self,
+        report: Report | None = None,
+        last_step: int | None = None,
+        interrupted: Interrupted | None = None,
+    ) -> None:
         """Train for one epoch, or for what is left of the running one, and add it to the history.
 
-        An epoch that ``stop`` cuts short is continued by the next call.
+        An epoch that ends early, after the ``last_step`` of the run or because it was ``interrupted`` (then
+        :attr:`interrupted` is set), is continued by the next call.
 
         Raises:
             TrainError: the loss is no longer finite.
         """
         progress = self.progress
+        if self.workers.any(interrupted is not None and interrupted(), self.device):
+            self.interrupted = True
+            return
         self._order.set_state(self._epoch_order)
         order = torch.randperm(len(self.data.train_targets), generator=self._order)
         batches = order.to(self.device).split(self.batch_size)
         self.net.train()
-        stopped = False
-        while progress.epoch_step < len(batches) and not stopped:
-            chunk = batches[progress.epoch_step : progress.epoch_step + SYNC_EVERY]
-            samples, stopped = self._train_chunk(chunk, stop)
+        end = len(batches)
+        if last_step is not None:
+            end = min(end, progress.epoch_step + last_step - progress.step)
+        while progress.epoch_step < end and not self.interrupted:
+            chunk = batches[progress.epoch_step : min(end, progress.epoch_step + SYNC_EVERY)]
+            samples = self._train_chunk(chunk, interrupted)
             if report is not None:
                 report(samples, *self._running_means())
         if progress.epoch_step == len(batches):
@@ -199,28 +216,31 @@ class Trainer:
             row[f"{part}_{self.task.measure.name}"] = score
         return row
 
-    def _train_chunk(self, batches: Sequence[torch.Tensor], stop: Stop | None) -> tuple[int, bool]:
-        """Some steps with one wait for the device, at the end; the samples seen, and if stopped."""
-        progress = self.progress
+    def _train_chunk(self, batches: Sequence[torch.Tensor], interrupted: Interrupted | None) -> int:
+        """Some steps with one wait for the device and the other processes, at the end; the samples seen."""
+        progress, alone = self.progress, self.workers.size == 1
         losses: list[torch.Tensor] = []
         score = torch.zeros((), dtype=torch.float64, device=self.device)
-        samples, stopped = 0, False
+        samples = 0
         self._synchronize()
         begin = time.perf_counter()
         for batch in batches:
-            loss, batch_score = self._step(*self.data.train_batch(batch))
+            part, weight = self.workers.share(batch)
+            loss, batch_score = self._step(*self.data.train_batch(part), weight)
             losses.append(loss)
             score += batch_score
             samples += len(batch)
-            if stop is not None and stop(progress.step + len(losses)):
-                stopped = True
+            if alone and interrupted is not None and interrupted():
                 break
-        values = torch.stack(losses).tolist()
+        asked_to_stop = score.new_tensor(float(interrupted is not None and interrupted()))
+        sums = self.workers.sum(torch.stack([*losses, score, asked_to_stop]).double())
+        *values, total_score, stops = sums.tolist()
         seconds = time.perf_counter() - begin
         self._check_finite(values)
+        self.interrupted = stops > 0
         progress.step += len(values)
         progress.epoch_step += len(values)
-        progress.epoch_score += float(score)
+        progress.epoch_score += total_score
         progress.step_losses += values
         if self._is_warm:
             progress.timed_samples += samples
@@ -229,22 +249,36 @@ class Trainer:
             progress.warm_up_samples += samples
             progress.warm_up_seconds += seconds
             self._is_warm = True
-        return samples, stopped
+        return samples
 
-    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: its loss and what its measure sums up, both 0-d on the device."""
+    def _step(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weight: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: its loss and what its measure sums up, both 0-d on the device.
+
+        ``weight`` is the part of the batch that these samples are, where other processes have the rest: the
+        loss is this part's summand of the batch's. None of them count if it is 0.
+        """
         self.updater.zero_grad()
         size = math.ceil(len(targets) / self.recipe.accumulate)
-        total_loss = torch.zeros((), device=self.device)
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         score = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part, truth in zip(inputs.split(size), targets.split(size), strict=True):
-            outputs, loss = self._outputs_and_loss(self._forward, part, truth)
-            share = len(truth) / len(targets)
-            self.updater.backward(loss if share == 1 else loss * share)
+        parts = list(zip(inputs.split(size), targets.split(size), strict=True))
+        for number, (part, truth) in enumerate(parts, start=1):
+            with self._averaging(last=number == len(parts)):
+                outputs, loss = self._outputs_and_loss(self._forward, part, truth)
+                share = len(truth) / len(targets) * weight
+                # The processes' gradients are averaged where those of the whole batch are a sum.
+                factor = share * self.workers.size
+                self.updater.backward(loss if factor == 1 else loss * factor)
             total_loss += loss.detach() * share
-            score += self._score(outputs.detach(), truth)
+            score += self._score(outputs.detach(), truth) if weight else 0
         self.updater.step()
         return total_loss, score
+
+    def _averaging(self, *, last: bool) -> AbstractContextManager:
+        """Several processes exchange gradients after the last part of a batch only."""
+        return nullcontext() if last or self.workers.size == 1 else self._shared_net.no_sync()
 
     def _outputs_and_loss(
         self, forward: Callable[..., torch.Tensor], inputs: torch.Tensor, targets: torch.Tensor
@@ -293,19 +327,24 @@ class Trainer:
         Raises:
             TrainError: the loss is not finite.
         """
+        self.workers.equalize(self.net)
         self.net.eval()
-        total, score, count = (torch.zeros((), dtype=torch.float64, device=self.device) for _ in range(3))
-        predictions = []
-        for inputs, targets in self.data.batches(part):
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        predictions = {}
+        for number, (inputs, targets) in enumerate(self.data.batches(part)):
+            if number % self.workers.size != self.workers.rank:
+                continue
             outputs, loss = self._outputs_and_loss(self.net, inputs, targets)
-            total += loss.double() * len(targets)
-            score += self._score(outputs, targets)
-            count += len(targets)
-            predictions.append(self.task.predict(outputs))
-        loss = float(total / count)
+            sums[0] += loss.double() * len(targets)
+            sums[1] += self._score(outputs, targets)
+            sums[2] += len(targets)
+            predictions[number] = self.task.predict(outputs).cpu()
+        total, score, count = self.workers.sum(sums).tolist()
         # The last step of an epoch can diverge without its own loss showing it.
-        self._check_finite([loss])
-        return Evaluation(loss, self._mean_score(float(score), int(count)), torch.cat(predictions).cpu())
+        self._check_finite([total / count])
+        everyones = [item for some in self.workers.gather(predictions) for item in some.items()]
+        predicted = torch.cat([values for _, values in sorted(everyones, key=lambda item: item[0])])
+        return Evaluation(total / count, self._mean_score(score, int(count)), predicted)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how training continues; tensors and plain values only."""
@@ -314,7 +353,7 @@ class Trainer:
             "updater": self.updater.state_dict(),
             "progress": asdict(self.progress),
             "order": self._epoch_order,
-            "random": random_states(self.device),
+            "random": self.workers.gather(random_states(self.device)),
             "best": self._best,
         }
 
@@ -325,4 +364,4 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._epoch_order = state["order"]
         self._best = state["best"]
-        restore_random_states(state["random"], self.device)
+        restore_random_states(state["random"][self.workers.rank], self.device)

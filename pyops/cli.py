@@ -231,17 +231,25 @@ def _rows(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def main() -> None:
-    """Entry point: run the command and turn the user's mistakes into one line."""
+def main(command: str | None = None) -> None:
+    """Entry point: run the command and turn the user's mistakes into one line.
+
+    The arguments are those of the process, behind ``command`` where it is given. Of several processes,
+    started by torchrun, the first one speaks.
+    """
+    arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
+    speaks = os.environ.get("RANK", "0") == "0"
     try:
-        app()
+        app(arguments)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if speaks:
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not _is_user_error(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
