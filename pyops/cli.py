@@ -1,4 +1,5 @@
-"""The command line: ``pyops list``, ``train``, ``predict``, ``compare``, ``demo``, ``bench`` and ``info``.
+"""The command line: ``pyops list``, ``train``, ``predict``, ``compare``, ``example``, ``demo``, ``bench``
+and ``info``.
 
 A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-C) is exit code 130.
 """
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_EXAMPLES = ("covariate_shift", "himmelblau")
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 HugePages = Annotated[
@@ -164,6 +166,23 @@ def compare(
         table.add_row(key, *(f"{value:.4g}" for value in values))
     Console().print(table)
     print(f"picture: {output}", file=sys.stderr)
+
+
+@app.command()
+def example(
+    name: Annotated[str, typer.Argument(help="himmelblau or covariate_shift.")],
+    output: Annotated[Path, typer.Option(help="Folder of the picture.")] = Path("runs/examples"),
+) -> None:
+    """Run an example of the notes that is no network: gradient descent, or importance weights."""
+    from importlib import import_module
+
+    from pyops.models.errors import NetworkError, unknown_name
+
+    if name not in _EXAMPLES:
+        raise NetworkError(unknown_name("example", name, _EXAMPLES))
+    for line in import_module(f"pyops.models.{name}").example(output):
+        print(line)
+    print(f"picture: {output / f'{name}.png'}", file=sys.stderr)
 
 
 @app.command()
