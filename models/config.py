@@ -27,6 +27,7 @@ class TrainConfig:
         data: name in :func:`pyops.models.data.data_names`; data_root: the folder of its files or, for
             text or a table, the file.
         target: column of a CSV table that is to be predicted; the last by default.
+        download: fetch missing files of a public data set into ``data_root``.
         fill_missing: whether missing values of a CSV table are filled in, rather than refused.
         epochs: of the whole run, those before a resume included.
         max_steps: stop after so many steps. Alone it decides the length; with ``epochs`` the
@@ -50,6 +51,7 @@ class TrainConfig:
     data_root: str | Path | None = None
     target: str | None = None
     fill_missing: bool | None = None
+    download: bool = False
     epochs: int | None = None
     max_steps: int | None = None
     folds: int | None = None
@@ -127,7 +129,7 @@ class TrainConfig:
     def resolved(self, recipe: Recipe, num_epochs: int) -> dict[str, Any]:
         """Entries of a TOML file that repeats the run: all that decides its results, defaults included."""
         entries = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("output", "resume", "quiet"):
+        for name in ("output", "resume", "quiet", "download"):
             del entries[name]
         entries |= {name: getattr(recipe, name) for name in RECIPE_OPTIONS}
         entries |= {"data": self.data_name, "epochs": num_epochs, "options": dict(recipe.options)}

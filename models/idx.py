@@ -1,5 +1,5 @@
 """The IDX files of MNIST and Fashion-MNIST, from a folder that holds the four files of either under their
-usual names, plain or gzipped; nothing is downloaded.
+usual names, plain or gzipped. They are downloaded only when that is asked for.
 
 IDX format (http://yann.lecun.com/exdb/mnist): big-endian int32 magic (0, 0, type 8 = uint8, number
 of dimensions), one int32 per dimension, then the bytes in row-major order.
@@ -8,7 +8,6 @@ of dimensions), one int32 per dimension, then the bytes in row-major order.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import struct
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 from .dataset import Dataset
+from .download import fetch, md5_sum
 from .errors import DataError, first_line
 
 DIGIT_NAMES = tuple("0123456789")
@@ -50,18 +50,36 @@ MD5_SUMS = {
         "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     },
 }
+#: Where these files are, by data set: each of the folders has all of them.
+SOURCES = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    "fashion_mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
+}
 
 
-def idx_loader(name: str, folder: str, class_names: tuple[str, ...]) -> Callable[[Path | None], Dataset]:
-    """A function that reads the data set ``name`` from a root folder, or from ``folder`` in it."""
+def idx_loader(
+    name: str, folder: str, class_names: tuple[str, ...]
+) -> Callable[[Path | None, bool], Dataset]:
+    """A function that reads the data set ``name`` from a root folder, or from ``folder`` in it.
 
-    def load(root: Path | None) -> Dataset:
+    It can be told to download what is missing, into the folder ``name`` in the root folder.
+    """
+
+    def load(root: Path | None, download: bool) -> Dataset:
         if root is None:
             raise DataError(f"{name} is read from files: give their folder as the data root")
-        if not root.is_dir():
+        if not root.is_dir() and (root.exists() or not download):
             raise DataError(f"{name}: data root {str(root)!r} is not a folder")
         # The specific folders come first: a root that holds several sets must not mix them up.
         folders = (root / name, root / folder / "raw", root)
+        if download:
+            _fetch_missing(name, folders)
         parts = []
         for part in ("train", "t10k"):
             images_path = _find(name, f"{part}-images-idx3-ubyte", folders)
@@ -89,7 +107,17 @@ def _find(name: str, stem: str, folders: tuple[Path, ...]) -> Path:
             if path.is_file():
                 return path
     looked = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{name}: file {stem!r} (or {stem + '.gz'!r}) not found; looked in {looked}")
+    raise DataError(
+        f"{name}: file {stem!r} (or {stem + '.gz'!r}) not found; looked in {looked}; it can be downloaded"
+    )
+
+
+def _fetch_missing(name: str, folders: tuple[Path, ...]) -> None:
+    """Download the files that are in none of ``folders`` to the first of them."""
+    for file_name, md5 in MD5_SUMS[name].items():
+        names = (file_name, file_name.removesuffix(".gz"))
+        if not any((folder / one).is_file() for folder in folders for one in names):
+            fetch([source + file_name for source in SOURCES[name]], folders[0] / file_name, md5)
 
 
 def _check_pair(
@@ -110,7 +138,7 @@ def _check_sum(name: str, path: Path) -> None:
     """
     if path.suffix != ".gz":
         return
-    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    found = md5_sum(path.read_bytes())
     expected = MD5_SUMS[name][path.name]
     if found != expected:
         raise DataError(f"{path}: wrong checksum: MD5 {found}, the file of {name} has {expected}")

@@ -73,7 +73,11 @@ def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
     whole = config.folds is None
     state = load_checkpoint(config.folder / CHECKPOINT) if config.resume and whole else None
     data = load_data(
-        config.data_name, config.data_root, target=config.target, fill_missing=config.fill_missing
+        config.data_name,
+        config.data_root,
+        target=config.target,
+        fill_missing=config.fill_missing,
+        download=config.download,
     )
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):

@@ -47,10 +47,15 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="TOML file of these options, with _ for -; flags win over it.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, text, csv, ...")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, mnist, fashion_mnist, images, text, csv, ...")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the files; a text or CSV file.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of a CSV table to predict.")] = None,
     fill_missing: Annotated[bool | None, typer.Option(help="Fill in missing values of a table.")] = None,
+    download: Annotated[
+        bool | None, typer.Option("--download", help="Fetch missing files of mnist or fashion_mnist.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     folds: Annotated[int | None, typer.Option(help="Cross-validate with so many folds.")] = None,
