@@ -69,6 +69,7 @@ class TrainConfig:
     accumulate: int | None = None
     amp: str | None = None
     compile: bool | None = None
+    cuda_graph: bool | None = None
     init: str | None = None
     validation: float | None = None
     early_stop: int | None = None

@@ -23,6 +23,11 @@ class Updater:
         self._parameters = list(net.parameters())
         self._l1, self._clip_norm = recipe.l1, recipe.clip_norm
         options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        if recipe.cuda_graph:
+            # A recorded step reads the learning rate, and Adam's count of steps, where they can change.
+            options["lr"] = torch.tensor(recipe.lr, device=device)
+            if recipe.optimizer != "sgd":
+                options["capturable"] = True
         if recipe.optimizer == "sgd":
             options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
         fused = device.type in ("cpu", "cuda")
@@ -34,7 +39,7 @@ class Updater:
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return self.optimizer.param_groups[0]["lr"]
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -73,7 +78,11 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(rate, torch.Tensor):  # it stays on its device
+                group["lr"] = rate.fill_(group["lr"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:

@@ -31,6 +31,7 @@ class Recipe:
         accumulate: process a batch in so many parts and add up their gradients: less memory, same step.
         amp: compute in this 16-bit type where autocast allows it; ``float16`` scales the loss.
         compile: run the network through ``torch.compile``.
+        cuda_graph: record a step on a GPU once and replay it: less to do for the host.
         init: one of :data:`INIT_RULES`; None leaves the network's own.
         validation: share of the training samples that is kept apart and measured after every epoch.
         early_stop: stop when the validation loss has not fallen for so many epochs, and keep the best.
@@ -53,6 +54,7 @@ class Recipe:
     accumulate: int = 1
     amp: str | None = None
     compile: bool = False
+    cuda_graph: bool = False
     init: str | None = None
     validation: float = 0.0
     early_stop: int | None = None
@@ -96,5 +98,8 @@ class Recipe:
             raise TrainError("nesterov needs a momentum above 0")
         if self.decay_every is not None and self.decay_patience is not None:
             raise TrainError("decay_every and decay_patience exclude each other")
+        if self.cuda_graph and (self.compile or self.amp == "float16"):
+            # The scale of float16 losses is a decision of the host at every step.
+            raise TrainError("cuda_graph excludes compile and the amp type float16")
         if self.early_stop is not None and not self.validation:
             raise TrainError("early_stop needs a validation share above 0")

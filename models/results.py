@@ -47,6 +47,7 @@ def write_results(folder: Path | None, title: str, trainer: Trainer, about: dict
         "steps": progress.step,
         **final,
         **_distance_to_solution(trainer),
+        "training_seconds": progress.seconds,
         "samples_per_second": trainer.samples_per_second,
         "torch_version": torch.__version__,
         "history": history,

@@ -156,6 +156,8 @@ def build_trainer(
     every device: they are drawn on the CPU, from torch's global generator, which is seeded here, as are
     NumPy's and Python's.
     """
+    if recipe.cuda_graph and (device.type != "cuda" or workers.size > 1):
+        raise TrainError(f"cuda_graph takes one process on a GPU, got {workers.size} on {device.type}")
     library = layer_library(layers)
     data = data.resized(recipe.resize)
     if recipe.validation:

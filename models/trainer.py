@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .checkpoint import random_states, restore_random_states
+from .cuda_graph import GraphedStep
 from .dataset import Dataset
 from .distributed import ALONE, Workers
 from .errors import TrainError
@@ -35,7 +36,8 @@ class Progress:
 
     ``epoch`` counts finished epochs, ``epoch_step`` the steps done in the running one and
     ``epoch_score`` what its measure has summed up. The warm-up (the first steps of a process) is timed
-    apart. ``best_loss`` is the lowest validation loss, ``best_epoch`` the number of the epoch it came after.
+    apart. ``seconds`` is the time of all of training, warm-up and evaluations included. ``best_loss`` is the
+    lowest validation loss, ``best_epoch`` the number of the epoch it came after.
     """
 
     epoch: int = 0
@@ -46,6 +48,7 @@ class Progress:
     timed_seconds: float = 0.0
     warm_up_samples: int = 0
     warm_up_seconds: float = 0.0
+    seconds: float = 0.0
     best_loss: float = math.inf
     best_epoch: int = 0
     step_losses: list[float] = field(default_factory=list)
@@ -107,6 +110,8 @@ class Trainer:
         self._forward = torch.compile(self._shared_net) if recipe.compile else self._shared_net
         self._order = torch.Generator().manual_seed(seed)
         self._epoch_order = self._order.get_state()  # its state when the running epoch began
+        self._graphed_step = GraphedStep(self._step) if recipe.cuda_graph else None
+        self._no_score = torch.zeros((), dtype=torch.float64, device=device)
         self._is_warm = False
         self._best: dict[str, torch.Tensor] | None = None
 
@@ -152,6 +157,7 @@ class Trainer:
         if self.workers.any(interrupted is not None and interrupted(), self.device):
             self.interrupted = True
             return
+        begin = time.perf_counter()
         self._order.set_state(self._epoch_order)
         order = torch.randperm(len(self.data.train_targets), generator=self._order)
         batches = order.to(self.device).split(self.batch_size)
@@ -166,6 +172,7 @@ class Trainer:
                 report(samples, *self._running_means())
         if progress.epoch_step == len(batches):
             self._end_epoch()
+        progress.seconds += time.perf_counter() - begin
 
     def _end_epoch(self) -> None:
         progress = self.progress
@@ -220,27 +227,29 @@ class Trainer:
         """Some steps with one wait for the device and the other processes, at the end; the samples seen."""
         progress, alone = self.progress, self.workers.size == 1
         losses: list[torch.Tensor] = []
-        score = torch.zeros((), dtype=torch.float64, device=self.device)
+        scores: list[torch.Tensor] = []
         samples = 0
         self._synchronize()
         begin = time.perf_counter()
         for batch in batches:
             part, weight = self.workers.share(batch)
-            loss, batch_score = self._step(*self.data.train_batch(part), weight)
+            if self._graphed_step is not None:
+                loss, score = self._graphed_step(*self.data.train_batch(part))
+            else:
+                loss, score = self._step(*self.data.train_batch(part), weight)
             losses.append(loss)
-            score += batch_score
+            scores.append(score)
             samples += len(batch)
             if alone and interrupted is not None and interrupted():
                 break
-        asked_to_stop = score.new_tensor(float(interrupted is not None and interrupted()))
-        sums = self.workers.sum(torch.stack([*losses, score, asked_to_stop]).double())
-        *values, total_score, stops = sums.tolist()
+        asked_to_stop = interrupted is not None and interrupted()
+        *values, score, stops = self._summed(losses, scores, asked_to_stop)
         seconds = time.perf_counter() - begin
         self._check_finite(values)
         self.interrupted = stops > 0
         progress.step += len(values)
         progress.epoch_step += len(values)
-        progress.epoch_score += total_score
+        progress.epoch_score += score
         progress.step_losses += values
         if self._is_warm:
             progress.timed_samples += samples
@@ -261,9 +270,8 @@ class Trainer:
         """
         self.updater.zero_grad()
         size = math.ceil(len(targets) / self.recipe.accumulate)
-        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        score = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = list(zip(inputs.split(size), targets.split(size), strict=True))
+        losses, scores = [], []
         for number, (part, truth) in enumerate(parts, start=1):
             with self._averaging(last=number == len(parts)):
                 outputs, loss = self._outputs_and_loss(self._forward, part, truth)
@@ -271,10 +279,18 @@ class Trainer:
                 # The processes' gradients are averaged where those of the whole batch are a sum.
                 factor = share * self.workers.size
                 self.updater.backward(loss if factor == 1 else loss * factor)
-            total_loss += loss.detach() * share
-            score += self._score(outputs.detach(), truth) if weight else 0
+            losses.append(loss.detach() if share == 1 else loss.detach() * share)
+            scores.append(self._score(outputs.detach(), truth) if weight else self._no_score)
         self.updater.step()
-        return total_loss, score
+        return (losses[0], scores[0]) if len(parts) == 1 else (sum(losses), sum(scores))
+
+    def _summed(
+        self, losses: list[torch.Tensor], scores: list[torch.Tensor], asked_to_stop: bool
+    ) -> list[float]:
+        """Losses of some steps, then the sum of their scores and of who asks to stop, over all processes."""
+        score = torch.stack(scores).sum()
+        rest = torch.stack([score.double(), score.new_tensor(asked_to_stop, dtype=torch.float64)])
+        return self.workers.sum(torch.cat([torch.stack(losses).double(), rest])).tolist()
 
     def _averaging(self, *, last: bool) -> AbstractContextManager:
         """Several processes exchange gradients after the last part of a batch only."""
@@ -292,8 +308,9 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.recipe.amp))
 
-    def _score(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | int:
-        return 0 if self.task.measure is None else self.task.measure.total(outputs, targets)
+    def _score(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        measure = self.task.measure
+        return self._no_score if measure is None else measure.total(outputs, targets).double()
 
     def _mean_score(self, total: float, samples: int) -> float | None:
         targets = samples * self._targets_per_sample

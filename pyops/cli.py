@@ -73,6 +73,7 @@ def train(
     accumulate: Annotated[int | None, typer.Option(help="Process a batch in so many parts.")] = None,
     amp: Annotated[str | None, typer.Option(help="Mixed precision: bfloat16 or float16.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Run through torch.compile.")] = None,
+    cuda_graph: Annotated[bool | None, typer.Option(help="Record a step on the GPU, replay it.")] = None,
     init: Annotated[str | None, typer.Option(help="constant, he, normal or xavier.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share kept apart for validation.")] = None,
     early_stop: Annotated[int | None, typer.Option(help="Epochs to wait for a better one.")] = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyops.models import cuda_graph
 from pyops.models.checkpoint import load_checkpoint
 from pyops.models.config import RECIPE_OPTIONS, TrainConfig, merged_config, read_toml, write_toml
 from pyops.models.data import load_data
@@ -152,6 +153,65 @@ def test_compile_trains_the_same():
     assert losses[True] == pytest.approx(losses[False], abs=1e-5)
 
 
+class FakeGraph:
+    """Stands for CUDA in the module: a recording does nothing, and a replay repeats the step."""
+
+    def __init__(self, monkeypatch):
+        self.recorded = self.replayed = 0
+        monkeypatch.setattr(cuda_graph, "on_side_stream", lambda step: step())
+        monkeypatch.setattr(cuda_graph, "record", self.record)
+
+    def record(self, step):
+        self.recorded += 1
+        results = (torch.zeros(()), torch.zeros((), dtype=torch.float64))
+
+        def replay():
+            self.replayed += 1
+            for ours, theirs in zip(results, step(), strict=True):
+                ours.copy_(theirs)
+
+        return replay, results
+
+
+def test_graphed_steps_are_the_steps(monkeypatch):
+    """Warm-up, recording, replays and the short last batch of an epoch: together the same training."""
+    recipe = Recipe(num_epochs=1, lr=0.1, batch_size=200, decay_every=1, lr_decay=0.5)
+    plain, graphed = trainer_of(recipe), trainer_of(recipe)
+    fake = FakeGraph(monkeypatch)
+    graphed._graphed_step = cuda_graph.GraphedStep(graphed._step)
+    for trainer in (plain, graphed):
+        trainer.train_epoch()
+        trainer.train_epoch()
+    assert graphed.progress.step_losses == plain.progress.step_losses
+    assert graphed.progress.history == plain.progress.history
+    # Of 16 steps 3 warm up, and 2 have but 37 samples.
+    assert (fake.recorded, fake.replayed) == (1, 16 - 3 - 2)
+
+
+def test_recorded_steps_see_the_learning_rate_change():
+    recipe = Recipe(num_epochs=1, lr=1.0, batch_size=1, cuda_graph=True, decay_every=1, lr_decay=0.5)
+    updater = Updater(nn.Linear(1, 1), recipe, CPU)
+    rate = updater.optimizer.param_groups[0]["lr"]
+    updater.optimizer.step()
+    updater.end_epoch(1.0)
+    assert (rate.item(), updater.lr) == (0.5, 0.5)
+    state = updater.state_dict()
+    other = Updater(nn.Linear(1, 1), recipe, CPU)
+    rate = other.optimizer.param_groups[0]["lr"]
+    other.load_state_dict(state)
+    assert other.optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_cuda_graph(tmp_path, optimizer):
+    options = {"device": "cuda", "epochs": 2, "optimizer": optimizer, "decay_every": 1, "lr": 0.01}
+    plain = run(tmp_path / "plain", "mlp", **options)
+    graphed = run(tmp_path / "graphed", "mlp", cuda_graph=True, **options)
+    assert graphed["step_losses"] == pytest.approx(plain["step_losses"], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rule", "std"),
     [("normal", 0.01), ("he", (2 / 64) ** 0.5), ("xavier", (2 / (64 + 256)) ** 0.5), ("constant", 0.0)],
@@ -284,6 +344,8 @@ def test_folds_resume_where_they_stopped(tmp_path, monkeypatch):
         ({"init": "xaver"}, "did you mean 'xavier'"),
         ({"validation": 1.0}, "validation must be in [0, 1), got 1.0"),
         ({"validation": 1e-9}, "leaves a part empty"),
+        ({"cuda_graph": True}, "cuda_graph takes one process on a GPU, got 1 on cpu"),
+        ({"cuda_graph": True, "compile": True}, "cuda_graph excludes compile"),
         ({"early_stop": 3}, "early_stop needs a validation share above 0"),
         ({"folds": 1}, "folds must be from 2 to 1437"),
         ({"folds": 3, "validation": 0.5}, "folds makes its own validation parts"),
@@ -363,7 +425,9 @@ def test_a_run_leaves_the_config_that_repeats_it(tmp_path):
     first = run(tmp_path / "first", "mlp", options={"num_hiddens": 9}, **chosen)
     config = merged_config(tmp_path / "first" / "config.toml", {"output": tmp_path / "second"}, {})
     second = train(replace(config, quiet=True))
-    del first["samples_per_second"], second["samples_per_second"]
+    for name in ("samples_per_second", "training_seconds"):
+        assert first.pop(name) > 0
+        del second[name]
     assert second == first
     assert first["options"] == {"num_hiddens": 9}
     texts = [(tmp_path / name / "config.toml").read_text() for name in ("first", "second")]
