@@ -32,7 +32,7 @@ from .registry import register
     "mlp",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=256),
     digits=Recipe(num_epochs=100, lr=1.0, batch_size=256),
-    xor=Recipe(num_epochs=200, lr=0.05, batch_size=4, optimizer="adam"),
+    xor=Recipe(num_epochs=40, lr=0.02, batch_size=4, optimizer="adam"),
 )
 def mlp(
     image_shape: Sequence[int],

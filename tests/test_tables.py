@@ -74,7 +74,7 @@ def test_columns_become_what_the_notes_make_of_them(kaggle):
 
 
 def test_house_prices_of_kaggle(kaggle, tmp_path):
-    metrics = run(tmp_path / "run", data_root=kaggle, lr=300.0, epochs=60)
+    metrics = run(tmp_path / "run", data_root=kaggle, lr=900.0, epochs=20)
     assert metrics["data"] == "house_prices"  # as there is a data root
     history = metrics["history"]["test_log_rmse"]
     assert history[-1] == metrics["test_log_rmse"]

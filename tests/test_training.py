@@ -186,7 +186,7 @@ TWINS = {
     "logistic_regression": {},
     "mlp": {},
     "mlp_dropout": {"options": {"dropout": 0.0}},
-    "perceptron": {},
+    "perceptron": {"batch_size": 1, "lr": 1.0},  # all of XOR at once pulls its weights nowhere
     "softmax_regression": {},
     "lenet": {},
     "alexnet": {"options": {"width": 16, "dropout": 0.0}},
@@ -216,16 +216,33 @@ def test_torch_twin_for_20_steps(tmp_path, network):
     assert ours["step_losses"] == pytest.approx(theirs["step_losses"], abs=1e-4)
 
 
-def test_lenet_on_every_backend_equals_its_torch_twin(backend):
-    """Twenty steps of the smallest LeNet, on four images: interpreters are a thousand times slower."""
-    data = load_data("digits")
-    data = replace(data, train_inputs=data.train_inputs[:4], train_targets=data.train_targets[:4])
-    recipe = models.Recipe(num_epochs=20, lr=0.5, batch_size=4, resize=12)
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("lenet", {"lr": 0.5, "resize": 12}),
+        ("linear_regression", {"lr": 0.1}),
+        ("logistic_regression", {"lr": 0.1}),
+        ("mlp", {"lr": 0.5, "options": {"num_hiddens": 8}}),
+        ("rnn", {"lr": 0.5, "options": {"width": 64}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_small_networks_on_every_backend_equal_their_torch_twins(backend, network, options):
+    """Twenty steps of small ones, on four samples: interpreters are a thousand times slower."""
+    network = models.get_network(network)
+    data = load_data(network.data)
+    steps = slice(0, 3) if data.kind == "text" else slice(None)
+    data = replace(
+        data,
+        train_inputs=data.train_inputs[:4, steps].clone(),
+        train_targets=data.train_targets[:4, steps].clone()
+        if data.kind == "text"
+        else data.train_targets[:4],
+    )
+    recipe = models.Recipe(num_epochs=20, batch_size=4, **options)
     losses = {}
     for library in ("pyops", "torch"):
-        trainer = build_trainer(
-            models.get_network("lenet"), data, recipe, layers=library, seed=0, device=torch.device("cpu")
-        )
+        trainer = build_trainer(network, data, recipe, layers=library, seed=0, device=torch.device("cpu"))
         batch = trainer.data.train_batch(torch.arange(4))
         losses[library] = [trainer._step(*batch)[0].item() for _ in range(20)]
     assert losses["torch"][-1] < 0.95 * losses["torch"][0]
