@@ -181,6 +181,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     return entries
 
 
+def parsed_option(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` as the name and the value, which is a number or a truth value where TOML has it so.
+
+    Raises:
+        TrainError: there is no ``=``, or no name before it.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise TrainError(f"option {text!r}: expected NAME=VALUE, such as num_hiddens=512")
+    try:
+        return name.replace("-", "_"), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.replace("-", "_"), value
+
+
 def merged_config(
     file: Path | None, given: Mapping[str, Any], network_options: Mapping[str, Any]
 ) -> TrainConfig:

@@ -101,7 +101,7 @@ def _cross_validate(
         raise TrainError(f"nothing to resume: {paths[0]} does not exist")
     runs = []
     for fold, path in enumerate(paths):
-        part = replace(config, output=path.parent, resume=resumed[fold], folds=None)
+        part = replace(config, output=path.parent, resume=resumed[fold])
         state = load_checkpoint(path) if resumed[fold] else None
         runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, state, workers))
     results = [run.train() for run in runs]
@@ -112,6 +112,7 @@ def _cross_validate(
         if isinstance(values[0], float):
             summary |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
     if workers.is_main:
+        write_toml(config.folder / CONFIG, config.resolved(runs[0].trainer.recipe, runs[0].num_epochs))
         write_json(config.folder / METRICS, summary)
     if not config.quiet:
         shown = _shown(network.task, summary, "validation", spread=True)

@@ -80,6 +80,9 @@ def train(
     resize: Annotated[int | None, typer.Option(min=1, help="Side that images are resized to.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Divide the network's channels by this.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop, of networks that do.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the network's own options; may be repeated.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="cpp, cuda, triton or reference.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, ...")] = None,
     layers: Annotated[str | None, typer.Option(help="pyops (default), or torch for the plain twin.")] = None,
@@ -96,9 +99,10 @@ def train(
     use_huge_pages(given.pop("huge_pages"))
     network_options = {name: given.pop(name) for name in ("width", "dropout") if name in given}
     file = given.pop("config", None)
-    from pyops.models.config import merged_config
+    from pyops.models.config import merged_config, parsed_option
     from pyops.models.train import train as run_training
 
+    network_options |= dict(parsed_option(text) for text in given.pop("option", None) or [])
     chosen = merged_config(file, given, network_options)
     if chosen.backend == "triton" and chosen.device == "cpu":
         # On the CPU Triton only runs interpreted, which it has to be told before it is imported.

@@ -10,7 +10,14 @@ import pytest
 import torch
 from pyops.models import cuda_graph
 from pyops.models.checkpoint import load_checkpoint
-from pyops.models.config import RECIPE_OPTIONS, TrainConfig, merged_config, read_toml, write_toml
+from pyops.models.config import (
+    RECIPE_OPTIONS,
+    TrainConfig,
+    merged_config,
+    parsed_option,
+    read_toml,
+    write_toml,
+)
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.optimization import Updater
@@ -319,6 +326,7 @@ def test_folds_resume_where_they_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train_epoch", lambda self, *args: trained.append(original(self, *args)))
     assert run(tmp_path / "killed", folds=2, epochs=2, resume=True) == straight
     assert len(trained) == 1
+    assert read_toml(tmp_path / "killed" / "config.toml")["folds"] == 2
     with pytest.raises(TrainError, match="nothing to resume"):
         run(tmp_path / "new", folds=3, resume=True)
 
@@ -413,10 +421,12 @@ def test_command_line(tmp_path):
     path.write_text('network = "mlp"\nmomentum = 0.5\nepochs = 1\nbatch_size = 300\n')
     output = tmp_path / "out"
     arguments = ["train", "--config", str(path), "--nesterov", "--batch-size", "200", "--quiet"]
+    arguments += ["--option", "num_hiddens=12"]
     result = CliRunner().invoke(cli.app, [*arguments, "--clip-norm", "1", "--output", str(output)])
     assert result.exit_code == 0
     metrics = json.loads((output / "metrics.json").read_text())
     expected = {"momentum": 0.5, "nesterov": True, "batch_size": 200, "clip_norm": 1.0, "seed": 0}
+    expected["options"] = {"num_hiddens": 12}
     assert {name: metrics[name] for name in expected} == expected
 
 
@@ -438,6 +448,29 @@ def test_toml_strings_survive(tmp_path):
     entries = {"network": "mlp", "data_root": 'C:\\a "b"\n\u00e9', "lr": 1e-7, "seed": 3, "resume": False}
     write_toml(tmp_path / "run.toml", {**entries, "options": {"width": 4}})
     assert read_toml(tmp_path / "run.toml") == {**entries, "options": {"width": 4}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_hiddens=512", ("num_hiddens", 512)),
+        ("num-layers = 2", ("num_layers", 2)),
+        ("dropout=0.5", ("dropout", 0.5)),
+        ("flag=true", ("flag", True)),
+        ("kind=a=b", ("kind", "a=b")),
+    ],
+)
+def test_network_options_of_the_command_line(text, expected):
+    assert parsed_option(text) == expected
+
+
+def test_bad_network_options(tmp_path):
+    for text in ("num_hiddens", "=3"):
+        with pytest.raises(TrainError, match="expected NAME=VALUE"):
+            parsed_option(text)
+    arguments = ["train", "mlp", "--option", "hiddens=3", "--output", str(tmp_path / "new")]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert "mlp has no option 'hiddens'; its options: num_hiddens" in str(result.exception)
 
 
 def test_missing_toml(tmp_path):
