@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../binding/conv2d.h"
+#include "conv2d_small_weight.h"
 #include "conv2d_weight.h"
 #include "elementwise.h"
 #include "output_cache.h"
@@ -105,9 +106,12 @@ class Conv2d {
   // Either result may be null.
   void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
     const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
-    WeightGradient<T>(input_source(), source(output_strides(), grad, gate), weights(false), h, w,
-                      shape_.images)
-        .run(weight, bias);
+    const ImageSource<T> x = input_source(), upstream = source(output_strides(), grad, gate);
+    if (suits_small_images(weights(false), h, w, shape_.images)) {
+      SmallWeightGradient<T>(x, upstream, weights(false), h, w, shape_.images).run(weight, bias);
+    } else {
+      WeightGradient<T>(x, upstream, weights(false), h, w, shape_.images).run(weight, bias);
+    }
   }
 
  private:
@@ -133,6 +137,8 @@ class Conv2d {
             shape_.groups,
             transposed ? outputs : inputs,
             transposed ? inputs : outputs,
+            shape_.height.kernel,
+            shape_.width.kernel,
             outputs * s.image,
             transposed ? s.image : s.channel,
             transposed ? s.channel : s.image,

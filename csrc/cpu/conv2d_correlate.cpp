@@ -1,6 +1,7 @@
 // The correlation for every dtype, compiled once for the ops that convolve.
 #include "conv2d_correlate.h"
 
+#include "conv2d_small.h"
 #include "conv2d_winograd_correlate.h"
 
 namespace pyops::cpu {
@@ -9,9 +10,12 @@ template <class T>
 void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
                const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
                TileSink<T>& sink, int64_t images) {
+  if (suits_small_images(weights, h.front(), w.front(), images)) {
+    return SmallCorrelation<T>(x, weights, h, w, sink, images).run();
+  }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    const bool suits =
-        h.size() * w.size() == 1 && suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs);
+    const bool suits = h.size() * w.size() == 1 &&
+                       suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs, images);
     if (suits && WinogradCorrelation<T>(x, weights, h[0], w[0], sink, images).run()) return;
   }
   Correlation<T>(x, weights, h, w, sink, images).run();
