@@ -26,7 +26,7 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
         raise DataError(f"{path}: images have 1 or 3 channels, the network takes {channels}")
     try:
         with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
+            image = _eight_bits(file).convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that can be read") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -35,6 +35,13 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32)).div_(255)
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """``image`` with 16 bits for a gray pixel brought to 8, which conversions would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -241,6 +241,7 @@ class _Run:
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         if state is not None:
             self._restore(state, saved)
+        self._first_step = self.trainer.progress.step
         if self.is_main:
             prepare_folder(self.folder)
 
@@ -283,16 +284,17 @@ class _Run:
             measure=measure and measure.name,
             quiet=self.config.quiet,
         )
-        first_step = trainer.progress.step
-        with display, self._events(first_step) as events:
+        with display, self._events() as events:
             self._train_epochs(display, events)
             metrics = write_results(self.folder if self.is_main else None, self.title, trainer, self.about)
             shown = _shown(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
         return metrics
 
-    def _events(self, first_step: int) -> AbstractContextManager[SummaryWriter | None]:
-        return event_writer(self.folder, first_step, self.config.resume) if self.is_main else nullcontext()
+    def _events(self) -> AbstractContextManager[SummaryWriter | None]:
+        if not self.is_main:
+            return nullcontext()
+        return event_writer(self.folder, self._first_step, self.config.resume)
 
     def _train_epochs(self, display: ProgressDisplay, events: SummaryWriter | None) -> None:
         """Train to the end, with a checkpoint after every epoch and where training stops."""
@@ -326,7 +328,8 @@ class _Run:
         if not self.is_main or events is None:
             return
         save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **state})
-        write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
+        if first_step == self._first_step:
+            write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
         log_steps(events, progress.step_losses, first_step)
         if progress.epoch_step == 0 and progress.step > first_step:
             log_epoch(events, {key: values[-1] for key, values in progress.history.items()}, progress.step)

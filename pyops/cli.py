@@ -118,6 +118,7 @@ def list_networks(
     from dataclasses import asdict
 
     from pyops.models.catalog import catalog
+    from pyops.models.data import data_names
 
     entries = catalog()
     if as_json:
@@ -136,6 +137,7 @@ def list_networks(
         data = f"{entry.data} {'x'.join(map(str, entry.input_shape))}"
         table.add_row(entry.name, f"{entry.parameters:,}", in_the_notes, data, entry.notes)
     Console().print(table)
+    print(f"\nData: {', '.join(data_names())}\nExamples: {', '.join(_EXAMPLES)}")
 
 
 @app.command()

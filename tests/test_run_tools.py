@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -89,6 +90,8 @@ def test_list_command():
     assert shown.exit_code == 0
     assert "alexnet" in shown.stdout
     assert "46,764,746" in shown.stdout
+    assert "himmelblau" in shown.stdout
+    assert "fashion_mnist" in shown.stdout
     rows = json.loads(invoke("list", "--json").stdout)
     assert [row["name"] for row in rows] == models.network_names()
 
@@ -135,6 +138,8 @@ def test_read_image(tmp_path):
     assert color.shape == (3, 3, 5)
     assert color[:, 1, 1].tolist() == pytest.approx([1, 0, 0.2])
     assert read_image(tmp_path / "a.png", 1, (6, 7)).shape == (1, 6, 7)
+    Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png", 1).flatten().tolist() == pytest.approx([0, 128 / 255, 1])
 
 
 def test_predict_command(runs, digits):
