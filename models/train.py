@@ -99,20 +99,21 @@ def _cross_validate(
     resumed = [config.resume and path.is_file() for path in paths]
     if config.resume and not any(resumed):
         raise TrainError(f"nothing to resume: {paths[0]} does not exist")
-    runs = []
+    results = []
     for fold, path in enumerate(paths):
+        # Built one by one: each begins with the random numbers of the seed, however the others ended.
         part = replace(config, output=path.parent, resume=resumed[fold])
         state = load_checkpoint(path) if resumed[fold] else None
-        runs.append(_Run(part, network, data.fold(fold, config.folds), device, backend, state, workers))
-    results = [run.train() for run in runs]
-    summary: dict[str, Any] = {**runs[0].identity, "folds": config.folds}
+        run = _Run(part, network, data.fold(fold, config.folds), device, backend, state, workers)
+        results.append(run.train())
+    summary: dict[str, Any] = {**run.identity, "folds": config.folds}
     names = [name for name in results[0] if name.startswith(("train_", "validation_", "test_"))]
     for name in names:
         values = [result[name] for result in results]
         if isinstance(values[0], float):
             summary |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
     if workers.is_main:
-        write_toml(config.folder / CONFIG, config.resolved(runs[0].trainer.recipe, runs[0].num_epochs))
+        write_toml(config.folder / CONFIG, config.resolved(run.trainer.recipe, run.num_epochs))
         write_json(config.folder / METRICS, summary)
     if not config.quiet:
         shown = _shown(network.task, summary, "validation", spread=True)
