@@ -1,8 +1,9 @@
 """Training by several processes, started by ``torchrun``: each takes its share of every batch.
 
 A step of N processes is the step that one process takes on the whole batch, up to rounding: gradients are
-averaged by :class:`torch.nn.parallel.DistributedDataParallel`, with each share weighted by its samples. Only
-batch normalisation sees but a share.
+averaged by :class:`torch.nn.parallel.DistributedDataParallel`, with each share weighted by its samples, and
+batch normalisation takes the statistics of all shares (but for torch's own layers on CPUs, where it has none
+that do).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+import pyops.nn
 
 from .errors import TrainError, first_line
 
@@ -71,6 +74,15 @@ class Workers:
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
+
+
+def share_statistics(net: nn.Module, layers: str, device: torch.device) -> nn.Module:
+    """``net`` with batch normalisations, of the library called ``layers``, that see all processes' shares."""
+    if layers == "pyops":
+        return pyops.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return net
 
 
 ALONE = Workers()

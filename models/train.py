@@ -26,7 +26,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RECIPE_OPTIONS, TrainConfig, write_toml
 from .data import load_data
 from .dataset import Dataset
-from .distributed import ALONE, Workers, process_group
+from .distributed import ALONE, Workers, process_group, share_statistics
 from .errors import TrainError, first_line
 from .files import prepare_folder
 from .initialization import RULES
@@ -169,6 +169,8 @@ def build_trainer(
     net = network.make(data.input_shape, outputs, library, recipe.options)
     if recipe.init is not None:
         net = RULES[recipe.init](net)
+    if workers.size > 1:
+        net = share_statistics(net, layers, device)
     if layers == "pyops":
         net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
     if workers.rank:

@@ -11,16 +11,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyops.models import registry
 from pyops.models.checkpoint import load_checkpoint
 from pyops.models.config import TrainConfig
 from pyops.models.distributed import ALONE, Workers
 from pyops.models.train import train
+
+from pyops import models
 
 ROOT = Path(__file__).resolve().parents[1]
 
 #: 1437 digits in batches of 359: the last one has a single sample, so that one process has none.
 MLP = {"network": "mlp", "epochs": 2, "batch_size": 359, "lr": 0.5, "accumulate": 3, "clip_norm": 1.0}
 NOISY = {"network": "mlp_dropout", "batch_size": 256, "lr": 0.5}
+
+#: 1437 digits in batches of 256: the last one has 157, which are shared unevenly.
+NORMALIZED = {"network": "normalized", "epochs": 2, "batch_size": 256, "lr": 0.5}
+
+
+def register_normalized() -> None:
+    """Make a network with batch normalisation known, for this process."""
+
+    def build(input_shape, num_outputs, *, layers):
+        hidden = (layers.Linear(64, 16), layers.BatchNorm1d(16), layers.ReLU())
+        return layers.Sequential(layers.Flatten(), *hidden, layers.Linear(16, num_outputs))
+
+    network = registry.Network("normalized", build, models.Recipe(2, 0.5, 256))
+    registry._networks["normalized"] = network
+
 
 _SCRIPT = """
 import sys
@@ -37,6 +55,8 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 train(TrainConfig(output=root / "mlp", **here.MLP))
+here.register_normalized()
+train(TrainConfig(output=root / "normalized", **here.NORMALIZED))
 train(TrainConfig(output=root / "straight", epochs=2, **here.NOISY))
 train(TrainConfig(output=root / "halves", max_steps=8, **here.NOISY))
 train(TrainConfig(output=root / "halves", epochs=2, resume=True, **here.NOISY))
@@ -82,9 +102,21 @@ def test_two_processes_take_the_steps_of_one(pair, tmp_path, threads):
         torch.testing.assert_close(weights[1][name], ours, rtol=1e-3, atol=1e-5)
 
 
+def test_batch_normalisation_sees_the_whole_batch(pair, tmp_path, monkeypatch, threads):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(registry, "_networks", dict(registry._networks))
+    register_normalized()
+    alone = train(TrainConfig(output=tmp_path, quiet=True, **NORMALIZED))
+    together = json.loads((pair[0] / "normalized" / "metrics.json").read_text())
+    assert together["step_losses"] == pytest.approx(alone["step_losses"], abs=1e-4)
+    states = [load_checkpoint(folder / "checkpoint.pt") for folder in (tmp_path, pair[0] / "normalized")]
+    for name, ours in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][name], ours, rtol=1e-3, atol=1e-4)
+
+
 def test_one_process_speaks_and_writes(pair):
     root, said = pair
-    assert said.count("epoch 1/2") == 3  # of three runs that reach it for the first time
+    assert said.count("epoch 1/2") == 4  # of three runs that reach it for the first time
     assert len(list((root / "mlp").glob("events*"))) == 1
     assert (root / "mlp" / "predictions.png").is_file()
 
