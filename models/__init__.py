@@ -7,11 +7,16 @@ name; :mod:`pyops.models.train` trains it.
 
 from .alexnet import alexnet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .house_price import house_price
 from .language_model import gru, lstm, rnn
 from .lenet import lenet
-from .mlp import mlp
+from .linear_regression import linear_regression
+from .logistic_regression import logistic_regression
+from .mlp import mlp, mlp_dropout
 from .nin import nin
-from .registry import Network, Recipe, get_network, layer_library, network_names, register
+from .perceptron import perceptron
+from .recipe import Recipe
+from .registry import Network, get_network, layer_library, network_names, register
 from .softmax_regression import softmax_regression
 from .vgg import vgg11, vgg13, vgg16, vgg19
 
@@ -25,12 +30,17 @@ __all__ = [
     "alexnet",
     "get_network",
     "gru",
+    "house_price",
     "layer_library",
     "lenet",
+    "linear_regression",
+    "logistic_regression",
     "lstm",
     "mlp",
+    "mlp_dropout",
     "network_names",
     "nin",
+    "perceptron",
     "register",
     "rnn",
     "softmax_regression",

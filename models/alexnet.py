@@ -21,7 +21,8 @@ from torch import nn
 import pyops.nn
 
 from .initialization import init_he
-from .registry import Recipe, register
+from .recipe import Recipe
+from .registry import register
 from .shapes import Window, divided, feature_map
 
 _POOL = Window(3, stride=2)

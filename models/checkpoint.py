@@ -13,7 +13,7 @@ import torch
 from .errors import TrainError, first_line
 from .files import atomic_write
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -44,8 +44,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # damage surfaces as any of a dozen exception types
         raise TrainError(f"{path}: damaged checkpoint: {first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise TrainError(f"{path}: not a checkpoint of this version of pyops")
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != _FORMAT:
+        raise TrainError(
+            f"{path}: not a checkpoint of this version of pyops (format {found!r}, expected {_FORMAT}): "
+            "resume with the version that wrote it, or start anew"
+        )
     return state
 
 

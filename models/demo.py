@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from .config import TrainConfig
 from .data import load_data
 from .registry import get_network
-from .train import TrainConfig, build_trainer, train
+from .train import build_trainer, train
 from .trainer import Trainer
 
 _NETWORK, _DATA = "mlp", "digits"

@@ -10,13 +10,8 @@ from torch import nn
 
 
 def init_normal(net: nn.Module, std: float = 0.01) -> nn.Module:
-    """Draw the weights of every linear layer from N(0, std^2), zero its bias; in place."""
-    for module in net.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return net
+    """Draw the weights of every linear layer and convolution from N(0, std^2), zero the biases; in place."""
+    return _init(net, partial(nn.init.normal_, std=std))
 
 
 def init_xavier(net: nn.Module) -> nn.Module:
@@ -45,3 +40,21 @@ def _init(net: nn.Module, draw: Callable[[torch.Tensor], torch.Tensor]) -> nn.Mo
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return net
+
+
+def init_constant(net: nn.Module) -> nn.Module:
+    """Set all weights of linear layers and convolutions to 1, their biases to 0; in place.
+
+    For showing what it does: all units of a layer stay equal, and a network of any width learns what one unit
+    can.
+    """
+    return _init(net, nn.init.ones_)
+
+
+#: By the names of :data:`pyops.models.recipe.INIT_RULES`.
+RULES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "constant": init_constant,
+    "he": init_he,
+    "normal": init_normal,
+    "xavier": init_xavier,
+}

@@ -24,8 +24,10 @@ from torch import nn
 import pyops.nn
 
 from .errors import NetworkError
-from .registry import Recipe, register
+from .recipe import Recipe
+from .registry import register
 from .shapes import divided
+from .tasks import LANGUAGE
 
 _HIDDEN = 256
 _RECIPE = Recipe(num_epochs=10, lr=0.003, batch_size=32, optimizer="adam", clip_norm=1.0)
@@ -104,10 +106,10 @@ def _build(
     return LanguageModel(name.upper(), num_classes, hidden, embedding, num_layers, dropout, layers)
 
 
-@register("rnn", recipe=_RECIPE, data="text", task="text")
+@register("rnn", recipe=_RECIPE, task=LANGUAGE, data="text")
 def rnn(
-    image_shape: Sequence[int],
-    num_classes: int,
+    input_shape: Sequence[int],
+    num_outputs: int,
     *,
     width: int = 1,
     embedding: int = 0,
@@ -120,13 +122,13 @@ def rnn(
     Raises:
         NetworkError: an option has no such value.
     """
-    return _build("rnn", num_classes, width, embedding, num_layers, dropout, layers)
+    return _build("rnn", num_outputs, width, embedding, num_layers, dropout, layers)
 
 
-@register("lstm", recipe=_RECIPE, data="text", task="text")
+@register("lstm", recipe=_RECIPE, task=LANGUAGE, data="text")
 def lstm(
-    image_shape: Sequence[int],
-    num_classes: int,
+    input_shape: Sequence[int],
+    num_outputs: int,
     *,
     width: int = 1,
     embedding: int = 0,
@@ -135,13 +137,13 @@ def lstm(
     layers: ModuleType = pyops.nn,
 ) -> nn.Module:
     """A language model of long short-term memory; options and errors as of :func:`rnn`."""
-    return _build("lstm", num_classes, width, embedding, num_layers, dropout, layers)
+    return _build("lstm", num_outputs, width, embedding, num_layers, dropout, layers)
 
 
-@register("gru", recipe=_RECIPE, data="text", task="text")
+@register("gru", recipe=_RECIPE, task=LANGUAGE, data="text")
 def gru(
-    image_shape: Sequence[int],
-    num_classes: int,
+    input_shape: Sequence[int],
+    num_outputs: int,
     *,
     width: int = 1,
     embedding: int = 0,
@@ -150,4 +152,4 @@ def gru(
     layers: ModuleType = pyops.nn,
 ) -> nn.Module:
     """A language model of gated recurrent units; options and errors as of :func:`rnn`."""
-    return _build("gru", num_classes, width, embedding, num_layers, dropout, layers)
+    return _build("gru", num_outputs, width, embedding, num_layers, dropout, layers)

@@ -20,7 +20,8 @@ from torch import nn
 import pyops.nn
 
 from .initialization import init_xavier
-from .registry import Recipe, register
+from .recipe import Recipe
+from .registry import register
 from .shapes import Window, feature_map
 
 _WINDOWS = (Window(5, padding=2), Window(2, stride=2), Window(5), Window(2, stride=2))

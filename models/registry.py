@@ -1,52 +1,37 @@
-"""Networks by name, each with the hyper-parameters it is trained with by default."""
+"""Networks by name, each with its task and the hyper-parameters it is trained with by default."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from .errors import NetworkError, unknown_name
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of a training run.
-
-    ``optimizer`` is a name in :func:`pyops.models.optimization.optimizer_names`, ``resize`` the side that
-    images are resized to (None: they stay as they are), ``clip_norm`` the largest norm of all gradients
-    together (longer ones are scaled), ``options`` are arguments of the network's builder.
-    """
-
-    num_epochs: int
-    lr: float
-    batch_size: int
-    optimizer: str = "sgd"
-    resize: int | None = None
-    clip_norm: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+from .errors import NetworkError, first_line, unknown_name
+from .recipe import Recipe
+from .tasks import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
 class Network:
     """A registered network.
 
-    ``build(image_shape, num_classes, layers=..., **options)`` returns the module, freshly initialised
+    ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised
     from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
-    those tuned for a particular data set. ``data`` is what it is trained on by default and ``task`` what kind
-    of data it takes: ``"images"`` or ``"text"``.
+    those tuned for a particular data set. ``data`` is the data set it is trained on by default,
+    ``data_of_files`` the one that is meant where a data root is given and no data set is named.
     """
 
     name: str
     build: Callable[..., nn.Module]
     recipe: Recipe
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    task: Task = CLASSIFICATION
     data: str = "digits"
-    task: str = "images"
+    data_of_files: str | None = None
 
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
@@ -57,6 +42,22 @@ class Network:
         """Names of the builder's own arguments, such as ``width``."""
         parameters = inspect.signature(self.build).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers")
+
+    def make(
+        self, input_shape: Sequence[int], num_outputs: int, layers: ModuleType, options: Mapping[str, Any]
+    ) -> nn.Module:
+        """The network, built of the layer library ``layers``.
+
+        Raises:
+            NetworkError: it does not take such inputs, or has no such option or value of one.
+        """
+        self.check_options(options)
+        try:
+            return self.build(input_shape, num_outputs, layers=layers, **options)
+        except NetworkError:
+            raise
+        except (TypeError, ValueError) as error:  # a layer refuses the value of an option
+            raise NetworkError(f"{self.name}: {first_line(error)}") from None
 
     def check_options(self, options: Iterable[str]) -> None:
         """Raises NetworkError for a name that is not in :attr:`options`."""
@@ -70,14 +71,20 @@ _networks: dict[str, Network] = {}
 
 
 def register(
-    name: str, *, recipe: Recipe, data: str = "digits", task: str = "images", **recipes: Recipe
+    name: str,
+    *,
+    recipe: Recipe,
+    task: Task = CLASSIFICATION,
+    data: str = "digits",
+    data_of_files: str | None = None,
+    **recipes: Recipe,
 ) -> Callable[[Callable], Callable]:
     """Decorator: make a network's builder known as ``name``; further keywords are recipes by data set."""
 
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _networks:
             raise ValueError(f"register: network {name!r} is already registered")
-        _networks[name] = Network(name, build, recipe, recipes, data, task)
+        _networks[name] = Network(name, build, recipe, recipes, task, data, data_of_files)
         return build
 
     return decorate

@@ -21,7 +21,8 @@ from torch import nn
 import pyops.nn
 
 from .initialization import init_normal
-from .registry import Recipe, register
+from .recipe import Recipe
+from .registry import register
 
 
 @register(

@@ -7,13 +7,12 @@ Python's standard library: nearly a megabyte that is always there.
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
+from .dataset import Dataset
 from .errors import DataError, first_line
 
 #: Characters that a network reads, and predicts, at a time.
@@ -25,74 +24,13 @@ _MODULES = (
     "tokenize",
 )  # fmt: skip
 _TEST_SHARE = 0.1
-_EVALUATION_WINDOWS = 256
 
 
-@dataclass(frozen=True)
-class TextData:
-    """Text as windows of ``STEPS`` characters, the last tenth of it for testing.
+def load_text(root: Path | None) -> Dataset:
+    """The characters of the file ``root``, or of the standard library, the last tenth of them for testing.
 
-    ``train_windows`` and ``test_windows`` [windows, STEPS + 1] hold the numbers of characters in
-    ``class_names``, int64; the first of a window is also the last of the one before. Inputs are all but the
-    last character of a window, labels all but the first.
-    """
-
-    task: ClassVar[str] = "text"
-
-    name: str
-    train_windows: torch.Tensor
-    test_windows: torch.Tensor
-    class_names: tuple[str, ...]
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape of an input, (STEPS,)."""
-        return (self.train_windows.shape[1] - 1,)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def train_labels(self) -> torch.Tensor:
-        return self.train_windows[:, 1:]
-
-    @property
-    def test_labels(self) -> torch.Tensor:
-        return self.test_windows[:, 1:]
-
-    def resized(self, side: int | None) -> TextData:
-        """The same data.
-
-        Raises:
-            DataError: ``side`` is given, and text has none.
-        """
-        if side is not None:
-            raise DataError(f"{self.name}: text cannot be resized; leave out the size {side}")
-        return self
-
-    def train_batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels [B, STEPS] by the numbers of their windows, int64 [B]."""
-        windows = self.train_windows[index]
-        return windows[:, :-1], windows[:, 1:]
-
-    def test_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Test inputs and labels in order."""
-        for windows in self.test_windows.split(_EVALUATION_WINDOWS):
-            yield windows[:, :-1], windows[:, 1:]
-
-    def to(self, device: torch.device) -> TextData:
-        """The same data with all tensors on ``device``."""
-        windows = (self.train_windows.to(device), self.test_windows.to(device))
-        return replace(self, train_windows=windows[0], test_windows=windows[1])
-
-    def decoded(self, tokens: torch.Tensor) -> str:
-        """The text that ``tokens`` [n] are the numbers of."""
-        return "".join(self.class_names[i] for i in tokens.tolist())
-
-
-def load_text(root: Path | None) -> TextData:
-    """The characters of the file ``root``, or of the standard library.
+    Inputs and targets are numbers of characters in ``class_names``, int64 [windows, STEPS]: the targets of a
+    window are its inputs and the character after them, but for the first.
 
     Raises:
         DataError: the file cannot be read, is no UTF-8 text, or is too short for a window of each kind.
@@ -107,7 +45,13 @@ def load_text(root: Path | None) -> TextData:
         least = int(1 / _TEST_SHARE) * STEPS + 1
         raise DataError(f"text: at least {least} characters are needed, {root} has {len(tokens)}")
     windows = windows.contiguous()
-    return TextData("text", windows[:-tests], windows[-tests:], names)
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    return Dataset("text", inputs[:-tests], targets[:-tests], inputs[-tests:], targets[-tests:], names)
+
+
+def decoded(tokens: torch.Tensor, names: Sequence[str]) -> str:
+    """The text that ``tokens`` [n] are the numbers of, by the characters of a data set."""
+    return "".join(names[i] for i in tokens.tolist())
 
 
 def _read(path: Path) -> str:

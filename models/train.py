@@ -1,107 +1,57 @@
-"""``pyops train``: train one network on one data set and write all about it into a folder."""
+"""``pyops train``: train one network on one data set and write all about it into a folder.
+
+``torchrun --nproc-per-node N -m pyops.models.train NETWORK ...`` does so with N processes, which share every
+batch: the first one shows and writes.
+"""
 
 from __future__ import annotations
 
-import json
-import math
+import random
 import signal
+import statistics
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
+import numpy as np
 import torch
-from torch import nn
 
 import pyops
 from pyops import backends
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import ImageData, TextData, load_data
-from .errors import NetworkError, TrainError, first_line
-from .files import atomic_write, prepare_folder
-from .language_model import LanguageModel
-from .plots import save_curves, save_predictions
+from .config import RECIPE_OPTIONS, TrainConfig, write_toml
+from .data import load_data
+from .dataset import Dataset
+from .distributed import ALONE, Workers, process_group, share_statistics
+from .errors import TrainError, first_line
+from .files import prepare_folder
+from .initialization import RULES
 from .progress import ProgressDisplay
-from .registry import Network, Recipe, get_network, layer_library
+from .recipe import Recipe
+from .registry import Network, get_network, layer_library
+from .results import METRICS, event_writer, log_epoch, log_steps, write_json, write_results
+from .tasks import Task
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT = "checkpoint.pt"
-
-_CONTINUATION = 300  # characters
-
-#: Hyper-parameters that a TrainConfig may replace, by the names that both have.
-RECIPE_OPTIONS = ("lr", "batch_size", "optimizer", "resize")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What to train and how. None stands for the default of the network on that data set.
-
-    Args:
-        network: name in :func:`pyops.models.network_names`.
-        data: name in :func:`pyops.models.data.data_names`; data_root: the folder of its files or, for
-            text, the file.
-        epochs: of the whole run, those before a resume included.
-        max_steps: stop after so many steps. Alone it decides the length; with ``epochs`` the
-            earlier of the two does.
-        lr, batch_size, optimizer: the hyper-parameters. When resuming, None keeps those of the
-            checkpoint, as it does for:
-        resize: side of the square that images are resized to.
-        options: arguments of the network's builder, such as ``width`` (divides the channels).
-        backend: of pyops' kernels, as in :func:`pyops.use_backend`; None chooses by device.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        layers: ``"pyops"``, or ``"torch"`` for the same network of torch's own layers.
-        seed: decides the initial weights and the order of the samples.
-        output: folder of the results, ``runs/NETWORK-DATA`` by default; results of an earlier run
-            in it are replaced.
-        resume: continue from the checkpoint in ``output``.
-        quiet: show nothing.
-    """
-
-    network: str
-    data: str | None = None
-    data_root: str | Path | None = None
-    epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    optimizer: str | None = None
-    resize: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    backend: str | None = None
-    device: str = "cpu"
-    layers: str = "pyops"
-    seed: int = 0
-    output: str | Path | None = None
-    resume: bool = False
-    quiet: bool = False
-
-    @property
-    def data_name(self) -> str:
-        """The data set: the one asked for, or the network's own."""
-        return get_network(self.network).data if self.data is None else self.data
-
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return Path(self.output or Path("runs", f"{self.network}-{self.data_name}"))
+CHECKPOINT, CONFIG = "checkpoint.pt", "config.toml"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, write the results into ``config.folder``, and return what ``metrics.json`` holds.
 
-    Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (of a language model ``continuation.txt``:
-    the beginning of the test text and what the model continues it with), ``model.safetensors``,
-    ``checkpoint.pt`` (after every epoch) and TensorBoard events. All but the events, which grow as
-    training goes, are replaced as a whole, so a crash leaves the last good ones.
+    Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (images), ``continuation.txt`` (of a language
+    model: the beginning of the test text and what the model continues it with), ``submission.csv`` (of rows
+    without targets), ``model.safetensors``, ``checkpoint.pt`` (after every epoch), ``config.toml`` (a config
+    file that repeats the run) and TensorBoard events. All but the events, which grow as training goes, are
+    replaced as a whole, so a crash leaves the last good ones. With ``folds`` they go to folders ``fold-1``
+    and so on, and ``metrics.json`` holds means and standard deviations.
 
     Raises:
         ModelsError: bad names, data, options or checkpoint, a backend that is not available, or an
@@ -109,32 +59,66 @@ def train(config: TrainConfig) -> dict[str, Any]:
             folder has changed. Or the loss diverges: the checkpoint of the last epoch is kept.
         KeyboardInterrupt: after Ctrl-C; a checkpoint of the last completed step has been saved.
     """
+    with process_group(config.device) as (workers, device_name):
+        if not workers.is_main:
+            config = replace(config, quiet=True)
+        return _train(replace(config, device=device_name), workers)
+
+
+def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
     network = get_network(config.network)
     network.check_options(config.options)
-    _check_options(config)
+    config.check()
     device = _find_device(config.device)
-    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume else None
-    data = load_data(config.data_name, config.data_root)
-    if data.task != network.task:
-        raise NetworkError(f"{network.name} is trained on {network.task}, but {data.name} has {data.task}")
+    whole = config.folds is None
+    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume and whole else None
+    data = load_data(
+        config.data_name,
+        config.data_root,
+        target=config.target,
+        fill_missing=config.fill_missing,
+        download=config.download,
+    )
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
-        run = _Run(config, network, data, device, backend, state)
-        prepare_folder(config.folder)
-        return run.train()
+        if not whole:
+            return _cross_validate(config, network, data, device, backend, workers)
+        return _Run(config, network, data, device, backend, state, workers).train()
 
 
-def _check_options(config: TrainConfig) -> None:
-    for name in ("epochs", "max_steps", "batch_size", "resize"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise TrainError(f"{name} must be at least 1, got {value}")
-    if config.lr is not None and not (math.isfinite(config.lr) and config.lr > 0):
-        raise TrainError(f"lr must be a positive number, got {config.lr}")
-    if not 0 <= config.seed < 2**63:
-        raise TrainError(f"seed must be in [0, 2**63), got {config.seed}")
-    if config.layers == "torch" and config.backend is not None:
-        raise TrainError(f"backend {config.backend!r} chooses among pyops' kernels, but layers is 'torch'")
+def _cross_validate(
+    config: TrainConfig,
+    network: Network,
+    data: Dataset,
+    device: torch.device,
+    backend: str,
+    workers: Workers,
+) -> dict[str, Any]:
+    """Train once for each fold and sum up the validation results; resumed, train what is left."""
+    paths = [config.folder / f"fold-{i + 1}" / CHECKPOINT for i in range(config.folds)]
+    resumed = [config.resume and path.is_file() for path in paths]
+    if config.resume and not any(resumed):
+        raise TrainError(f"nothing to resume: {paths[0]} does not exist")
+    results = []
+    for fold, path in enumerate(paths):
+        # Built one by one: each begins with the random numbers of the seed, however the others ended.
+        part = replace(config, output=path.parent, resume=resumed[fold])
+        state = load_checkpoint(path) if resumed[fold] else None
+        run = _Run(part, network, data.fold(fold, config.folds), device, backend, state, workers)
+        results.append(run.train())
+    summary: dict[str, Any] = {**run.identity, "folds": config.folds}
+    names = [name for name in results[0] if name.startswith(("train_", "validation_", "test_"))]
+    for name in names:
+        values = [result[name] for result in results]
+        if isinstance(values[0], float):
+            summary |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
+    if workers.is_main:
+        write_toml(config.folder / CONFIG, config.resolved(run.trainer.recipe, run.num_epochs))
+        write_json(config.folder / METRICS, summary)
+    if not config.quiet:
+        shown = _shown(network.task, summary, "validation", spread=True)
+        print(f"{config.folds} folds: {shown}; results in {config.folder}", file=sys.stderr)
+    return summary
 
 
 def _find_device(name: str) -> torch.device:
@@ -160,82 +144,109 @@ def _find_backend(config: TrainConfig, device: torch.device) -> str:
 
 def build_trainer(
     network: Network,
-    data: ImageData | TextData,
+    data: Dataset,
     recipe: Recipe,
     *,
     layers: str,
     seed: int,
     device: torch.device,
+    workers: Workers = ALONE,
 ) -> Trainer:
     """A trainer of a fresh ``network`` of layer library ``layers``, ``"pyops"`` or ``"torch"``.
 
     The same seed gives the same initial weights and order of samples with either library and on
-    every device: they are drawn on the CPU, from torch's global generator, which is seeded here.
+    every device: they are drawn on the CPU, from torch's global generator, which is seeded here, as are
+    NumPy's and Python's.
     """
+    if recipe.cuda_graph and (device.type != "cuda" or workers.size > 1):
+        raise TrainError(f"cuda_graph takes one process on a GPU, got {workers.size} on {device.type}")
     library = layer_library(layers)
     data = data.resized(recipe.resize)
-    torch.manual_seed(seed)
-    net = _build_network(network, data, recipe, library)
+    if recipe.validation:
+        data = data.with_validation(recipe.validation, seed)
+    _seed_everything(seed)
+    outputs = network.task.num_outputs(network.name, data)
+    net = network.make(data.input_shape, outputs, library, recipe.options)
+    if recipe.init is not None:
+        net = RULES[recipe.init](net)
+    if workers.size > 1:
+        net = share_statistics(net, layers, device)
     if layers == "pyops":
         net = pyops.convert(net)  # what is adjacent becomes one kernel; names and parameters stay
-    return Trainer(net, data, recipe, layers=library, seed=seed, device=device)
+    if workers.rank:
+        _seed_everything(seed + workers.rank)  # the same weights, but masks of its own
+    return Trainer(
+        net,
+        data,
+        recipe,
+        task=network.task,
+        layers=library,
+        seed=seed,
+        device=device,
+        workers=workers,
+    )
 
 
-def _build_network(
-    network: Network, data: ImageData | TextData, recipe: Recipe, layers: ModuleType
-) -> nn.Module:
-    try:
-        return network.build(data.image_shape, data.num_classes, layers=layers, **recipe.options)
-    except NetworkError:
-        raise
-    except (TypeError, ValueError) as error:  # a layer refuses the value of an option
-        raise NetworkError(f"{network.name}: {first_line(error)}") from None
-
-
-def _recipe(config: TrainConfig, network: Network, saved: Mapping[str, Any]) -> Recipe:
-    """The hyper-parameters asked for, else those ``saved`` in a checkpoint, else the network's own."""
-    default = network.recipe_for(config.data_name)
-    if saved.get("network") != network.name:  # refused when it is restored
-        saved = {}
-    chosen = {name: saved[name] for name in RECIPE_OPTIONS if name in saved}
-    chosen |= {name: value for name in RECIPE_OPTIONS if (value := getattr(config, name)) is not None}
-    chosen["options"] = {**saved.get("options", default.options), **config.options}
-    return replace(default, **chosen)
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python, of which NumPy's takes 32 bits."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 class _Run:
-    """One call of :func:`train`: the trainer, its identity, and its output files."""
+    """One training: the trainer, its identity, and its output files."""
 
     def __init__(
         self,
         config: TrainConfig,
         network: Network,
-        data: ImageData | TextData,
+        data: Dataset,
         device: torch.device,
         backend: str,
         state: dict[str, Any] | None,
+        workers: Workers,
     ) -> None:
-        self.config = config
+        self.config, self.is_main = config, workers.is_main
         self.folder = config.folder
-        self.backend = backend
         self.title = f"{config.network} on {config.data_name}"
         saved = {} if state is None else state.get("run", {})
-        recipe = _recipe(config, network, saved)
+        recipe = config.recipe(network, data.name, saved)
         self.identity = {
             "network": config.network,
             "data": config.data_name,
+            "target": config.target,
+            "fill_missing": config.fill_missing,
             "layers": config.layers,
+            "processes": workers.size,
             "seed": config.seed,
             **{name: getattr(recipe, name) for name in RECIPE_OPTIONS},
             "options": dict(recipe.options),
-            "train_samples": len(data.train_labels),
+            "train_samples": len(data.train_targets),
+            "data_checksum": data.checksum(),
         }
         self.trainer = build_trainer(
-            network, data, recipe, layers=config.layers, seed=config.seed, device=device
+            network,
+            data,
+            recipe,
+            layers=config.layers,
+            seed=config.seed,
+            device=device,
+            workers=workers,
         )
+        self.about = {
+            **self.identity,
+            "backend": backend,
+            "device": str(device),
+            "input_shape": list(self.trainer.data.input_shape),
+            "class_names": list(data.class_names),
+        }
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         if state is not None:
             self._restore(state, saved)
+        self._first_step = self.trainer.progress.step
+        if self.is_main:
+            prepare_folder(self.folder)
 
     def _length(self, default_epochs: int) -> tuple[int, int]:
         """Epochs and steps at which the run ends, whichever comes first."""
@@ -268,143 +279,106 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """Train to the end and write all results; the metrics."""
-        trainer = self.trainer
+        trainer, measure = self.trainer, self.trainer.task.measure
         display = ProgressDisplay(
             self.title,
             trainer.samples_after(self.max_steps),
             trainer.samples_after(trainer.progress.step),
+            measure=measure and measure.name,
             quiet=self.config.quiet,
         )
-        first_step = trainer.progress.step
-        with display, _event_writer(self.folder, first_step, self.config.resume) as events:
+        with display, self._events() as events:
             self._train_epochs(display, events)
-            metrics = self._write_results()
-            quality = f"test accuracy {metrics['test_accuracy']:.4f}"
-            if "test_perplexity" in metrics:
-                quality = f"test perplexity {metrics['test_perplexity']:.3f}, {quality}"
-                display.note((self.folder / "continuation.txt").read_text(encoding="utf-8"))
-            display.note(
-                f"{quality}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}"
-            )
+            metrics = write_results(self.folder if self.is_main else None, self.title, trainer, self.about)
+            shown = _shown(trainer.task, metrics, "test")
+            display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
         return metrics
 
-    def _train_epochs(self, display: ProgressDisplay, events: SummaryWriter) -> None:
+    def _events(self) -> AbstractContextManager[SummaryWriter | None]:
+        if not self.is_main:
+            return nullcontext()
+        return event_writer(self.folder, self._first_step, self.config.resume)
+
+    def _train_epochs(self, display: ProgressDisplay, events: SummaryWriter | None) -> None:
         """Train to the end, with a checkpoint after every epoch and where training stops."""
-        progress = self.trainer.progress
-        with _deferred_interrupt() as interrupted:
-            while progress.step < self.max_steps and not interrupted():
+        trainer, progress = self.trainer, self.trainer.progress
+        with _deferred_interrupt(patient=trainer.workers.size > 1) as interrupted:
+            while (
+                progress.step < self.max_steps and not trainer.interrupted and not trainer.has_stopped_early
+            ):
                 first_step = progress.step
-                self.trainer.train_epoch(display.update, lambda step: step >= self.max_steps or interrupted())
-                save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **self.trainer.state_dict()})
-                _log_steps(events, progress.step_losses, first_step)
-                if progress.epoch_step == 0:
+                trainer.train_epoch(display.update, self.max_steps, interrupted)
+                self._save(events, first_step)
+                if progress.epoch_step == 0 and progress.step > first_step:
                     row = {key: values[-1] for key, values in progress.history.items()}
-                    _log_epoch(events, row, progress.step)
-                    speed = self.trainer.samples_per_second
-                    display.epoch(progress.epoch, self.num_epochs, row, speed)
-        if interrupted():
+                    display.epoch(progress.epoch, self.num_epochs, row, trainer.samples_per_second)
+        if trainer.interrupted:
             display.note(
                 f"interrupted after step {progress.step}; {self.folder / CHECKPOINT} is saved: "
                 "continue with --resume"
             )
             raise KeyboardInterrupt
-
-    def _write_results(self) -> dict[str, Any]:
-        trainer, progress = self.trainer, self.trainer.progress
-        test_loss, test_accuracy, predictions = trainer.evaluate()
-        history = trainer.history_until_now(test_loss, test_accuracy)
-        metrics = {
-            **self.identity,
-            "backend": self.backend,
-            "device": str(trainer.device),
-            "epochs": progress.epoch,
-            "steps": progress.step,
-            "train_loss": history["train_loss"][-1],
-            "train_accuracy": history["train_accuracy"][-1],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "samples_per_second": trainer.samples_per_second,
-            "torch_version": torch.__version__,
-            "history": history,
-            "step_losses": progress.step_losses,
-        }
-        with atomic_write(self.folder / "model.safetensors") as file:
-            file.write(safetensors.torch.save(trainer.net.state_dict()))
-        save_curves(self.folder / "curves.png", self.title, history, progress.step_losses)
-        data = trainer.data.to(torch.device("cpu"))
-        if isinstance(data, TextData):
-            # Beyond float's range for a model that is worse than no model.
-            metrics |= {
-                f"{split}_perplexity": math.exp(min(metrics[f"{split}_loss"], 700.0))
-                for split in ("train", "test")
-            }
-            self._write_continuation(data)
-        else:
-            save_predictions(
-                self.folder / "predictions.png",
-                self.title,
-                data.test_images,
-                data.test_labels,
-                predictions,
-                data.class_names,
+        if trainer.has_stopped_early:
+            display.note(
+                f"stopped early: the validation loss has not fallen since epoch {progress.best_epoch}, "
+                "whose weights are kept"
             )
-        with atomic_write(self.folder / "metrics.json") as file:
-            file.write(json.dumps(metrics, indent=2, allow_nan=False).encode() + b"\n")
-        return metrics
 
-    def _write_continuation(self, data: TextData) -> None:
-        """What the model continues the beginning of the test text with."""
-        net = self.trainer.net
-        assert isinstance(net, LanguageModel)
-        prompt = data.test_windows[0]
-        generator = torch.Generator().manual_seed(self.config.seed)
-        drawn = net.continued(prompt.to(self.trainer.device), _CONTINUATION, generator)
-        with atomic_write(self.folder / "continuation.txt") as file:
-            file.write(f"{data.decoded(prompt)}|{data.decoded(drawn)}\n".encode())
-
-
-def _log_steps(events: SummaryWriter, step_losses: list[float], first_step: int) -> None:
-    for step, loss in enumerate(step_losses[first_step:], start=first_step + 1):
-        events.add_scalar("loss/step", loss, step)
+    def _save(self, events: SummaryWriter | None, first_step: int) -> None:
+        """Save where the run stands, and log the steps since ``first_step``."""
+        trainer, progress = self.trainer, self.trainer.progress
+        state = trainer.state_dict()
+        if not self.is_main or events is None:
+            return
+        save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **state})
+        if first_step == self._first_step:
+            write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
+        log_steps(events, progress.step_losses, first_step)
+        if progress.epoch_step == 0 and progress.step > first_step:
+            log_epoch(events, {key: values[-1] for key, values in progress.history.items()}, progress.step)
 
 
-def _log_epoch(events: SummaryWriter, row: dict[str, float], step: int) -> None:
-    for quantity in ("loss", "accuracy"):
-        for split in ("train", "test"):
-            events.add_scalar(f"{quantity}/{split}", row[f"{split}_{quantity}"], step)
-
-
-@contextmanager
-def _event_writer(folder: Path, step: int, resume: bool) -> Iterator[SummaryWriter]:
-    """TensorBoard events in ``folder``; a new run removes old ones, a resumed run hides those that
-    a killed one wrote after its last checkpoint."""
-    from torch.utils.tensorboard import SummaryWriter  # half a second to import
-
-    if not resume:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-    with SummaryWriter(str(folder), purge_step=step + 1 if resume else None) as writer:
-        yield writer
+def _shown(task: Task, results: dict[str, Any], part: str, *, spread: bool = False) -> str:
+    """What sums up ``results``, in words; with the standard deviation of each if ``spread``."""
+    words = []
+    for name in task.shown:
+        key = f"{part}_{name}"
+        deviation = f" +- {results[f'{key}_std']:.4f}" if spread else ""
+        words.append(f"{part} {name.replace('_', ' ')} {results[key]:.4f}{deviation}")
+    return ", ".join(words)
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a flag, so that it never strikes amid a step; a second one acts at once.
+def _deferred_interrupt(*, patient: bool) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and the request to terminate into a flag, so that neither strikes amid a step; a second
+    one acts at once, unless ``patient``: torchrun hands on to its processes what the terminal sent them, too.
 
-    Yields a function that tells whether it came. Only the main thread receives signals.
+    Yields a function that tells whether one came. Only the main thread receives signals.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def remember(*_: object) -> None:
         came.set()
-        signal.signal(signal.SIGINT, previous)
+        if not patient:
+            restore()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in previous:
+        signal.signal(number, remember)
     try:
         yield came.is_set
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
+
+
+if __name__ == "__main__":  # torchrun --nproc-per-node N -m pyops.models.train NETWORK ...
+    from pyops.cli import main
+
+    main("train")

@@ -20,7 +20,8 @@ from torch import nn
 import pyops.nn
 
 from .initialization import init_he
-from .registry import Recipe, register
+from .recipe import Recipe
+from .registry import register
 from .shapes import Window, divided, feature_map
 
 _CHANNELS = (64, 128, 256, 512, 512)

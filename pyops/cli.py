@@ -1,4 +1,5 @@
-"""The command line: ``pyops train``, ``pyops demo``, ``pyops bench`` and ``pyops info``.
+"""The command line: ``pyops list``, ``train``, ``predict``, ``compare``, ``example``, ``demo``, ``bench``
+and ``info``.
 
 A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-C) is exit code 130.
 """
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_EXAMPLES = ("covariate_shift", "himmelblau")
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 HugePages = Annotated[
@@ -41,44 +43,158 @@ def use_huge_pages(wanted: bool) -> None:
 
 @app.command()
 def train(
-    network: Annotated[str, typer.Argument(help="softmax_regression, mlp, lenet, ...")],
-    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, text")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data files; a text file.")] = None,
+    network: Annotated[str | None, typer.Argument(help="A name that `pyops list` shows.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of these options, with _ for -; flags win over it.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, mnist, fashion_mnist, images, text, csv, ...")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the files; a text or CSV file.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of a CSV table to predict.")] = None,
+    fill_missing: Annotated[bool | None, typer.Option(help="Fill in missing values of a table.")] = None,
+    download: Annotated[
+        bool | None, typer.Option("--download", help="Fetch missing files of mnist or fashion_mnist.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the network's own.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate with so many folds.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
+    nesterov: Annotated[bool | None, typer.Option(help="Nesterov's form of the momentum.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Factor of the L2 penalty.")] = None,
+    l1: Annotated[float | None, typer.Option(help="Factor of the L1 penalty.")] = None,
+    lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate at a decay.")] = None,
+    decay_every: Annotated[int | None, typer.Option(help="Epochs between decays.")] = None,
+    decay_patience: Annotated[int | None, typer.Option(help="Or: decay after a plateau so long.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Process a batch in so many parts.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: bfloat16 or float16.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="Run through torch.compile.")] = None,
+    cuda_graph: Annotated[bool | None, typer.Option(help="Record a step on the GPU, replay it.")] = None,
+    init: Annotated[str | None, typer.Option(help="constant, he, normal or xavier.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share kept apart for validation.")] = None,
+    early_stop: Annotated[int | None, typer.Option(help="Epochs to wait for a better one.")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Side that images are resized to.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Divide the network's channels by this.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop, of networks that do.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the network's own options; may be repeated.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="cpp, cuda, triton or reference.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    layers: Annotated[str, typer.Option(help="pyops, or torch for the plain twin.")] = "pyops",
-    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, ...")] = None,
+    layers: Annotated[str | None, typer.Option(help="pyops (default), or torch for the plain twin.")] = None,
+    seed: Annotated[int | None, typer.Option(help="0 by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/NETWORK-DATA.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    resume: Annotated[
+        bool | None, typer.Option("--resume", help="Continue from OUTPUT/checkpoint.pt.")
+    ] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="No progress.")] = None,
     huge_pages: HugePages = True,
 ) -> None:
     """Train a network; writes metrics, pictures, TensorBoard events, model and checkpoint."""
-    use_huge_pages(huge_pages)
-    if backend == "triton" and device == "cpu":
-        # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-    from pyops.models.train import TrainConfig
+    given = {name: value for name, value in locals().items() if value is not None}
+    use_huge_pages(given.pop("huge_pages"))
+    network_options = {name: given.pop(name) for name in ("width", "dropout") if name in given}
+    file = given.pop("config", None)
+    from pyops.models.config import merged_config, parsed_option
     from pyops.models.train import train as run_training
 
-    options = {
-        "data": data, "data_root": data_root, "epochs": epochs, "max_steps": max_steps,
-        "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "resize": resize,
-        "backend": backend, "device": device, "layers": layers,
-        "seed": seed, "output": output, "resume": resume, "quiet": quiet,
-    }  # fmt: skip
-    network_options = {k: v for k, v in {"width": width, "dropout": dropout}.items() if v is not None}
-    given = {k: v for k, v in options.items() if v is not None}
-    config = TrainConfig(network=network, options=network_options, **given)
-    run_training(config)
+    network_options |= dict(parsed_option(text) for text in given.pop("option", None) or [])
+    chosen = merged_config(file, given, network_options)
+    if chosen.backend == "triton" and chosen.device == "cpu":
+        # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    run_training(chosen)
+
+
+@app.command("list")
+def list_networks(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """The networks: parameters, default data, and where the notes have them."""
+    from dataclasses import asdict
+
+    from pyops.models.catalog import catalog
+    from pyops.models.data import data_names
+
+    entries = catalog()
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("network", "parameters", "in the notes", "default data"):
+        right = column in ("parameters", "in the notes")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    table.add_column("notes")
+    for entry in entries:
+        in_the_notes = "" if entry.notes_parameters is None else f"{entry.notes_parameters:,}"
+        data = f"{entry.data} {'x'.join(map(str, entry.input_shape))}"
+        table.add_row(entry.name, f"{entry.parameters:,}", in_the_notes, data, entry.notes)
+    Console().print(table)
+    print(f"\nData: {', '.join(data_names())}\nExamples: {', '.join(_EXAMPLES)}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training run.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further images.", metavar="[IMAGES]...")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="Image files, or folders of them.")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG; default: RUN/predicted.png.")] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange dark and bright first.")] = False,
+) -> None:
+    """Label images with a trained network; prints the labels and draws them under the pictures."""
+    from pyops.models.predict import PICTURE
+    from pyops.models.predict import predict as run_prediction
+
+    # A shell expands `--images *.png` to one option and further arguments.
+    found = run_prediction(run, [*(images or []), *(more or [])], output, invert=invert)
+    for one in found:
+        print(f"{one.path}\t{one.label}\t{one.probability:.4f}")
+    print(f"picture: {output or run / PICTURE}", file=sys.stderr)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of two or more runs.")],
+    output: Annotated[Path, typer.Option(help="PNG of the curves.")] = Path("runs/compare.png"),
+) -> None:
+    """Draw the curves of runs over each other; prints what they differ in and how they ended."""
+    from pyops.models.compare import compare as run_comparison
+
+    found = run_comparison(runs, output)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *found.names, box=None, pad_edge=False, header_style="bold")
+    for key, values in found.settings.items():
+        table.add_row(key, *map(str, values))
+    for key, values in found.results.items():
+        table.add_row(key, *(f"{value:.4g}" for value in values))
+    Console().print(table)
+    print(f"picture: {output}", file=sys.stderr)
+
+
+@app.command()
+def example(
+    name: Annotated[str, typer.Argument(help="himmelblau or covariate_shift.")],
+    output: Annotated[Path, typer.Option(help="Folder of the picture.")] = Path("runs/examples"),
+) -> None:
+    """Run an example of the notes that is no network: gradient descent, or importance weights."""
+    from importlib import import_module
+
+    from pyops.models.errors import NetworkError, unknown_name
+
+    if name not in _EXAMPLES:
+        raise NetworkError(unknown_name("example", name, _EXAMPLES))
+    for line in import_module(f"pyops.models.{name}").example(output):
+        print(line)
+    print(f"picture: {output / f'{name}.png'}", file=sys.stderr)
 
 
 @app.command()
@@ -146,17 +262,25 @@ def _rows(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def main() -> None:
-    """Entry point: run the command and turn the user's mistakes into one line."""
+def main(command: str | None = None) -> None:
+    """Entry point: run the command and turn the user's mistakes into one line.
+
+    The arguments are those of the process, behind ``command`` where it is given. Of several processes,
+    started by torchrun, the first one speaks.
+    """
+    arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
+    speaks = os.environ.get("RANK", "0") == "0"
     try:
-        app()
+        app(arguments)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if speaks:
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not _is_user_error(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

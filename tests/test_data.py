@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from pyops.models import DataError
-from pyops.models import data as data_module
-from pyops.models.data import data_names, load_data, read_idx
+from pyops.models import dataset as dataset_module
+from pyops.models.data import data_names, load_data
+from pyops.models.idx import read_idx
 
 STEMS = (
     "train-images-idx3-ubyte",
@@ -50,13 +51,13 @@ def check_message(error: pytest.ExceptionInfo, *parts: str):
 
 def test_digits():
     data = load_data("digits")
-    assert data.train_images.shape == (1437, 1, 8, 8)
-    assert data.test_images.shape == (360, 1, 8, 8)
-    assert data.image_shape == (1, 8, 8)
-    assert data.num_classes == 10
+    assert data.train_inputs.shape == (1437, 1, 8, 8)
+    assert data.test_inputs.shape == (360, 1, 8, 8)
+    assert data.input_shape == (1, 8, 8)
+    assert data.num_outputs == 10
     for images, labels in (
-        (data.train_images, data.train_labels),
-        (data.test_images, data.test_labels),
+        (data.train_inputs, data.train_targets),
+        (data.test_inputs, data.test_targets),
     ):
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
@@ -69,11 +70,11 @@ def test_digits():
 
 def test_digits_split_is_fixed_and_disjoint():
     first, second = load_data("digits"), load_data("digits")
-    assert torch.equal(first.train_images, second.train_images)
-    assert torch.equal(first.test_labels, second.test_labels)
-    seen = {tuple(image.flatten().tolist()) for image in first.train_images}
+    assert torch.equal(first.train_inputs, second.train_inputs)
+    assert torch.equal(first.test_targets, second.test_targets)
+    seen = {tuple(image.flatten().tolist()) for image in first.train_inputs}
     # Two of the 1797 pictures could be equal by chance; a leak would be all 360.
-    assert sum(tuple(image.flatten().tolist()) in seen for image in first.test_images) < 3
+    assert sum(tuple(image.flatten().tolist()) in seen for image in first.test_inputs) < 3
 
 
 # ---- resizing
@@ -82,20 +83,20 @@ def test_digits_split_is_fixed_and_disjoint():
 def test_resized_is_torchs_bilinear_interpolation():
     data = load_data("digits")
     large = data.resized(20)
-    assert large.image_shape == (1, 20, 20)
-    assert large.train_images.shape == (1437, 1, 20, 20)
+    assert large.input_shape == (1, 20, 20)
+    assert large.train_inputs.shape == (1437, 1, 20, 20)
     expected = torch.nn.functional.interpolate(
-        data.test_images, (20, 20), mode="bilinear", align_corners=False
+        data.test_inputs, (20, 20), mode="bilinear", align_corners=False
     )
-    torch.testing.assert_close(large.test_images, expected, rtol=0, atol=1e-6)
-    assert torch.equal(large.train_labels, data.train_labels)
+    torch.testing.assert_close(large.test_inputs, expected, rtol=0, atol=1e-6)
+    assert torch.equal(large.train_targets, data.train_targets)
 
 
 def test_shrinking_averages():
     """Stripes one pixel wide turn grey; picking pixels would make them black, white, or wider."""
     stripes = (torch.arange(32) % 2).float().expand(1, 1, 32, 32)
     digits = load_data("digits")
-    small = replace(digits, train_images=stripes).resized(4).train_images
+    small = replace(digits, train_inputs=stripes).resized(4).train_inputs
     torch.testing.assert_close(small[..., 1:-1], torch.full((1, 1, 4, 2), 0.5), rtol=0, atol=0.05)
 
 
@@ -110,22 +111,22 @@ def test_resized_to_its_own_size_is_itself():
 def test_images_too_large_to_keep_are_resized_as_they_are_read(monkeypatch):
     data = load_data("digits")
     kept = data.resized(20)
-    monkeypatch.setattr(data_module, "_RESIZED_BYTES", 2**20)
+    monkeypatch.setattr(dataset_module, "_RESIZED_BYTES", 2**20)
     read = data.resized(20)
-    assert read.train_images is data.train_images
-    assert read.image_shape == kept.image_shape
+    assert read.train_inputs is data.train_inputs
+    assert read.input_shape == kept.input_shape
     index = torch.tensor([5, 2, 1000])
     for ours, expected in zip(read.train_batch(index), kept.train_batch(index), strict=True):
         assert torch.equal(ours, expected)
-    assert torch.equal(torch.cat([images for images, _ in read.test_batches()]), kept.test_images)
+    assert torch.equal(torch.cat([images for images, _ in read.batches()]), kept.test_inputs)
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, [360]), (224, [20] * 18)])
 def test_test_batches_fit_the_memory(side, sizes):
     data = load_data("digits").resized(side)
-    batches = list(data.test_batches())
+    batches = list(data.batches())
     assert [len(images) for images, _ in batches] == sizes
-    assert torch.equal(torch.cat([labels for _, labels in batches]), data.test_labels)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.test_targets)
 
 
 def test_digits_reads_no_files(tmp_path):
@@ -148,11 +149,11 @@ def test_unknown_data_suggests_the_nearest(name, nearest):
 def test_mnist(tmp_path, folder, compress):
     train_x, train_y, test_x, test_y = make_mnist(tmp_path / folder, compress=compress)
     data = load_data("mnist", tmp_path)
-    assert data.train_images.shape == (20, 1, 28, 28)
-    torch.testing.assert_close(data.train_images[:, 0], train_x / 255)
-    torch.testing.assert_close(data.test_images[:, 0], test_x / 255)
-    assert torch.equal(data.train_labels, train_y)
-    assert torch.equal(data.test_labels, test_y)
+    assert data.train_inputs.shape == (20, 1, 28, 28)
+    torch.testing.assert_close(data.train_inputs[:, 0], train_x / 255)
+    torch.testing.assert_close(data.test_inputs[:, 0], test_x / 255)
+    assert torch.equal(data.train_targets, train_y)
+    assert torch.equal(data.test_targets, test_y)
 
 
 def test_a_root_with_both_sets(tmp_path):
@@ -160,7 +161,7 @@ def test_a_root_with_both_sets(tmp_path):
     fashion_x = make_mnist(tmp_path / "fashion_mnist")[0].flip(0)
     (tmp_path / "fashion_mnist" / f"{STEMS[0]}.gz").write_bytes(gzip.compress(idx_bytes(fashion_x)))
     data = load_data("fashion_mnist", tmp_path)
-    torch.testing.assert_close(data.train_images[:, 0], fashion_x / 255)
+    torch.testing.assert_close(data.train_inputs[:, 0], fashion_x / 255)
     assert data.class_names[9] == "ankle boot"
 
 
@@ -219,7 +220,7 @@ def test_wrong_magic(tmp_path, magic):
     check_message(caught, f"wrong magic number {magic}", "expected 2051")
 
 
-def test_labels_in_place_of_images(tmp_path):
+def test_targets_in_place_of_images(tmp_path):
     make_mnist(tmp_path)
     labels = (tmp_path / f"{STEMS[1]}.gz").read_bytes()
     (tmp_path / f"{STEMS[0]}.gz").write_bytes(labels)
@@ -246,7 +247,7 @@ def test_damaged_gzip(tmp_path, damage):
     check_message(caught, str(path))
 
 
-def test_images_and_labels_must_match(tmp_path):
+def test_inputs_and_labels_must_match(tmp_path):
     make_mnist(tmp_path)
     path = tmp_path / f"{STEMS[1]}.gz"
     path.write_bytes(gzip.compress(idx_bytes(torch.zeros(19))))

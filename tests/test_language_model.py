@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import DataError, NetworkError
-from pyops.models.text import STEPS, TextData
-from pyops.models.train import TrainConfig, train
+from pyops.models.text import STEPS, decoded
+from pyops.models.train import build_trainer, train
 
 import pyops
 from pyops import models
@@ -28,23 +29,24 @@ def text(tmp_path):
 
 def test_standard_library_is_the_default_text():
     data = load_data("text")
-    assert isinstance(data, TextData)
-    assert (data.task, data.image_shape) == ("text", (STEPS,))
-    assert len(data.train_windows) > 15_000
-    assert 80 < data.num_classes < 200
-    assert "def " in data.decoded(data.train_windows[:1000].flatten())
+    assert (data.kind, data.input_shape) == ("text", (STEPS,))
+    assert len(data.train_inputs) > 15_000
+    assert 80 < data.num_outputs < 200
+    assert "def " in decoded(data.train_inputs[:1000].flatten(), data.class_names)
 
 
 def test_windows_follow_each_other(text):
     data = load_data("text", text)
-    windows = torch.cat([data.train_windows, data.test_windows])
-    assert torch.equal(windows[1:, 0], windows[:-1, -1])
-    whole = data.decoded(torch.cat([windows[:1, 0], windows[:, 1:].flatten()]))
+    inputs = torch.cat([data.train_inputs, data.test_inputs])
+    targets = torch.cat([data.train_targets, data.test_targets])
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert torch.equal(inputs[1:, 0], targets[:-1, -1])
+    whole = decoded(torch.cat([inputs[:1, 0], targets.flatten()]), data.class_names)
     assert text.read_text().startswith(whole)
-    inputs, labels = data.train_batch(torch.tensor([3, 1]))
-    assert torch.equal(inputs, data.train_windows[[3, 1], :-1])
-    assert torch.equal(labels, data.train_windows[[3, 1], 1:])
-    assert sum(len(labels) for _, labels in data.test_batches()) == len(data.test_windows)
+    batch, labels = data.train_batch(torch.tensor([3, 1]))
+    assert torch.equal(batch, data.train_inputs[[3, 1]])
+    assert torch.equal(labels, data.train_targets[[3, 1]])
+    assert sum(len(labels) for _, labels in data.batches()) == len(data.test_targets)
 
 
 def test_bad_text_is_refused(tmp_path):
@@ -61,9 +63,9 @@ def test_bad_text_is_refused(tmp_path):
 def test_networks_and_data_must_fit(tmp_path):
     with pytest.raises(NetworkError, match="lstm is trained on text, but digits has images"):
         train(TrainConfig("lstm", "digits", output=tmp_path, quiet=True))
-    with pytest.raises(NetworkError, match="mlp is trained on images, but text has text"):
+    with pytest.raises(NetworkError, match="mlp is trained on images or rows, but text has text"):
         train(TrainConfig("mlp", "text", output=tmp_path, quiet=True))
-    with pytest.raises(DataError, match="text cannot be resized"):
+    with pytest.raises(DataError, match="text has no images to resize"):
         train(TrainConfig("gru", resize=8, output=tmp_path, quiet=True))
 
 
@@ -105,14 +107,13 @@ def test_learns_a_text_and_says_how_well(tmp_path, text, kind):
     assert 0.85 < metrics["test_accuracy"] <= 1
     assert 0.85 < metrics["train_accuracy"] <= 1
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == "text"
+    assert metrics["history"]["test_perplexity"][-1] == metrics["test_perplexity"]
     continuation = (tmp_path / "run" / "continuation.txt").read_text()
     assert "quick brown" in continuation
     assert len(continuation) == STEPS + 1 + 1 + 300 + 1
 
 
 def test_gradients_are_clipped(text):
-    from pyops.models.train import build_trainer
-
     data = load_data("text", text)
     recipe = models.Recipe(num_epochs=1, lr=1.0, batch_size=4, clip_norm=0.01)
     trainer = build_trainer(

@@ -15,6 +15,11 @@ LIBRARIES = (pyops.nn, torch.nn)
 SMALL: dict[str, tuple[int, dict]] = {
     "softmax_regression": (8, {}),
     "mlp": (8, {}),
+    "mlp_dropout": (8, {}),
+    "linear_regression": (8, {}),
+    "logistic_regression": (8, {}),
+    "perceptron": (8, {}),
+    "house_price": (8, {}),
     "lenet": (12, {}),
     "alexnet": (65, {"width": 16}),
     "nin": (67, {"width": 16}),
@@ -24,7 +29,7 @@ SMALL: dict[str, tuple[int, dict]] = {
     "vgg19": (32, {"width": 16}),
 }
 NETWORKS = tuple(SMALL)
-CONVOLUTIONAL = NETWORKS[2:]
+CONVOLUTIONAL = NETWORKS[7:]
 #: Of text; see test_language_model.py.
 LANGUAGE_MODELS = ("gru", "lstm", "rnn")
 
@@ -183,7 +188,7 @@ def test_smallest_image(name, side):
         network.build((3, side, side - 1), 7, **options)
 
 
-def test_images_need_three_dimensions():
+def test_inputs_need_three_dimensions():
     with pytest.raises(models.NetworkError, match=r"lenet takes images of shape \(C, H, W\), got \(64,\)"):
         models.lenet((64,), 10)
 

@@ -24,10 +24,11 @@ from pyops.models.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError, TrainError
 from pyops.models.files import atomic_write
-from pyops.models.train import TrainConfig, build_trainer, train
+from pyops.models.train import build_trainer, train
 from pyops.models.trainer import Trainer
 
 from pyops import models
@@ -140,9 +141,9 @@ def test_wrong_predictions_are_red(trained):
 
 def test_safetensors_hold_the_trained_network(trained):
     data = load_data("digits")
-    net = models.mlp(data.image_shape, data.num_classes, layers=torch.nn)
+    net = models.mlp(data.input_shape, data.num_outputs, layers=torch.nn)
     net.load_state_dict(safetensors.torch.load_file(trained / "model.safetensors"))
-    accuracy = (net(data.test_images).argmax(1) == data.test_labels).double().mean().item()
+    accuracy = (net(data.test_inputs).argmax(1) == data.test_targets).double().mean().item()
     assert accuracy == json.loads((trained / "metrics.json").read_text())["test_accuracy"]
 
 
@@ -180,7 +181,12 @@ def test_deep_networks_learn_the_digits(tmp_path, network, epochs):
 
 #: Small enough for a test, and without dropout: the libraries draw different masks.
 TWINS = {
+    "house_price": {},
+    "linear_regression": {},
+    "logistic_regression": {},
     "mlp": {},
+    "mlp_dropout": {"options": {"dropout": 0.0}},
+    "perceptron": {"batch_size": 1, "lr": 1.0},  # all of XOR at once pulls its weights nowhere
     "softmax_regression": {},
     "lenet": {},
     "alexnet": {"options": {"width": 16, "dropout": 0.0}},
@@ -210,16 +216,33 @@ def test_torch_twin_for_20_steps(tmp_path, network):
     assert ours["step_losses"] == pytest.approx(theirs["step_losses"], abs=1e-4)
 
 
-def test_lenet_on_every_backend_equals_its_torch_twin(backend):
-    """Twenty steps of the smallest LeNet, on four images: interpreters are a thousand times slower."""
-    data = load_data("digits")
-    data = replace(data, train_images=data.train_images[:4], train_labels=data.train_labels[:4])
-    recipe = models.Recipe(num_epochs=20, lr=0.5, batch_size=4, resize=12)
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("lenet", {"lr": 0.5, "resize": 12}),
+        ("linear_regression", {"lr": 0.1}),
+        ("logistic_regression", {"lr": 0.1}),
+        ("mlp", {"lr": 0.5, "options": {"num_hiddens": 8}}),
+        ("rnn", {"lr": 0.5, "options": {"width": 64}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_small_networks_on_every_backend_equal_their_torch_twins(backend, network, options):
+    """Twenty steps of small ones, on four samples: interpreters are a thousand times slower."""
+    network = models.get_network(network)
+    data = load_data(network.data)
+    steps = slice(0, 3) if data.kind == "text" else slice(None)
+    data = replace(
+        data,
+        train_inputs=data.train_inputs[:4, steps].clone(),
+        train_targets=data.train_targets[:4, steps].clone()
+        if data.kind == "text"
+        else data.train_targets[:4],
+    )
+    recipe = models.Recipe(num_epochs=20, batch_size=4, **options)
     losses = {}
     for library in ("pyops", "torch"):
-        trainer = build_trainer(
-            models.get_network("lenet"), data, recipe, layers=library, seed=0, device=torch.device("cpu")
-        )
+        trainer = build_trainer(network, data, recipe, layers=library, seed=0, device=torch.device("cpu"))
         batch = trainer.data.train_batch(torch.arange(4))
         losses[library] = [trainer._step(*batch)[0].item() for _ in range(20)]
     assert losses["torch"][-1] < 0.95 * losses["torch"][0]
@@ -279,17 +302,68 @@ def test_resume_amid_an_epoch_is_bit_exact(tmp_path, four_epochs, steps):
     assert_same_run(tmp_path, four_epochs)
 
 
-def test_resume_restores_the_random_numbers_of_dropout(tmp_path, monkeypatch):
+class Noise(torch.nn.Module):
+    """Adds noise of Python's, NumPy's and torch's global generators."""
+
+    def forward(self, values):
+        return values + random.gauss(0, 0.1) + np.random.normal(0, 0.1) + 0.1 * torch.randn_like(values)
+
+
+def test_resume_restores_the_random_numbers_of_a_network(tmp_path, monkeypatch):
     def build(image_shape, num_classes, *, layers):
-        return layers.Sequential(layers.Flatten(), layers.Dropout(0.5), layers.Linear(64, num_classes))
+        head = layers.Linear(64, num_classes)
+        return layers.Sequential(layers.Flatten(), layers.Dropout(0.5), Noise(), head)
 
     network = registry.Network("noisy", build, models.Recipe(2, 0.1, 64))
     monkeypatch.setitem(registry._networks, "noisy", network)
     run(tmp_path / "straight", "noisy")
     run(tmp_path / "halves", "noisy", epochs=1)
-    torch.rand(7)
+    torch.rand(7), random.random(), np.random.rand()
     run(tmp_path / "halves", "noisy", resume=True)
     assert_same_run(tmp_path / "straight", tmp_path / "halves")
+    run(tmp_path / "again", "noisy")  # the seed is that of all three
+    assert_same_run(tmp_path / "straight", tmp_path / "again")
+
+
+def test_resume_refuses_other_data(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 40)
+    config = {"data_root": text, "batch_size": 4, "options": {"width": 32}, "lr": 0.01}
+    run(tmp_path / "run", "rnn", epochs=1, **config)
+    text.write_text("to be or not to me " * 40)
+    with pytest.raises(TrainError, match="data_checksum"):
+        run(tmp_path / "run", "rnn", epochs=2, resume=True, **config)
+
+
+def test_language_model_resumes_bit_exactly(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 60)
+    options = {"width": 16, "num_layers": 2, "dropout": 0.5, "embedding": 8}
+    config = {"data_root": text, "batch_size": 16, "options": options, "optimizer": "adam", "lr": 0.01}
+    run(tmp_path / "straight", "lstm", epochs=3, **config)
+    run(tmp_path / "halves", "lstm", max_steps=7, **config)
+    run(tmp_path / "halves", "lstm", epochs=3, resume=True, **config)
+    assert_same_run(tmp_path / "straight", tmp_path / "halves")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_ctrl_c_on_the_command_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyops", "train", "mlp", "--epochs", "100000", "--output", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "is saved: continue with --resume" in rest
+    assert "Traceback" not in rest
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
 
 
 def test_random_states_are_restored(tmp_path):
@@ -388,10 +462,19 @@ def test_damaged_checkpoint(tmp_path, four_epochs, damage):
     assert folder_content(tmp_path) == before
 
 
-@pytest.mark.parametrize("value", [{}, [1], {"format": 99}, {"format": 1, "run": {}}])
-def test_foreign_checkpoint(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "not a checkpoint of this version of pyops"),
+        ([1], "not a checkpoint of this version of pyops"),
+        ({"format": 1, "run": {}}, "format 1, expected 2"),
+        ({"format": 2, "run": {}}, "is of a run with network None"),
+    ],
+    ids=["nothing", "list", "older", "no run"],
+)
+def test_foreign_checkpoint(tmp_path, value, message):
     torch.save(value, tmp_path / "checkpoint.pt")
-    with pytest.raises(TrainError):
+    with pytest.raises(TrainError, match=message):
         run(tmp_path, resume=True)
 
 
@@ -400,7 +483,7 @@ def test_checkpoint_cannot_run_code(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
 
-    torch.save({"format": 1, "model": Evil()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": 2, "model": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainError, match="damaged checkpoint"):
         run(tmp_path, resume=True)
     assert not (tmp_path / "pwned").exists()
@@ -527,28 +610,32 @@ def test_sigkill_while_training_and_resume(tmp_path, four_epochs):
 # ---- stopping
 
 
-def interrupt_at(monkeypatch, step: int):
-    """Make the training step number ``step`` of the next run receive Ctrl-C."""
+def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT):
+    """Make the training step number ``step`` of the next run receive Ctrl-C, or another signal."""
     original, count = Trainer._step, iter(range(1, 10**6))
 
     def stepping(self, *batch):
         if next(count) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(self, *batch)
 
     monkeypatch.setattr(Trainer, "_step", stepping)
 
 
-@pytest.mark.parametrize("step", [30, 45, 46])
-def test_ctrl_c_saves_the_last_step(tmp_path, four_epochs, monkeypatch, capsys, step):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(30, signal.SIGINT), (45, signal.SIGINT), (46, signal.SIGINT), (20, signal.SIGTERM)],
+)
+def test_ctrl_c_saves_the_last_step(tmp_path, four_epochs, monkeypatch, capsys, step, number):
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        interrupt_at(patch, step, number)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, epochs=4, quiet=False)
     assert f"interrupted after step {step}" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == step
     assert not (tmp_path / "metrics.json").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     run(tmp_path, epochs=4, resume=True)
     assert_same_run(tmp_path, four_epochs)
 
