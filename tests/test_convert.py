@@ -7,6 +7,7 @@ import gc
 import io
 import random
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -361,6 +362,20 @@ def test_a_result_that_is_changed_in_place_is_its_own() -> None:
     assert fused_in(converted) == ["fc + relu"]
 
 
+def test_a_part_that_works_in_place_changes_the_result_before_it() -> None:
+    """Whether it is looked into or called as a whole: what is fused before it must not read that result."""
+    part = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model = nn.Sequential(conv(), nn.Tanh(), nn.MaxPool2d(2), part, nn.Conv2d(3, 3, 1), nn.ReLU())
+    converted = check(model, images(), fused=3)
+    assert "0 + 1 + 2: _3 changes its result in place" in str(pyops.conversion_report(converted))
+
+
+def test_a_part_of_a_class_of_ones_own_is_looked_into_where_it_decides() -> None:
+    """What comes before a module that nobody knows may be fused if its forward changes nothing."""
+    model = nn.Sequential(conv(5), nn.ReLU(), nn.MaxPool2d(2), Residual(5, 5), nn.Sequential(Residual(5, 7)))
+    assert "0 + 1 + 2" in fused_in(check(model, images()))
+
+
 POOLS = [
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -698,6 +713,29 @@ def test_global_constants_that_forward_reads_are_watched(
     assert len(plans_used) == 1
     monkeypatch.setitem(globals(), "SWITCH", False)
     assert converted(x) is x
+
+
+@dataclass(frozen=True)
+class Unhashable:
+    """Has a hash that raises."""
+
+    values: dict
+
+
+SOMETHING = Unhashable({})
+
+
+def test_any_global_variable_may_be_near() -> None:
+    class Near(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).relu()
+
+    assert "SOMETHING" in Near.forward.__globals__
+    check(Near(), images(), fused=1)
 
 
 def test_an_activation_whose_option_changes(plans_used: list[Plan]) -> None:
