@@ -6,12 +6,15 @@ name; :mod:`pyops.models.train` trains it.
 """
 
 from .alexnet import alexnet
+from .batchnorm_lenet import batchnorm_lenet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .googlenet import googlenet
 from .language_model import gru, lstm, rnn
 from .lenet import lenet
 from .mlp import mlp
 from .nin import nin
 from .registry import Network, Recipe, get_network, layer_library, network_names, register
+from .resnet import resnet18, resnet34, resnet50, resnet56
 from .softmax_regression import softmax_regression
 from .vgg import vgg11, vgg13, vgg16, vgg19
 
@@ -23,7 +26,9 @@ __all__ = [
     "Recipe",
     "TrainError",
     "alexnet",
+    "batchnorm_lenet",
     "get_network",
+    "googlenet",
     "gru",
     "layer_library",
     "lenet",
@@ -32,6 +37,10 @@ __all__ = [
     "network_names",
     "nin",
     "register",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet56",
     "rnn",
     "softmax_regression",
     "vgg11",
