@@ -32,7 +32,7 @@ _WINDOWS = (Window(5, padding=2), Window(2, stride=2), Window(5), Window(2, stri
 @register(
     "batchnorm_lenet",
     recipe=Recipe(num_epochs=10, lr=1.0, batch_size=256, resize=28),
-    digits=Recipe(num_epochs=10, lr=0.5, batch_size=32, resize=28),
+    digits=Recipe(num_epochs=10, lr=0.005, batch_size=32, optimizer="adam", resize=28),
 )
 def batchnorm_lenet(
     image_shape: Sequence[int], num_classes: int, *, layers: ModuleType = pyops.nn

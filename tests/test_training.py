@@ -169,7 +169,9 @@ def test_lenet_learns_the_digits(tmp_path):
     assert metrics["epochs"] == recipe.num_epochs
 
 
-@pytest.mark.parametrize(("network", "epochs"), [("alexnet", 2), ("vgg11", 3)])
+@pytest.mark.parametrize(
+    ("network", "epochs"), [("alexnet", 2), ("vgg11", 3), ("batchnorm_lenet", 1), ("resnet18", 1)]
+)
 def test_deep_networks_learn_the_digits(tmp_path, network, epochs):
     """The first epochs of the default recipe, which go from guessing (0.1) to far better."""
     assert run(tmp_path, network, epochs=epochs, lr=None, batch_size=None)["test_accuracy"] > 0.5
