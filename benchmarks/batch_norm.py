@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .registry import FORWARD, FORWARD_BACKWARD, Case, Inputs, Traffic, numel
 
 
-def bn_relu(
+def bn_add(
     input: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
@@ -20,7 +21,15 @@ def bn_relu(
     residual: Tensor | None = None,
 ) -> Tensor:
     output = torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training)
-    return (output if residual is None else output + residual).relu()
+    return output if residual is None else output + residual
+
+
+def bn_relu(**inputs: Any) -> Tensor:
+    return bn_add(**inputs).relu()
+
+
+def margin(**inputs: Any) -> Tensor:
+    return bn_add(**inputs).abs()
 
 
 def traffic(shape: tuple[int, ...], size: int, residual: bool) -> Callable[[str], Traffic]:
@@ -74,6 +83,7 @@ def case(
         options={"training": True},
         pyops_options={"activation": "relu"},
         torch_call=bn_relu,
+        margin=margin,
         **{"modes": (FORWARD_BACKWARD,), "channels_last": True, **more},
     )
 

@@ -13,9 +13,10 @@ Outputs = Sequence[torch.Tensor]
 _CHUNK = 1 << 24
 
 #: pyops may err twice as much as torch eager does at the same dtype, baselines (whose accuracy is
-#: torch's business; only nonsense must be caught) much more.
+#: torch's business; only nonsense must be caught) much more, also beyond what is always allowed: torch's own
+#: batch norm errs by 2e-5 on channels_last float32 where it errs by 4e-8 on contiguous input.
 SUBJECT_FACTOR = 2.0
-BASELINE_FACTOR = 16.0
+BASELINE_FACTOR = 64.0
 
 
 class WrongResult(RuntimeError):
@@ -97,13 +98,14 @@ def require_close(
 ) -> dict[str, Errors]:
     """Errors of ``outputs`` by label, after checking each against ``factor`` times eager's own.
 
-    ``least`` is always allowed, :func:`floor` of the dtype by default.
+    ``least`` is always allowed, :func:`floor` of the dtype by default, as often as ``factor`` goes beyond
+    :data:`SUBJECT_FACTOR`.
 
     Raises:
         WrongResult: too far away; the message names the output and the errors of both.
     """
     found = {}
-    least = floor(dtype) if least is None else least
+    least = (floor(dtype) if least is None else least) * max(1.0, factor / SUBJECT_FACTOR)
     for label, output, exact, torch_output in zip(labels, outputs, reference, eager, strict=True):
         try:
             ours = errors(output, exact)

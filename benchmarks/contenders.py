@@ -14,6 +14,9 @@ from pyops import backends
 from . import checks
 from .registry import FORWARD_BACKWARD, SEED, Case, Inputs
 
+#: Of the mean margin: about a hundred roundings in float32.
+_LEAST_MARGIN = 1e-5
+
 
 def _nothing() -> None:
     return None
@@ -51,7 +54,7 @@ def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> lis
     inputs = case.build(device)
     needs_gradient = mode == FORWARD_BACKWARD
     eager = case.eager_call()
-    grad_output = _grad_output(eager, inputs) if needs_gradient else None
+    grad_output = _grad_output(case, inputs) if needs_gradient else None
     before_call = None
     if needs_gradient:
         for name in case.differentiable:
@@ -113,7 +116,7 @@ def outputs_in_float64(case: Case, mode: str, contenders: list[Contender]) -> tu
     call = case.eager_call()
     grad_output = None
     if mode == FORWARD_BACKWARD:
-        grad_output = in_float64(_grad_output(call, eager.inputs))
+        grad_output = in_float64(_grad_output(case, eager.inputs))
     return _contender("reference", call, inputs, case, grad_output, mode == FORWARD_BACKWARD, None).run()
 
 
@@ -141,7 +144,7 @@ def masked_outputs(
     factor = kept.to(plain.dtype) / (1 - case.mask.p)
     if mode != FORWARD_BACKWARD:
         return (plain * factor,)
-    grad_output = convert(_grad_output(case.eager_call(), eager.inputs))
+    grad_output = convert(_grad_output(case, eager.inputs))
     wrt = [inputs[key] for key in case.differentiable]
     return (plain * factor, *torch.autograd.grad(plain, wrt, grad_output * factor))
 
@@ -182,16 +185,22 @@ def set_backend(name: str | None) -> None:
     backends.set_backend(name)
 
 
-def _grad_output(call: Callable[..., torch.Tensor], inputs: Inputs) -> torch.Tensor | None:
-    """One upstream gradient for all contenders; None (ones) for a scalar output."""
+def _grad_output(case: Case, inputs: Inputs) -> torch.Tensor | None:
+    """One upstream gradient for all contenders, 0 where a rounding could send it elsewhere; None (ones) for a
+    scalar output."""
+    margin_of = case.margin_call()
     with torch.no_grad():
-        output = call(**inputs)
+        output = case.eager_call()(**inputs)
+        margin = margin_of(**inputs) if margin_of else None
     if output.dim() == 0:
         return None
     devices = [output.device] if output.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(SEED + 1)
-        return torch.randn_like(output)
+        drawn = torch.randn_like(output)
+    if margin is not None:
+        drawn[margin < _LEAST_MARGIN * margin.mean()] = 0.0
+    return drawn
 
 
 def in_float64(value: Any) -> Any:

@@ -14,6 +14,10 @@ def conv_relu(input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding:
     return torch.nn.functional.conv2d(input, weight, bias, stride, padding).relu()
 
 
+def margin(input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.nn.functional.conv2d(input, weight, bias, stride, padding).abs()
+
+
 def traffic(
     input: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...], size: int
 ) -> Callable[[str], Traffic]:
@@ -65,6 +69,7 @@ def case(
         options={"stride": stride, "padding": padding},
         pyops_options={"activation": "relu"},
         torch_call=conv_relu,
+        margin=margin,
         **{"modes": (FORWARD_BACKWARD,), "channels_last": True, **more},
     )
 

@@ -17,6 +17,16 @@ def conv_relu_pool(
     return torch.nn.functional.max_pool2d(y, kernel_size, pool_stride)
 
 
+def margin(
+    input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, kernel_size: int, pool_stride: int
+) -> Tensor:
+    """How much larger the largest of a window is than the next, and than ReLU's 0; or how far below 0."""
+    y = torch.nn.functional.conv2d(input, weight, bias, stride, padding)
+    windows = y.unfold(2, kernel_size, pool_stride).unfold(3, kernel_size, pool_stride).flatten(-2)
+    first, second = windows.topk(2).values.unbind(-1)
+    return torch.where(first > 0, torch.minimum(first, first - second), -first)
+
+
 def traffic(
     input: tuple[int, ...], weight: tuple[int, ...], conv: tuple[int, ...], pooled: tuple[int, ...]
 ) -> Callable[[str], Traffic]:
@@ -72,6 +82,7 @@ def case(
         options={"stride": stride, "padding": padding, "kernel_size": pool, "pool_stride": pool_stride},
         pyops_options={"activation": "relu"},
         torch_call=conv_relu_pool,
+        margin=margin,
         **{"modes": (FORWARD, FORWARD_BACKWARD), "channels_last": True, **more},
     )
 

@@ -34,8 +34,8 @@ class RecurrentCase(Case):
             return output[0] if is_lstm else output
 
         def layer(input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-            weights = [w_ih, w_hh, b_ih, b_hh]
-            return function(input, (h, h) if is_lstm else h, weights, True, 1, 0.0, True, False)[0]
+            weights = (w_ih, w_hh, b_ih, b_hh)
+            return function(input, (h, h) if is_lstm else h, weights, True, 1, 0.0, True, False, False)[0]
 
         return cell if is_cell else layer
 

@@ -83,6 +83,9 @@ class Case:
     refill: str | None = None
     #: For calls with a random mask, whose results never repeat.
     mask: RandomMask | None = None
+    #: How far each output is from taking another branch (the sign under a ReLU, the largest of a window),
+    #: called as torch is. Close to 0 one rounding decides where the gradient goes: none is sent into those.
+    margin: Callable[..., torch.Tensor] | None = None
     #: Error that is always allowed; None: that of the dtype (:func:`pyops.benchmarks.checks.floor`).
     least_error: float | None = None
     #: Also measure torch eager on channels_last input (4-D inputs only).
@@ -104,6 +107,10 @@ class Case:
         """The torch function with this case's options bound."""
         call = self.torch_call or getattr(torch.nn.functional, self.op)
         return _bind(call, self.options)
+
+    def margin_call(self) -> Callable[..., torch.Tensor] | None:
+        """``margin`` with this case's options bound."""
+        return _bind(self.margin, self.options) if self.margin else None
 
     def labels(self, mode: str) -> list[str]:
         """Names of what a contender returns to be checked."""

@@ -2,8 +2,8 @@
 
 ``torch.compile`` gets network and loss. The measured steps have learning rate 0: they do all the work and
 leave the parameters as they are, so that every call sees the same numbers. What is compared beforehand are
-the losses of some steps at a larger rate and the gradients of the first, without dropout (whose masks never
-repeat).
+the losses of some steps that do change them and the gradients of the first, without dropout (whose masks
+never repeat).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from .networks import NUM_CLASSES, NetworkCase, Run, label, traffic
 from .registry import TRAINING_STEP, Inputs
 
 OP = "training_step"
-_CHECKED_STEPS, _CHECKED_LR = 3, 0.01
+#: The compared steps, each meant to lower the loss by this share of it: a narrow VGG, whose gradients are
+#: small, would else change it by little more than a rounding.
+_CHECKED_STEPS, _CHECKED_SHARE = 3, 0.02
 #: A value at the corner of a ReLU, or two all but equal ones under a maximum, send a whole gradient another
 #: way after one rounding: torch's own ways differ by some percent in the gradients of a few small parameters.
 _LEAST_ERROR = 0.1
@@ -54,15 +56,16 @@ class Training(Run):
         group = self.optimizer.param_groups[0]
         initial = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self._use_dropout(False)
-        group["lr"] = _CHECKED_LR
         losses = [*self.call()]
         gradients = [parameter.grad for parameter in self.net.parameters()]
-        losses += [self.call()[0] for _ in range(_CHECKED_STEPS)]
+        square = sum(gradient.double().square().sum().item() for gradient in gradients)
+        group["lr"] = _CHECKED_SHARE * losses[0].item() / square
+        losses += [self.call()[0] for _ in range(_CHECKED_STEPS + 1)]
         group["lr"] = 0.0
         self._use_dropout(True)
         self.net.load_state_dict(initial)
         # Beside the loss itself a missing update would be too small to see.
-        changes = torch.stack(losses[1:]) - losses[0]
+        changes = torch.stack(losses[2:]) - losses[0]
         return (losses[0], changes, *gradients)
 
     def _use_dropout(self, used: bool) -> None:
