@@ -133,6 +133,8 @@ class Conv2d {
             shape_.groups,
             transposed ? outputs : inputs,
             transposed ? inputs : outputs,
+            shape_.height.kernel,
+            shape_.width.kernel,
             outputs * s.image,
             transposed ? s.image : s.channel,
             transposed ? s.channel : s.image,

@@ -10,8 +10,8 @@ void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
                const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
                TileSink<T>& sink, int64_t images) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    const bool suits =
-        h.size() * w.size() == 1 && suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs);
+    const bool suits = h.size() * w.size() == 1 &&
+                       suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs, images);
     if (suits && WinogradCorrelation<T>(x, weights, h[0], w[0], sink, images).run()) return;
   }
   Correlation<T>(x, weights, h, w, sink, images).run();

@@ -16,6 +16,7 @@
 #include "conv2d_kernels.h"
 #include "conv2d_output.h"
 #include "conv2d_slab.h"
+#include "conv2d_taps.h"
 #include "parallel.h"
 
 namespace pyops::cpu {
@@ -27,6 +28,8 @@ inline constexpr int64_t kConvDepth = 320;
 inline constexpr int64_t kChainedTerms = 64;
 // Bytes of a tile's sums; they and its slab stay in L2.
 inline constexpr int64_t kTileBytes = 192 << 10;
+// Pixels that should share a panel of weights while it is in the L1 cache.
+inline constexpr int64_t kSharedPixels = 128;
 
 // The calling thread's buffer number `slot`, kept between calls so that its pages are faulted in once.
 template <int slot, class Acc>
@@ -46,19 +49,12 @@ Acc* conv_buffer(int64_t count) {
   return static_cast<Acc*>(buffer.get());
 }
 
-// Weights as the correlation sees them: from `inputs` to `outputs` channels in each group.
-template <class T>
-struct ConvWeights {
-  const T* values;
-  int64_t groups;
-  int64_t inputs;
-  int64_t outputs;
-  int64_t group_stride;
-  int64_t input_stride;
-  int64_t output_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-};
+// Calls f(first, count) for the terms of each chain of a sum; once if there are none, for the zeros.
+template <class F>
+void for_each_chain(int64_t depth, const F& f) {
+  const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, kChainedTerms)));
+  for (int64_t i = 0; i < chains.parts; ++i) f(chains.begin(i), chains.size(i));
+}
 
 // Output channels of a group in panels: of whole vectors for pixel_kernel, else of rows for channel_kernel.
 template <class Acc>
@@ -85,6 +81,15 @@ struct ChannelPanels {
   int64_t parts;
   EvenSplit even;
 };
+
+// Images that share a tile, `most` at a time, where one tile has all the pixels of one and as long as every
+// thread has a tile: what is summed in which order does not depend on it.
+template <class Tiles>
+EvenSplit batched(int64_t images, const Tiles& tiles, int64_t most) {
+  if (tiles.rows.parts() * tiles.columns.parts() > 1) most = 1;
+  const int64_t in_tile = std::min(most, ceil_div(images, ThreadPool().threads()));
+  return EvenSplit(images, std::max<int64_t>(1, ceil_div(images, std::max<int64_t>(1, in_tile))));
+}
 
 template <class T>
 class Correlation {
@@ -121,7 +126,7 @@ class Correlation {
   void run() {
     if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
     pack_weights();
-    const int64_t tiles = images_ * group_blocks() * tiles_.rows.parts() * tiles_.columns.parts();
+    const int64_t tiles = batches_.parts * group_blocks() * tiles_.rows.parts() * tiles_.columns.parts();
     double taps = 0;
     for (const Phase& phase : phases_) taps += double(phase.taps);
     const double work = double(images_) * double(h_.count * w_.count) * double(weights_.groups) *
@@ -164,6 +169,7 @@ class Correlation {
     if (h_.count == 0 || w_.count == 0) return;
     tiles_ = sink_.cut(h_.count, w_.count, pixels, 1);
     shape_ = SlabShape(h_, w_, tiles_.rows.largest(), tiles_.columns.largest());
+    batches_ = batched(images_, tiles_, kSharedPixels / (h_.count * w_.count));
     // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
     const bool together = x_.channel_stride == 1 || sink_.joins_channels();
     if (together && blocks_.parts == 1 && std::max(weights_.inputs, weights_.outputs) < n) {
@@ -179,28 +185,31 @@ class Correlation {
       packed_group_ += round_up(panels_.padded() * weights_.inputs * phase.taps, n);
     }
     packed_ = conv_buffer<0, Acc>(weights_.groups * packed_group_ + n);
-    const int64_t in_group = static_cast<int64_t>(phases_.size()) * blocks_.parts * panels_.parts;
+    const int64_t in_group = blocks_.parts * panels_.parts;
     parallel_for(weights_.groups * in_group, packed_group_ / in_group, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t panel = task % panels_.parts, rest = task % in_group / panels_.parts;
-        pack_panel_of_weights(phases_[rest / blocks_.parts], task / in_group, rest % blocks_.parts, panel);
+        pack_panel_of_weights(task / in_group, task % in_group / panels_.parts, task % panels_.parts);
       }
     });
   }
 
-  void pack_panel_of_weights(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
-    const int64_t first = panels_.begin(panel), width = panels_.width(panel);
-    const int64_t count = std::min(width, weights_.outputs - first);
-    Acc* to = packed(phase, group, block, panel);
-    for (int64_t c = blocks_.begin(block); c < blocks_.begin(block) + blocks_.size(block); ++c) {
-      const T* const channel = weights_.values + group * weights_.group_stride + c * weights_.input_stride +
-                               first * weights_.output_stride;
-      for (const math::ConvTap& r : phase.h->taps) {
-        for (const math::ConvTap& s : phase.w->taps) {
-          const T* const from = channel + r.kernel * weights_.row_stride + s.kernel * weights_.column_stride;
-          for (int64_t k = 0; k < count; ++k) to[k] = to_acc(from[k * weights_.output_stride]);
-          for (int64_t k = count; k < width; ++k) to[k] = 0;
-          to += width;
+  void pack_panel_of_weights(int64_t group, int64_t block, int64_t panel) const {
+    const int64_t width = panels_.width(panel), line = round_up(width, n), taps = weights_.taps();
+    const int64_t first = panels_.begin(panel), count = std::min(width, weights_.outputs - first);
+    const int64_t most = channels_in_block(taps);
+    Acc* const read = conv_buffer<1, Acc>(most * taps * line);
+    for (int64_t c = 0; c < blocks_.size(block); c += most) {
+      const int64_t channels = std::min(most, blocks_.size(block) - c);
+      read_taps(weights_, {group, blocks_.begin(block) + c, channels, first, count}, line, read);
+      for (const Phase& phase : phases_) {
+        Acc* to = packed(phase, group, block, panel) + c * phase.taps * width;
+        for (int64_t i = 0; i < channels; ++i) {
+          for (const math::ConvTap& r : phase.h->taps) {
+            for (const math::ConvTap& s : phase.w->taps) {
+              std::copy_n(read + (i * taps + r.kernel * weights_.columns + s.kernel) * line, width, to);
+              to += width;
+            }
+          }
         }
       }
     }
@@ -211,7 +220,8 @@ class Correlation {
     index /= tiles_.columns.parts();
     const int64_t row_tile = index % tiles_.rows.parts();
     index /= tiles_.rows.parts();
-    const int64_t first_group = index % group_blocks() * groups_in_tile_, image = index / group_blocks();
+    const int64_t first_group = index % group_blocks() * groups_in_tile_, batch = index / group_blocks();
+    const int64_t first_image = batches_.begin(batch), images = batches_.size(batch);
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
     const ConvTile tile{tiles_.rows.begin(row_tile),
                         tiles_.rows.size(row_tile),
@@ -222,52 +232,56 @@ class Correlation {
     const bool along_channels = panels_.vectors_along_channels;
     const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
     const int64_t channels = along_channels ? panels_.padded() : weights_.outputs;
-    const int64_t phase_sums = groups_in_tile_ * channels * tile.rows * line;
+    // [image][phase][group] of both.
+    const int64_t group_sums = channels * tile.rows * line, phase_sums = groups_in_tile_ * group_sums;
+    const int64_t image_sums = static_cast<int64_t>(phases_.size()) * phase_sums;
+    const int64_t image_slab = groups_in_tile_ * blocks_.size(0) * shape_.channel();
     // Vectors of pixels read past the end of a row, and transposition past that of the sums.
-    Acc* const slab = conv_buffer<1, Acc>(groups_in_tile_ * blocks_.size(0) * shape_.channel() + n);
-    Acc* const sums = conv_buffer<2, Acc>(static_cast<int64_t>(phases_.size()) * phase_sums + n * n);
+    Acc* const slab = conv_buffer<1, Acc>(images * image_slab + n);
+    Acc* const sums = conv_buffer<2, Acc>(images * image_sums + n * n);
     for (int64_t block = 0; block < blocks_.parts; ++block) {
       const int64_t block_channels = blocks_.size(block);
-      fill_slab(x_, image, first_group * weights_.inputs + blocks_.begin(block), groups * block_channels, h_,
-                w_, shape_, tile, slab);
+      for (int64_t i = 0; i < images; ++i) {
+        fill_slab(x_, first_image + i, first_group * weights_.inputs + blocks_.begin(block),
+                  groups * block_channels, h_, w_, shape_, tile, slab + i * image_slab);
+      }
       for (size_t p = 0; p < phases_.size(); ++p) {
         const ConvTile part = phases_[p].part(tile);
         for (int64_t g = 0; g < groups; ++g) {
-          const Acc* const group_slab = slab + g * block_channels * shape_.channel();
-          Acc* const group_sums = sums + p * phase_sums + g * channels * tile.rows * line;
           for (int64_t panel = 0; panel < panels_.parts; ++panel) {
             const Acc* const weight = packed(phases_[p], first_group + g, block, panel);
-            if (along_channels) {
-              sweep_pixels(phases_[p], part, line, group_slab, weight, panel, block, group_sums);
-            } else {
-              sweep_channels(phases_[p], part, line, tile.rows * line, group_slab, weight, panel, block,
-                             group_sums);
+            for (int64_t i = 0; i < images; ++i) {
+              const Acc* const from = slab + i * image_slab + g * block_channels * shape_.channel();
+              Acc* const to = sums + i * image_sums + p * phase_sums + g * group_sums;
+              along_channels
+                  ? sweep_pixels(phases_[p], part, line, from, weight, panel, block, to)
+                  : sweep_channels(phases_[p], part, line, tile.rows * line, from, weight, panel, block, to);
             }
           }
         }
       }
     }
-    for (size_t p = 0; p < phases_.size(); ++p) {
-      const ConvTile part = phases_[p].part(tile);
-      Acc* const from = sums + p * phase_sums;
-      if (!along_channels) {
-        sink_.take(image, first_group * weights_.outputs, groups * weights_.outputs, *phases_[p].h,
-                   *phases_[p].w, part, TileSums<Acc>{from, line, 1, tile.rows * line});
-        continue;
-      }
-      for (int64_t g = 0; g < groups; ++g) {
-        sink_.take(image, (first_group + g) * weights_.outputs, weights_.outputs, *phases_[p].h,
-                   *phases_[p].w, part,
-                   TileSums<Acc>{from + g * channels * tile.rows * line, line * channels, channels, 1});
+    for (int64_t i = 0; i < images; ++i) {
+      for (size_t p = 0; p < phases_.size(); ++p) {
+        take_sums(first_image + i, first_group, groups, phases_[p], phases_[p].part(tile), line,
+                  tile.rows * line, sums + i * image_sums + p * phase_sums);
       }
     }
   }
 
-  // Calls f(first, count) for the terms of each chain; once if there are none, for the zeros.
-  template <class F>
-  static void for_each_chain(int64_t depth, const F& f) {
-    const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, kChainedTerms)));
-    for (int64_t i = 0; i < chains.parts; ++i) f(chains.begin(i), chains.size(i));
+  // Hands over the sums of some groups of an image, a group's planes `plane` apart.
+  void take_sums(int64_t image, int64_t first_group, int64_t groups, const Phase& phase, const ConvTile& part,
+                 int64_t line, int64_t plane, Acc* sums) const {
+    if (!panels_.vectors_along_channels) {
+      sink_.take(image, first_group * weights_.outputs, groups * weights_.outputs, *phase.h, *phase.w, part,
+                 TileSums<Acc>{sums, line, 1, plane});
+      return;
+    }
+    const int64_t channels = panels_.padded();
+    for (int64_t g = 0; g < groups; ++g) {
+      sink_.take(image, (first_group + g) * weights_.outputs, weights_.outputs, *phase.h, *phase.w, part,
+                 TileSums<Acc>{sums + g * channels * plane, line * channels, channels, 1});
+    }
   }
 
   void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
@@ -323,6 +337,7 @@ class Correlation {
   SlabShape shape_;
   std::vector<Phase> phases_;
   typename TileSink<T>::Tiles tiles_;
+  EvenSplit batches_{1, 1};  // of images
   int64_t groups_in_tile_ = 1;
   int64_t packed_group_ = 0;
   Acc* packed_ = nullptr;

@@ -75,9 +75,8 @@ void channel_kernel(int64_t depth, const Acc* x, const int64_t* starts, const in
 }
 
 template <int groups, int run, int vectors, class Acc>
-void weight_kernel(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int64_t row_stride,
-                   const int64_t* offsets, const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc,
-                   bool accumulate) {
+void weight_kernel(const WeightKernelPixels& pixels, const Acc* x, const int64_t* offsets,
+                   const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc, bool accumulate) {
   using Native = typename Vec<Acc>::Native;
   SumBlock<groups * run, vectors, Acc> block;
 #pragma GCC unroll 16
@@ -90,21 +89,25 @@ void weight_kernel(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int6
     }
   }
   const auto* right = reinterpret_cast<const Native*>(grad);
-  for (int64_t row = 0; row < pixel_rows; ++row, x += row_stride) {
-    const Acc* left[groups];
+  const int64_t columns = pixels.columns;
+  for (int64_t image = 0; image < pixels.images; ++image) {
+    const Acc* from = x + image * pixels.image_stride;
+    for (int64_t row = 0; row < pixels.rows; ++row, from += pixels.row_stride) {
+      const Acc* left[groups];
 #pragma GCC unroll 16
-    for (int g = 0; g < groups; ++g) left[g] = x + offsets[rows[g]];
+      for (int g = 0; g < groups; ++g) left[g] = from + offsets[rows[g]];
 #pragma GCC unroll 1
-    for (int64_t column = 0; column < pixel_columns; ++column, right += vectors) {
-      // A neighbour's broadcast is not worth a register until the next pixel: the compiler must not see that.
-      asm("" : "+r"(column));
+      for (int64_t column = 0; column < columns; ++column, right += vectors) {
+        // A neighbour's broadcast is not worth a register until the next pixel: the compiler must not see it.
+        asm("" : "+r"(column));
 #pragma GCC unroll 16
-      for (int g = 0; g < groups; ++g) {
+        for (int g = 0; g < groups; ++g) {
 #pragma GCC unroll 16
-        for (int k = 0; k < run; ++k) {
-          const Native value = left[g][column + k] - Native{};
+          for (int k = 0; k < run; ++k) {
+            const Native value = left[g][column + k] - Native{};
 #pragma GCC unroll 4
-          for (int j = 0; j < vectors; ++j) block.sum[g * run + k][j] += value * right[j];
+            for (int j = 0; j < vectors; ++j) block.sum[g * run + k][j] += value * right[j];
+          }
         }
       }
     }

@@ -35,13 +35,22 @@ using ChannelKernel = void (*)(int64_t depth, const Acc* x, const int64_t* start
 template <class Acc>
 ChannelKernel<Acc> channel_kernel_of(int64_t channels, int64_t vectors);
 
-// c[rows[g] + k, channel] (+)= sum over pixels of x[offsets[rows[g]] + k + row * row_stride + column] *
-// grad[pixel, channel] for runs g of weights k that read neighbours, the pixels of the packed gradient lying
-// one after the other. Runs share a pointer; there are not enough registers for one per weight.
+// Neighbouring images' pixels in a slab.
+struct WeightKernelPixels {
+  int64_t images;
+  int64_t image_stride;
+  int64_t rows;
+  int64_t row_stride;
+  int64_t columns;
+};
+
+// c[rows[g] + k, channel] (+)= sum over pixels of x[offsets[rows[g]] + k + image * image_stride +
+// row * row_stride + column] * grad[pixel, channel] for runs g of weights k that read neighbours, the pixels
+// of the packed gradient lying one after the other. Runs share a pointer; there are not enough registers for
+// one per weight.
 template <class Acc>
-using WeightKernel = void (*)(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int64_t row_stride,
-                              const int64_t* offsets, const int64_t* rows, const Acc* grad, Acc* c,
-                              int64_t ldc, bool accumulate);
+using WeightKernel = void (*)(const WeightKernelPixels& pixels, const Acc* x, const int64_t* offsets,
+                              const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc, bool accumulate);
 // Of 1 ... kWeights / length runs of a length of 1 ... kMostRun, and 1 or kChannelVectors vectors.
 template <class Acc>
 WeightKernel<Acc> weight_kernel_of(int64_t length, int64_t runs, int64_t vectors);
