@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../binding/conv2d.h"
+#include "conv2d_bf16.h"
 #include "conv2d_weight.h"
 #include "elementwise.h"
 #include "output_cache.h"
@@ -105,9 +106,11 @@ class Conv2d {
   // Either result may be null.
   void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
     const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
-    WeightGradient<T>(input_source(), source(output_strides(), grad, gate), weights(false), h, w,
-                      shape_.images)
-        .run(weight, bias);
+    const ImageSource<T> x = input_source(), dy = source(output_strides(), grad, gate);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (weight_gradient_of_pairs(x, dy, weights(false), h, w, shape_.images, weight, bias)) return;
+    }
+    WeightGradient<T>(x, dy, weights(false), h, w, shape_.images).run(weight, bias);
   }
 
  private:

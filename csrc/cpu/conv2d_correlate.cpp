@@ -1,6 +1,7 @@
 // The correlation for every dtype, compiled once for the ops that convolve.
 #include "conv2d_correlate.h"
 
+#include "conv2d_bf16.h"
 #include "conv2d_winograd_correlate.h"
 
 namespace pyops::cpu {
@@ -9,6 +10,9 @@ template <class T>
 void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
                const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
                TileSink<T>& sink, int64_t images) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (correlate_pairs(x, weights, h, w, sink, images)) return;
+  }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     const bool suits = h.size() * w.size() == 1 &&
                        suits_winograd<acc_t<T>>(h[0], w[0], weights.inputs, weights.outputs, images);
