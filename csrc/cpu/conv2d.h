@@ -3,6 +3,7 @@
 
 #include "../binding/conv2d.h"
 #include "conv2d_bf16.h"
+#include "conv2d_small_weight.h"
 #include "conv2d_weight.h"
 #include "elementwise.h"
 #include "output_cache.h"
@@ -106,11 +107,15 @@ class Conv2d {
   // Either result may be null.
   void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
     const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
-    const ImageSource<T> x = input_source(), dy = source(output_strides(), grad, gate);
-    if constexpr (std::is_same_v<T, bfloat16>) {
-      if (weight_gradient_of_pairs(x, dy, weights(false), h, w, shape_.images, weight, bias)) return;
+    const ImageSource<T> x = input_source(), upstream = source(output_strides(), grad, gate);
+    const ConvWeights<T> to = weights(false);
+    if (suits_small_images(to, h, w, shape_.images)) {
+      return SmallWeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
     }
-    WeightGradient<T>(x, dy, weights(false), h, w, shape_.images).run(weight, bias);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (weight_gradient_of_pairs(x, upstream, to, h, w, shape_.images, weight, bias)) return;
+    }
+    WeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
   }
 
  private:

@@ -2,6 +2,7 @@
 #include "conv2d_correlate.h"
 
 #include "conv2d_bf16.h"
+#include "conv2d_small.h"
 #include "conv2d_winograd_correlate.h"
 
 namespace pyops::cpu {
@@ -10,6 +11,9 @@ template <class T>
 void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
                const std::vector<math::CorrelationAxis>& h, const std::vector<math::CorrelationAxis>& w,
                TileSink<T>& sink, int64_t images) {
+  if (suits_small_images(weights, h.front(), w.front(), images)) {
+    return SmallCorrelation<T>(x, weights, h, w, sink, images).run();
+  }
   if constexpr (std::is_same_v<T, bfloat16>) {
     if (correlate_pairs(x, weights, h, w, sink, images)) return;
   }

@@ -82,13 +82,13 @@ struct ChannelPanels {
   EvenSplit even;
 };
 
-// Images that share a tile, `most` at a time, where one tile has all the pixels of one and as long as every
-// thread has a tile: what is summed in which order does not depend on it.
+// Images that share a tile, `most` at a time, where one tile has all the pixels of one and as long as threads
+// have as many tiles: what is summed in which order does not depend on it.
 template <class Tiles>
 EvenSplit batched(int64_t images, const Tiles& tiles, int64_t most) {
   if (tiles.rows.parts() * tiles.columns.parts() > 1) most = 1;
-  const int64_t in_tile = std::min(most, ceil_div(images, ThreadPool().threads()));
-  return EvenSplit(images, std::max<int64_t>(1, ceil_div(images, std::max<int64_t>(1, in_tile))));
+  const int64_t wanted = round_up(ceil_div(images, std::max<int64_t>(1, most)), ThreadPool().threads());
+  return EvenSplit(images, std::max<int64_t>(1, std::min(images, wanted)));
 }
 
 template <class T>

@@ -90,10 +90,16 @@ void for_each_output_vector(int64_t outputs, int64_t line, const F& f) {
   for (int64_t k = 0; k < line; k += n) f(k, static_cast<int>(std::clamp<int64_t>(outputs - k, 0, n)));
 }
 
-// Reads weights as [input channel][tap][output channel], rows of `line` elements, a multiple of a vector,
-// with zeros behind the channels.
+// Where a block of weights has rows of output channels.
+struct TapStrides {
+  int64_t channel;
+  int64_t tap;
+};
+
+// Reads weights as rows of `line` output channels, a multiple of a vector, with zeros behind them.
 template <class T>
-void read_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, acc_t<T>* to) {
+void read_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, acc_t<T>* to,
+               const TapStrides& strides) {
   using Acc = acc_t<T>;
   const int64_t taps = w.taps();
   const T* const start = w.values + range.group * w.group_stride + range.first_input * w.input_stride +
@@ -103,7 +109,7 @@ void read_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, acc
     for (int64_t c = 0; c < range.inputs; ++c) {
       for_each_output_vector<Acc>(range.outputs, line, [&](int64_t k, int lanes) {
         lines_to_vectors(start + k * w.output_stride + c * w.input_stride, w.output_stride, lanes, taps,
-                         to + c * taps * line + k, line, kAhead * w.input_stride);
+                         to + c * strides.channel + k, strides.tap, kAhead * w.input_stride);
       });
     }
     return;
@@ -113,18 +119,26 @@ void read_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, acc
     if (w.output_stride == 1) {
       for (int64_t i = 0; i < range.inputs * taps; ++i) {
         const T* const at = from + i / taps * w.input_stride + w.tap_offset(i % taps);
-        store(to + i * line + k, load_partial<Acc>(at, lanes, Acc(0)));
+        store(to + i / taps * strides.channel + i % taps * strides.tap + k,
+              load_partial<Acc>(at, lanes, Acc(0)));
       }
     } else {
       for (int64_t tap = 0; tap < taps; ++tap) {
-        lines_to_vectors(from + w.tap_offset(tap), w.output_stride, lanes, range.inputs, to + tap * line + k,
-                         taps * line, w.tap_offset(tap + 1) - w.tap_offset(tap));
+        lines_to_vectors(from + w.tap_offset(tap), w.output_stride, lanes, range.inputs,
+                         to + tap * strides.tap + k, strides.channel,
+                         w.tap_offset(tap + 1) - w.tap_offset(tap));
       }
     }
   });
 }
 
-// Writes such a block to `values`, laid out as w's.
+// Reads them as [input channel][tap][output channel].
+template <class T>
+void read_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, acc_t<T>* to) {
+  read_taps(w, range, line, to, {w.taps() * line, line});
+}
+
+// Writes a block [input channel][tap][output channel] to `values`, laid out as w's.
 template <class T>
 void write_taps(const ConvWeights<T>& w, const TapRange& range, int64_t line, const acc_t<T>* from,
                 T* values) {

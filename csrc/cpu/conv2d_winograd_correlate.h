@@ -67,7 +67,7 @@ class WinogradCorrelation {
     }
     for (int64_t channel = 0; channel < blocks_.size(0); ++channel) {
       for (int64_t piece : terms.pieces)
-        terms.offsets.push_back((channel * pieces_.count() + piece) * layout_.channel());
+        terms.offsets.push_back((channel * pieces_.count() + piece) * layout_.squares);
     }
   }
 
@@ -155,9 +155,13 @@ class WinogradCorrelation {
   const Acc* multiply(int64_t group, int64_t batch, const ConvTile& squares) const {
     const int64_t padded = panels_.padded(), in_image = squares.rows * squares.columns / 4;
     const int64_t count = batches_.size(batch) * in_image;
-    Acc* const input = conv_buffer<3, Acc>(blocks_.size(0) * pieces_.count() * layout_.channel() + n);
+    const int64_t of_channel = pieces_.count() * layout_.squares;
+    // A position has all of its channels together. A cache line more, lest what is stored to all positions at
+    // once should fall into the same set of the L1 cache.
+    const int64_t of_position = blocks_.size(0) * of_channel + n;
+    Acc* const input = conv_buffer<3, Acc>(16 * of_position);
     Acc* const products = conv_buffer<4, Acc>(16 * layout_.squares * padded);
-    const SquareStrides strides{pieces_.count() * layout_.channel(), layout_.channel(), layout_.squares};
+    const SquareStrides strides{of_channel, layout_.squares, of_position};
     const EvenSplit runs(count, ceil_div(count, kPixels));
     for (int64_t block = 0; block < blocks_.parts; ++block) {
       for (int64_t i = 0; i < batches_.size(batch); ++i) {
@@ -174,8 +178,9 @@ class WinogradCorrelation {
           for (int64_t run = 0; run < runs.parts; ++run) {
             const auto kernel = pixel_kernel_of<Acc>(runs.size(run), width / n);
             const int64_t at = position * layout_.squares + runs.begin(run);
+            const Acc* const from = input + position * of_position + runs.begin(run);
             for_each_chain(depth, [&](int64_t begin, int64_t count) {
-              kernel(count, input + at, terms.offsets.data() + begin, weight + begin * width,
+              kernel(count, from, terms.offsets.data() + begin, weight + begin * width,
                      products + at * padded + panels_.begin(panel), padded, block + begin > 0);
             });
           }

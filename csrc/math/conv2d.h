@@ -46,6 +46,11 @@ struct CorrelationAxis {
   // Source elements of one phase that `outputs` neighbouring outputs read.
   int64_t source_span(int64_t outputs) const { return outputs + max_shift - min_shift; }
 
+  // Element of the source that a tap reads for an output; it may lie outside.
+  int64_t source_index(int64_t output, const ConvTap& tap) const {
+    return (output + tap.shift) * source_step + tap.phase + source_first;
+  }
+
   void add(ConvTap tap) {
     min_shift = taps.empty() || tap.shift < min_shift ? tap.shift : min_shift;
     max_shift = taps.empty() || tap.shift > max_shift ? tap.shift : max_shift;

@@ -94,8 +94,8 @@ def case(
 
 
 # Every kernel and every path of the driver: many and few output channels, Winograd's squares, images that
-# share a tile, several blocks of channels, phases of a stride, groups that share a tile, 1x1 as one long row,
-# channels that fill 16 bytes; sizes end inside vectors, micro-tiles and tiles.
+# share a tile or a panel of weights, several blocks of channels, phases of a stride, groups that share a
+# tile, 1x1 as one long row, channels that fill 16 bytes; sizes end inside vectors, micro-tiles and tiles.
 SMOKE = [
     case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
@@ -106,9 +106,11 @@ SMOKE = [
     case("grouped", (2, 34, 6, 7), 38, (1, 3), groups=2, bias=False),
     case("packs", (2, 16, 17, 13), 72, (2, 3), padding=1, residual=True, activation="relu"),
     case("squares", (2, 70, 9, 19), 41, 3, padding=1, activation="relu", quick=False),
-    case("squares_in_pieces", (1, 17, 13, 11), 35, (5, 6), padding=2, quick=False),
-    case("squares_of_small_images", (9, 19, 6, 5), 35, 3, padding=1, quick=False),
-    case("small_images", (9, 19, 6, 5), 35, 3, stride=2, padding=1, quick=False),
+    case("squares_in_pieces", (1, 17, 13, 11), 41, (5, 6), padding=2, quick=False),
+    case("squares_of_small_images", (9, 19, 6, 5), 41, 3, padding=1, quick=False),
+    case("shared_panels", (7, 19, 6, 5), 41, 3, stride=2, padding=1, quick=False),
+    case("small_images", (13, 70, 6, 5), 41, 3, stride=2, padding=1, activation="relu", quick=False),
+    case("small_images_in_groups", (15, 34, 3, 2), 62, 3, padding=1, groups=2, quick=False),
 ]
 
 
