@@ -37,4 +37,11 @@ PairPixelKernel pair_pixel_kernel_of(int64_t pixels, int64_t vectors);
 ChannelKernel<float> pair_channel_kernel_of(int64_t channels, int64_t vectors);
 WeightKernel<float> pair_weight_kernel_of(int64_t length, int64_t runs, int64_t vectors);
 
+// c[i, channel] (+)= sum over pixels of x[pixel, i] * grad[pixel, channel] where both are pairs of pixels,
+// those of x `stride` apart and each row's beginning with a pair of its own: for a kernel of one tap.
+using PairChannelGradientKernel = void (*)(const WeightKernelPixels& pixels, const float* x, int64_t stride,
+                                           const float* grad, float* c, int64_t ldc, bool accumulate);
+// Of 1 ... kPixels channels of x and 1 or kChannelVectors vectors.
+PairChannelGradientKernel pair_channel_gradient_kernel_of(int64_t channels, int64_t vectors);
+
 }  // namespace pyops::cpu

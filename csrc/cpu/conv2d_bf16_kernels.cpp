@@ -126,6 +126,37 @@ PYOPS_PAIRS void weight_kernel(const WeightKernelPixels& pixels, const float* x,
   for (int i = 0; i < groups * run; ++i) write_row(sum[i], c + (rows[i / run] + i % run) * ldc, accumulate);
 }
 
+template <int rows, int vectors>
+PYOPS_PAIRS void channel_gradient_kernel(const WeightKernelPixels& pixels, const float* x, int64_t stride,
+                                         const float* grad, float* c, int64_t ldc, bool accumulate) {
+  __m512 sum[rows][vectors] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + vectors * 16 - 1, 1);
+  }
+  const int64_t pairs = (pixels.columns + 1) / 2, line = (pixels.row_stride + 1) / 2 * stride;
+  for (int64_t image = 0; image < pixels.images; ++image) {
+    for (int64_t row = 0; row < pixels.rows; ++row) {
+      const float* left = x + image * pixels.image_stride + row * line;
+#pragma GCC unroll 1
+      for (int64_t p = 0; p < pairs; ++p, left += stride, grad += vectors * 16) {
+        __m512 right[vectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) right[j] = _mm512_load_ps(grad + j * 16);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+          const __m512 value = broadcast(left + i);
+#pragma GCC unroll 4
+          for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add(sum[i][j], value, right[j]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) write_row(sum[i], c + i * ldc, accumulate);
+}
+
 // ---- tables of kernels by the number of rows, from 1 -----------------------------------------------------
 
 template <int count>
@@ -140,6 +171,12 @@ PairPixelKernel pixel_kernel_at(int64_t rows, std::integer_sequence<int, i...>) 
 template <int vectors, int... i>
 ChannelKernel<float> channel_kernel_at(int64_t rows, std::integer_sequence<int, i...>) {
   static constexpr ChannelKernel<float> kernels[] = {channel_kernel<i + 1, vectors>...};
+  return kernels[rows - 1];
+}
+
+template <int vectors, int... i>
+PairChannelGradientKernel channel_gradient_kernel_at(int64_t rows, std::integer_sequence<int, i...>) {
+  static constexpr PairChannelGradientKernel kernels[] = {channel_gradient_kernel<i + 1, vectors>...};
   return kernels[rows - 1];
 }
 
@@ -175,6 +212,12 @@ ChannelKernel<float> pair_channel_kernel_of(int64_t channels, int64_t vectors) {
 
 WeightKernel<float> pair_weight_kernel_of(int64_t length, int64_t runs, int64_t vectors) {
   return weight_kernel_from<kMostRun>(length, runs, vectors);
+}
+
+PairChannelGradientKernel pair_channel_gradient_kernel_of(int64_t channels, int64_t vectors) {
+  constexpr Numbers<kPixels> all{};
+  return vectors == 1 ? channel_gradient_kernel_at<1>(channels, all)
+                      : channel_gradient_kernel_at<kChannelVectors>(channels, all);
 }
 
 }  // namespace pyops::cpu

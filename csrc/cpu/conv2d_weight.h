@@ -147,7 +147,7 @@ class WeightGradient {
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
     const int64_t channels = blocks_.size(block);
     // The slab of transformed channels is another one (transform_channels).
-    const int64_t image_slab = transforms_ ? 0 : groups_in_tile_ * blocks_.size(0) * shape_.channel();
+    const int64_t image_slab = transforms_ ? 0 : slab_channels() * shape_.channel();
     Acc* const slab = conv_buffer<1, Acc>(batches_.size(0) * image_slab + n);
     const int64_t line = panels_.vectors_along_channels ? 1 : row_tiles_.size(0) * column_tiles_.size(0);
     const int64_t unit = transforms_ ? 4 : 1;  // outputs of a square
@@ -211,6 +211,7 @@ class WeightGradient {
   virtual void fill(int64_t image, int64_t channel, int64_t channels, const ConvTile& tile, Acc* slab) const {
     fill_slab(x_, image, channel, channels, h_, w_, shape_, tile, slab);
   }
+  virtual int64_t slab_channels() const { return groups_in_tile_ * blocks_.size(0); }
   virtual WeightKernel<Acc> weight_kernel(int64_t length, int64_t runs, int64_t vectors) const {
     return weight_kernel_of<Acc>(length, runs, vectors);
   }
@@ -231,8 +232,9 @@ class WeightGradient {
     return total;
   }
 
-  void add_weights(const Images& images, const ConvTile& tile, const Acc* slab, int64_t image_slab,
-                   int64_t depth, int64_t packed_pixels, const Acc* grad, Acc* sums, bool accumulate) const {
+  virtual void add_weights(const Images& images, const ConvTile& tile, const Acc* slab, int64_t image_slab,
+                           int64_t depth, int64_t packed_pixels, const Acc* grad, Acc* sums,
+                           bool accumulate) const {
     const int64_t ld = panels_.padded();
     const WeightKernelPixels pixels{images.count, image_slab, tile.rows, shape_.columns, tile.columns};
     for (int64_t panel = 0; panel < panels_.parts; ++panel) {
