@@ -4,6 +4,7 @@
 // the row; backward spreads in the same two steps. So an element is added once per row of windows that holds
 // it, not once per window.
 #include "../binding/pooling.h"
+#include "lanes.h"
 #include "output_cache.h"
 #include "parallel.h"
 #include "strided_rows.h"
@@ -39,6 +40,9 @@ struct AverageAxis {
     return {in, out, math::AverageAdaptiveOf<int64_t>{in, out}};
   }
 
+  bool in_pairs() const {
+    return sliding && sliding->kernel == 2 && sliding->stride == 2 && sliding->padding == 0 && in == 2 * out;
+  }
   bool whole() const { return out == 1 && elements[0].first == 0 && elements[0].end == in; }
 };
 
@@ -69,7 +73,8 @@ class AverageRows {
       const Acc count = plan.divisor != 0 ? Acc(1) : static_cast<Acc>(plan.width.count[window]);
       std::fill_n(divisors_.begin() + window * inner, inner, count);
     }
-    if (plan.width.sliding && inner < kLanes) layout_.emplace(*plan.width.sliding, inner);
+    pairs_ = inner == 1 && plan.width.in_pairs();
+    if (plan.width.sliding && inner < kLanes && !pairs_) layout_.emplace(*plan.width.sliding, inner);
   }
 
  protected:
@@ -103,6 +108,7 @@ class AverageRows {
   const AveragePlan& plan_;
   int64_t inner_;
   std::vector<Acc> divisors_;  // along a row of the output
+  bool pairs_;                 // whether a row's windows are two neighbours each
   std::optional<SplitLayout<Acc>> layout_;
 };
 
@@ -126,6 +132,7 @@ class AverageForward : AverageRows<T> {
     const int64_t width = plan_.width.in * inner_;
     const math::Range rows = plan_.height.elements[window];
     const T* const first = x + (image * plan_.height.in + rows.first) * width;
+    if (this->pairs_) return row_of_pairs(first, rows.end - rows.first, window, output);
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
       V sum = Acc(0);
       for (int64_t r = 0; r < rows.end - rows.first; ++r) sum += load_lanes(first + r * width + i, lanes);
@@ -142,6 +149,21 @@ class AverageForward : AverageRows<T> {
   }
 
  private:
+  void row_of_pairs(const T* first, int64_t rows, int64_t window, T* output) const {
+    constexpr int n = V::kLanes;
+    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
+    for_each_vector<Acc>(plan_.width.out, [&](int64_t i, int lanes) {
+      V low = Acc(0), high = Acc(0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* const from = first + r * plan_.width.in + 2 * i;
+        low += load_lanes(from, std::min(2 * lanes, n));
+        if (2 * lanes > n) high += load_lanes(from + n, 2 * lanes - n);
+      }
+      const V sum = every_other<0>(low, high, lanes_of) + every_other<1>(low, high, lanes_of);
+      store_lanes(output + i, sum / this->divisors(window, i), lanes);
+    });
+  }
+
   std::vector<Acc> columns_;  // sums down the columns
   std::vector<Acc> split_;
   std::vector<int64_t> offsets_;
@@ -184,8 +206,10 @@ class AverageBackward : AverageRows<T> {
         const T* const from = grad_output + (image * plan_.height.out + window) * n + i;
         sum += load_lanes(from, lanes) / this->divisors(window, i);
       }
-      store_lanes(windows_.data() + margin_ + i, sum, lanes);
+      this->pairs_ ? store_pairs(sum, lanes, grad_input + 2 * i)
+                   : store_lanes(windows_.data() + margin_ + i, sum, lanes);
     });
+    if (this->pairs_) return;
     if (!layout_) {
       return this->sum_blocks(plan_.width.windows, windows_.data(), grad_input,
                               [](V sum, int64_t) { return sum; });
@@ -195,6 +219,13 @@ class AverageBackward : AverageRows<T> {
   }
 
  private:
+  static void store_pairs(V sum, int lanes, T* to) {
+    constexpr int n = V::kLanes;
+    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
+    store_lanes(to, interleave<0>(sum, sum, lanes_of), std::min(2 * lanes, n));
+    if (2 * lanes > n) store_lanes(to + n, interleave<1>(sum, sum, lanes_of), 2 * lanes - n);
+  }
+
   void spread(int64_t phase) {
     Acc* to = merged_.data() + phase * merged_elements_;
     for (int64_t i = 0; i < blocks_ * inner_; i += V::kLanes) {

@@ -104,17 +104,6 @@ inline ConvTile covered(const ConvTile& tile) {
   return {tile.row, round_up(tile.rows, 2), tile.column, round_up(tile.columns, 2)};
 }
 
-// Lanes 0, 2, 4, ... (odd = 0) or 1, 3, 5, ... of a and b.
-template <int odd, class Acc, int... lane>
-PYOPS_HD Vec<Acc> every_other(Vec<Acc> a, Vec<Acc> b, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-  return Vec<Acc>(__builtin_shufflevector(a.v, b.v, (2 * lane + odd)...));
-#else
-  using Lanes = typename Vec<Acc>::NativeInt;
-  return Vec<Acc>(__builtin_shuffle(a.v, b.v, Lanes{(2 * lane + odd)...}));
-#endif
-}
-
 // Transforms the slab of `channels` channels for rows * columns squares, positions position_stride apart.
 // Reads up to two vectors behind the slab's rows, and leaves as much of any value behind the squares.
 template <class Acc>
