@@ -34,6 +34,7 @@ _CASES = [
     case("pairs_beside_the_image", (1, 17, 1, 1), 18, 5, padding=4, activation="relu"),
     case("pairs_to_few", (3, 41, 5, 19), 3, (2, 3), activation="relu"),
     case("pairs_one_by_one", (5, 67, 3, 5), 40, 1, activation="relu"),
+    case("pairs_padded_one_by_one", (2, 35, 5, 7), 33, 1, stride=(1, 2), padding=1, activation="relu"),
     case("pairs_in_phases", (2, 35, 9, 15), 33, 3, stride=2, padding=1, activation="relu"),
     case("pairs_in_groups", (2, 36, 7, 9), 34, 3, padding=1, groups=2, activation="relu"),
     case("pairs_in_odd_groups", (2, 34, 7, 9), 34, 3, padding=1, groups=2, activation="relu"),
@@ -68,6 +69,22 @@ def test_nan_and_infinity_stay_where_torch_has_them(
     assert torch.equal(y.isinf(), expected.isinf())
     for ours, theirs in zip(found, torch.autograd.grad(expected, wide, upstream.double()), strict=True):
         assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+@pytest.mark.parametrize("layout", _FORMATS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_pass_where_the_output_is_nan(layout: str, sign: float) -> None:
+    """As torch's do, whatever the sign of the NaN."""
+    x, w = torch.randn(2, 16, 5, 6), torch.randn(32, 16, 1, 1)
+    upstream, saved = torch.randn(2, 32, 5, 6), torch.zeros(2, 32, 5, 6)
+    saved[0, 3, 2, 4] = math.copysign(math.nan, sign)
+    tensors = [t.to(torch.bfloat16, memory_format=_FORMATS[layout]) for t in (upstream, x, w, saved)]
+    geometry = ([1, 1], [0, 0], [1, 1], 1, 1, 0.0, 0.0)
+    grads = torch.ops.pyops.conv2d_backward(*tensors, *geometry, True, True, True, True, False)
+    expected = torch.zeros(32, dtype=torch.bfloat16)
+    expected[3] = tensors[0][0, 3, 2, 4]
+    assert torch.equal(grads[2], expected)
+    assert [t.count_nonzero().item() for t in grads[:2]] == [16, 16]
 
 
 @sweep([SMOKE[0], SMOKE[2], SMOKE[8]], [torch.bfloat16], [CPP])
