@@ -82,4 +82,5 @@ CASES = [
     case(8, 64, 112, 64, 3, padding=1),
     case(32, 96, 54, 96, 1),
     case(32, 128, 28, 128, 3, padding=1),
+    case(32, 128, 28, 128, 3, padding=1, dtype=torch.bfloat16),
 ]

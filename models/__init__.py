@@ -6,7 +6,9 @@ name; :mod:`pyops.models.train` trains it.
 """
 
 from .alexnet import alexnet
+from .batchnorm_lenet import batchnorm_lenet
 from .errors import DataError, ModelsError, NetworkError, TrainError
+from .googlenet import googlenet
 from .house_price import house_price
 from .language_model import gru, lstm, rnn
 from .lenet import lenet
@@ -17,6 +19,7 @@ from .nin import nin
 from .perceptron import perceptron
 from .recipe import Recipe
 from .registry import Network, get_network, layer_library, network_names, register
+from .resnet import resnet18, resnet34, resnet50, resnet56
 from .softmax_regression import softmax_regression
 from .vgg import vgg11, vgg13, vgg16, vgg19
 
@@ -28,7 +31,9 @@ __all__ = [
     "Recipe",
     "TrainError",
     "alexnet",
+    "batchnorm_lenet",
     "get_network",
+    "googlenet",
     "gru",
     "house_price",
     "layer_library",
@@ -42,6 +47,10 @@ __all__ = [
     "nin",
     "perceptron",
     "register",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet56",
     "rnn",
     "softmax_regression",
     "vgg11",

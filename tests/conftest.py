@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pyops
+from pyops.convert.plan import Plan
 from pyops.memory import output_cache_stats, set_output_cache_limit
 from tests.suite.backends import BACKENDS, Backend, activate
 
@@ -86,3 +87,19 @@ def threads() -> Iterator[None]:
     number = torch.get_num_threads()
     yield
     torch.set_num_threads(number)
+
+
+@pytest.fixture
+def plans_used(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans whose groups ran, in the order of their calls."""
+    used: list[Plan] = []
+    holds = Plan.holds
+
+    def noting(self: Plan, *arguments: object) -> bool:
+        held = holds(self, *arguments)
+        if held:
+            used.append(self)
+        return held
+
+    monkeypatch.setattr(Plan, "holds", noting)
+    return used

@@ -9,12 +9,24 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from pyops.benchmarks import ceilings, checks, gpu, harness, memory, registry, report, run, training_step
+from pyops.benchmarks import (
+    ceilings,
+    checks,
+    gpu,
+    harness,
+    inference,
+    memory,
+    registry,
+    report,
+    run,
+    training_step,
+)
 from pyops.benchmarks.clocks import HostClock
 from pyops.benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Traffic
 
 import pyops.functional
 from pyops import backends
+from pyops.convert import steps
 
 CPU = torch.device("cpu")
 SETTINGS = harness.Settings(
@@ -123,7 +135,7 @@ def test_a_training_step_is_checked_timed_and_reported():
 )
 def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, message):
     case = training_step.case("lenet", 4, 12)
-    build = training_step.StepCase._training
+    build = training_step.StepCase.run
 
     def broken(self, library, inputs, dtype=None):
         training = build(self, library, inputs, dtype)
@@ -136,13 +148,24 @@ def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, m
             training.net[0].weight.register_hook(torch.zeros_like)
         return training
 
-    monkeypatch.setattr(training_step.StepCase, "_training", broken)
+    monkeypatch.setattr(training_step.StepCase, "run", broken)
     with pytest.raises(checks.WrongResult, match=message):
         harness.measure(case, registry.TRAINING_STEP, CPU, SETTINGS)
 
 
-def test_training_steps_leave_the_parameters_as_they_were():
-    case = training_step.case("lenet", 4, 12)
+def test_inference_is_checked_timed_and_reported(monkeypatch):
+    case = inference.case("resnet56", 2, 8, width=4)
+    result = harness.measure(case, FORWARD, CPU, SETTINGS)
+    assert set(result.seconds) == {"pyops cpp", "pyops cpp channels_last", "eager", "channels_last"}
+    assert result.flops > 2 * 2 * 8 * 8 * 9 * 4 * 4 * 18  # the first stage alone
+    monkeypatch.setattr(steps, "_fold", lambda conv, norm: (conv.weight, norm.bias))
+    with pytest.raises(checks.WrongResult, match="output: norm error"):
+        harness.measure(case, FORWARD, CPU, SETTINGS)
+
+
+@pytest.mark.parametrize("network", ["lenet", "batchnorm_lenet"])
+def test_training_steps_leave_the_parameters_as_they_were(network):
+    case = training_step.case(network, 4, 12)
     contender = case.contenders(registry.TRAINING_STEP, CPU, compiled=False)[0]
     with backends.use_backend(None):  # a contender chooses its own and leaves it in use
         loss, changes, *gradients = contender.run()
@@ -281,7 +304,7 @@ def test_every_case_builds_its_inputs_and_states_its_work(case: Case):
 def test_every_public_function_has_a_benchmark_and_an_overhead_case():
     cases = registry.discover()
     functions = set(pyops.functional.__all__)
-    assert {case.op for case in cases} == functions | {training_step.OP}
+    assert {case.op for case in cases} == functions | {training_step.OP, inference.OP}
     assert {case.op for case in cases if case.overhead} == functions
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from pyops.models import registry
@@ -21,12 +23,18 @@ SMALL: dict[str, tuple[int, dict]] = {
     "perceptron": (8, {}),
     "house_price": (8, {}),
     "lenet": (12, {}),
+    "batchnorm_lenet": (12, {}),
     "alexnet": (65, {"width": 16}),
     "nin": (67, {"width": 16}),
     "vgg11": (32, {"width": 16}),
     "vgg13": (32, {"width": 16}),
     "vgg16": (32, {"width": 16}),
     "vgg19": (32, {"width": 16}),
+    "googlenet": (16, {"width": 16}),
+    "resnet18": (16, {"width": 16}),
+    "resnet34": (16, {"width": 16}),
+    "resnet50": (16, {"width": 16}),
+    "resnet56": (8, {"width": 4}),
 }
 NETWORKS = tuple(SMALL)
 CONVOLUTIONAL = NETWORKS[7:]
@@ -135,6 +143,12 @@ def test_twins_start_from_the_same_weights(name):
         ("vgg13", 224, 128_990_666, (512, 7, 7)),
         ("vgg16", 224, 134_300_362, (512, 7, 7)),
         ("vgg19", 224, 139_610_058, (512, 7, 7)),
+        ("batchnorm_lenet", 28, 62_158, (16, 5, 5)),
+        ("googlenet", 96, 5_977_530, (1024, 3, 3)),
+        ("resnet18", 96, 11_175_370, (512, 3, 3)),
+        ("resnet34", 96, 21_283_530, (512, 3, 3)),
+        ("resnet50", 96, 23_522_250, (2048, 3, 3)),
+        ("resnet56", 32, 852_730, (64, 8, 8)),
     ],
 )
 def test_full_size_networks_are_those_of_the_notes(name, side, parameters, last_map):
@@ -166,19 +180,25 @@ def test_initialisation_keeps_the_scale_of_the_signal(name):
     net = build(name, width=1) if name == "nin" else build(name)
     for module in net.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            assert not module.bias.any()
+            assert module.bias is None or not module.bias.any()
             window = module.weight[0][0].numel() if module.weight.dim() == 4 else 1
             fan_out, fan_in = module.weight.shape[0] * window, module.weight[0].numel()
-            variance = 2 / (fan_in + fan_out) if name == "lenet" else 2 / fan_in
+            xavier = name in ("lenet", "batchnorm_lenet")
+            variance = 2 / (fan_in + fan_out) if xavier else 2 / fan_in
             if module.weight.numel() > 1000:
                 assert module.weight.var().item() == pytest.approx(variance, rel=0.2)
     side, _ = SMALL[name]
-    logits = net.eval()(torch.rand(8, 1, side, side))
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()  # without statistics of any data, those of the batch
+    logits = net(torch.rand(8, 1, side, side))
     assert 1e-3 < logits.std() < 30
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [("lenet", 12), ("alexnet", 65), ("nin", 67), ("vgg11", 32), ("vgg19", 32)]
+    ("name", "side"),
+    [("lenet", 12), ("batchnorm_lenet", 12), ("alexnet", 65), ("nin", 67), ("vgg11", 32), ("vgg19", 32)],
 )
 def test_smallest_image(name, side):
     network, (_, options) = models.get_network(name), SMALL[name]
@@ -188,15 +208,24 @@ def test_smallest_image(name, side):
         network.build((3, side, side - 1), 7, **options)
 
 
-def test_inputs_need_three_dimensions():
-    with pytest.raises(models.NetworkError, match=r"lenet takes images of shape \(C, H, W\), got \(64,\)"):
-        models.lenet((64,), 10)
+@pytest.mark.parametrize("name", ["googlenet", "resnet18", "resnet50", "resnet56"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 18)])
+def test_images_of_any_size(name, shape):
+    network, (_, options) = models.get_network(name), SMALL[name]
+    assert network.build(shape, 7, **options).eval()(torch.rand(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "nin", "vgg11"])
+@pytest.mark.parametrize("name", ["lenet", "googlenet", "resnet18", "resnet56"])
+def test_images_need_three_dimensions(name):
+    message = rf"{name} takes images of shape \(C, H, W\), got \(64,\)"
+    with pytest.raises(models.NetworkError, match=message):
+        models.get_network(name).build((64,), 10)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "nin", "vgg11", "googlenet", "resnet18", "resnet50", "resnet56"])
 def test_width_divides_the_channels(name):
     thin, thinnest = build(name, width=32), build(name, width=10**6)
-    assert next(thin.parameters()).shape[0] in (2, 3)
+    assert next(thin.parameters()).shape[0] in ((1,) if name == "resnet56" else (2, 3))
     assert next(thinnest.parameters()).shape[0] == 1
     with pytest.raises(models.NetworkError, match=f"{name}: width must be at least 1"):
         build(name, width=0)
@@ -206,6 +235,34 @@ def test_width_divides_the_channels(name):
 def test_dropout_is_an_option(name):
     rates = [m.p for m in build(name, dropout=0.25).modules() if isinstance(m, torch.nn.Dropout)]
     assert rates == [0.25] * (1 if name == "nin" else 2)
+
+
+#: What is fused in each network that has more than one forward: convolutions with all that follows them.
+#: Of Inception blocks and residual ones, it is said in the report of their parts.
+FUSED = {
+    "batchnorm_lenet": {"0 + 1 + 2": 1, "4 + 5 + 6": 1, "10 + 11": 1, "13 + 14": 1},
+    "googlenet": {"0 + 1 + 2": 1, "3 + 4": 1, "5 + 6 + 7": 1, "0 + 1": 27, "2 + 3": 18, "1 + 2": 9},
+    "resnet18": {"0 + 1 + 2 + 3": 1, "0 + 1 + 2": 8, "body.3 + body.4 + add + relu": 8},
+    "resnet50": {"0 + 1 + 2 + 3": 1, "0 + 1 + 2": 16, "3 + 4 + 5": 16, "body.6 + body.7 + add + relu": 16},
+    "resnet56": {"0 + 1 + 2": 28, "body.3 + body.4 + add + relu": 27},
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_convert_finds_what_follows_every_convolution(name):
+    """Normalisation, activation, addition and pooling are part of the convolution's call."""
+    net = pyops.convert(build(name))
+    report = pyops.conversion_report(net)
+    assert {entry.action for entry in report} <= {"fused", "left"}
+    found = Counter(entry.detail for entry in report if entry.action == "fused")
+    # The bodies' last convolution by itself, for when somebody calls a body, and projections.
+    alone = {f"{i} + {i + 1}" for i in (0, 3, 6)}
+    assert {k: n for k, n in found.items() if k not in alone or k in FUSED[name]} == FUSED[name]
+    children = {type(module).__name__ for module in net.modules() if not list(module.children())}
+    assert children <= {
+        "AdaptiveAvgPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv2d", "Flatten", "Identity",
+        "Linear", "MaxPool2d", "ReLU", "Sigmoid", "ZeroPadded",
+    }  # fmt: skip
 
 
 def test_options_of_a_network():

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../binding/conv2d.h"
+#include "conv2d_bf16.h"
 #include "conv2d_small_weight.h"
 #include "conv2d_weight.h"
 #include "elementwise.h"
@@ -107,11 +108,14 @@ class Conv2d {
   void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
     const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
     const ImageSource<T> x = input_source(), upstream = source(output_strides(), grad, gate);
-    if (suits_small_images(weights(false), h, w, shape_.images)) {
-      SmallWeightGradient<T>(x, upstream, weights(false), h, w, shape_.images).run(weight, bias);
-    } else {
-      WeightGradient<T>(x, upstream, weights(false), h, w, shape_.images).run(weight, bias);
+    const ConvWeights<T> to = weights(false);
+    if (suits_small_images(to, h, w, shape_.images)) {
+      return SmallWeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
     }
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (weight_gradient_of_pairs(x, upstream, to, h, w, shape_.images, weight, bias)) return;
+    }
+    WeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
   }
 
  private:

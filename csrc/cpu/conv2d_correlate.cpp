@@ -1,6 +1,7 @@
 // The correlation for every dtype, compiled once for the ops that convolve.
 #include "conv2d_correlate.h"
 
+#include "conv2d_bf16.h"
 #include "conv2d_small.h"
 #include "conv2d_winograd_correlate.h"
 
@@ -12,6 +13,9 @@ void correlate(const ImageSource<T>& x, const ConvWeights<T>& weights,
                TileSink<T>& sink, int64_t images) {
   if (suits_small_images(weights, h.front(), w.front(), images)) {
     return SmallCorrelation<T>(x, weights, h, w, sink, images).run();
+  }
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (correlate_pairs(x, weights, h, w, sink, images)) return;
   }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     const bool suits = h.size() * w.size() == 1 &&

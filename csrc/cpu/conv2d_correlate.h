@@ -123,6 +123,8 @@ class Correlation {
     choose_tiles();
   }
 
+  virtual ~Correlation() = default;
+
   void run() {
     if (images_ == 0 || h_.count == 0 || w_.count == 0) return;
     pack_weights();
@@ -134,7 +136,7 @@ class Correlation {
     parallel_claim(tiles, work, [&](int64_t tile) { multiply_tile(tile); });
   }
 
- private:
+ protected:
   struct Phase {
     const math::CorrelationAxis* h;
     const math::CorrelationAxis* w;
@@ -193,7 +195,16 @@ class Correlation {
     });
   }
 
-  void pack_panel_of_weights(int64_t group, int64_t block, int64_t panel) const {
+  // What terms are made of, and how they are multiplied (conv2d_bf16.h does otherwise).
+  virtual void fill(int64_t image, int64_t channel, int64_t channels, const ConvTile& tile, Acc* slab) const {
+    fill_slab(x_, image, channel, channels, h_, w_, shape_, tile, slab);
+  }
+  virtual int64_t slab_channels() const { return groups_in_tile_ * blocks_.size(0); }
+  virtual ChannelKernel<Acc> channel_kernel(int64_t channels, int64_t vectors) const {
+    return channel_kernel_of<Acc>(channels, vectors);
+  }
+
+  virtual void pack_panel_of_weights(int64_t group, int64_t block, int64_t panel) const {
     const int64_t width = panels_.width(panel), line = round_up(width, n), taps = weights_.taps();
     const int64_t first = panels_.begin(panel), count = std::min(width, weights_.outputs - first);
     const int64_t most = channels_in_block(taps);
@@ -235,15 +246,15 @@ class Correlation {
     // [image][phase][group] of both.
     const int64_t group_sums = channels * tile.rows * line, phase_sums = groups_in_tile_ * group_sums;
     const int64_t image_sums = static_cast<int64_t>(phases_.size()) * phase_sums;
-    const int64_t image_slab = groups_in_tile_ * blocks_.size(0) * shape_.channel();
+    const int64_t image_slab = slab_channels() * shape_.channel();
     // Vectors of pixels read past the end of a row, and transposition past that of the sums.
     Acc* const slab = conv_buffer<1, Acc>(images * image_slab + n);
     Acc* const sums = conv_buffer<2, Acc>(images * image_sums + n * n);
     for (int64_t block = 0; block < blocks_.parts; ++block) {
       const int64_t block_channels = blocks_.size(block);
       for (int64_t i = 0; i < images; ++i) {
-        fill_slab(x_, first_image + i, first_group * weights_.inputs + blocks_.begin(block),
-                  groups * block_channels, h_, w_, shape_, tile, slab + i * image_slab);
+        fill(first_image + i, first_group * weights_.inputs + blocks_.begin(block), groups * block_channels,
+             tile, slab + i * image_slab);
       }
       for (size_t p = 0; p < phases_.size(); ++p) {
         const ConvTile part = phases_[p].part(tile);
@@ -284,8 +295,8 @@ class Correlation {
     }
   }
 
-  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
-                    const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
+  virtual void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* slab,
+                            const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
     if (tile.columns == 0) return;
     const int64_t depth = blocks_.size(block) * phase.taps, ld = panels_.padded();
     const int64_t width = panels_.width(panel);
@@ -318,7 +329,7 @@ class Correlation {
                                                                  : 1;
       for (int64_t j = 0; j < taken; ++j)
         starts[j] = (v + j) / in_row * shape_.columns + (v + j) % in_row * n;
-      const auto kernel = channel_kernel_of<Acc>(rows, taken);
+      const auto kernel = channel_kernel(rows, taken);
       for_each_chain(depth, [&](int64_t begin, int64_t terms) {
         kernel(terms, slab, starts, offsets + begin, weight + begin * rows, to + v * n, ld,
                block + begin > 0);

@@ -47,6 +47,8 @@ class WeightGradient {
     choose_chunks();
   }
 
+  virtual ~WeightGradient() = default;
+
   // Writes the gradients; either may be null.
   void run(T* weight, T* bias) {
     partial_ = conv_buffer<0, Acc>(chunks_.parts * chunk_size() + n);
@@ -66,7 +68,7 @@ class WeightGradient {
     }
   }
 
- private:
+ protected:
   // Neighbouring images that share a tile.
   struct Images {
     int64_t first;
@@ -145,7 +147,7 @@ class WeightGradient {
     const int64_t groups = std::min(groups_in_tile_, weights_.groups - first_group);
     const int64_t channels = blocks_.size(block);
     // The slab of transformed channels is another one (transform_channels).
-    const int64_t image_slab = transforms_ ? 0 : groups_in_tile_ * blocks_.size(0) * shape_.channel();
+    const int64_t image_slab = transforms_ ? 0 : slab_channels() * shape_.channel();
     Acc* const slab = conv_buffer<1, Acc>(batches_.size(0) * image_slab + n);
     const int64_t line = panels_.vectors_along_channels ? 1 : row_tiles_.size(0) * column_tiles_.size(0);
     const int64_t unit = transforms_ ? 4 : 1;  // outputs of a square
@@ -161,8 +163,8 @@ class WeightGradient {
       const bool accumulate = i > chunks_.begin(chunk);
       if (weight && !transforms_) {
         for (int64_t k = 0; k < images.count; ++k) {
-          fill_slab(x_, images.first + k, first_group * weights_.inputs + first_channel, groups * channels,
-                    h_, w_, shape_, tile, slab + k * image_slab);
+          fill(images.first + k, first_group * weights_.inputs + first_channel, groups * channels, tile,
+               slab + k * image_slab);
         }
       }
       if (!panels_.vectors_along_channels) {
@@ -176,7 +178,7 @@ class WeightGradient {
         const Acc* const group_slab = slab + g * channels * shape_.channel();
         if (panels_.vectors_along_channels) {
           const int64_t pixels = pack_gradients(images, first_group + g, tile, grad);
-          if (bias_to) add_packed(panels_, pixels, grad, bias_to, accumulate);
+          if (bias_to) add_to_bias(pixels, grad, bias_to, accumulate);
           if (!weight) continue;
           if constexpr (std::is_same_v<Acc, float>) {
             if (transforms_) {
@@ -185,7 +187,8 @@ class WeightGradient {
               continue;
             }
           }
-          add_weights(images, tile, group_slab, image_slab, channels * terms_, grad, sums, accumulate);
+          add_weights(images, tile, group_slab, image_slab, channels * terms_, pixels, grad, sums,
+                      accumulate);
         } else {
           const Acc* const planes = grad + g * weights_.outputs * line;
           if (bias_to) {
@@ -204,8 +207,21 @@ class WeightGradient {
             std::min(side * column_tiles_.size(column_tile), w_.count - column)};
   }
 
+  // What terms are made of, and how they are multiplied (conv2d_bf16.h does otherwise).
+  virtual void fill(int64_t image, int64_t channel, int64_t channels, const ConvTile& tile, Acc* slab) const {
+    fill_slab(x_, image, channel, channels, h_, w_, shape_, tile, slab);
+  }
+  virtual int64_t slab_channels() const { return groups_in_tile_ * blocks_.size(0); }
+  virtual WeightKernel<Acc> weight_kernel(int64_t length, int64_t runs, int64_t vectors) const {
+    return weight_kernel_of<Acc>(length, runs, vectors);
+  }
+  virtual void add_to_bias(int64_t pixels, const Acc* packed, Acc* sums, bool accumulate) const {
+    add_packed(panels_, pixels, packed, sums, accumulate);
+  }
+
   // A tile of one group's gradient, image after image; returns its pixels.
-  int64_t pack_gradients(const Images& images, int64_t group, const ConvTile& tile, Acc* packed) const {
+  virtual int64_t pack_gradients(const Images& images, int64_t group, const ConvTile& tile,
+                                 Acc* packed) const {
     const int64_t pixels = tile.rows * tile.columns, total = images.count * pixels;
     const int64_t origin = group * weights_.outputs * grad_.channel_stride + tile.row * grad_.row_stride +
                            tile.column * grad_.column_stride;
@@ -216,12 +232,13 @@ class WeightGradient {
     return total;
   }
 
-  void add_weights(const Images& images, const ConvTile& tile, const Acc* slab, int64_t image_slab,
-                   int64_t depth, const Acc* grad, Acc* sums, bool accumulate) const {
+  virtual void add_weights(const Images& images, const ConvTile& tile, const Acc* slab, int64_t image_slab,
+                           int64_t depth, int64_t packed_pixels, const Acc* grad, Acc* sums,
+                           bool accumulate) const {
     const int64_t ld = panels_.padded();
     const WeightKernelPixels pixels{images.count, image_slab, tile.rows, shape_.columns, tile.columns};
     for (int64_t panel = 0; panel < panels_.parts; ++panel) {
-      const Acc* const right = grad + panels_.begin(panel) * images.count * tile.rows * tile.columns;
+      const Acc* const right = grad + panels_.begin(panel) * packed_pixels;
       Acc* const to = sums + panels_.begin(panel);
       for (int64_t length = 1; length <= kMostRun; ++length) {
         // Runs are in the order of channels: those of this block come first.
@@ -230,7 +247,7 @@ class WeightGradient {
         if (count == 0) continue;
         const EvenSplit parts(count, ceil_div(count, kWeights / length));
         for (int64_t part = 0; part < parts.parts; ++part) {
-          weight_kernel_of<Acc>(length, parts.size(part), panels_.width(panel) / n)(
+          weight_kernel(length, parts.size(part), panels_.width(panel) / n)(
               pixels, slab, offsets_.data(), all.data() + parts.begin(part), right, to, ld, accumulate);
         }
       }

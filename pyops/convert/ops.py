@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.nn import Module
 
 from .. import functional, nn
-from .swap import plain_type
+from .swap import of_a_library, plain_type
 
 #: Attributes and arguments of the activations that are no part of what kernels compute, and the values for
 #: which they may be called by name. Keys are what a kernel calls it.
@@ -187,8 +187,7 @@ def changes_in_place(node: Node, module: Module | None) -> bool:
     if node.op in ("placeholder", "get_attr", "output"):
         return False
     if node.op == "call_module":
-        own = module is not None and type(module).__module__.split(".")[0] in ("torch", "pyops")
-        return not own or bool(getattr(module, "inplace", False))
+        return module is None or any(map(_may_change, module.modules()))
     if node.kwargs.get("inplace") or "out" in node.kwargs or _inplace_by_position(node):
         return True
     if node.op == "call_method":
@@ -200,6 +199,10 @@ def changes_in_place(node: Node, module: Module | None) -> bool:
     if owner in ("_operator", "operator"):
         return name in ("setitem", "delitem") or (name.startswith("i") and hasattr(operator, f"__{name}__"))
     return owner.split(".")[0] not in ("torch", "pyops", "math", "builtins") or name.endswith("_")
+
+
+def _may_change(module: Module) -> bool:
+    return not of_a_library(type(module)) or bool(getattr(module, "inplace", False))
 
 
 def _inplace_by_position(node: Node) -> bool:

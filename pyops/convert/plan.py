@@ -118,7 +118,7 @@ def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
     """The trace of ``module``'s forward, the plan that it gives, if any, and what is not fused, and why.
 
     A group all of whose ops are in the forward of a module below is left to that one's plan, and what is
-    below is looked into only where a group needs it.
+    below is looked into only where a group needs it: for its ops, or to see that it changes nothing in place.
 
     Raises:
         Untraceable: the forward of ``module`` cannot be traced.
@@ -129,8 +129,10 @@ def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
         callers = chain.from_iterable(node.meta["callers"] for group in groups for node in group.nodes)
         spare = set(traced.inlined).difference(callers)
         if spare:
-            traced = trace(module, lambda m: m in spare or is_opaque(m))
-            groups, refusals = _own(traced)
+            less = trace(module, lambda m: m in spare or is_opaque(m))
+            if sum(len(g.nodes) for g in _own(less)[0]) == sum(len(g.nodes) for g in groups):
+                traced = less
+                groups, refusals = _own(traced)
     every = find_groups(traced)[0]
     reasons = [f"{_names(refusal.nodes)}: {refusal.reason}" for refusal in refusals]
     return traced, Plan(traced, every, groups) if groups else None, reasons

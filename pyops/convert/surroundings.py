@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -53,8 +53,8 @@ def questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
         for name, value in scope.items():
             if value is torch:
                 replacements.append((scope, name, _Torch("torch")))
-            elif isinstance(value, Hashable) and value in _ANSWERS:
-                replacements.append((scope, name, _ANSWERS[value]))
+            elif (answer := _answer(value)) is not None:
+                replacements.append((scope, name, answer))
     return replacements
 
 
@@ -70,12 +70,17 @@ _ANSWERS: dict[Any, Callable[..., bool]] = {
 }
 
 
+def _answer(value: Any) -> Callable[..., bool] | None:
+    """What stands for ``value``, which may be anything, if it is one of the questions."""
+    return next((answer for question, answer in _ANSWERS.items() if value is question), None)
+
+
 class _Torch(ModuleType):
     """``torch`` with :data:`_ANSWERS`."""
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(torch, name)
-        return _ANSWERS.get(value, value) if isinstance(value, Hashable) else value
+        return _answer(value) or value
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:

@@ -121,10 +121,16 @@ _CONTAINERS = (
 )
 
 
+def of_a_library(kind: type) -> bool:
+    """Whether a class is torch's or pyops's own; those of :mod:`pyops.models` are models like any other."""
+    package, _, rest = kind.__module__.partition(".")
+    return package == "torch" or (package == "pyops" and rest.split(".")[0] != "models")
+
+
 def is_leaf(module: Module) -> bool:
     """Whether a module is, or extends, one that torch or pyops wrote the forward of (and no container)."""
     return any(
-        base not in _CONTAINERS and base.__module__.split(".")[0] in ("torch", "pyops")
+        base not in _CONTAINERS and of_a_library(base)
         for base in plain_type(module).__mro__
         if not issubclass(base, _Unregistered)
     )
