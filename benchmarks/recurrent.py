@@ -1,4 +1,5 @@
-"""Cases of recurrent layers and cells: a layer of the language model, and a small one of many sequences."""
+"""Cases of recurrent layers and cells: a layer of the language model, a small one of many sequences, and both
+for sequences of different lengths."""
 
 from __future__ import annotations
 
@@ -20,31 +21,39 @@ _GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 class RecurrentCase(Case):
     """A layer in one direction, or a cell; states and weights, sequences to torch, are single inputs here."""
 
+    #: Of a packed batch.
+    batch_sizes: tuple[int, ...] | None = None
+
     def pyops_call(self) -> Callable[..., Tensor]:
-        return self._call(getattr(pyops.functional, self.op))
+        def packed(input: Tensor, batch_sizes: Tensor, *arguments: Any) -> Any:
+            return function(input, *arguments, batch_sizes=batch_sizes)
+
+        function = getattr(pyops.functional, self.op)
+        return self._call(packed if self.batch_sizes else function)
 
     def eager_call(self) -> Callable[..., Tensor]:
         return self._call(getattr(torch, self.op))
 
     def _call(self, function: Callable[..., Any]) -> Callable[..., Tensor]:
         is_cell, is_lstm = self.op.endswith("_cell"), self.op.startswith("lstm")
+        packed = () if self.batch_sizes is None else (torch.tensor(self.batch_sizes),)
+        batch_first = () if packed else (False,)
 
         def cell(input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
             output = function(input, (h, h) if is_lstm else h, w_ih, w_hh, b_ih, b_hh)
             return output[0] if is_lstm else output
 
         def layer(input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-            weights = (w_ih, w_hh, b_ih, b_hh)
-            return function(input, (h, h) if is_lstm else h, weights, True, 1, 0.0, True, False, False)[0]
+            options = ((w_ih, w_hh, b_ih, b_hh), True, 1, 0.0, True, False, *batch_first)
+            return function(input, *packed, (h, h) if is_lstm else h, *options)[0]
 
         return cell if is_cell else layer
 
 
-def traffic(gates: int, steps: int, batch: int, inputs: int, hidden: int) -> Callable[[str], Traffic]:
+def traffic(gates: int, rows: int, inputs: int, hidden: int) -> Callable[[str], Traffic]:
     """Input and output once each way, the gates written and read again; weights come from the cache."""
 
     def of(mode: str) -> Traffic:
-        rows = steps * batch
         read, written = 4 * rows * inputs, 4 * rows * hidden * (1 + gates)
         flops = 2 * rows * gates * hidden * (inputs + hidden)
         if mode == FORWARD:
@@ -54,8 +63,14 @@ def traffic(gates: int, steps: int, batch: int, inputs: int, hidden: int) -> Cal
     return of
 
 
-def case(op: str, steps: int, batch: int, inputs: int, hidden: int, **more: Any) -> Case:
+def case(
+    op: str, steps: int, batch: int, inputs: int, hidden: int, *, packed: bool = False, **more: Any
+) -> Case:
+    """``packed``: sequences whose lengths are spread evenly over 1 to ``steps``; otherwise all have that."""
     gates, is_cell = _GATES[op.removesuffix("_cell")], op.endswith("_cell")
+    sizes = tuple(max(batch * (steps - t) // steps, 1) for t in range(steps)) if packed else None
+    rows = sum(sizes) if sizes else steps * batch
+    leading = (batch,) if is_cell else (rows,) if packed else (steps, batch)
 
     def build(device: torch.device) -> Inputs:
         def draw(*sizes: int, scale: float = 1.0) -> Tensor:
@@ -63,7 +78,7 @@ def case(op: str, steps: int, batch: int, inputs: int, hidden: int, **more: Any)
 
         scale = hidden**-0.5
         return {
-            "input": draw(*(() if is_cell else (steps,)), batch, inputs),
+            "input": draw(*leading, inputs),
             "h": draw(*(() if is_cell else (1,)), batch, hidden),
             "w_ih": draw(gates * hidden, inputs, scale=scale),
             "w_hh": draw(gates * hidden, hidden, scale=0.5 * scale),
@@ -71,13 +86,14 @@ def case(op: str, steps: int, batch: int, inputs: int, hidden: int, **more: Any)
             "b_hh": draw(gates * hidden, scale=scale),
         }
 
-    label = f"[{batch}, {inputs}]" if is_cell else f"[{steps}, {batch}, {inputs}]"
+    shape = [batch, inputs] if is_cell else [steps, batch, inputs]
     return RecurrentCase(
         op,
-        f"{label} -> {hidden}",
+        f"{shape} -> {hidden}{' packed' if packed else ''}",
         inputs=build,
-        traffic=traffic(gates, steps, batch, inputs, hidden),
+        traffic=traffic(gates, rows, inputs, hidden),
         differentiable=("input", "h", "w_ih", "w_hh", "b_ih", "b_hh"),
+        batch_sizes=sizes,
         **{"modes": (FORWARD_BACKWARD,), **more},
     )
 
@@ -88,4 +104,7 @@ CASES = [
     *(case(f"{op}_cell", 1, 4, 8, 16, **_SMALL) for op in _GATES),
     *(case(op, 35, 32, 28, 256, quick=op == "gru") for op in _GATES),
     *(case(op, 32, 1024, 28, 32) for op in _GATES),
+    # To be compared with the dense ones of the same size, too.
+    *(case(op, 35, 32, 28, 256, packed=True) for op in ("gru", "lstm")),
+    *(case(op, 32, 1024, 28, 32, packed=True) for op in ("gru", "lstm")),
 ]

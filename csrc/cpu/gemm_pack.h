@@ -69,7 +69,16 @@ void pack_panel(const Operand<T>& x, int64_t count, int64_t depth, acc_t<T>* pan
   using Acc = acc_t<T>;
   constexpr int n = Vec<Acc>::kLanes;
   int64_t k = 0;
-  if (x.row_stride == 1 && count == width) {
+  if (x.row_stride == 1 && count < width && width % n == 0) {
+    for (; k < depth; ++k) {
+      const T* from = x.data + k * x.depth_stride;
+#pragma GCC unroll 4
+      for (int row = 0; row < width; row += n) {
+        const int lanes = static_cast<int>(std::clamp<int64_t>(count - row, 0, n));
+        store(panel + k * width + row, load_partial<Acc>(from + row, lanes, Acc(0)));
+      }
+    }
+  } else if (x.row_stride == 1 && count == width) {
     for (; k < depth; ++k) {
       const T* from = x.data + k * x.depth_stride;
       Acc* to = panel + k * width;
@@ -88,7 +97,9 @@ void pack_panel(const Operand<T>& x, int64_t count, int64_t depth, acc_t<T>* pan
       for (; row < width; ++row) to[row] = to_acc(from[row]);
     }
   } else if (x.depth_stride == 1) {
-    for (; k + n <= depth; k += n) {
+    // The last square overlaps the one before it where depth is no multiple of its side.
+    for (int64_t end = n; depth >= n && k < depth; end += n) {
+      k = std::min(end, depth) - n;
       // From the last group of rows to the first: a group that sticks out of the panel writes
       // into the next k, which is then written over.
       for (int group = (width - 1) / n * n; group >= 0; group -= n) {
@@ -103,6 +114,7 @@ void pack_panel(const Operand<T>& x, int64_t count, int64_t depth, acc_t<T>* pan
 #pragma GCC unroll 16
         for (int i = 0; i < n; ++i) store(panel + (k + i) * width + group, square[i]);
       }
+      k += n;
     }
   }
   for (; k < depth; ++k) {

@@ -24,23 +24,28 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-// The weights of the time loop, packed in memory of the output cache.
+// A matrix that stays, in memory of the output cache.
 template <class T>
-class LoopWeights {
+class StoredMatrix {
  public:
   using Acc = acc_t<T>;
 
-  LoopWeights(const Tensor& like, int64_t columns, int64_t depth, const Operand<T>& b)
+  StoredMatrix(const Tensor& like, int64_t columns, int64_t depth)
       : matrix(columns, depth),
         memory_(new_output(like, {matrix.packed_size() + Vec<Acc>::kLanes},
                            accumulate_type(like.scalar_type()))) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
-    Acc* const aligned = reinterpret_cast<Acc*>(round_up(address, kVectorBytes));
+    matrix.place(reinterpret_cast<Acc*>(round_up(address, kVectorBytes)));
+  }
+
+  // As ResidentMatrix::pack().
+  StoredMatrix(const Tensor& like, int64_t columns, int64_t depth, const Operand<T>& b, int64_t first = 0)
+      : StoredMatrix(like, columns, depth) {
     constexpr double kSerialWork = 1 << 14;
     if (double(columns) * depth < kSerialWork) {
-      matrix.pack(b, aligned, Serial{});
+      matrix.pack(b, first, Serial{});
     } else {
-      matrix.pack(b, aligned, ThreadPool{});
+      matrix.pack(b, first, ThreadPool{});
     }
   }
 
@@ -62,11 +67,11 @@ std::vector<acc_t<T>> joined_bias(const std::optional<Tensor>& bias_ih, const st
   return joined;
 }
 
-// Whether the input's share of the gates is formed step by step rather than by one product for all steps:
-// that product writes as much as the loop, which pays when the weights are large beside the caches.
-bool input_share_in_loop(const RecurrentShape& s, int64_t element_size) {
-  constexpr int64_t kCache = 128 << 10;
-  return s.inputs > 0 && (s.inputs + s.hidden) * s.gates * element_size <= kCache;
+// Whether the products with weight_ih are formed step by step rather than by one product for all steps: that
+// one writes or reads as much memory as the loop, which pays when the weights are too large to lie in the L2
+// cache beside the others.
+bool input_products_in_loop(const RecurrentShape& s) {
+  return s.inputs > 0 && s.inputs * s.gates <= kMostSmallWeights;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
@@ -91,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     if (c_0) torch::stable::copy_(c_n, *c_0);
     return {output, h_n, c_n, gates, extra};
   }
-  const bool in_loop = input_share_in_loop(s, input.element_size());
+  const bool in_loop = input_products_in_loop(s);
   // An RNN's lies in the output, which replaces it step by step.
   const Tensor x = in_loop ? input : saves ? gates : !s.saves_gates ? output : made(true, {rows, s.gates});
   dispatch_floating(type, op, [&](auto tag) {
@@ -103,8 +108,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     }
     math::dispatch_cell<Acc>(kind, [&](auto cell) {
       using Cell = decltype(cell);
-      const LoopWeights<T> weights(input, s.gates, s.hidden, rows_of<T>(weight_hh));
-      std::optional<LoopWeights<T>> input_weights;
+      const StoredMatrix<T> weights(input, s.gates, s.hidden, rows_of<T>(weight_hh));
+      std::optional<StoredMatrix<T>> input_weights;
       if (in_loop) input_weights.emplace(input, s.gates, s.inputs, rows_of<T>(weight_ih));
       const std::vector<Acc> bias = joined_bias<T>(bias_ih, bias_hh, s, Cell::kSplitsBias);
       const ForwardTensors<T> tensors{data<T>(x),
@@ -128,71 +133,66 @@ struct Gradients {
   Tensor input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0;
 };
 
+template <class T>
+ParameterGradients<T> parameters_of(const Gradients& grads) {
+  const bool weights = grads.weight_hh.numel() > 0, biases = grads.bias_hh.numel() > 0;
+  return {weights ? pointer<T>(grads.weight_ih) : nullptr, weights ? pointer<T>(grads.weight_hh) : nullptr,
+          biases ? pointer<T>(grads.bias_ih) : nullptr, biases ? pointer<T>(grads.bias_hh) : nullptr};
+}
+
 // The loop for all sequences, then the sums over all rows.
 template <class T, class Cell>
 void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
                       const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
-                      const Tensor& input, const Tensor& weight_ih) {
-  const int64_t rows = s.sequences.rows();
-  const bool needs_weight = grads.weight_hh.numel() > 0, needs_bias = grads.bias_ih.numel() > 0;
+                      const Tensor& input, const Tensor& weight_ih, bool in_loop) {
+  using Acc = acc_t<T>;
+  constexpr int kShift = GradientBlocks<Cell>::kShift;
+  const int64_t rows = s.sequences.rows(), batch = s.sequences.batch();
   const Tensor memory = new_output(input, {rows, s.gradients}, input.scalar_type());
   T* const d = pointer<T>(memory);
-  run_chunks(chunk_bounds(s.sequences, chunks_for_threads(s.sequences)),
-             [&](int64_t, int64_t begin, int64_t end) {
-               loop.run(begin, end, d, [&](int64_t t) { return s.sequences.offset(t) + begin; });
-             });
-  if (grads.input.numel() > 0) {
-    input_gradient(s, rows, d, data<T>(weight_ih), pointer<T>(grads.input), ThreadPool{});
+  run_chunks(
+      chunk_bounds(s.sequences, chunks_for_threads(s.sequences)), [&](int64_t, int64_t begin, int64_t end) {
+        loop.run(begin, end,
+                 [&](int64_t t, int64_t) { return d + (s.sequences.offset(t) + begin) * s.gradients; });
+      });
+  if (tensors.grad_input && !in_loop) {
+    gemm(rows, s.inputs, s.gates, Operand<T>{d + kShift * s.hidden, s.gradients, 1},
+         transposed(rows_of<T>(weight_ih)), tensors.grad_input, s.inputs, Acc(0), ThreadPool{});
   }
-  if (needs_weight) {
-    const Tensor states = new_output(input, {rows, s.hidden}, input.scalar_type());
-    parallel_for(s.sequences.steps(), s.sequences.batch() * s.hidden, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        gather_states(walk, t, 0, s.sequences.batch(), tensors.output, tensors.h_0, s.hidden,
-                      pointer<T>(states) + s.sequences.offset(t) * s.hidden);
-      }
-    });
-    weight_gradients(s, rows, d, data<T>(input), data<T>(states), pointer<T>(grads.weight_ih),
-                     pointer<T>(grads.weight_hh), ThreadPool{});
-  }
-  if (needs_bias) {
-    std::vector<T> sums(s.gradients);
-    column_sums(d, rows, s.gradients, sums.data());
-    bias_gradients(s, sums.data(), pointer<T>(grads.bias_ih), pointer<T>(grads.bias_hh));
-  }
-}
-
-template <class T>
-void store_narrowed(const acc_t<T>* from, const Tensor& to) {
-  for_each_vector<acc_t<T>>(to.numel(), [&](int64_t j, int lanes) {
-    store_lanes(pointer<T>(to) + j, load_lanes(from + j, lanes), lanes);
+  const ParameterGradients<T> parameters = parameters_of<T>(grads);
+  if (!parameters.weight_hh && !parameters.bias_hh) return;
+  if (rows == 0) return store_parameters<T>(s, nullptr, 0, kShift * s.hidden, parameters);
+  const int64_t columns = FactorColumns::of(s, Acc()).all;
+  StoredMatrix<T> factors(input, columns, rows);
+  parallel_for(s.sequences.steps(), batch * columns, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      put_factors(walk, t, 0, batch, tensors, data<T>(input), s, s.sequences.offset(t), factors.matrix);
+    }
   });
+  const Tensor share = new_output(input, {s.gradients, columns}, accumulate_type(input.scalar_type()));
+  parameter_products(s, d, factors.matrix, pointer<Acc>(share), false, [&](int64_t tasks, const auto& task) {
+    parallel_claim(tasks, double(rows) * s.gates * columns, task);
+  });
+  store_parameters(s, data<Acc>(share), 1, kShift * s.hidden, parameters);
 }
 
 // Loop and sums chunk by chunk.
 template <class T, class Cell>
 void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
                         const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
-                        const Tensor& input, const Tensor& weight_ih, int64_t chunks) {
+                        const Tensor& input, int64_t chunks) {
   using Acc = acc_t<T>;
-  using Local = LocalBackward<T, Cell>;
-  const bool needs_weight = grads.weight_hh.numel() > 0, needs_bias = grads.bias_ih.numel() > 0;
   const std::vector<int64_t> bounds = chunk_bounds(s.sequences, chunks);
-  const int64_t count = static_cast<int64_t>(bounds.size()) - 1, size = Local::share_size(s);
-  const Tensor memory = new_output(input, {needs_weight || needs_bias ? count * size : 0},
-                                   accumulate_type(input.scalar_type()));
-  Acc* const shares = memory.numel() > 0 ? pointer<Acc>(memory) : nullptr;
-  T* const grad_input = grads.input.numel() > 0 ? pointer<T>(grads.input) : nullptr;
-  run_chunks(bounds, Local(loop, tensors, walk, s, data<T>(input), data<T>(weight_ih), grad_input, shares));
-  if (shares == nullptr) return;
-  sum_shares(shares, count, size);
-  if (needs_weight) {
-    store_narrowed<T>(shares, grads.weight_ih);
-    store_narrowed<T>(shares + s.gates * s.inputs, grads.weight_hh);
-  }
-  if (needs_bias) {
-    bias_gradients(s, shares + s.gates * (s.inputs + s.hidden), pointer<T>(grads.bias_ih),
-                   pointer<T>(grads.bias_hh));
+  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
+  const int64_t share_size = s.gradients * FactorColumns::of(s, Acc()).all;
+  const ParameterGradients<T> parameters = parameters_of<T>(grads);
+  const bool needs_sums = parameters.weight_hh || parameters.bias_hh;
+  const Tensor memory =
+      new_output(input, {needs_sums ? count * share_size : 0}, accumulate_type(input.scalar_type()));
+  Acc* const shares = needs_sums ? pointer<Acc>(memory) : nullptr;
+  run_chunks(bounds, LocalBackward<T, Cell>(loop, tensors, walk, s, data<T>(input), shares));
+  if (needs_sums) {
+    store_parameters(s, shares, count, GradientBlocks<Cell>::kShift * s.hidden, parameters);
   }
 }
 
@@ -221,7 +221,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {
       using Cell = decltype(cell);
       const Walk walk{s.sequences, reverse};
-      const LoopWeights<T> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)));
+      const int64_t first = (s.gates - GradientBlocks<Cell>::kShift * s.hidden) % s.gates;
+      const StoredMatrix<T> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)), first);
+      std::optional<StoredMatrix<T>> input_weights;
+      const bool in_loop = needs_input && input_products_in_loop(s);
+      if (in_loop) input_weights.emplace(input, s.inputs, s.gates, transposed(rows_of<T>(weight_ih)));
       const BackwardTensors<T> tensors{data_or_null<T>(grad_output),
                                        data_or_null<T>(grad_h_n),
                                        data_or_null<T>(grad_c_n),
@@ -230,14 +234,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                                        data<T>(output),
                                        data<T>(h_0),
                                        data_or_null<T>(c_0),
+                                       needs_input ? pointer<T>(grads.input) : nullptr,
                                        needs_state ? pointer<T>(grads.h_0) : nullptr,
                                        pointer<T>(grads.c_0)};
-      const BackwardLoop<T, Cell> loop(tensors, weights.matrix, walk, s.hidden);
-      const int64_t chunks = local_chunks<T>(s);
+      const BackwardLoop<T, Cell> loop(tensors, weights.matrix, in_loop ? &input_weights->matrix : nullptr,
+                                       walk, s.hidden);
+      const int64_t chunks = local_chunks(s);
       if (chunks > 0) {
-        backward_by_chunks(grads, loop, tensors, walk, s, input, weight_ih, chunks);
+        backward_by_chunks(grads, loop, tensors, walk, s, input, chunks);
       } else {
-        backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih);
+        backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih, in_loop);
       }
     });
   });

@@ -19,6 +19,9 @@
 
 namespace pyops::cpu {
 
+// Weights that lie in the L2 cache and leave most of it to others, in elements.
+constexpr int64_t kMostSmallWeights = 32 << 10;
+
 // What a sequence is at a step: its row in [rows, ...] tensors, and the rows before and after it in time.
 struct StepRow {
   int64_t row;
@@ -30,6 +33,9 @@ struct StepRow {
 struct Walk {
   const Sequences& sequences;
   bool reverse;  // of the layer
+
+  // Sequences of the step before t.
+  int64_t count_before(int64_t t) const { return sequences.count(reverse ? t + 1 : t - 1); }
 
   StepRow at(int64_t t, int64_t b) const {
     const int64_t before = reverse ? t + 1 : t - 1, after = reverse ? t - 1 : t + 1;
@@ -117,7 +123,7 @@ class ForwardLoop {
       const int64_t t = walk_.reverse ? steps - 1 - i : i;
       const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
       if (active <= 0) continue;
-      weights_.multiply(active, h, hidden_, sum, columns, scratch);
+      weights_.multiply(active, Operand<Acc>{h, hidden_, 1}, sum, columns, scratch);
       const auto apply = [&](const auto* x) {
         for (int64_t b = 0; b < active; ++b) {
           step(walk_.at(t, begin + b), begin + b, x + b * columns, sum + b * columns, h + b * hidden_,
@@ -127,7 +133,8 @@ class ForwardLoop {
       const int64_t first = walk_.sequences.offset(t) + begin;
       if (input_weights_) {
         const int64_t inputs = input_weights_->depth();
-        input_weights_->multiply(active, at_.x + first * inputs, inputs, sum + sums, columns, scratch);
+        const Operand<T> x{at_.x + first * inputs, inputs, 1};
+        input_weights_->multiply(active, x, sum + sums, columns, scratch);
         apply(sum + sums);
       } else {
         apply(at_.x + first * columns);
@@ -180,6 +187,16 @@ class ForwardLoop {
   const int64_t hidden_;
 };
 
+// The columns of a row of gate gradients d, in blocks of H: the state's shares lie at [0, kGates), the
+// input's at [kShift, kShift + kGates), so both are operands of one product. They differ in the GRU, whose
+// last gate has two: n as the state has it, r, z, n as the input has it.
+template <class Cell>
+struct GradientBlocks {
+  static constexpr int kShift = Cell::kGradients - Cell::kGates;
+  // The block of derivative g in the cell's order, which has the state's shares first.
+  static constexpr int of(int g) { return g < Cell::kGates ? (g + kShift) % Cell::kGates : g; }
+};
+
 template <class T>
 struct BackwardTensors {
   const T* grad_output;  // may be null, as the next two
@@ -190,7 +207,8 @@ struct BackwardTensors {
   const T* output;
   const T* h_0;
   const T* c_0;
-  T* grad_h_0;  // may be null, as the next
+  T* grad_input;  // may be null, as the next two
+  T* grad_h_0;
   T* grad_c_0;
 };
 
@@ -199,55 +217,117 @@ class BackwardLoop {
  public:
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
+  using Blocks = GradientBlocks<Cell>;
 
-  // `weights` are transposed: they multiply the gradients of the state's shares of the gates.
-  BackwardLoop(const BackwardTensors<T>& tensors, const ResidentMatrix<Acc>& weights, const Walk& walk,
-               int64_t hidden)
-      : at_(tensors), weights_(weights), walk_(walk), hidden_(hidden) {}
+  // `weights` [gates, H] multiply the state's shares of the gates' gradients; with `input_weights` [gates, I]
+  // the gradient of the input is formed here, step by step.
+  BackwardLoop(const BackwardTensors<T>& tensors, const ResidentMatrix<Acc>& weights,
+               const ResidentMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
+      : at_(tensors), weights_(weights), input_weights_(input_weights), walk_(walk), hidden_(hidden) {}
 
-  // Writes the gradients of the gates' arguments [*, gradients]: those of sequence `begin` at step t to row
-  // first_row(t) of `d`, those of the sequences behind it to the rows below.
-  template <class FirstRow>
-  void run(int64_t begin, int64_t end, T* d, const FirstRow& first_row) const {
-    const int64_t rows = end - begin, steps = walk_.sequences.steps(), columns = Cell::kGates * hidden_;
-    const int64_t state = round_up(rows * hidden_, 16), all = round_up(rows * columns, 16);
-    Acc* const now = static_cast<Acc*>(
-        workspace<LoopMemory>((all + 2 * state + weights_.scratch_size(rows)) * sizeof(Acc)));
-    Acc *const sum = now + all, *const carry = sum + state, *const scratch = carry + state;
-    int64_t running = 0;  // sequences that have a gradient from the step after this one
+  // Writes the gradients of the gates' arguments [active, gradients] of the sequences from `begin` on that
+  // are active at step t to rows_for(t, active). These rows must stay until the next call.
+  template <class RowsFor>
+  void run(int64_t begin, int64_t end, const RowsFor& rows_for) const {
+    const int64_t rows = end - begin, steps = walk_.sequences.steps(), width = Cell::kGradients * hidden_;
+    const Memory memory(*this, rows);
+    // The state's shares at the step after this one, of the sequences that have one.
+    Operand<Acc> latest{memory.latest, Cell::kGates * hidden_, 1};
+    int64_t running = 0;
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? i : steps - 1 - i;
       const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
       if (active <= 0) continue;
-      running = std::min(running, active);
-      if (running > 0) weights_.multiply(running, now, columns, sum, hidden_, scratch);
-      T* const to = d + first_row(t) * Cell::kGradients * hidden_;
+      if (running > 0) weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
+      // Going back through a reversed layer, the longest sequences begin last.
+      if (active < running) store_state_gradients(begin, active, running, memory);
+      T* const to = rows_for(t, active);
       for (int64_t b = 0; b < active; ++b) {
-        step(walk_.at(t, begin + b), begin + b, sum + b * hidden_, to + b * Cell::kGradients * hidden_,
-             now + b * columns, carry + b * hidden_);
+        step(walk_.at(t, begin + b), begin + b, memory.sum + b * hidden_, to + b * width,
+             memory.latest + b * Cell::kGates * hidden_, memory.carry + b * hidden_);
       }
+      if constexpr (kSame) latest = {to, width, 1};
       running = active;
+      if (input_weights_) {
+        input_gradient(active, to,
+                       at_.grad_input + (walk_.sequences.offset(t) + begin) * input_weights_->columns(),
+                       memory);
+      }
     }
     if (at_.grad_h_0 == nullptr) return;
-    weights_.multiply(rows, now, columns, sum, hidden_, scratch);
-    for_each_vector<Acc>(rows * hidden_, [&](int64_t j, int lanes) {
-      V dh = load_lanes(sum + j, lanes);
-      if (kCarriesState) dh += load_lanes(carry + j, lanes);
-      store_lanes(at_.grad_h_0 + begin * hidden_ + j, dh, lanes);
-      if (Cell::kHasCell) {
-        store_lanes(at_.grad_c_0 + begin * hidden_ + j, load_lanes(carry + j, lanes), lanes);
-      }
-    });
+    weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
+    store_state_gradients(begin, 0, running, memory);
   }
 
  private:
   static constexpr bool kCarriesState = Cell::kSplitsBias;  // the GRU's h goes into the next one directly
+  static constexpr bool kSame = std::is_same_v<T, Acc>;     // d itself goes into the next product
+
+  // What is carried from step to step.
+  struct Memory {
+    Memory(const BackwardLoop& loop, int64_t rows) {
+      const int64_t state = round_up(rows * loop.hidden_, 16);
+      const int64_t all = kSame ? 0 : round_up(rows * Cell::kGates * loop.hidden_, 16);
+      int64_t scratch_size = loop.weights_.scratch_size(rows), inputs = 0;
+      if (loop.input_weights_) {
+        scratch_size = std::max(scratch_size, loop.input_weights_->scratch_size(rows));
+        inputs = kSame ? 0 : round_up(rows * loop.input_weights_->columns(), 16);
+      }
+      latest =
+          static_cast<Acc*>(workspace<LoopMemory>((all + 2 * state + inputs + scratch_size) * sizeof(Acc)));
+      sum = latest + all;
+      carry = sum + state;
+      dx = carry + state;
+      scratch = dx + inputs;
+    }
+
+    Acc* latest;  // the state's shares, where d is narrower
+    Acc* sum;
+    Acc* carry;
+    Acc* dx;  // of the input, where that is narrower
+    Acc* scratch;
+  };
+
+  // Of the rows [first, last) behind sequence `begin`, whose first step has been the latest.
+  void store_state_gradients(int64_t begin, int64_t first, int64_t last, const Memory& memory) const {
+    if (at_.grad_h_0 == nullptr) return;
+    const int64_t from = first * hidden_, to = (begin + first) * hidden_;
+    for_each_vector<Acc>((last - first) * hidden_, [&](int64_t j, int lanes) {
+      V dh = load_lanes(memory.sum + from + j, lanes);
+      if (kCarriesState) dh += load_lanes(memory.carry + from + j, lanes);
+      store_lanes(at_.grad_h_0 + to + j, dh, lanes);
+      if (Cell::kHasCell) {
+        store_lanes(at_.grad_c_0 + to + j, load_lanes(memory.carry + from + j, lanes), lanes);
+      }
+    });
+  }
+
+  // Begins to load what an RNN reads of the next row: its step is over before it could arrive. Steps with
+  // gates gain nothing.
+  void fetch(int64_t row, int64_t u) const {
+    if (at_.grad_output) __builtin_prefetch(at_.grad_output + row * hidden_ + u);
+    __builtin_prefetch(at_.output + row * hidden_ + u);
+  }
 
   static V load_or_zero(const T* from, int64_t index, int lanes) {
     return from == nullptr ? V(Acc(0)) : load_lanes(from + index, lanes);
   }
 
-  void step(const StepRow& at, int64_t sequence, const Acc* sums, T* d, Acc* now, Acc* carry) const {
+  // [rows, I] = the input's shares of d @ weight_ih.
+  void input_gradient(int64_t rows, const T* d, T* to, const Memory& memory) const {
+    const Operand<T> shares{d + Blocks::kShift * hidden_, Cell::kGradients * hidden_, 1};
+    const int64_t inputs = input_weights_->columns();
+    if constexpr (kSame) {
+      input_weights_->multiply(rows, shares, to, inputs, memory.scratch);
+    } else {
+      input_weights_->multiply(rows, shares, memory.dx, inputs, memory.scratch);
+      for_each_vector<Acc>(rows * inputs, [&](int64_t j, int lanes) {
+        store_lanes(to + j, load_lanes(memory.dx + j, lanes), lanes);
+      });
+    }
+  }
+
+  void step(const StepRow& at, int64_t sequence, const Acc* sums, T* d, Acc* latest, Acc* carry) const {
     constexpr int kGates = Cell::kGates, kGradients = Cell::kGradients;
     const int64_t begin = sequence * hidden_;
     const T* const h_before = at.before < 0 ? at_.h_0 + begin : at_.output + at.before * hidden_;
@@ -272,13 +352,14 @@ class BackwardLoop {
         extra = load_lanes(at_.extra + at.row * hidden_ + u, lanes);
       }
       const V c = Cell::kHasCell ? load_lanes(c_before + u, lanes) : V(Acc(0));
+      if (!Cell::kSavesGates && at.before >= 0) fetch(at.before, u);
       const auto found = Cell::backward(dh, dc, gates, extra, load_lanes(h_before + u, lanes), c,
                                         load_lanes(at_.output + at.row * hidden_ + u, lanes));
-      // The state's shares come first.
       PYOPS_UNROLL
-      for (int g = 0; g < kGradients; ++g) store_lanes(d + g * hidden_ + u, found.d[g], lanes);
-      PYOPS_UNROLL
-      for (int g = 0; g < kGates; ++g) store_lanes(now + g * hidden_ + u, found.d[g], lanes);
+      for (int g = 0; g < kGradients; ++g) {
+        store_lanes(d + Blocks::of(g) * hidden_ + u, found.d[g], lanes);
+        if (!kSame && g < kGates) store_lanes(latest + Blocks::of(g) * hidden_ + u, found.d[g], lanes);
+      }
       if (Cell::kHasCell) store_lanes(carry + u, found.dc, lanes);
       if (kCarriesState) store_lanes(carry + u, found.dh, lanes);
     });
@@ -286,18 +367,9 @@ class BackwardLoop {
 
   const BackwardTensors<T> at_;
   const ResidentMatrix<Acc>& weights_;
+  const ResidentMatrix<Acc>* const input_weights_;  // null: no gradient of the input here
   const Walk walk_;
   const int64_t hidden_;
 };
-
-// The states before step t of the sequences [begin, end), one after the other.
-template <class T>
-void gather_states(const Walk& walk, int64_t t, int64_t begin, int64_t end, const T* output, const T* h_0,
-                   int64_t hidden, T* to) {
-  for (int64_t b = begin; b < std::min(end, walk.sequences.count(t)); ++b, to += hidden) {
-    const int64_t before = walk.at(t, b).before;
-    memcpy(to, before < 0 ? h_0 + b * hidden : output + before * hidden, hidden * sizeof(T));
-  }
-}
 
 }  // namespace pyops::cpu

@@ -1,0 +1,250 @@
+"""The kernels of recurrent layers: steps of a tile of sequences and units, and the cells' formulas."""
+
+import triton
+import triton.language as tl
+
+from ._math import logistic, tanh
+from .activation import RELU, TANH, activate, derive_from_output
+
+# As in csrc/math/recurrent.h.
+RNN_TANH = tl.constexpr(0)
+RNN_RELU = tl.constexpr(1)
+LSTM = tl.constexpr(2)
+GRU = tl.constexpr(3)
+
+
+# ------------------------------------------------------------------------------------------------- the cells
+
+
+@triton.jit
+def _cell_forward(x0, x1, x2, x3, s0, s1, s2, s3, h, c, KIND: tl.constexpr, storage: tl.constexpr):
+    """The activated gates, what else backward needs, and h."""
+    if KIND == LSTM:
+        i = logistic(x0 + s0, storage)
+        f = logistic(x1 + s1, storage)
+        g = tanh(x2 + s2)
+        o = logistic(x3 + s3, storage)
+        c = f * c + i * g
+        return i, f, g, o, c, o * tanh(c)
+    elif KIND == GRU:
+        r = logistic(x0 + s0, storage)
+        z = logistic(x1 + s1, storage)
+        n = tanh(x2 + r * s2)
+        return r, z, n, n, s2, n + z * (h - n)
+    else:
+        y = activate(x0 + s0, TANH if KIND == RNN_TANH else RELU, 0.0, 0.0, storage)
+        return y, y, y, y, y, y
+
+
+@triton.jit
+def _cell_backward(dh, dc, g0, g1, g2, g3, extra, h, c, y, KIND: tl.constexpr):
+    """Gradients of the state's shares of the gates and of the last gate's input share; what is carried on."""
+    if KIND == LSTM:
+        t = tanh(extra)
+        dc = dc + dh * g3 * (1.0 - t * t)
+        di = dc * g2 * g0 * (1.0 - g0)
+        df = dc * c * g1 * (1.0 - g1)
+        dg = dc * g0 * (1.0 - g2 * g2)
+        do = dh * t * g3 * (1.0 - g3)
+        return di, df, dg, do, do, dc * g1
+    elif KIND == GRU:
+        dn = dh * (1.0 - g1) * (1.0 - g2 * g2)
+        dr = dn * extra * g0 * (1.0 - g0)
+        dz = dh * (h - g2) * g1 * (1.0 - g1)
+        return dr, dz, dn * g0, dn, dn, dh * g1
+    else:
+        d = derive_from_output(y, dh, TANH if KIND == RNN_TANH else RELU, 0.0)
+        return d, d, d, d, d, d
+
+
+# ------------------------------------------------------------------------------------------------ the kernels
+
+
+@triton.jit
+def _bias(bias, column, column_exists, acc: tl.constexpr):
+    if bias is None:
+        return tl.zeros([1, 1], acc)
+    return tl.load(bias + column, mask=column_exists, other=0.0).to(acc)
+
+
+@triton.jit
+def _weights(weight_hh, u, depth, column_exists, depth_exists, hidden, gate: tl.constexpr):
+    """[depth, units] of one gate, transposed."""
+    at = weight_hh + (gate * hidden + u) * hidden + depth
+    return tl.load(at, mask=column_exists & depth_exists, other=0.0)
+
+
+@triton.jit
+def forward_kernel(
+    x, weight_hh, bias_ih, bias_hh, h_0, cell, gates, extra, output, h_n, c_n,
+    steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, before: tl.int64,
+    before_count: tl.int64, ending: tl.int64, hidden: tl.int64,
+    KIND: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``steps`` steps, ``stride`` rows apart; in the first, sequence b < count has row ``row`` + b.
+
+    Its predecessor has row ``before`` + b if b < before_count, otherwise it begins here. In the last step
+    the sequences from ``ending`` on end. ``cell`` [N, H] is the LSTM's c, which is kept in float32.
+    """
+    storage: tl.constexpr = output.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
+    GATES: tl.constexpr = 4 if KIND == LSTM else (3 if KIND == GRU else 1)
+    unit_tiles = tl.cdiv(hidden, BLOCK_U)
+    pid = tl.program_id(0).to(tl.int64)
+    b = (pid // unit_tiles * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
+    u = (pid % unit_tiles * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
+    column_exists = u < hidden
+    row_exists = b < count
+    mask = row_exists & column_exists
+    state_at = b * hidden + u
+    for i in tl.range(0, steps):
+        now = row + i * stride
+        earlier = tl.where(i == 0, before, now - stride)
+        known = b < tl.where(i == 0, before_count, count)
+        s0 = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        s1 = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        s2 = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        s3 = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        for k in tl.range(0, hidden, BLOCK_K):
+            across = (k + tl.arange(0, BLOCK_K))[None, :]
+            down = (k + tl.arange(0, BLOCK_K))[:, None]
+            left_mask = row_exists & (across < hidden)
+            left = tl.load(output + (earlier + b) * hidden + across, mask=left_mask & known, other=0.0)
+            first = tl.load(h_0 + b * hidden + across, mask=left_mask & (b >= 0) & (known == 0), other=0.0)
+            left = tl.where(known, left, first)
+            exists = down < hidden
+            w0 = _weights(weight_hh, u, down, column_exists, exists, hidden, 0)
+            if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
+                left, w0 = left.to(acc), w0.to(acc)
+            s0 = tl.dot(left, w0, s0, input_precision=PRECISION, out_dtype=acc)
+            if GATES > 1:
+                w1 = _weights(weight_hh, u, down, column_exists, exists, hidden, 1).to(left.dtype)
+                w2 = _weights(weight_hh, u, down, column_exists, exists, hidden, 2).to(left.dtype)
+                s1 = tl.dot(left, w1, s1, input_precision=PRECISION, out_dtype=acc)
+                s2 = tl.dot(left, w2, s2, input_precision=PRECISION, out_dtype=acc)
+            if GATES > 3:
+                w3 = _weights(weight_hh, u, down, column_exists, exists, hidden, 3).to(left.dtype)
+                s3 = tl.dot(left, w3, s3, input_precision=PRECISION, out_dtype=acc)
+        at = (now + b) * GATES * hidden + u
+        x0 = tl.load(x + at, mask=mask, other=0.0).to(acc) + _bias(bias_ih, u, column_exists, acc)
+        x1, x2, x3 = x0, x0, x0
+        s0 += _bias(bias_hh, u, column_exists, acc)
+        if GATES > 1:
+            x1 = tl.load(x + at + hidden, mask=mask, other=0.0).to(acc)
+            x2 = tl.load(x + at + 2 * hidden, mask=mask, other=0.0).to(acc)
+            x1 += _bias(bias_ih, hidden + u, column_exists, acc)
+            x2 += _bias(bias_ih, 2 * hidden + u, column_exists, acc)
+            s1 += _bias(bias_hh, hidden + u, column_exists, acc)
+            s2 += _bias(bias_hh, 2 * hidden + u, column_exists, acc)
+        if GATES > 3:
+            x3 = tl.load(x + at + 3 * hidden, mask=mask, other=0.0).to(acc)
+            x3 += _bias(bias_ih, 3 * hidden + u, column_exists, acc)
+            s3 += _bias(bias_hh, 3 * hidden + u, column_exists, acc)
+        c = x0
+        h = x0
+        if KIND == LSTM:
+            c = tl.load(cell + state_at, mask=mask, other=0.0)
+        if KIND == GRU:
+            h = tl.load(output + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
+            h += tl.load(h_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+        g0, g1, g2, g3, rest, y = _cell_forward(x0, x1, x2, x3, s0, s1, s2, s3, h, c, KIND, storage)
+        if KIND == LSTM:
+            tl.store(cell + state_at, rest, mask=mask)
+        if gates is not None:
+            tl.store(gates + at, g0.to(storage), mask=mask)
+            tl.store(gates + at + hidden, g1.to(storage), mask=mask)
+            tl.store(gates + at + 2 * hidden, g2.to(storage), mask=mask)
+            if GATES > 3:
+                tl.store(gates + at + 3 * hidden, g3.to(storage), mask=mask)
+            tl.store(extra + (now + b) * hidden + u, rest.to(storage), mask=mask)
+        tl.store(output + (now + b) * hidden + u, y.to(storage), mask=mask)
+        ends = mask & (b >= tl.where(i == steps - 1, ending, count))
+        tl.store(h_n + state_at, y.to(storage), mask=ends)
+        if KIND == LSTM:
+            tl.store(c_n + state_at, rest.to(storage), mask=ends)
+        tl.debug_barrier()  # the next step reads what this one has written
+
+
+@triton.jit
+def backward_kernel(
+    grad_output, grad_h_n, grad_c_n, weight_hh, gates, extra, output, h_0, c_0, d, d_input, carry,
+    steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, after: tl.int64, ending: tl.int64,
+    before: tl.int64, before_count: tl.int64, hidden: tl.int64, columns: tl.int64,
+    KIND: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``steps`` steps against the direction of the layer; the first has rows ``row`` + b, b < count.
+
+    Of its successors, b < ending, the rows are ``after`` + b; other sequences end here. In the last step the
+    predecessors have rows ``before`` + b, b < before_count. ``carry`` [N, H] is c's or, in a GRU, h's.
+    """
+    storage: tl.constexpr = output.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
+    GATES: tl.constexpr = 4 if KIND == LSTM else (3 if KIND == GRU else 1)
+    unit_tiles = tl.cdiv(hidden, BLOCK_U)
+    pid = tl.program_id(0).to(tl.int64)
+    b = (pid // unit_tiles * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
+    u = (pid % unit_tiles * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
+    column_exists = u < hidden
+    row_exists = b < count
+    mask = row_exists & column_exists
+    state_at = b * hidden + u
+    for i in tl.range(0, steps):
+        now = row + i * stride
+        later = tl.where(i == 0, after, now - stride)
+        goes_on = b < tl.where(i == 0, ending, count)
+        total = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        for k in tl.range(0, columns, BLOCK_K):
+            across = (k + tl.arange(0, BLOCK_K))[None, :]
+            down = (k + tl.arange(0, BLOCK_K))[:, None]
+            left_mask = row_exists & goes_on & (across < columns)
+            left = tl.load(d + (later + b) * columns + across, mask=left_mask, other=0.0)
+            right = tl.load(weight_hh + down * hidden + u, mask=(down < columns) & column_exists, other=0.0)
+            if WIDEN:
+                left, right = left.to(acc), right.to(acc)
+            total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=acc)
+        dh = total
+        if grad_output is not None:
+            dh += tl.load(grad_output + (now + b) * hidden + u, mask=mask, other=0.0).to(acc)
+        ends = mask & (goes_on == 0)
+        if grad_h_n is not None:
+            dh += tl.load(grad_h_n + state_at, mask=ends, other=0.0).to(acc)
+        carried = tl.zeros([BLOCK_B, BLOCK_U], acc)
+        if GATES > 1:
+            carried = tl.load(carry + state_at, mask=mask & goes_on, other=0.0)
+        if KIND == GRU:
+            dh += carried
+        if grad_c_n is not None:
+            carried += tl.load(grad_c_n + state_at, mask=ends, other=0.0).to(acc)
+        y = tl.load(output + (now + b) * hidden + u, mask=mask, other=0.0).to(acc)
+        at = (now + b) * columns + u
+        g0, g1, g2, g3, rest, h, c = y, y, y, y, y, y, y
+        is_last = i == steps - 1
+        earlier = tl.where(is_last, before, now + stride)
+        known = b < tl.where(is_last, before_count, count)
+        if GATES > 1:
+            g0 = tl.load(gates + at, mask=mask, other=0.0).to(acc)
+            g1 = tl.load(gates + at + hidden, mask=mask, other=0.0).to(acc)
+            g2 = tl.load(gates + at + 2 * hidden, mask=mask, other=0.0).to(acc)
+            rest = tl.load(extra + (now + b) * hidden + u, mask=mask, other=0.0).to(acc)
+        if KIND == GRU:
+            h = tl.load(output + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
+            h += tl.load(h_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+        if KIND == LSTM:
+            g3 = tl.load(gates + at + 3 * hidden, mask=mask, other=0.0).to(acc)
+            c = tl.load(extra + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
+            c += tl.load(c_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+        d0, d1, d2, d3, last, carried = _cell_backward(dh, carried, g0, g1, g2, g3, rest, h, c, y, KIND)
+        tl.store(d + at, d0.to(storage), mask=mask)
+        if GATES > 1:
+            tl.store(d + at + hidden, d1.to(storage), mask=mask)
+            tl.store(d + at + 2 * hidden, d2.to(storage), mask=mask)
+            tl.store(carry + state_at, carried, mask=mask)
+        if GATES > 3:
+            tl.store(d + at + 3 * hidden, d3.to(storage), mask=mask)
+        if KIND == GRU:
+            tl.store(d_input + at, d0.to(storage), mask=mask)
+            tl.store(d_input + at + hidden, d1.to(storage), mask=mask)
+            tl.store(d_input + at + 2 * hidden, last.to(storage), mask=mask)
+        tl.debug_barrier()
