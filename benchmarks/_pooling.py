@@ -33,20 +33,24 @@ def pool_case(
     overhead: bool = False,
     quick: bool = False,
     channels_last: bool = False,
+    last: bool = False,
     **options: Any,
 ) -> Case:
     """A case on images of ``shape`` and outputs of height and width ``pooled``.
 
-    ``saved`` bytes per output are kept for backward.
+    ``saved`` bytes per output are kept for backward. ``channels_last``: torch's way in that format competes;
+    ``last``: all do in it.
     """
     outputs = math.prod(shape[:2]) * math.prod(pooled)
     kernel = options.get("kernel_size")
     window = kernel**2 if kernel else math.prod(shape) // outputs
     settings = "".join(f" {name[0]}{value}" for name, value in options.items())
+    settings += ", channels_last" if last else ""
+    format = torch.channels_last if last else torch.contiguous_format
     return Case(
         op,
         f"{list(shape)}{settings}",
-        inputs=lambda device: {"input": torch.randn(shape, device=device)},
+        inputs=lambda device: {"input": torch.randn(shape, device=device).to(memory_format=format)},
         traffic=_traffic(math.prod(shape), outputs, window, saved),
         options=options,
         modes=(FORWARD, FORWARD_BACKWARD),

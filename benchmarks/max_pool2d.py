@@ -10,5 +10,8 @@ CASES = [
         "max_pool2d", (32, 64, 112, 112), (56, 56),
         channels_last=True, quick=True, saved=1, kernel_size=3, stride=2, padding=1,
     ),
+    pool_case(
+        "max_pool2d", (32, 64, 112, 112), (56, 56), last=True, saved=1, kernel_size=3, stride=2, padding=1
+    ),
     pool_case("max_pool2d", (32, 64, 112, 112), (56, 56), channels_last=True, saved=1, kernel_size=2),
 ]  # fmt: skip
