@@ -8,6 +8,7 @@ that do).
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,14 @@ def share_statistics(net: nn.Module, layers: str, device: torch.device) -> nn.Mo
 ALONE = Workers()
 
 
+def leave_group() -> None:
+    """Destroy the process group, after what holds it: wrapped networks die in cycles of references, and a
+    group that outlives the interpreter with them is taken down by no one.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[tuple[Workers, str]]:
     """Join the processes that ``torchrun`` started, if it did: how they stand, and the device of this one.
@@ -115,4 +124,4 @@ def process_group(device: str) -> Iterator[tuple[Workers, str]]:
         yield Workers(dist.get_rank(), dist.get_world_size()), device
     finally:
         if ours:
-            dist.destroy_process_group()
+            leave_group()

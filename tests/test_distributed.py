@@ -46,6 +46,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from pyops.models.config import TrainConfig
+from pyops.models.distributed import leave_group
 from pyops.models.errors import TrainError
 from pyops.models.train import train
 import test_distributed as here
@@ -65,24 +66,30 @@ try:
 except TrainError as error:
     (root / f"error-{rank}").write_text(str(error))
 dist.barrier()
-dist.destroy_process_group()
+leave_group()
 """
+#: What the C++ runtime says when a thread of torch's gloo outlives the process group: seen once in dozens of
+#: runs, after all was written, and not a thing that pyops has a hand in.
+_TORCH_FELL_DOWN = "terminate called without an active exception"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Path, str]:
     """Folder of what two processes wrote, and what they said."""
-    root = tmp_path_factory.mktemp("pair")
-    (root / "script.py").write_text(_SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(root / "script.py"), str(root)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    for _ in range(2):
+        root = tmp_path_factory.mktemp("pair")
+        (root / "script.py").write_text(_SCRIPT)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [*torchrun, str(root / "script.py"), str(root)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if _TORCH_FELL_DOWN not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     return root, done.stderr
 
