@@ -15,7 +15,10 @@
 
 namespace pyops::cpu {
 
-inline constexpr int64_t kSmallImage = 12;            // pixels, of which fewer make an image small
+inline constexpr int64_t kSmallImage = 12;    // outputs at most of an image that is small
+inline constexpr int64_t kEnoughImages = 12;  // to be worth the order of their values
+// Values at most of the source, which is brought into another order: a copy that stays in the caches.
+inline constexpr int64_t kSmallSource = int64_t{1} << 21;
 inline constexpr int64_t kSmallImages = 2 * kPixels;  // whose sums share a panel
 // Input channels of a block; its panel of all taps is in the L2 cache. A tap's are a chain (kChainedTerms).
 inline constexpr int64_t kSmallChannels = kChainedTerms;
@@ -26,8 +29,10 @@ bool suits_small_images(const ConvWeights<T>& weights, const math::CorrelationAx
                         const math::CorrelationAxis& w, int64_t images) {
   constexpr int64_t n = Vec<acc_t<T>>::kLanes, kMostTaps = 64;
   const int64_t pixels = h.count * w.count;
-  return pixels > 0 && pixels <= kSmallImage && images >= kSmallImage && weights.inputs >= n &&
-         weights.taps() <= kMostTaps && ChannelPanels<acc_t<T>>(weights.outputs, n).vectors_along_channels;
+  const int64_t source = images * weights.groups * weights.inputs * h.source_size * w.source_size;
+  return pixels > 0 && pixels <= kSmallImage && images >= kEnoughImages && source <= kSmallSource &&
+         weights.inputs >= n && weights.taps() <= kMostTaps &&
+         ChannelPanels<acc_t<T>>(weights.outputs, n).vectors_along_channels;
 }
 
 template <class T>
