@@ -348,10 +348,12 @@ class WeightGradient {
   bool merge_block(const TapRange& range, T* weight) const {
     const int64_t ld = panels_.padded(), taps = weights_.taps(), line = round_up(range.outputs, n);
     Acc* const merged = conv_buffer<1, Acc>(range.inputs * terms_ * line);
+    // The transform looks for infinities in whole vectors: what lies behind the channels must be theirs, too.
+    const int64_t merged_channels = transforms_ ? line : range.outputs;
     const Acc* const from =
         weight_sums(0, range.group) + range.first_input * terms_ * ld + range.first_output;
     for (int64_t row = 0; row < range.inputs * terms_; ++row)
-      merge_chunks(from + row * ld, range.outputs, merged + row * line);
+      merge_chunks(from + row * ld, merged_channels, merged + row * line);
     Acc* const ordered = conv_buffer<2, Acc>(range.inputs * taps * line);
     bool finite = true;
     for (int64_t c = 0; c < range.inputs; ++c) {
