@@ -470,3 +470,16 @@ def test_raw_op_refuses(kernels: Backend, op: str, arguments: tuple) -> None:
     moved = checks.on_device(tensors, kernels.device)
     with pytest.raises(RuntimeError, match=op):
         raw(kernels, op)(*[moved.get(str(i), a) for i, a in enumerate(arguments)])
+
+
+def test_weight_gradient_does_not_see_what_buffers_held_before():
+    """A NaN behind the last channels, left by another convolution, made Winograd's sums look infinite."""
+    x, weight = torch.randn(4, 40, 19, 31), torch.randn(45, 40, 3, 3)
+
+    def gradient(scale: float) -> torch.Tensor:
+        w = weight.clone().requires_grad_()
+        return torch.autograd.grad(F.conv2d(x * scale, w, padding=1).sum(), w)[0]
+
+    before = gradient(1.0)
+    gradient(math.nan)
+    assert torch.equal(gradient(1.0), before)
