@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 import pyops
 from pyops.convert.plan import Plan
 from pyops.memory import output_cache_stats, set_output_cache_limit
-from tests.suite.backends import BACKENDS, Backend, activate
+from tests.suite.backends import BACKENDS, WITH_KERNELS, Backend, activate
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,7 +54,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield request.param
 
 
-@pytest.fixture(params=[b for b in BACKENDS if b.name != "reference"], ids=str)
+@pytest.fixture(params=WITH_KERNELS, ids=str)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """As ``backend``, without the reference, which has no kernels of its own."""
     activate(request.param)

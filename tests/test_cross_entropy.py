@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pyops.functional import cross_entropy
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import BACKENDS, CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import DTYPES, Case, name_of, pairwise, product, sweep
 from .suite.class_losses import (
     EMPTY,
@@ -28,6 +28,7 @@ from .suite.class_losses import (
 )
 from .suite.layouts import LAYOUTS
 from .suite.ops.cross_entropy import cross_entropy as formula
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -234,7 +235,7 @@ _COMPACT = [
 ]
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.name != "reference"])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -244,7 +245,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -278,11 +279,11 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
         case("runs", (9, 33), label_smoothing=0.1, weight=True),
     ],
     [torch.float32, torch.bfloat16],
-    [b for b in BACKENDS if b.name != "reference"],
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend.name == "cpp" else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 # ------------------------------------------------------------------------------------------------ autocast
@@ -583,29 +584,9 @@ def test_legacy_reduction_arguments_as_in_torch(backend: Backend) -> None:
 # ------------------------------------------------------------------------------------------- torch's samples
 
 
-def _samples(dtype: torch.dtype, device: str) -> list:
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    info = next(op for op in op_db if op.name == "nn.functional.cross_entropy")
-    return list(info.sample_inputs(device, dtype, requires_grad=True))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    torch.manual_seed(0)
-    samples = _samples(dtype, backend.device)
-    for sample in samples if backend.thorough else samples[::7]:
-        args = (sample.input, *sample.args)
-        found = cross_entropy(*args, **sample.kwargs)
-        wanted = torch.nn.functional.cross_entropy(*args, **sample.kwargs)
-        torch.testing.assert_close(found, wanted, equal_nan=True)
-        upstream = torch.randn_like(wanted)
-        torch.testing.assert_close(
-            torch.autograd.grad(found, sample.input, upstream),
-            torch.autograd.grad(wanted, sample.input, upstream),
-            equal_nan=True,
-        )
+    check_torchs_samples("cross_entropy", cross_entropy, backend, dtype, every=7, equal_nan=True)
 
 
 # -------------------------------------------------------------------------------------------------- errors

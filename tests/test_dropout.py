@@ -15,7 +15,7 @@ import pyops.functional as F
 from pyops.ops.dropout import draw_seed
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, activate, raw
+from .suite.backends import BACKENDS, THOROUGH, WITH_KERNELS, Backend, activate, raw
 from .suite.cases import DTYPES, Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.dropout import (
@@ -32,8 +32,6 @@ from .suite.ops.dropout import (
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 RATES = [0.0, 1e-3, 0.1, 0.5, 0.9, 1.0]
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
-_THOROUGH = [b for b in BACKENDS if b.thorough]
 
 
 def moved(backend: Backend, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -291,7 +289,7 @@ def test_third_derivative_has_the_same_mask(backend: Backend) -> None:
     torch.testing.assert_close(t, 6 * mask**3)
 
 
-@sweep(_SMALL, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_SMALL, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -304,11 +302,11 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
 @sweep(
     [plain_case((7, 40_009), quick=False), plain_case((9, 33)), *_FUSED_LARGE, fused_case((40, 13), (13,))],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -382,7 +380,7 @@ def _inplace(x: torch.Tensor) -> torch.Tensor:
     return F.dropout(x * 1, 0.5, inplace=True)
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("function", [_plain, _fused, _inplace])
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compile_fullgraph_uses_one_mask_both_ways(backend: Backend, function, compiler: str) -> None:

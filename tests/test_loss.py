@@ -12,16 +12,15 @@ import pyops
 from pyops import functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import CPP, SLOW, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import Case, name_of, product, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.loss import BCE, DIFFERENCES, NAMES, OPS
 from .suite.ops.loss import loss_case as case
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
-_THOROUGH = [b for b in BACKENDS if b.thorough]
 _FLOAT = [torch.float32]
 _BOTH = [torch.float32, torch.bfloat16]
 REDUCTIONS = ("none", "mean", "sum")
@@ -42,12 +41,12 @@ EVERYTHING = [
 ]
 
 
-@sweep(EVERYTHING, backends=_THOROUGH)
+@sweep(EVERYTHING, backends=THOROUGH)
 def test_accuracy_of_every_combination_of_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(EVERYTHING, _BOTH, [b for b in BACKENDS if not b.thorough])
+@sweep(EVERYTHING, _BOTH, SLOW)
 def test_accuracy_of_every_combination_of_options_when_slow(
     backend: Backend, case: Case, dtype: torch.dtype
 ) -> None:
@@ -191,7 +190,7 @@ def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.d
     checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", NAMES)
 def test_losses_of_elements_keep_torchs_strides(backend: Backend, op: str) -> None:
     plain = torch.rand(2, 3, 4, 5, device=backend.device)
@@ -227,7 +226,7 @@ def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
 
-@sweep(_COMPACT, _BOTH, _WITH_KERNELS)
+@sweep(_COMPACT, _BOTH, WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -237,7 +236,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, _BOTH, _THOROUGH)
+@sweep(_COMPACT, _BOTH, THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     # A written gradient is scaled afterwards, and so rounded twice; a compiled one is not.
     written = backend == CPP and dtype is torch.float32 and case.options.get("reduction") != "none"
@@ -248,11 +247,11 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
     [case(op, "threads", (70_001,), quick=False) for op in ("mse_loss", BCE)]
     + [case("mse_loss", "runs", (700,), weight=True)],
     _BOTH,
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -263,7 +262,7 @@ def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, 
         for s in product(reduction=REDUCTIONS[:2], weight=[False, True])
     ],
     [torch.float32, torch.bfloat16, torch.float16],
-    _THOROUGH,
+    THOROUGH,
 )
 def test_autocast_gives_torchs_dtypes(
     backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
@@ -296,7 +295,7 @@ def test_one_of_two_gradients(backend: Backend) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 def test_gradients_of_weights(backend: Backend) -> None:
     """Where torch has them: of what it composes of several ops."""
     x, y = torch.randn(4, 6, device=backend.device), torch.rand(4, 6, device=backend.device)
@@ -386,7 +385,7 @@ def test_double_backward_with_a_written_gradient() -> None:
 # --------------------------------------------------------------------------------- broadcasting and dtypes
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", DIFFERENCES)
 @pytest.mark.parametrize("shapes", [((3, 1), (3, 4)), ((4,), (3, 4)), ((3, 4), ()), ((2, 1, 4), (3, 1))])
 def test_broadcasting_with_torchs_warning(backend: Backend, op: str, shapes: tuple) -> None:
@@ -411,7 +410,7 @@ def test_weights_of_a_broadcast_input(backend: Backend) -> None:
 _DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64]
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("reduction", REDUCTIONS[:2])
 @pytest.mark.parametrize("op", NAMES)
 def test_dtypes_are_promoted_as_in_torch(backend: Backend, op: str, reduction: str) -> None:
@@ -431,7 +430,7 @@ def test_dtypes_are_promoted_as_in_torch(backend: Backend, op: str, reduction: s
             assert gradient.dtype is a
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("other", _DTYPES)
 def test_dtypes_of_weights_as_in_torch(backend: Backend, dtype: torch.dtype, other: torch.dtype) -> None:
@@ -443,7 +442,7 @@ def test_dtypes_of_weights_as_in_torch(backend: Backend, dtype: torch.dtype, oth
         torch.testing.assert_close(*results, rtol=2e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 def test_complex_l1_loss_is_torchs(backend: Backend) -> None:
     x = torch.randn(3, dtype=torch.complex64, device=backend.device)
     torch.testing.assert_close(F.l1_loss(x, x + 1), torch.nn.functional.l1_loss(x, x + 1))
@@ -452,7 +451,7 @@ def test_complex_l1_loss_is_torchs(backend: Backend) -> None:
 # ------------------------------------------------------------------------------------- options and samples
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.parametrize("op", ["mse_loss", "l1_loss", "smooth_l1_loss", BCE])
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend, op: str) -> None:
     x, y = torch.randn(3, 5, device=backend.device), torch.rand(3, 5, device=backend.device)
@@ -463,26 +462,12 @@ def test_legacy_reduction_arguments_as_in_torch(backend: Backend, op: str) -> No
             torch.testing.assert_close(*(f(x, y, **options) for f in (OPS[op].pyops, OPS[op].torch)))
 
 
-@pytest.mark.parametrize("backend", _THOROUGH, ids=str, indirect=True)
+@pytest.mark.parametrize("backend", THOROUGH, ids=str, indirect=True)
 @pytest.mark.filterwarnings("ignore:Using a target size", "ignore:.*args will be deprecated")
 @pytest.mark.parametrize("op", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, op: str, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    info = next(o for o in op_db if o.name == f"nn.functional.{op}")
-    samples = list(info.sample_inputs(backend.device, dtype, requires_grad=True))
-    for sample in samples:
-        found, wanted = (
-            f(sample.input, *sample.args, **sample.kwargs) for f in (OPS[op].pyops, OPS[op].torch)
-        )
-        torch.testing.assert_close(found, wanted, equal_nan=True)
-        upstream = torch.randn_like(wanted)
-        torch.testing.assert_close(
-            torch.autograd.grad(found, sample.input, upstream),
-            torch.autograd.grad(wanted, sample.input, upstream),
-        )
+    check_torchs_samples(op, OPS[op].pyops, backend, dtype, equal_nan=True)
 
 
 @pytest.mark.large
