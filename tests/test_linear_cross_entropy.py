@@ -12,8 +12,8 @@ from pyops.functional import cross_entropy, linear_cross_entropy
 
 from .suite import checks
 from .suite.backends import CPP, SLOW, THOROUGH, WITH_KERNELS, Backend
-from .suite.cases import Case, name_of, normal, pairwise, sweep, uniform
-from .suite.class_losses import REDUCTIONS, class_indices, class_weights, probabilities
+from .suite.cases import REDUCTIONS, Case, name_of, normal, pairwise, sweep, uniform
+from .suite.class_losses import class_indices, class_weights, probabilities
 from .suite.ops.linear_cross_entropy import linear_cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")

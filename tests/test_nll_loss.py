@@ -12,8 +12,8 @@ from pyops.functional import log_softmax, nll_loss
 
 from .suite import checks
 from .suite.backends import BACKENDS, THOROUGH, WITH_KERNELS, Backend, raw
-from .suite.cases import Case, name_of, pairwise, product, sweep
-from .suite.class_losses import IGNORED, REDUCTIONS, SHAPES, SIZES, loss_case
+from .suite.cases import REDUCTIONS, Case, name_of, pairwise, product, sweep
+from .suite.class_losses import IGNORED, SHAPES, SIZES, loss_case
 from .suite.layouts import LAYOUTS
 from .suite.torch_samples import check_torchs_samples
 
