@@ -63,6 +63,13 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 @pytest.fixture
+def cpp() -> Iterator[None]:
+    """The C++ backend in use, for what it alone does or what every backend does alike."""
+    with pyops.use_backend("cpp"):
+        yield
+
+
+@pytest.fixture
 def nan_filled_memory() -> Iterator[None]:
     """Fresh memory holds NaN (integers: their maximum), so that reading it before writing shows.
 
