@@ -97,6 +97,13 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs do not draw, which takes longer than the short ones: pictures hold their data as text."""
+    for name in ("save_curves", "save_predictions"):
+        monkeypatch.setattr(f"pyops.models.results.{name}", lambda path, *data: path.write_text(repr(data)))
+
+
+@pytest.fixture
 def plans_used(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """The plans whose groups ran, in the order of their calls."""
     used: list[Plan] = []

@@ -19,6 +19,8 @@ from pyops.models.files import atomic_write
 from .suite.processes import ROOT
 from .suite.training import folder_content, run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_random_states_are_restored(tmp_path):
     def draw():

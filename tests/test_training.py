@@ -111,6 +111,7 @@ def test_tensorboard_events(trained):
 # ---- what decides its numbers
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_reference_backend(tmp_path):
     ours = run(tmp_path / "cpp", max_steps=20, backend="cpp")
     plain = run(tmp_path / "reference", max_steps=20, backend="reference")
@@ -118,6 +119,7 @@ def test_reference_backend(tmp_path):
     assert ours["step_losses"] == pytest.approx(plain["step_losses"], abs=1e-4)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_seed_decides_everything(tmp_path):
     first, again, other = (
         run(tmp_path / name, max_steps=10, seed=seed)["step_losses"]
@@ -127,6 +129,7 @@ def test_seed_decides_everything(tmp_path):
     assert first != other
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_max_steps(tmp_path):
     metrics = run(tmp_path, max_steps=50)
     assert (metrics["steps"], metrics["epochs"]) == (50, 1)

@@ -22,6 +22,8 @@ from pyops import cli
 
 from .suite.training import run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_every_option_of_a_recipe_is_one_of_a_config():
     assert set(RECIPE_OPTIONS) < {field.name for field in fields(TrainConfig)}

@@ -17,6 +17,8 @@ from torch import nn
 from .suite import training
 from .suite.training import CPU, trainer_of
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def run(output: Path, network: str = "softmax_regression", **options) -> dict:
     return training.run(output, network, **{"lr": 0.1, **options})

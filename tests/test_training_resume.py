@@ -24,6 +24,8 @@ from pyops import models
 from .suite.processes import ROOT
 from .suite.training import FILES, assert_same_run, folder_content, run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture(scope="module")
 def four_epochs(tmp_path_factory) -> Path:

@@ -12,6 +12,8 @@ from pyops import models
 
 from .suite.training import run, trainer_of
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 #: Small enough for a test, and without dropout: the libraries draw different masks.
 TWINS = {
     "house_price": {},
