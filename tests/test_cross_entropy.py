@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -207,13 +206,7 @@ def test_returned_lse_is_in_the_accumulation_dtype(backend: Backend, dtype: torc
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend) -> None:
     logits = torch.randn(3, 5, device=backend.device)
     target = torch.randint(0, 5, (3,), device=backend.device)
-    for size_average, reduce in itertools.product((None, True, False), repeat=2):
-        options = {"size_average": size_average, "reduce": reduce}
-        warned = size_average is not None or reduce is not None
-        with pytest.warns(UserWarning, match="reduce args will be dep") if warned else nullcontext():
-            found = cross_entropy(logits, target, **options)
-            wanted = torch.nn.functional.cross_entropy(logits, target, **options)
-        torch.testing.assert_close(found, wanted)
+    checks.check_legacy_reduction(cross_entropy, torch.nn.functional.cross_entropy, logits, target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

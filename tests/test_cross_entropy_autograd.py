@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from pyops.functional import cross_entropy
 
@@ -102,19 +101,11 @@ def test_compile_with_inductor() -> None:
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter, first = CompileCounterWithBackend("aot_eager"), 0
-    compiled = torch.compile(cross_entropy, fullgraph=True, dynamic=True, backend=counter)
-    for rows, classes in [(4, 7), (5, 9), (11, 3)]:
-        logits = torch.randn(rows, classes, requires_grad=True)
-        target = torch.randint(0, classes, (rows,))
-        loss = compiled(logits, target, label_smoothing=0.1)
-        eager = cross_entropy(logits, target, label_smoothing=0.1)
-        gradients = [torch.autograd.grad(y, logits)[0] for y in (loss, eager)]
-        assert torch.equal(*gradients)
-        assert torch.equal(loss, eager)
-        first = first or counter.frame_count
-    assert counter.frame_count == first
+    calls = [
+        (torch.randn(rows, classes, requires_grad=True), torch.randint(0, classes, (rows,)))
+        for rows, classes in [(4, 7), (5, 9), (11, 3)]
+    ]
+    checks.check_compiles_once(cross_entropy, calls, label_smoothing=0.1)
 
 
 @sweep(

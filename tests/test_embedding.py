@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops
 from pyops.functional import embedding
@@ -198,16 +197,8 @@ def test_compile_with_max_norm(backend: Backend) -> None:
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(embedding, fullgraph=True, dynamic=True, backend=counter)
     weight = torch.randn(50, 40, requires_grad=True)
-    for count in (60, 71, 93):
-        index = torch.randint(50, (count,))
-        found, wanted = compiled(index, weight), embedding(index, weight)
-        assert torch.equal(found, wanted)
-        assert torch.equal(*(torch.autograd.grad(y.sum(), weight)[0] for y in (found, wanted)))
-    assert counter.frame_count == 1
+    checks.check_compiles_once(embedding, [(torch.randint(50, (n,)), weight) for n in (60, 71, 93)])
 
 
 @sweep(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -88,11 +87,7 @@ def test_complex_l1_loss_is_torchs(backend: Backend) -> None:
 @pytest.mark.parametrize("op", ["mse_loss", "l1_loss", "smooth_l1_loss", BCE])
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend, op: str) -> None:
     x, y = torch.randn(3, 5, device=backend.device), torch.rand(3, 5, device=backend.device)
-    for size_average, reduce in itertools.product((None, True, False), repeat=2):
-        options = {"size_average": size_average, "reduce": reduce}
-        warned = size_average is not None or reduce is not None
-        with pytest.warns(UserWarning, match="reduce args will be dep") if warned else nullcontext():
-            torch.testing.assert_close(*(f(x, y, **options) for f in (OPS[op].pyops, OPS[op].torch)))
+    checks.check_legacy_reduction(OPS[op].pyops, OPS[op].torch, x, y)
 
 
 # -------------------------------------------------------------------------------------------------- errors

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -225,13 +222,7 @@ def test_uint8_targets_as_in_torch(backend: Backend) -> None:
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend) -> None:
     log_probs = torch.randn(3, 5, device=backend.device)
     target = torch.randint(0, 5, (3,), device=backend.device)
-    for size_average, reduce in itertools.product((None, True, False), repeat=2):
-        options = {"size_average": size_average, "reduce": reduce}
-        warned = size_average is not None or reduce is not None
-        with pytest.warns(UserWarning, match="reduce args will be dep") if warned else nullcontext():
-            found = nll_loss(log_probs, target, **options)
-            wanted = torch.nn.functional.nll_loss(log_probs, target, **options)
-        torch.testing.assert_close(found, wanted)
+    checks.check_legacy_reduction(nll_loss, torch.nn.functional.nll_loss, log_probs, target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
