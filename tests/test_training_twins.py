@@ -100,7 +100,8 @@ def test_residual_networks_train_as_their_torch_twins_begin(tmp_path, network):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_small_networks_on_every_backend_equal_their_torch_twins(backend, network, options):
-    """Twenty steps of small ones, on four samples: interpreters are a thousand times slower."""
+    """Twenty steps of small ones, on four samples; six where an interpreter runs the kernels."""
+    steps_taken = 20 if backend.thorough else 6
     data = load_data(models.get_network(network).data)
     steps = slice(0, 3) if data.kind == "text" else slice(None)
     data = replace(
@@ -110,11 +111,11 @@ def test_small_networks_on_every_backend_equal_their_torch_twins(backend, networ
         if data.kind == "text"
         else data.train_targets[:4],
     )
-    recipe = models.Recipe(num_epochs=20, batch_size=4, **options)
+    recipe = models.Recipe(num_epochs=steps_taken, batch_size=4, **options)
     losses = {}
     for library in ("pyops", "torch"):
         trainer = trainer_of(recipe, network, data=data, layers=library)
         batch = trainer.data.train_batch(torch.arange(4))
-        losses[library] = [trainer._step(*batch)[0].item() for _ in range(20)]
-    assert losses["torch"][-1] < 0.95 * losses["torch"][0]
+        losses[library] = [trainer._step(*batch)[0].item() for _ in range(steps_taken)]
+    assert losses["torch"][-1] < 0.99 * losses["torch"][0]
     assert losses["pyops"] == pytest.approx(losses["torch"], abs=1e-4)
