@@ -11,6 +11,12 @@
 #include <stdexcept>
 #include <string>
 
+namespace pyops::cuda {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace pyops::cuda
+
 #if defined(__CUDACC__)
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

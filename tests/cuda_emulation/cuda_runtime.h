@@ -50,7 +50,7 @@ constexpr size_t kDefaultSharedBytes = 48 * 1024;
 constexpr size_t kLargestSharedBytes = 99 * 1024;
 
 // The blocks of a cooperative launch, which are resident all at once.
-constexpr unsigned kResidentBlocks = 6;
+constexpr unsigned kResidentBlocks = 16;
 
 struct Launch {
   dim3 grid;

@@ -85,6 +85,8 @@ struct Block {
 
 class Emulator {
  public:
+  int cooperative_launches = 0;
+
   void run(const Launch& launch, const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> lock(mutex_);
     check_launch(launch);
@@ -95,6 +97,7 @@ class Emulator {
     const char* seed = std::getenv("PYOPS_EMULATION_SEED");
     random_ = Random{seed ? std::strtoull(seed, nullptr, 10) : 0};
     shuffled_ = random_.state != 0;
+    cooperative_launches += launch.cooperative;
     const uint64_t blocks = blocks_of(launch.grid), in_flight = launch.cooperative ? blocks : 1;
     while (blocks_.size() < in_flight) blocks_.emplace_back();
     for (uint64_t b = 0; b < in_flight; ++b) {
@@ -404,3 +407,8 @@ void* dynamic_shared() { return emulator.dynamic_shared(); }
 int lane() { return emulator.lane(); }
 
 }  // namespace emulation
+
+// For tests that ask which kernels have run.
+extern "C" __attribute__((visibility("default"))) int pyops_cooperative_launches() {
+  return emulation::emulator.cooperative_launches;
+}
