@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .registry import FORWARD, FORWARD_BACKWARD, Case, Inputs, Traffic, numel
+from ._convolution import convolution_inputs, convolution_label
+from .registry import FORWARD, FORWARD_BACKWARD, Case, Traffic, numel
 
 
 def conv_relu(input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -49,20 +50,10 @@ def case(
 ) -> Case:
     shape, weight = (images, channels, side, side), (out_channels, channels, kernel, kernel)
     out = (side + 2 * padding - kernel) // stride + 1
-
-    def inputs(device: torch.device) -> Inputs:
-        def draw(*sizes: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(sizes, device=device) * scale).to(dtype).requires_grad_()
-
-        scale = (channels * kernel * kernel) ** -0.5
-        return {"input": draw(*shape), "weight": draw(*weight, scale=scale), "bias": draw(out_channels)}
-
-    label = f"{list(shape)} -> {out_channels}, {kernel}x{kernel}"
-    label += (f" stride {stride}" if stride > 1 else "") + (f" padding {padding}" if padding else "")
     return Case(
         "conv2d",
-        label,
-        inputs=inputs,
+        convolution_label(shape, weight, stride, padding),
+        inputs=convolution_inputs(shape, weight, dtype),
         traffic=traffic(shape, weight, (images, out_channels, out, out), dtype.itemsize),
         dtype=dtype,
         differentiable=("input", "weight", "bias"),

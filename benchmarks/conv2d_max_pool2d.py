@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .registry import FORWARD, FORWARD_BACKWARD, Case, Inputs, Traffic, numel
+from ._convolution import convolution_inputs, convolution_label
+from .registry import FORWARD, FORWARD_BACKWARD, Case, Traffic, numel
 
 
 def conv_relu_pool(
@@ -63,20 +64,10 @@ def case(
     shape, weight = (images, channels, side, side), (out_channels, channels, kernel, kernel)
     conv = (side + 2 * padding - kernel) // stride + 1
     out = (conv - pool) // pool_stride + 1
-
-    def inputs(device: torch.device) -> Inputs:
-        def draw(*sizes: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(sizes, device=device) * scale).requires_grad_()
-
-        scale = (channels * kernel * kernel) ** -0.5
-        return {"input": draw(*shape), "weight": draw(*weight, scale=scale), "bias": draw(out_channels)}
-
-    label = f"{list(shape)} -> {out_channels}, {kernel}x{kernel}"
-    label += (f" stride {stride}" if stride > 1 else "") + (f" padding {padding}" if padding else "")
     return Case(
         "conv2d_max_pool2d",
-        f"{label}, pool {pool}x{pool} stride {pool_stride}",
-        inputs=inputs,
+        f"{convolution_label(shape, weight, stride, padding)}, pool {pool}x{pool} stride {pool_stride}",
+        inputs=convolution_inputs(shape, weight),
         traffic=traffic(shape, weight, (images, out_channels, conv, conv), (images, out_channels, out, out)),
         differentiable=("input", "weight", "bias"),
         options={"stride": stride, "padding": padding, "kernel_size": pool, "pool_stride": pool_stride},

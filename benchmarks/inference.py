@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .networks import NetworkCase, Run, label, traffic
+from .networks import NetworkCase, Run
 from .registry import FORWARD, Inputs
 
 OP = "inference"
@@ -68,18 +68,11 @@ def _draw_normalisation(net: nn.Module) -> None:
 
 def case(network: str, batch: int, side: int, *, channels: int = 1, **options: Any) -> InferenceCase:
     shape = (batch, channels, side, side)
-    return InferenceCase(
-        OP,
-        label(network, shape, options),
-        inputs=lambda device: {"images": torch.rand(shape, device=device)},
-        traffic=traffic(network, shape, options, training=False),
-        modes=(FORWARD,),
-        differentiable=(),
-        least_error=_LEAST_ERROR,
-        channels_last=True,
-        network=network,
-        network_options=options,
-    )
+
+    def inputs(device: torch.device) -> Inputs:
+        return {"images": torch.rand(shape, device=device)}
+
+    return InferenceCase.of(OP, FORWARD, network, shape, options, inputs=inputs, least_error=_LEAST_ERROR)
 
 
 CASES = [

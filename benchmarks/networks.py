@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyops.models import get_network, layer_library
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyops
 
 from .contenders import Contender, kernel_backends, set_backend
-from .registry import SEED, Case, Inputs, Traffic
+from .registry import SEED, TRAINING_STEP, Case, Inputs, Traffic
 
 NUM_CLASSES = 10
 
@@ -49,6 +49,33 @@ class NetworkCase(Case):
 
     network: str = ""
     network_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        mode: str,
+        network: str,
+        images: tuple[int, ...],
+        options: Mapping[str, Any],
+        *,
+        inputs: Callable[[torch.device], Inputs],
+        least_error: float,
+    ) -> Self:
+        """The case of ``network`` with ``options`` on images of that shape, measured in ``mode``."""
+        width = f" width {options['width']}" if "width" in options else ""
+        return cls(
+            op,
+            f"{network}{width} {list(images)}",
+            inputs=inputs,
+            traffic=_traffic(network, images, options, training=mode == TRAINING_STEP),
+            modes=(mode,),
+            differentiable=(),
+            least_error=least_error,
+            channels_last=True,
+            network=network,
+            network_options=options,
+        )
 
     def run(self, library: str, inputs: Inputs, dtype: torch.dtype | None = None) -> Run:
         """What is measured, of the network of layer library ``library`` in ``dtype`` (that of ``inputs``)."""
@@ -99,12 +126,7 @@ def _contender(name: str, run: Run, backend: str | None = None) -> Contender:
     return Contender(name, run.call, run.inputs, checked=run.check, **subject)
 
 
-def label(network: str, images: tuple[int, ...], options: Mapping[str, Any]) -> str:
-    width = f" width {options['width']}" if "width" in options else ""
-    return f"{network}{width} {list(images)}"
-
-
-def traffic(
+def _traffic(
     network: str, images: tuple[int, ...], options: Mapping[str, Any], *, training: bool
 ) -> Callable[[str], Traffic]:
     """FLOPs as torch counts them; bytes of images and parameters (training: and gradients), which must move.

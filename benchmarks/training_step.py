@@ -16,7 +16,7 @@ import torch
 from pyops.models import layer_library
 from torch import nn
 
-from .networks import NUM_CLASSES, NetworkCase, Run, label, traffic
+from .networks import NUM_CLASSES, NetworkCase, Run
 from .registry import TRAINING_STEP, Inputs
 
 OP = "training_step"
@@ -107,18 +107,7 @@ def case(network: str, batch: int, side: int, *, channels: int = 1, **options: A
             "labels": torch.randint(NUM_CLASSES, (batch,), device=device),
         }
 
-    return StepCase(
-        OP,
-        label(network, shape, options),
-        inputs=inputs,
-        traffic=traffic(network, shape, options, training=True),
-        modes=(TRAINING_STEP,),
-        differentiable=(),
-        least_error=_LEAST_ERROR,
-        channels_last=True,
-        network=network,
-        network_options=options,
-    )
+    return StepCase.of(OP, TRAINING_STEP, network, shape, options, inputs=inputs, least_error=_LEAST_ERROR)
 
 
 CASES = [

@@ -14,7 +14,8 @@ Shapes: characters [N, T], int64 -> logits [N, characters, T].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -89,67 +90,36 @@ class LanguageModel(nn.Module):
         return torch.cat(drawn) if drawn else prompt.new_empty(0, device="cpu")
 
 
-def _build(
+def language_model(
     name: str,
-    num_classes: int,
-    width: int,
-    embedding: int,
-    num_layers: int,
-    dropout: float,
-    layers: ModuleType,
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    width: int = 1,
+    embedding: int = 0,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    layers: ModuleType = pyops.nn,
 ) -> LanguageModel:
+    """A language model over ``num_outputs`` characters, ``name`` in capitals being its recurrent layer.
+
+    ``width`` divides the number of units; the other options are those of :class:`LanguageModel`.
+
+    Raises:
+        NetworkError: an option has no such value.
+    """
     if embedding < 0 or num_layers < 1:
         raise NetworkError(
             f"{name}: embedding must be at least 0 and num_layers at least 1, got {embedding}, {num_layers}"
         )
     hidden = divided(name, _HIDDEN, width)
-    return LanguageModel(name.upper(), num_classes, hidden, embedding, num_layers, dropout, layers)
+    return LanguageModel(name.upper(), num_outputs, hidden, embedding, num_layers, dropout, layers)
 
 
-@register("rnn", recipe=_RECIPE, task=LANGUAGE, data="text")
-def rnn(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    *,
-    width: int = 1,
-    embedding: int = 0,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    layers: ModuleType = pyops.nn,
-) -> nn.Module:
-    """A language model of tanh units, of which ``width`` divides the number.
-
-    Raises:
-        NetworkError: an option has no such value.
-    """
-    return _build("rnn", num_outputs, width, embedding, num_layers, dropout, layers)
+def _register(name: str) -> Callable[..., nn.Module]:
+    return register(name, recipe=_RECIPE, task=LANGUAGE, data="text")(partial(language_model, name))
 
 
-@register("lstm", recipe=_RECIPE, task=LANGUAGE, data="text")
-def lstm(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    *,
-    width: int = 1,
-    embedding: int = 0,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    layers: ModuleType = pyops.nn,
-) -> nn.Module:
-    """A language model of long short-term memory; options and errors as of :func:`rnn`."""
-    return _build("lstm", num_outputs, width, embedding, num_layers, dropout, layers)
-
-
-@register("gru", recipe=_RECIPE, task=LANGUAGE, data="text")
-def gru(
-    input_shape: Sequence[int],
-    num_outputs: int,
-    *,
-    width: int = 1,
-    embedding: int = 0,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    layers: ModuleType = pyops.nn,
-) -> nn.Module:
-    """A language model of gated recurrent units; options and errors as of :func:`rnn`."""
-    return _build("gru", num_outputs, width, embedding, num_layers, dropout, layers)
+rnn = _register("rnn")  # of tanh units
+lstm = _register("lstm")
+gru = _register("gru")

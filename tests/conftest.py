@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 import pyops
 from pyops.convert.plan import Plan
 from pyops.memory import output_cache_stats, set_output_cache_limit
-from tests.suite.backends import BACKENDS, Backend, activate
+from tests.suite.backends import BACKENDS, WITH_KERNELS, Backend, activate
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,12 +54,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield request.param
 
 
-@pytest.fixture(params=[b for b in BACKENDS if b.name != "reference"], ids=str)
+@pytest.fixture(params=WITH_KERNELS, ids=str)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """As ``backend``, without the reference, which has no kernels of its own."""
     activate(request.param)
     with pyops.use_backend(request.param.name):
         yield request.param
+
+
+@pytest.fixture
+def cpp() -> Iterator[None]:
+    """The C++ backend in use, for what it alone does or what every backend does alike."""
+    with pyops.use_backend("cpp"):
+        yield
 
 
 @pytest.fixture
@@ -87,6 +94,13 @@ def threads() -> Iterator[None]:
     number = torch.get_num_threads()
     yield
     torch.set_num_threads(number)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs do not draw, which takes longer than the short ones: pictures hold their data as text."""
+    for name in ("save_curves", "save_predictions"):
+        monkeypatch.setattr(f"pyops.models.results.{name}", lambda path, *data: path.write_text(repr(data)))
 
 
 @pytest.fixture

@@ -7,23 +7,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as T
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops
 import pyops.functional as F
 from pyops.ops.activation import Activation, parse
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import BACKENDS, CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.activation import FORMULAS, VARIANTS, case
+from .suite.torch_samples import check_torchs_samples, op_infos
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 INPLACE = ["relu", "leaky_relu", "selu", "elu", "silu", "hardswish"]
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
-_THOROUGH = [b for b in BACKENDS if b.thorough]
 
 
 def functions(variant: str):
@@ -274,7 +272,7 @@ def test_second_derivative_from_a_kept_input(kernels: Backend, name: str) -> Non
     torch.testing.assert_close(*seconds)
 
 
-@sweep(_COMPACT, [torch.float32], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -297,22 +295,17 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(F.gelu, fullgraph=True, dynamic=True, backend=counter)
-    for shape in [(64, 70), (65, 90), (110, 30)]:
-        x = torch.randn(shape)
-        assert torch.equal(compiled(x), F.gelu(x))
-    assert counter.frame_count == 1
+    shapes = [(64, 70), (65, 90), (110, 30)]
+    checks.check_compiles_once(F.gelu, [(torch.randn(shape),) for shape in shapes])
 
 
 @sweep([case(v, (7, 40_009), quick=False) for v in ("relu", "gelu")], [torch.float32, torch.bfloat16], [CPP])
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3))
+    checks.check_determinism(case, backend, dtype)
 
 
-@sweep([case(v, (4, 7)) for v in FORMULAS], [torch.float32, torch.bfloat16], _THOROUGH)
+@sweep([case(v, (4, 7)) for v in FORMULAS], [torch.float32, torch.bfloat16], THOROUGH)
 def test_autocast_gives_torchs_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.same_as_torch_autocast(case, backend, dtype, torch.bfloat16)
 
@@ -407,23 +400,10 @@ def test_tiny_tensors_are_left_to_torch_unless_a_backend_is_asked_for() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, variant: str, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
     name, options = VARIANTS[variant]
     if options or not backend.thorough:
         pytest.skip("one run over torch's samples is enough")
-    infos = [i for i in op_db if i.name in (name, f"nn.functional.{name}")]
-    assert infos
-    for sample in infos[0].sample_inputs(backend.device, dtype, requires_grad=True):
-        found = getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
-        wanted = getattr(T, name)(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(found, wanted)
-        upstream = torch.randn_like(wanted)
-        torch.testing.assert_close(
-            torch.autograd.grad(found, sample.input, upstream),
-            torch.autograd.grad(wanted, sample.input, upstream),
-        )
+    check_torchs_samples(name, getattr(F, name), backend, dtype, infos=op_infos(name)[:1])
 
 
 _ROW = torch.zeros(3, 5)

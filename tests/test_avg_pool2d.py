@@ -11,16 +11,15 @@ import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import SLOW, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import DTYPES, Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.avg_pool2d import SMOKE, case
-from .suite.pooling import POOL_LAYOUTS, check_torchs_samples
+from .suite.pooling import POOL_LAYOUTS
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
-_THOROUGH = [b for b in BACKENDS if b.thorough]
 _OPTIONS: list[tuple[Any, ...]] = [  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
     (2, None, 0, False, True, None), (3, 2, 1, True, True, None), (3, 2, 1, True, False, None),
     ((3, 4), (1, 3), (1, 2), True, True, None), (3, 1, 1, False, True, 5), (2, 3, 1, True, False, -3),
@@ -60,17 +59,17 @@ def test_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE, DTYPES, _THOROUGH)
+@sweep(SMOKE, DTYPES, THOROUGH)
 def test_every_kernel_path(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE, [torch.bfloat16], [b for b in BACKENDS if not b.thorough])
+@sweep(SMOKE, [torch.bfloat16], SLOW)
 def test_every_kernel_path_on_slow_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(_LARGE, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_LARGE, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_long_sums(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
     checks.check_accuracy(case, backend, dtype, layout="channels_last")
@@ -141,7 +140,7 @@ def test_nothing_is_kept_for_backward(kernels: Backend) -> None:
     assert checks.saved_for_backward(lambda: F.adaptive_avg_pool2d(x, 3), x) == 0
 
 
-@sweep(_COMPACT, [torch.float32], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -151,7 +150,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32], _THOROUGH)
+@sweep(_COMPACT, [torch.float32], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -171,11 +170,11 @@ def test_compile_with_dynamic_shapes() -> None:
      case("avg_pool2d", "threads_nhwc", (2, 33, 61, 31), quick=False, nhwc=True, kernel_size=3, padding=1),
      case("adaptive_avg_pool2d", "threads", (3, 50, 31, 27), quick=False, output_size=1),
      case("adaptive_avg_pool2d", "runs", (1, 2, 5, 7), output_size=2)],
-    [torch.float32], _WITH_KERNELS,
+    [torch.float32], WITH_KERNELS,
 )  # fmt: skip
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @sweep(_COMPACT[::2], [torch.float32, torch.bfloat16])
@@ -185,7 +184,7 @@ def test_autocast_gives_torchs_dtypes(backend: Backend, case: Case, dtype: torch
 
 @pytest.mark.parametrize("name", ["avg_pool2d", "adaptive_avg_pool2d"])
 def test_torchs_own_samples(backend: Backend, name: str) -> None:
-    check_torchs_samples(name, getattr(F, name), backend)
+    check_torchs_samples(name, getattr(F, name), backend, torch.float64, every=9)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from pyops.models import download, idx
-from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.download import fetch, md5_sum
 from pyops.models.errors import DataError
-from pyops.models.train import train
+
+from .suite.training import run
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
@@ -84,11 +84,7 @@ def test_missing_files_are_downloaded_once(server, tmp_path):
     again = load_data("mnist", tmp_path / "new", download=True)
     assert len(server.requests) == 4
     assert torch.equal(again.train_inputs, data.train_inputs)
-    metrics = train(
-        TrainConfig(
-            "softmax_regression", "mnist", tmp_path / "new", epochs=1, output=tmp_path / "r", quiet=True
-        )
-    )
+    metrics = run(tmp_path / "r", "softmax_regression", data="mnist", data_root=tmp_path / "new", epochs=1)
     assert metrics["train_samples"] == 12
 
 
@@ -182,8 +178,8 @@ def test_gray_pictures_in_class_folders(tmp_path):
     assert data.test_targets.bincount().tolist() == [4, 4]
     means = data.train_inputs.mean((1, 2, 3))
     assert torch.equal(means > 0.5, data.train_targets == 1)
-    config = TrainConfig("softmax_regression", "images", tmp_path, epochs=20, lr=0.5, batch_size=8)
-    metrics = train(TrainConfig(**{**vars(config), "output": tmp_path / "run", "quiet": True}))
+    options = {"data": "images", "data_root": tmp_path, "epochs": 20, "batch_size": 8}
+    metrics = run(tmp_path / "run", "softmax_regression", **options)
     assert metrics["test_accuracy"] == 1.0
     assert metrics["class_names"] == ["dark", "light"]
     assert (tmp_path / "run" / "predictions.png").is_file()

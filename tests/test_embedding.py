@@ -6,20 +6,19 @@ import math
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops
 from pyops.functional import embedding
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, activate, raw
+from .suite.backends import BACKENDS, THOROUGH, WITH_KERNELS, Backend, activate, raw
 from .suite.cases import DTYPES, Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.embedding import embedding_case as case
+from .suite.torch_samples import op_infos
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 # ------------------------------------------------------------------------------------------------ accuracy
 
@@ -163,7 +162,7 @@ def check_second_derivative(backend: Backend) -> None:
         assert torch.autograd.gradcheck(gradient, (upstream,), fast_mode=not backend.thorough)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -180,7 +179,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -198,16 +197,8 @@ def test_compile_with_max_norm(backend: Backend) -> None:
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(embedding, fullgraph=True, dynamic=True, backend=counter)
     weight = torch.randn(50, 40, requires_grad=True)
-    for count in (60, 71, 93):
-        index = torch.randint(50, (count,))
-        found, wanted = compiled(index, weight), embedding(index, weight)
-        assert torch.equal(found, wanted)
-        assert torch.equal(*(torch.autograd.grad(y.sum(), weight)[0] for y in (found, wanted)))
-    assert counter.frame_count == 1
+    checks.check_compiles_once(embedding, [(torch.randint(50, (n,)), weight) for n in (60, 71, 93)])
 
 
 @sweep(
@@ -217,11 +208,11 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
         case("runs", 5, 3, (200,), hot=0.8),
     ],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 def test_same_bits_for_every_order_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,10 +261,7 @@ def test_sparse_gradients_are_torchs_own(backend: Backend) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    (info,) = [i for i in op_db if i.name == "nn.functional.embedding"]
+    (info,) = op_infos("embedding")
     for sample in info.sample_inputs(backend.device, dtype, requires_grad=True):
         # The samples' wrapper has its arguments in another order: weight, indices.
         weights = [sample.input.detach().clone().requires_grad_() for _ in range(2)]

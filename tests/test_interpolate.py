@@ -6,21 +6,20 @@ import random
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops
 from pyops.functional import interpolate
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import Case, sweep
 from .suite.layouts import LAYOUTS, channels_last
 from .suite.ops.interpolate import interpolate_case as case
 from .suite.ops.interpolate import source_indices
+from .suite.torch_samples import check_torchs_samples, op_infos
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 MODES = ("nearest", "nearest-exact")
 
 # ------------------------------------------------------------------------------------------------ accuracy
@@ -188,7 +187,7 @@ def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -198,35 +197,25 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
 
-def test_compile_with_dynamic_shapes_compiles_for_the_first_alone() -> None:
-    torch.compiler.reset()
-    counts = set()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(interpolate, fullgraph=True, dynamic=True, backend=counter)
-    for height in (20, 31, 43):
-        x = torch.randn(2, 3, height, 30, requires_grad=True)
-        found, wanted = compiled(x, scale_factor=2.0), interpolate(x, scale_factor=2.0)
-        assert torch.equal(found, wanted)
-        upstream = torch.randn_like(wanted)
-        assert torch.equal(*(torch.autograd.grad(y, x, upstream)[0] for y in (found, wanted)))
-        counts.add(counter.frame_count)
-    assert len(counts) == 1
+def test_compile_with_dynamic_shapes_compiles_once() -> None:
+    images = [torch.randn(2, 3, height, 30, requires_grad=True) for height in (20, 31, 43)]
+    checks.check_compiles_once(interpolate, [(x,) for x in images], scale_factor=2.0)
 
 
 @sweep(
     [case((2, 19, 67, 129), scale_factor=2.5, last=last, quick=False) for last in (False, True)]
     + _COMPACT[:1],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -250,22 +239,10 @@ def test_tiny_tensors_are_torchs_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
     variants = ("nearest", "nearest-exact", "bilinear", "area")
-    infos = [i for i in op_db if i.name == "nn.functional.interpolate" and i.variant_test_name in variants]
+    infos = [info for info in op_infos("interpolate") if info.variant_test_name in variants]
     assert len(infos) == len(variants)
-    for info in infos:
-        for sample in info.sample_inputs(backend.device, dtype, requires_grad=True):
-            found = interpolate(sample.input, *sample.args, **sample.kwargs)
-            wanted = torch.nn.functional.interpolate(sample.input, *sample.args, **sample.kwargs)
-            torch.testing.assert_close(found, wanted)
-            upstream = torch.randn_like(wanted)
-            torch.testing.assert_close(
-                torch.autograd.grad(found, sample.input, upstream),
-                torch.autograd.grad(wanted, sample.input, upstream),
-            )
+    check_torchs_samples("interpolate", interpolate, backend, dtype, infos=infos)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,14 +7,14 @@ import math
 
 import pytest
 import torch
-from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import DataError, NetworkError
 from pyops.models.text import STEPS, decoded
-from pyops.models.train import build_trainer, train
 
 import pyops
 from pyops import models
+
+from .suite.training import run, trainer_of
 
 KINDS = ("rnn", "lstm", "gru")
 
@@ -62,11 +62,11 @@ def test_bad_text_is_refused(tmp_path):
 
 def test_networks_and_data_must_fit(tmp_path):
     with pytest.raises(NetworkError, match="lstm is trained on text, but digits has images"):
-        train(TrainConfig("lstm", "digits", output=tmp_path, quiet=True))
+        run(tmp_path, "lstm", data="digits")
     with pytest.raises(NetworkError, match="mlp is trained on images or rows, but text has text"):
-        train(TrainConfig("mlp", "text", output=tmp_path, quiet=True))
+        run(tmp_path, "mlp", data="text")
     with pytest.raises(DataError, match="text has no images to resize"):
-        train(TrainConfig("gru", resize=8, output=tmp_path, quiet=True))
+        run(tmp_path, "gru", resize=8)
 
 
 @pytest.mark.parametrize("options", [{"embedding": -1}, {"num_layers": 0}, {"width": 0}])
@@ -98,10 +98,8 @@ def test_the_continuation_is_drawn_from_the_seed():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns_a_text_and_says_how_well(tmp_path, text, kind):
-    config = TrainConfig(
-        kind, data_root=text, epochs=40, lr=0.01, options={"width": 4}, output=tmp_path / "run"
-    )
-    metrics = train(TrainConfig(**{**config.__dict__, "quiet": True}))
+    options = {"data_root": text, "epochs": 40, "lr": 0.01, "batch_size": None, "options": {"width": 4}}
+    metrics = run(tmp_path / "run", kind, **options)
     assert metrics["test_perplexity"] == pytest.approx(math.exp(metrics["test_loss"]))
     assert metrics["test_perplexity"] < 1.5
     assert 0.85 < metrics["test_accuracy"] <= 1
@@ -116,9 +114,7 @@ def test_learns_a_text_and_says_how_well(tmp_path, text, kind):
 def test_gradients_are_clipped(text):
     data = load_data("text", text)
     recipe = models.Recipe(num_epochs=1, lr=1.0, batch_size=4, clip_norm=0.01)
-    trainer = build_trainer(
-        models.get_network("rnn"), data, recipe, layers="pyops", seed=0, device=torch.device("cpu")
-    )
+    trainer = trainer_of(recipe, "rnn", data=data)
     before = [p.detach().clone() for p in trainer.net.parameters()]
     trainer._step(*data.train_batch(torch.arange(4)))
     moved = torch.stack([(p - b).norm() for p, b in zip(trainer.net.parameters(), before, strict=True)])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import DTYPES, Case, pairwise, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.linear import ACTIVATIONS, case
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -50,7 +50,6 @@ _COMPACT = [
     case("compact", (2, 3), 7, 5, activation="relu", bias=False),
     case("compact", (4,), 7, 5, activation="gelu"),
 ]
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
 def operands(
@@ -80,7 +79,7 @@ def test_every_activation(backend: Backend, case: Case, dtype: torch.dtype) -> N
 
 
 # Not Triton: its interpreter truncates to bfloat16 where GPUs round, here twice.
-@sweep(_ACTIVATIONS, [torch.float64, torch.float16, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_ACTIVATIONS, [torch.float64, torch.float16, torch.bfloat16], THOROUGH)
 def test_every_activation_in_the_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
@@ -210,7 +209,7 @@ def _parsed(activation: str | None) -> tuple:
     return pyops.ops.activation.parse("linear", activation)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -220,24 +219,14 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(F.linear, fullgraph=True, dynamic=True, backend=counter)
-    compilations = []
     with pyops.use_backend("cpp"):
-        for rows in (6, 7, 11):
-            x, w, b = operands(rows, 5, 3)
-            found = compiled(x, w, b, activation="relu")
-            torch.testing.assert_close(found, F.linear(x, w, b, activation="relu"))
-            compilations.append(counter.frame_count)
-    # One at the first call; how many graphs that has is torch's business.
-    assert compilations[0] == compilations[-1]
+        checks.check_compiles_once(F.linear, [operands(m, 5, 3) for m in (6, 7, 11)], activation="relu")
 
 
 @sweep(
@@ -245,11 +234,11 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
      case("threads", (2000,), 3, 1030, quick=False), case("threads", (2,), 1030, 2000, quick=False),
      case("runs", (9,), 13, 33, activation="relu")],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )  # fmt: skip
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -324,19 +313,7 @@ def test_masks_follow_torchs_generator(backend: Backend) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    (info,) = [i for i in op_db if i.name == "nn.functional.linear"]
-    for sample in info.sample_inputs(backend.device, dtype, requires_grad=True):
-        found = F.linear(sample.input, *sample.args, **sample.kwargs)
-        wanted = torch.nn.functional.linear(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(found, wanted)
-        tensors = [t for t in (sample.input, *sample.args) if isinstance(t, torch.Tensor)]
-        upstream = torch.randn_like(wanted)
-        torch.testing.assert_close(
-            torch.autograd.grad(found, tensors, upstream), torch.autograd.grad(wanted, tensors, upstream)
-        )
+    check_torchs_samples("linear", F.linear, backend, dtype)
 
 
 def test_weight_of_one_dimension(backend: Backend) -> None:

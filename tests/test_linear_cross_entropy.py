@@ -11,15 +11,12 @@ from torch import Tensor
 from pyops.functional import cross_entropy, linear_cross_entropy
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend
-from .suite.cases import Case, name_of, normal, pairwise, sweep, uniform
-from .suite.class_losses import REDUCTIONS, class_indices, class_weights, probabilities
+from .suite.backends import CPP, SLOW, THOROUGH, WITH_KERNELS, Backend
+from .suite.cases import REDUCTIONS, Case, name_of, normal, pairwise, sweep, uniform
+from .suite.class_losses import class_indices, class_weights, probabilities
 from .suite.ops.linear_cross_entropy import linear_cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-_THOROUGH = [b for b in BACKENDS if b.thorough]
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
 def case(
@@ -79,13 +76,13 @@ INDEX = [case(name_of(s), **s) for s in pairwise(**_AXES, ignored=[None, 1, 255]
 SOFT = [case(name_of(s), **s) for s in pairwise(**_AXES, probability_target=[True])]
 
 
-@sweep([*INDEX, *SOFT], backends=_THOROUGH)
+@sweep([*INDEX, *SOFT], backends=THOROUGH)
 def test_accuracy_of_every_pair_of_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
 # Their kernels, those of gemm_ and cross_entropy, are tried with every dtype in the tests of these.
-@sweep([*INDEX, *SOFT], [torch.float32, torch.bfloat16], [b for b in BACKENDS if not b.thorough])
+@sweep([*INDEX, *SOFT], [torch.float32, torch.bfloat16], SLOW)
 def test_accuracy_of_every_pair_of_options_on_slow_backends(
     backend: Backend, case: Case, dtype: torch.dtype
 ) -> None:
@@ -175,7 +172,7 @@ _COMPACT = [
 ]
 
 
-@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck_of_the_ops_it_calls(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -185,7 +182,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _THOROUGH)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -197,11 +194,11 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
         case("runs", 9, bias=True, chunk_size=4),
     ],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])

@@ -11,15 +11,15 @@ import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import SLOW, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import DTYPES, Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.max_pool2d import SMOKE, case
-from .suite.pooling import EXTREMES, POOL_LAYOUTS, check_torchs_samples
+from .suite.pooling import EXTREMES, POOL_LAYOUTS
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 _OPTIONS: list[tuple[Any, ...]] = [  # kernel, stride, padding, dilation, ceil_mode
     (3, 2, 1, 1, False), (2, None, 0, 1, True), (3, 1, 1, 1, False), ((5, 2), (3, 2), (2, 1), 1, True),
     (3, (2, 3), 1, (2, 3), False), (2, 3, 1, 4, True), (1, 2, 0, 1, False), ((1, 7), 1, (0, 3), 1, False),
@@ -44,12 +44,12 @@ def test_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE, DTYPES, [b for b in BACKENDS if b.thorough])
+@sweep(SMOKE, DTYPES, THOROUGH)
 def test_every_kernel_path(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
 
-@sweep(SMOKE, [torch.bfloat16], [b for b in BACKENDS if not b.thorough])
+@sweep(SMOKE, [torch.bfloat16], SLOW)
 def test_every_kernel_path_on_slow_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
 
@@ -158,7 +158,7 @@ def test_higher_derivatives_of_a_dilated_window(kernels: Backend) -> None:
     assert torch.autograd.gradgradcheck(cubed, x, fast_mode=True)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -168,7 +168,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -186,11 +186,11 @@ def test_compile_with_dynamic_shapes_and_indices() -> None:
     [case("threads", (3, 5, 61, 67), quick=False, kernel_size=3, stride=2, padding=1),
      case("threads_nhwc", (2, 33, 61, 31), quick=False, nhwc=True, kernel_size=3, padding=1),
      case("runs", (1, 2, 5, 7), kernel_size=2)],
-    [torch.float32], _WITH_KERNELS,
+    [torch.float32], WITH_KERNELS,
 )  # fmt: skip
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @sweep(_COMPACT[:1], [torch.float32, torch.bfloat16])
@@ -199,7 +199,7 @@ def test_autocast_gives_torchs_dtypes(backend: Backend, case: Case, dtype: torch
 
 
 def test_torchs_own_samples(backend: Backend) -> None:
-    check_torchs_samples("max_pool2d", F.max_pool2d, backend)
+    check_torchs_samples("max_pool2d", F.max_pool2d, backend, torch.float64, every=9)
 
 
 def test_integers_and_empty_batches(backend: Backend) -> None:

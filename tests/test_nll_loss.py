@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from contextlib import nullcontext
-
 import pytest
 import torch
 
 from pyops.functional import log_softmax, nll_loss
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
-from .suite.cases import Case, name_of, pairwise, product, sweep
-from .suite.class_losses import IGNORED, REDUCTIONS, SHAPES, SIZES, loss_case
+from .suite.backends import BACKENDS, THOROUGH, WITH_KERNELS, Backend, raw
+from .suite.cases import REDUCTIONS, Case, name_of, pairwise, product, sweep
+from .suite.class_losses import IGNORED, SHAPES, SIZES, loss_case
 from .suite.layouts import LAYOUTS
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
 def case(id: str, shape: tuple[int, ...], **arguments) -> Case:
@@ -124,7 +120,7 @@ def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -134,7 +130,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -142,11 +138,11 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
 @sweep(
     [case("threads", (70_001, 3), weight=True, quick=False), case("runs", (300, 7), weight=True)],
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -226,31 +222,12 @@ def test_uint8_targets_as_in_torch(backend: Backend) -> None:
 def test_legacy_reduction_arguments_as_in_torch(backend: Backend) -> None:
     log_probs = torch.randn(3, 5, device=backend.device)
     target = torch.randint(0, 5, (3,), device=backend.device)
-    for size_average, reduce in itertools.product((None, True, False), repeat=2):
-        options = {"size_average": size_average, "reduce": reduce}
-        warned = size_average is not None or reduce is not None
-        with pytest.warns(UserWarning, match="reduce args will be dep") if warned else nullcontext():
-            found = nll_loss(log_probs, target, **options)
-            wanted = torch.nn.functional.nll_loss(log_probs, target, **options)
-        torch.testing.assert_close(found, wanted)
+    checks.check_legacy_reduction(nll_loss, torch.nn.functional.nll_loss, log_probs, target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    info = next(op for op in op_db if op.name == "nn.functional.nll_loss")
-    samples = list(info.sample_inputs(backend.device, dtype, requires_grad=True))
-    for sample in samples if backend.thorough else samples[::5]:
-        found = nll_loss(sample.input, *sample.args, **sample.kwargs)
-        wanted = torch.nn.functional.nll_loss(sample.input, *sample.args, **sample.kwargs)
-        torch.testing.assert_close(found, wanted, equal_nan=True)
-        upstream = torch.randn_like(wanted)
-        torch.testing.assert_close(
-            torch.autograd.grad(found, sample.input, upstream),
-            torch.autograd.grad(wanted, sample.input, upstream),
-        )
+    check_torchs_samples("nll_loss", nll_loss, backend, dtype, every=5, equal_nan=True)
 
 
 # -------------------------------------------------------------------------------------------------- errors

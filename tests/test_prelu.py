@@ -11,15 +11,13 @@ import pyops
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import BACKENDS, CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import Case, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.prelu import case
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
-_THOROUGH = [b for b in BACKENDS if b.thorough]
 
 # ------------------------------------------------------------------------------------------------ accuracy
 
@@ -113,7 +111,7 @@ def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -123,7 +121,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep([*_COMPACT, case((2, 5, 3, 4), (5,))], [torch.float32], _THOROUGH)
+@sweep([*_COMPACT, case((2, 5, 3, 4), (5,))], [torch.float32], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
@@ -131,10 +129,10 @@ def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: tor
 @sweep([*_LARGE, *_COMPACT], [torch.float32], [CPP])
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3))
+    checks.check_determinism(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16, torch.float64], _THOROUGH)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16, torch.float64], THOROUGH)
 def test_autocast_gives_torchs_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.same_as_torch_autocast(case, backend, dtype, torch.bfloat16)
 

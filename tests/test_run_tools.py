@@ -12,34 +12,31 @@ import torch
 from PIL import Image
 from pyops.models.catalog import SECTIONS, catalog
 from pyops.models.compare import compare
-from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import ModelsError
 from pyops.models.images import read_image
 from pyops.models.predict import predict
 from pyops.models.runs import read_run
-from pyops.models.train import train
 from typer.testing import CliRunner
 
 from pyops import cli, models
+
+from .suite.training import run
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """Finished runs by name: softmax regressions on digits, and others."""
     root = tmp_path_factory.mktemp("runs")
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    short = {"network": "softmax_regression", "epochs": 4, "batch_size": 32, "lr": 0.5}
+    short = {"network": "softmax_regression", "epochs": 4}
     configs = {
         "slow": {**short, "lr": 0.01},
         "fast": short,
-        "logistic": {"network": "logistic_regression", "epochs": 2},
-        "linear": {"network": "linear_regression", "epochs": 1},
+        "logistic": {"network": "logistic_regression", "epochs": 2, "lr": None, "batch_size": None},
+        "linear": {"network": "linear_regression", "epochs": 1, "lr": None, "batch_size": None},
     }
     for name, options in configs.items():
-        train(TrainConfig(output=root / name, quiet=True, **options))
-    torch.set_num_threads(number)
+        run(root / name, **options)
     return {name: root / name for name in configs}
 
 

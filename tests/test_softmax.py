@@ -6,15 +6,15 @@ import itertools
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyops.functional as F
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, raw
+from .suite.backends import THOROUGH, WITH_KERNELS, Backend, raw
 from .suite.cases import DTYPES, Case, normal, sweep
 from .suite.class_losses import EXTREME_SHAPES, EXTREMES
 from .suite.layouts import LAYOUTS
+from .suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -132,7 +132,6 @@ def test_output_and_gradient_keep_the_memory_format(kernels: Backend, op: str, l
 # ---------------------------------------------------------------------------------- gradients, dispatching
 
 _COMPACT = flat(both("compact", s, d) for s, d in [((4, 7), 1), ((2, 5, 3), 1)])
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
 @sweep(flat(both("gradcheck", s, d) for s, d in [((3, 5), 1), ((2, 4, 3), 1)]), [torch.float64])
@@ -140,7 +139,7 @@ def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_gradcheck(case, backend)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _WITH_KERNELS)
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
 def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_opcheck(case, backend, dtype)
 
@@ -150,30 +149,25 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [b for b in BACKENDS if b.thorough])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(F.log_softmax, fullgraph=True, dynamic=True, backend=counter)
-    for shape in [(4, 7), (5, 9), (11, 3)]:
-        x = torch.randn(shape)
-        assert torch.equal(compiled(x, 1), F.log_softmax(x, 1))
-    assert counter.frame_count == 1
+    shapes = [(4, 7), (5, 9), (11, 3)]
+    checks.check_compiles_once(F.log_softmax, [(torch.randn(shape), 1) for shape in shapes])
 
 
 @sweep(
     [c for s, d in [((70_001, 3), 1), ((7, 40_009), 1), ((3, 19, 5003), 1)]
      for c in both("threads", s, d, quick=False)] + both("runs", (9, 33), 1),
     [torch.float32, torch.bfloat16],
-    _WITH_KERNELS,
+    WITH_KERNELS,
 )  # fmt: skip
 @pytest.mark.usefixtures("threads")
 def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3) if backend == CPP else (1,))
+    checks.check_determinism(case, backend, dtype)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
@@ -232,22 +226,7 @@ def test_implicit_dimension_is_torchs_and_warns(backend: Backend, op: str, shape
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, op: str, dtype: torch.dtype) -> None:
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    ours, torchs = FUNCTIONS[op]
-    infos = [i for i in op_db if i.name == op]
-    assert infos
-    for info in infos:
-        for sample in info.sample_inputs(backend.device, dtype, requires_grad=True):
-            found = ours(sample.input, *sample.args, **sample.kwargs)
-            wanted = torchs(sample.input, *sample.args, **sample.kwargs)
-            torch.testing.assert_close(found, wanted)
-            upstream = torch.randn_like(wanted)
-            torch.testing.assert_close(
-                torch.autograd.grad(found, sample.input, upstream),
-                torch.autograd.grad(wanted, sample.input, upstream),
-            )
+    check_torchs_samples(op, FUNCTIONS[op][0], backend, dtype)
 
 
 # -------------------------------------------------------------------------------------------------- errors

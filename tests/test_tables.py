@@ -11,18 +11,13 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from pyops.models.config import TrainConfig
 from pyops.models.data import load_data
 from pyops.models.errors import DataError, ModelsError
-from pyops.models.train import train
 from typer.testing import CliRunner
 
 from pyops import cli
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    torch.set_num_threads(1)
+from .suite import training
 
 
 def houses(rows: int, seed: int) -> pandas.DataFrame:
@@ -50,7 +45,7 @@ def kaggle(tmp_path) -> Path:
 
 
 def run(output: Path, **options) -> dict:
-    return train(TrainConfig("house_price", output=output, **{"quiet": True, **options}))
+    return training.run(output, "house_price", **{"lr": None, "batch_size": None, **options})
 
 
 # ---- house prices
@@ -139,8 +134,8 @@ def test_text_targets_are_classes(flowers, tmp_path):
     assert data.train_targets.dtype == torch.int64
     assert data.input_shape == (1 + 4,)
     for network in ("logistic_regression", "mlp"):
-        config = TrainConfig(network, "csv", flowers, target="kind", epochs=20, lr=0.5, batch_size=16)
-        metrics = train(TrainConfig(**{**vars(config), "output": tmp_path / network, "quiet": True}))
+        options = {"data": "csv", "data_root": flowers, "target": "kind", "epochs": 20, "batch_size": 16}
+        metrics = training.run(tmp_path / network, network, **options)
         assert metrics["test_accuracy"] > 0.9
         assert (metrics["data"], metrics["target"]) == ("csv", "kind")
 

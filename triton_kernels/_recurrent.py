@@ -61,6 +61,23 @@ def _cell_backward(dh, dc, g0, g1, g2, g3, extra, h, c, y, KIND: tl.constexpr):
 
 
 @triton.jit
+def _tile(count, hidden, BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr):
+    """Sequences [B, 1] and units [1, U] of this program; which units exist, and which sequences."""
+    unit_tiles = tl.cdiv(hidden, BLOCK_U)
+    pid = tl.program_id(0).to(tl.int64)
+    b = (pid // unit_tiles * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
+    u = (pid % unit_tiles * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
+    return b, u, u < hidden, b < count
+
+
+@triton.jit
+def _state_before(states, initial, mask, known, acc: tl.constexpr):
+    """What a step starts from: of ``states`` where its predecessor is ``known``, otherwise of ``initial``."""
+    state = tl.load(states, mask=mask & known, other=0.0).to(acc)
+    return state + tl.load(initial, mask=mask & (known == 0), other=0.0).to(acc)
+
+
+@triton.jit
 def _bias(bias, column, column_exists, acc: tl.constexpr):
     if bias is None:
         return tl.zeros([1, 1], acc)
@@ -90,12 +107,7 @@ def forward_kernel(
     storage: tl.constexpr = output.dtype.element_ty
     acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
     GATES: tl.constexpr = 4 if KIND == LSTM else (3 if KIND == GRU else 1)
-    unit_tiles = tl.cdiv(hidden, BLOCK_U)
-    pid = tl.program_id(0).to(tl.int64)
-    b = (pid // unit_tiles * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
-    u = (pid % unit_tiles * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
-    column_exists = u < hidden
-    row_exists = b < count
+    b, u, column_exists, row_exists = _tile(count, hidden, BLOCK_B, BLOCK_U)
     mask = row_exists & column_exists
     state_at = b * hidden + u
     for i in tl.range(0, steps):
@@ -146,8 +158,7 @@ def forward_kernel(
         if KIND == LSTM:
             c = tl.load(cell + state_at, mask=mask, other=0.0)
         if KIND == GRU:
-            h = tl.load(output + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
-            h += tl.load(h_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+            h = _state_before(output + (earlier + b) * hidden + u, h_0 + state_at, mask, known, acc)
         g0, g1, g2, g3, rest, y = _cell_forward(x0, x1, x2, x3, s0, s1, s2, s3, h, c, KIND, storage)
         if KIND == LSTM:
             tl.store(cell + state_at, rest, mask=mask)
@@ -182,12 +193,7 @@ def backward_kernel(
     storage: tl.constexpr = output.dtype.element_ty
     acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
     GATES: tl.constexpr = 4 if KIND == LSTM else (3 if KIND == GRU else 1)
-    unit_tiles = tl.cdiv(hidden, BLOCK_U)
-    pid = tl.program_id(0).to(tl.int64)
-    b = (pid // unit_tiles * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
-    u = (pid % unit_tiles * BLOCK_U + tl.arange(0, BLOCK_U))[None, :]
-    column_exists = u < hidden
-    row_exists = b < count
+    b, u, column_exists, row_exists = _tile(count, hidden, BLOCK_B, BLOCK_U)
     mask = row_exists & column_exists
     state_at = b * hidden + u
     for i in tl.range(0, steps):
@@ -229,12 +235,10 @@ def backward_kernel(
             g2 = tl.load(gates + at + 2 * hidden, mask=mask, other=0.0).to(acc)
             rest = tl.load(extra + (now + b) * hidden + u, mask=mask, other=0.0).to(acc)
         if KIND == GRU:
-            h = tl.load(output + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
-            h += tl.load(h_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+            h = _state_before(output + (earlier + b) * hidden + u, h_0 + state_at, mask, known, acc)
         if KIND == LSTM:
             g3 = tl.load(gates + at + 3 * hidden, mask=mask, other=0.0).to(acc)
-            c = tl.load(extra + (earlier + b) * hidden + u, mask=mask & known, other=0.0).to(acc)
-            c += tl.load(c_0 + state_at, mask=mask & (known == 0), other=0.0).to(acc)
+            c = _state_before(extra + (earlier + b) * hidden + u, c_0 + state_at, mask, known, acc)
         d0, d1, d2, d3, last, carried = _cell_backward(dh, carried, g0, g1, g2, g3, rest, h, c, y, KIND)
         tl.store(d + at, d0.to(storage), mask=mask)
         if GATES > 1:

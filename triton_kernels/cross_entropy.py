@@ -146,48 +146,20 @@ def cross_entropy_forward(
 
 @implement("pyops_triton", "cross_entropy_backward")
 def cross_entropy_backward(
-    grad_loss: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    stats: torch.Tensor,
-    divisor: torch.Tensor,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    grad_loss: torch.Tensor, grad_lse: torch.Tensor | None, logits: torch.Tensor, *others: Any
 ) -> torch.Tensor:
-    """Gradient of the logits, in their shape and dtype."""
+    """Gradient of the logits, in their shape and dtype; the other arguments are those of _backward."""
     grad_logits = torch.empty_like(logits)
-    _backward(
-        "cross_entropy_backward", grad_logits, grad_loss, grad_lse, logits, target, weight, sample_weight,
-        stats, divisor, reduction, ignore_index, label_smoothing, z_loss,
-    )  # fmt: skip
+    _backward("cross_entropy_backward", grad_logits, grad_loss, grad_lse, logits, *others)
     return grad_logits
 
 
 @implement("pyops_triton", "cross_entropy_backward_")
 def cross_entropy_backward_(
-    grad_loss: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    stats: torch.Tensor,
-    divisor: torch.Tensor,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
+    grad_loss: torch.Tensor, grad_lse: torch.Tensor | None, logits: torch.Tensor, *others: Any
 ) -> None:
-    """Overwrite ``logits`` with their gradient."""
-    _backward(
-        "cross_entropy_backward_", logits, grad_loss, grad_lse, logits, target, weight, sample_weight,
-        stats, divisor, reduction, ignore_index, label_smoothing, z_loss,
-    )  # fmt: skip
+    """Overwrite ``logits`` with their gradient; the other arguments are those of _backward."""
+    _backward("cross_entropy_backward_", logits, grad_loss, grad_lse, logits, *others)
 
 
 def _backward(

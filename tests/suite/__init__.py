@@ -8,4 +8,6 @@
 - ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
 - ``checks``: what must hold; written once, called by ``tests/test_<op>.py``.
+- ``torch_samples``: the samples that PyTorch tests its own functions with.
+- ``training``: training runs short enough for tests, and what is compared of them.
 """

@@ -45,6 +45,9 @@ BACKENDS = [
         else [Backend("triton", "cpu", thorough=False)]
     ),
 ]
+WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
+THOROUGH = [b for b in BACKENDS if b.thorough]
+SLOW = [b for b in BACKENDS if not b.thorough]
 
 
 def activate(backend: Backend) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .backends import BACKENDS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "mean", "sum")  # of the losses
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -243,6 +246,28 @@ def check_compile(
             torch.testing.assert_close(compiled[name], value)
 
 
+def check_compiles_once(
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], **options: Any
+) -> None:
+    """With dynamic shapes ``function`` is compiled for the first of ``calls`` alone, and gives what eager
+    gives, forward and backward."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # not for every process of the smoke check
+
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    compilations = set()
+    for arguments in calls:
+        found, wanted = (f(*arguments, **options) for f in (compiled, function))
+        assert torch.equal(found, wanted)
+        if leaves := [t for t in arguments if isinstance(t, Tensor) and t.requires_grad]:
+            upstream = torch.randn_like(wanted)
+            gradients = [torch.autograd.grad(y, leaves, upstream) for y in (found, wanted)]
+            assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+        compilations.add(counter.frame_count)
+    assert len(compilations) == 1  # how many graphs the first call has is torch's business
+
+
 # --------------------------------------------------------------------------------------------- determinism
 
 
@@ -253,9 +278,11 @@ def assert_bit_equal(first: dict[str, Tensor], second: dict[str, Tensor], what: 
 
 
 def check_determinism(
-    case: Case, backend: Backend, dtype: torch.dtype, thread_counts: tuple[int, ...]
+    case: Case, backend: Backend, dtype: torch.dtype, thread_counts: tuple[int, ...] | None = None
 ) -> None:
-    """The same bits for every number of threads, and on every run."""
+    """The same bits for every number of threads (the C++ kernels alone have any), and on every run."""
+    if thread_counts is None:
+        thread_counts = (1, 2, 3) if backend.name == "cpp" else (1,)
     tensors = on_device(case.tensors(dtype), backend.device)
     first = None
     for threads in thread_counts:
@@ -316,3 +343,18 @@ def same_as_torch_autocast(case: Case, backend: Backend, dtype: torch.dtype, amp
         theirs = run(OPS[case.op].torch, case, tensors)
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, f"{name}: {value.dtype}, torch's {theirs[name].dtype}"
+
+
+# ------------------------------------------------------------------------------------------------- losses
+
+
+def check_legacy_reduction(ours: Callable[..., Any], torchs: Callable[..., Any], *tensors: Tensor) -> None:
+    """Every pair of ``size_average`` and ``reduce`` means what it means in torch, with torch's warning."""
+    for size_average, reduce in itertools.product((None, True, False), repeat=2):
+        options = {"size_average": size_average, "reduce": reduce}
+        warned = size_average is not None or reduce is not None
+        results = []
+        for function in (ours, torchs):
+            with pytest.warns(UserWarning, match="reduce args will be dep") if warned else nullcontext():
+                results.append(function(*tensors, **options))
+        torch.testing.assert_close(*results)

@@ -106,8 +106,6 @@ SHAPES = [(7,), (5, 7), (3, 5, 30), (2, 5, 3, 4), (2, 3, 2, 3, 2)]
 # Inside [0, C), the usual label of void pixels, and the label that a signed cast of 255 gives.
 IGNORED = [None, 1, 255, -1]
 
-REDUCTIONS = ["none", "mean", "sum"]
-
 # 127, 1009: primes, so that vectors, unrolled loops and tiles all end in a partial step. 4099: one more
 # piece than the 4096 elements that C++ visits at a time. 16 and 64 fill vectors exactly; 1 and 2 are the
 # fewest classes. Rows: 1 and 2 (below every block), 257 (one more than a block of threads).

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
-
-from .backends import Backend
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -72,21 +68,3 @@ POOL_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "narrowed_channels_last": lambda x: x.contiguous(memory_format=torch.channels_last)[..., :5],
     "narrowed": lambda x: x[..., :5],
 }
-
-
-def check_torchs_samples(name: str, function: Callable[..., Any], backend: Backend) -> None:
-    """The samples PyTorch tests its own op with."""
-    pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    torchs = getattr(torch.nn.functional, name)
-    for info in [i for i in op_db if i.name == f"nn.functional.{name}"]:
-        samples = list(info.sample_inputs(backend.device, torch.float64, requires_grad=True))
-        for sample in samples if backend.thorough else samples[::9]:
-            found = function(sample.input, *sample.args, **sample.kwargs)
-            wanted = torchs(sample.input, *sample.args, **sample.kwargs)
-            torch.testing.assert_close(found, wanted)
-            found, wanted = (y[0] if isinstance(y, tuple) else y for y in (found, wanted))
-            upstream = torch.randn_like(wanted)
-            gradients = [torch.autograd.grad(y, sample.input, upstream) for y in (found, wanted)]
-            torch.testing.assert_close(*gradients)
