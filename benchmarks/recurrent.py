@@ -50,21 +50,29 @@ class RecurrentCase(Case):
         return cell if is_cell else layer
 
 
-def traffic(gates: int, rows: int, inputs: int, hidden: int) -> Callable[[str], Traffic]:
+def traffic(gates: int, rows: int, inputs: int, hidden: int, size: int) -> Callable[[str], Traffic]:
     """Input and output once each way, the gates written and read again; weights come from the cache."""
 
     def of(mode: str) -> Traffic:
-        read, written = 4 * rows * inputs, 4 * rows * hidden * (1 + gates)
+        read, written = size * rows * inputs, size * rows * hidden * (1 + gates)
         flops = 2 * rows * gates * hidden * (inputs + hidden)
         if mode == FORWARD:
             return Traffic(read, written, flops)
-        return Traffic(2 * read + written, written + read + 4 * rows * gates * hidden, 3 * flops)
+        return Traffic(2 * read + written, written + read + size * rows * gates * hidden, 3 * flops)
 
     return of
 
 
 def case(
-    op: str, steps: int, batch: int, inputs: int, hidden: int, *, packed: bool = False, **more: Any
+    op: str,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    *,
+    packed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
 ) -> Case:
     """``packed``: sequences whose lengths are spread evenly over 1 to ``steps``; otherwise all have that."""
     gates, is_cell = _GATES[op.removesuffix("_cell")], op.endswith("_cell")
@@ -74,7 +82,7 @@ def case(
 
     def build(device: torch.device) -> Inputs:
         def draw(*sizes: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(sizes, device=device) * scale).requires_grad_()
+            return (torch.randn(sizes, device=device) * scale).to(dtype).requires_grad_()
 
         scale = hidden**-0.5
         return {
@@ -91,7 +99,8 @@ def case(
         op,
         f"{shape} -> {hidden}{' packed' if packed else ''}",
         inputs=build,
-        traffic=traffic(gates, rows, inputs, hidden),
+        traffic=traffic(gates, rows, inputs, hidden, dtype.itemsize),
+        dtype=dtype,
         differentiable=("input", "h", "w_ih", "w_hh", "b_ih", "b_hh"),
         batch_sizes=sizes,
         **{"modes": (FORWARD_BACKWARD,), **more},
@@ -107,4 +116,6 @@ CASES = [
     # To be compared with the dense ones of the same size, too.
     *(case(op, 35, 32, 28, 256, packed=True) for op in ("gru", "lstm")),
     *(case(op, 32, 1024, 28, 32, packed=True) for op in ("gru", "lstm")),
+    # Of which no block of a GPU can hold the weights.
+    *(case(op, 256, 64, 512, 512, dtype=torch.bfloat16, devices=("cuda",)) for op in ("gru", "lstm")),
 ]

@@ -125,6 +125,16 @@ def test_missing_barrier_shows_as_nan(monkeypatch: pytest.MonkeyPatch, seed: str
     assert any(value != value for value in out)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blocks_of_a_cooperative_launch_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.setenv("PYOPS_EMULATION_SEED", seed)
+    out = (ctypes.c_int * 16)()
+    assert call("run_together", out) == ""
+    assert list(out) == [b * (b + 1) // 2 for b in range(16)]
+
+
 def test_orders_of_threads_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     results = set()
     for seed in SEEDS:
@@ -153,6 +163,11 @@ def test_orders_of_threads_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         ("run_misaligned_copy", r"copies from or to an address that is no multiple of the copy's size"),
         ("run_much_shared", r"more than 48 KiB of dynamic shared memory"),
         ("run_too_large_shared", r"more than 99 KiB of dynamic shared memory"),
+        ("run_too_many_together", r"17 cooperating blocks, more than the 16 that can be resident at once"),
+        (
+            "run_wait_for_nobody",
+            r"deadlock: 63 .* at the barrier .*; 1 .* waiting for a counter grid_sync.cuh:\d+",
+        ),
         ("run_wide_block", r"1 to 1024 threads, got 1025"),
         ("run_tall_grid", r"grid \(1, 65536, 1\) is outside"),
     ],

@@ -34,4 +34,15 @@ inline void library_mm(const Tensor& out, const Tensor& a, const Tensor& b) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// The answer of an op that takes nothing and returns a bool: torch's switches are process-wide and may change
+// between calls, and no C++ interface that is stable tells them.
+inline bool ask(const char* op) {
+  std::array<StableIValue, 1> stack{};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(stack[0]);
+}
+
+// Whether torch lets products of float32 on CUDA round their factors to TF32.
+inline bool library_allows_tf32() { return ask("pyops::matmul_allows_tf32"); }
+
 }  // namespace pyops

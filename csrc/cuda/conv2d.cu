@@ -5,18 +5,13 @@
 // asynchronously, which no gate between memory and tile would allow. A rule that hands some shapes to the
 // vendor's library, followed by one fused pass, would stand in conv2d_forward and conv2d_backward; there is
 // none, because none was measured.
+#include "../binding/matmul.h"
 #include "conv2d.cuh"
 #include "dropout.cuh"
 
 namespace pyops::cuda {
 
-bool conv2d_allows_tf32() {
-  // torch's switch is process-wide and may change between calls; no C++ interface that is stable tells it.
-  std::array<StableIValue, 1> stack{};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("pyops::conv2d_allows_tf32", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<bool>(stack[0]);
-}
+bool conv2d_allows_tf32() { return ask("pyops::conv2d_allows_tf32"); }
 
 namespace {
 

@@ -86,7 +86,6 @@ inline void check_narrow(const math::ConvAxis& axis, const char* op) {
                   ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // A tensor [images, groups x channels, height, width] that a kernel reads.

@@ -11,6 +11,12 @@
 #include <stdexcept>
 #include <string>
 
+namespace pyops::cuda {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace pyops::cuda
+
 #if defined(__CUDACC__)
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -65,6 +71,46 @@ void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t s
   launch(kernel, grid, block, shared_bytes, stream, static_cast<Arguments&&>(arguments)...);
 }
 
+// How many blocks of such a launch the current device runs at the same time; 0 when not even one fits.
+template <class... Parameters>
+int64_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  int device = 0, most_shared = 0, multiprocessors = 0, per_multiprocessor = 0;
+  check(cudaGetDevice(&device), "finding the device");
+  check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for the size of the shared memory");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "counting the multiprocessors");
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
+  if (shared_bytes + attributes.sharedSizeBytes > static_cast<size_t>(most_shared)) return 0;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared_bytes),
+        "counting the blocks of a multiprocessor");
+  return static_cast<int64_t>(multiprocessors) * per_multiprocessor;
+}
+
+// With all blocks resident at once, so that they may wait for each other; refused otherwise.
+template <class... Parameters, class... Arguments>
+void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                        cudaStream_t stream, Arguments&&... arguments) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), "cooperative launch");
+}
+
 }  // namespace pyops::cuda
 
 #else  // the emulator
@@ -96,13 +142,25 @@ inline cudaStream_t current_stream(int32_t) { return nullptr; }
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {
-  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); });
+  emulation::run({grid, block, shared_bytes}, [&] { kernel(arguments...); });
 }
 
 template <class... Parameters, class... Arguments>
 void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
                   Arguments&&... arguments) {
-  emulation::run(grid, block, shared_bytes, [&] { kernel(arguments...); }, emulation::kLargestSharedBytes);
+  emulation::run({grid, block, shared_bytes, emulation::kLargestSharedBytes}, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters>
+int64_t resident_blocks(void (*)(Parameters...), int, size_t shared_bytes) {
+  return shared_bytes <= emulation::kLargestSharedBytes ? emulation::kResidentBlocks : 0;
+}
+
+template <class... Parameters, class... Arguments>
+void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                        cudaStream_t, Arguments&&... arguments) {
+  emulation::run({grid, block, shared_bytes, emulation::kLargestSharedBytes, true},
+                 [&] { kernel(arguments...); });
 }
 
 }  // namespace pyops::cuda

@@ -1,10 +1,10 @@
 // Recurrent layers on CUDA, one direction of one layer per call. The products over all steps are the
-// vendor's, through torch; the time loop is one launch, or a product and a launch per step (recurrent.cuh).
+// vendor's, through torch; for the time loop see recurrent.cuh.
 #include <tuple>
 
 #include "../binding/matmul.h"
 #include "recurrent.cuh"
-#include "tensor.cuh"
+#include "recurrent_loop.cuh"
 
 namespace pyops::cuda {
 namespace {
@@ -15,38 +15,33 @@ Tensor empty(const Tensor& like, bool needed, const std::vector<int64_t>& shape)
 
 Tensor rows_of(Tensor t, int64_t first, int64_t count) { return torch::stable::narrow(t, 0, first, count); }
 
-// The place of step t, seen from forward.
-StepPlace place_of(const Sequences& sequences, bool reverse, int64_t t) {
-  const int64_t before = reverse ? t + 1 : t - 1, after = reverse ? t - 1 : t + 1;
-  const int64_t count = sequences.count(t);
-  const int64_t before_count = std::min(sequences.count(before), count);
-  return {sequences.offset(t), count, before_count > 0 ? sequences.offset(before) : 0, before_count,
-          std::min(sequences.count(after), count)};
-}
-
-// How a whole loop is laid over blocks; not possible for weights that do not fit, and packed sequences, whose
-// places are known to the host alone.
-struct LoopLaunch {
-  bool possible;
-  unsigned blocks;
-  dim3 threads;
-  size_t shared;
+// A part of the places at which the steps of a packed batch begin. They are arguments of a launch, because a
+// copy from the host's memory would have to wait for the stream.
+struct OffsetChunk {
+  int64_t values[256];
 };
 
-template <class T>
-LoopLaunch plan_loop(const RecurrentShape& s, int64_t length) {
-  LoopLaunch plan{};
+__global__ void store_offsets(int64_t* to, int64_t count, const __grid_constant__ OffsetChunk chunk) {
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) to[i] = chunk.values[i];
+}
+
+// Runs the loop in one launch whose blocks share nothing; false where the weights do not fit a block.
+template <class T, class Kernel, class Data>
+bool launch_loop(const Kernel& kernel, int64_t columns, int64_t length, const Data& at,
+                 const RecurrentCall& call) {
+  const RecurrentShape& s = call.shape;
   const int64_t units = (s.hidden + 31) / 32 * 32;
-  if (!s.sequences.is_dense() || units > kMostLoopThreads) return plan;
+  if (units > kMostLoopThreads) return false;
   const int64_t groups = std::max<int64_t>(1, kLoopThreads / units);
   const int64_t sequences = groups * kLoopSequences;
-  const int64_t bytes = LoopShared<T>::bytes(s.gates, s.hidden, sequences, length);
-  const int64_t blocks = (s.sequences.batch() + sequences - 1) / sequences;
-  plan.possible = bytes <= kLoopSharedBytes && blocks < (int64_t{1} << 31);
-  plan.blocks = static_cast<unsigned>(blocks);
-  plan.threads = dim3(static_cast<unsigned>(units), static_cast<unsigned>(groups));
-  plan.shared = static_cast<size_t>(bytes);
-  return plan;
+  const int64_t bytes = LoopShared<T>::bytes(columns, length, sequences);
+  const int64_t blocks = ceil_div(s.sequences.batch(), sequences);
+  if (bytes > kLoopSharedBytes || blocks >= (int64_t{1} << 31)) return false;
+  const StepsOnDevice steps = steps_on_device(call);
+  launch_large(kernel, static_cast<unsigned>(blocks),
+               dim3(static_cast<unsigned>(units), static_cast<unsigned>(groups)), static_cast<size_t>(bytes),
+               call.stream, at, steps.steps, s.hidden, data<T>(call.weight_hh));
+  return true;
 }
 
 unsigned step_blocks(int64_t elements) {
@@ -55,47 +50,47 @@ unsigned step_blocks(int64_t elements) {
 }
 
 template <class T, class Cell>
-void forward_steps(const ForwardData<T>& at, const RecurrentShape& s, bool reverse, const Tensor& weight_hh,
-                   const Tensor& h_0, const std::optional<Tensor>& c_0, cudaStream_t stream) {
+void forward_steps(const ForwardData<T>& at, const RecurrentCall& call, const Tensor& h_0,
+                   const std::optional<Tensor>& c_0) {
+  const RecurrentShape& s = call.shape;
   const ScalarType acc = accumulate_type(h_0.scalar_type());
   const int64_t steps = s.sequences.steps();
   Tensor h = torch::stable::clone(h_0), sums = empty(h_0, true, {s.sequences.batch(), s.gates});
   Tensor c = new_tensor(h_0, c_0 ? shape_of(h_0) : std::vector<int64_t>{0}, acc);
   if (c_0) torch::stable::copy_(c, *c_0);
-  const Tensor weights = torch::stable::transpose(weight_hh, 0, 1);
+  const Tensor weights = torch::stable::transpose(call.weight_hh, 0, 1);
   for (int64_t i = 0; i < steps; ++i) {
-    const StepPlace place = place_of(s.sequences, reverse, reverse ? steps - 1 - i : i);
+    const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? steps - 1 - i : i);
     library_mm(rows_of(sums, 0, place.count), rows_of(h, 0, place.count), weights);
-    launch(step_forward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, stream, at, place,
-           s.hidden, data<T>(sums), mutable_data<T>(h), mutable_data<acc_t<T>>(c));
+    launch(step_forward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, call.stream, at,
+           place, s.hidden, data<T>(sums), mutable_data<T>(h), mutable_data<acc_t<T>>(c));
   }
 }
 
 template <class T, class Cell>
-void backward_steps(const BackwardData<T>& at, const RecurrentShape& s, bool reverse, const Tensor& weight_hh,
-                    const Tensor& d, cudaStream_t stream) {
+void backward_steps(const BackwardData<T>& at, const RecurrentCall& call, const Tensor& d) {
+  const RecurrentShape& s = call.shape;
   const int64_t steps = s.sequences.steps(), batch = s.sequences.batch();
   Tensor sums = empty(d, true, {batch, s.hidden});
   Tensor carry = new_tensor(d, {batch, s.hidden}, accumulate_type(d.scalar_type()));
-  for (int64_t i = 0; i < steps; ++i) {
-    const int64_t t = reverse ? i : steps - 1 - i;
-    const StepPlace place = place_of(s.sequences, reverse, t);
-    if (place.ending > 0) {
-      const int64_t after = s.sequences.offset(reverse ? t - 1 : t + 1);
-      library_mm(rows_of(sums, 0, place.ending), rows_of(d, after, place.ending), weight_hh);
+  // As many sums as the step after this one has sequences; behind the last one, the first steps' are left.
+  for (int64_t i = 0; i <= steps; ++i) {
+    const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? i : steps - 1 - i);
+    const int64_t summed = at.grad_h_0 ? place.after_count : std::min(place.after_count, place.count);
+    if (summed > 0) {
+      library_mm(rows_of(sums, 0, summed), rows_of(d, place.after, summed), call.weight_hh);
     }
-    launch(step_backward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, stream, at, place,
-           s.hidden, data<T>(sums), mutable_data<acc_t<T>>(carry));
+    if (place.count > 0) {
+      launch(step_backward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, call.stream, at,
+             place, s.hidden, data<T>(sums), mutable_data<acc_t<T>>(carry));
+    }
+    const int64_t begun = summed - std::min(summed, place.count);  // the step after this one was their first
+    if (begun > 0) {
+      launch(initial_gradients<T, Cell>, step_blocks(begun * s.hidden), kStepThreads, 0, call.stream,
+             place.count * s.hidden, summed * s.hidden, data<T>(sums), data<acc_t<T>>(carry), at.grad_h_0,
+             at.grad_c_0);
+    }
   }
-  if (at.grad_h_0 == nullptr) return;
-  // The first step of a sequence is the first of all or, in reverse, its last in time.
-  for (int64_t t = reverse ? steps - 1 : 0; t >= 0; --t) {
-    const int64_t from = reverse ? s.sequences.count(t + 1) : 0, count = s.sequences.count(t) - from;
-    if (count == 0) continue;
-    library_mm(rows_of(sums, from, count), rows_of(d, s.sequences.offset(t) + from, count), weight_hh);
-  }
-  launch(initial_gradients<T, Cell>, step_blocks(batch * s.hidden), kStepThreads, 0, stream, batch * s.hidden,
-         data<T>(sums), data<acc_t<T>>(carry), at.grad_h_0, at.grad_c_0);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
@@ -135,12 +130,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
                               mutable_data<T>(output),
                               mutable_data<T>(h_n),
                               mutable_data<T>(c_n)};
-      const LoopLaunch plan = plan_loop<T>(s, s.hidden);
-      if (!plan.possible) {
-        return forward_steps<T, Cell>(at, s, reverse, weight_hh, h_0, c_0, device.stream);
-      }
-      launch_large(loop_forward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
-                   LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
+      const RecurrentCall call{s, kind, reverse, weight_hh, device.stream};
+      if (launch_loop<T>(loop_forward<T, Cell>, s.gates, s.hidden, at, call) || forward_in_grid(at, call))
+        return;
+      forward_steps<T, Cell>(at, call, h_0, c_0);
     });
   });
   return {output, h_n, c_n, gates, extra};
@@ -203,10 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                                needs_state ? mutable_data<T>(grad_h_0) : nullptr,
                                mutable_data<T>(grad_c_0)};
       if (rows == 0) return;
-      const LoopLaunch plan = plan_loop<T>(s, s.gates);
-      if (!plan.possible) return backward_steps<T, Cell>(at, s, reverse, weight_hh, d, device.stream);
-      launch_large(loop_backward<T, Cell>, plan.blocks, plan.threads, plan.shared, device.stream, at,
-                   LoopPlan{s.sequences.steps(), s.sequences.batch(), s.hidden, reverse}, data<T>(weight_hh));
+      const RecurrentCall call{s, kind, reverse, weight_hh, device.stream};
+      if (launch_loop<T>(loop_backward<T, Cell>, s.hidden, s.gates, at, call) || backward_in_grid(at, call))
+        return;
+      backward_steps<T, Cell>(at, call, d);
     });
   });
   Tensor grad_input = empty(input, needs_input, shape_of(input));
@@ -228,6 +221,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
 }
 
 }  // namespace
+
+StepsOnDevice steps_on_device(const RecurrentCall& call) {
+  const Sequences& sequences = call.shape.sequences;
+  const int64_t steps = sequences.steps();
+  const bool dense = sequences.is_dense();
+  constexpr int64_t kChunk = std::size(OffsetChunk{}.values);
+  Tensor offsets = new_tensor(call.weight_hh, {dense ? 0 : steps + 1}, ScalarType::Long);
+  int64_t* const to = static_cast<int64_t*>(offsets.mutable_data_ptr());
+  for (int64_t first = 0; !dense && first <= steps; first += kChunk) {
+    OffsetChunk chunk;
+    const int64_t count = std::min(kChunk, steps + 1 - first);
+    for (int64_t i = 0; i < count; ++i) chunk.values[i] = sequences.offset(first + i);
+    launch(store_offsets, 1, kChunk, 0, call.stream, to + first, count, chunk);
+  }
+  return {{steps, sequences.batch(), dense ? nullptr : to, call.reverse}, offsets};
+}
+
 }  // namespace pyops::cuda
 
 PYOPS_CUDA_LIBRARY_IMPL(m) {

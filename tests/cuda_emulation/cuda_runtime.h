@@ -1,8 +1,8 @@
 // A stand-in for the CUDA toolkit's header: what the sources in csrc/cuda use of CUDA, for a host compiler.
 //
-// Every CUDA thread is a fiber (emulator.cpp); blocks run one after another. A fiber runs until it needs
-// others, at a barrier or a warp-wide exchange, so threads interleave only there, in an order that
-// PYOPS_EMULATION_SEED shuffles.
+// Every CUDA thread is a fiber (emulator.cpp); blocks run one after another, those of a cooperative launch
+// together. A fiber runs until it needs others, at a barrier, a warp-wide exchange or a counter that other
+// blocks move, so threads interleave only there, in an order that PYOPS_EMULATION_SEED shuffles.
 #pragma once
 
 #include <cstddef>
@@ -49,12 +49,25 @@ struct Site {
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
 constexpr size_t kLargestSharedBytes = 99 * 1024;
 
+// The blocks of a cooperative launch, which are resident all at once.
+constexpr unsigned kResidentBlocks = 16;
+
+struct Launch {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+  size_t max_shared_bytes = kDefaultSharedBytes;
+  bool cooperative = false;
+};
+
 // Runs `kernel` for every thread of the grid. Throws std::runtime_error on a launch that CUDA would refuse
 // and on a block that can never finish.
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
-         size_t max_shared_bytes = kDefaultSharedBytes);
+void run(const Launch& launch, const std::function<void()>& kernel);
 
 void barrier(Site site);
+
+// Until *counter has reached `target`, in arithmetic modulo 2^32.
+void wait_for_counter(const unsigned* counter, unsigned target, Site site);
 
 struct Exchanged {
   uint64_t value;   // what lane `source` deposited

@@ -22,7 +22,7 @@ namespace {
 constexpr unsigned kMaxThreads = 1024;
 constexpr int kGarbage = 0xff;  // NaN as float, double and bfloat16, -1 as an integer
 
-enum class State { kReady, kAtBarrier, kExchanging, kExited };
+enum class State { kReady, kAtBarrier, kExchanging, kWatching, kExited };
 
 struct AsyncCopy {
   void* to;
@@ -40,6 +40,9 @@ struct Thread {
   int source;
   uint64_t deposit;
   Exchanged result;
+  // The counter that it watches, and what that has to reach.
+  const unsigned* counter;
+  unsigned target;
   std::deque<std::vector<AsyncCopy>> copies;  // groups, the last one open
 };
 
@@ -71,36 +74,58 @@ struct SharedArray {
   bool used;
 };
 
+// A block in flight. Its threads' fibers outlive it and serve the blocks after it.
+struct Block {
+  uint3 index;
+  std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
+  unsigned at_barrier;
+  std::unique_ptr<char[]> dynamic;
+  std::map<const void*, SharedArray> shared;
+};
+
 class Emulator {
  public:
-  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
-           size_t max_shared_bytes) {
+  int cooperative_launches = 0;
+
+  void run(const Launch& launch, const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    check_launch(grid, block, shared_bytes, max_shared_bytes);
+    check_launch(launch);
     kernel_ = &kernel;
-    blockDim = block;
-    gridDim = grid;
+    blockDim = launch.block;
+    gridDim = launch.grid;
+    count_ = launch.block.x * launch.block.y * launch.block.z;
     const char* seed = std::getenv("PYOPS_EMULATION_SEED");
     random_ = Random{seed ? std::strtoull(seed, nullptr, 10) : 0};
     shuffled_ = random_.state != 0;
-    dynamic_ = std::make_unique<char[]>(shared_bytes);
-    dynamic_bytes_ = shared_bytes;
-    shared_.clear();
-    prepare_threads(block);
-    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    cooperative_launches += launch.cooperative;
+    const uint64_t blocks = blocks_of(launch.grid), in_flight = launch.cooperative ? blocks : 1;
+    while (blocks_.size() < in_flight) blocks_.emplace_back();
+    for (uint64_t b = 0; b < in_flight; ++b) {
+      blocks_[b].dynamic = std::make_unique<char[]>(launch.shared_bytes);
+      blocks_[b].shared.clear();
+    }
     uint64_t step = shuffled_ ? random_() % blocks + 1 : 1, next = shuffled_ ? random_() % blocks : 0;
     while (std::gcd(step, blocks) != 1) ++step;
-    for (uint64_t b = 0; b < blocks; ++b, next = (next + step) % blocks) {
-      blockIdx = {unsigned(next % grid.x), unsigned(next / grid.x % grid.y),
-                  unsigned(next / grid.x / grid.y)};
-      run_block();
+    for (uint64_t b = 0; b < blocks; b += in_flight) {
+      for (uint64_t i = 0; i < in_flight; ++i, next = (next + step) % blocks) {
+        start_block(blocks_[i], launch, next);
+      }
+      run_blocks(in_flight);
     }
   }
 
   void barrier(Site site) {
     current_->site = site;
     current_->state = State::kAtBarrier;
-    if (++at_barrier_ == count_) open_barrier();
+    if (++block_->at_barrier == count_) open_barrier();
+    suspend();
+  }
+
+  void watch(const unsigned* counter, unsigned target, Site site) {
+    current_->site = site;
+    current_->counter = counter;
+    current_->target = target;
+    current_->state = State::kWatching;
     suspend();
   }
 
@@ -139,17 +164,17 @@ class Emulator {
     }
   }
 
-  int lane() const { return int(current_ - threads_.data()) % warpSize; }
+  int lane() const { return int(current_ - block_->threads.data()) % warpSize; }
 
   void* shared_array(const void* key, size_t bytes) {
-    SharedArray& array = shared_[key];
+    SharedArray& array = block_->shared[key];
     if (!array.bytes) array = {std::make_unique<char[]>(bytes), bytes, false};
     if (!array.used) memset(array.bytes.get(), kGarbage, bytes);
     array.used = true;
     return array.bytes.get();
   }
 
-  void* dynamic_shared() { return dynamic_.get(); }
+  void* dynamic_shared() { return block_->dynamic.get(); }
 
   // What a fiber does, for ever: one kernel call per block.
   void thread_main() {
@@ -161,7 +186,10 @@ class Emulator {
   }
 
  private:
-  static void check_launch(dim3 grid, dim3 block, size_t shared_bytes, size_t max_shared_bytes) {
+  static uint64_t blocks_of(dim3 grid) { return uint64_t(grid.x) * grid.y * grid.z; }
+
+  static void check_launch(const Launch& launch) {
+    const dim3 grid = launch.grid, block = launch.block;
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads == 0 || threads > kMaxThreads || block.z > 64) {
       throw std::runtime_error("emulated launch: a block must have 1 to 1024 threads, got " +
@@ -173,46 +201,75 @@ class Emulator {
                                std::to_string(grid.y) + ", " + std::to_string(grid.z) +
                                ") is outside (1..2^31-1, 1..65535, 1..65535)");
     }
-    if (shared_bytes > max_shared_bytes) {
-      throw std::runtime_error("emulated launch: more than " + std::to_string(max_shared_bytes / 1024) +
+    if (launch.shared_bytes > launch.max_shared_bytes) {
+      throw std::runtime_error("emulated launch: more than " +
+                               std::to_string(launch.max_shared_bytes / 1024) +
                                " KiB of dynamic shared memory");
     }
-  }
-
-  void prepare_threads(dim3 block) {
-    count_ = block.x * block.y * block.z;
-    order_.resize(count_);
-    for (unsigned t = 0; t < count_; ++t) {
-      threads_[t].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
-      order_[t] = t;
+    if (launch.cooperative && blocks_of(grid) > kResidentBlocks) {
+      throw std::runtime_error("emulated launch: " + std::to_string(blocks_of(grid)) +
+                               " cooperating blocks, more than the " + std::to_string(kResidentBlocks) +
+                               " that can be resident at once");
     }
   }
 
-  void run_block() {
-    for (auto& entry : shared_) entry.second.used = false;
-    memset(dynamic_.get(), kGarbage, dynamic_bytes_);
-    at_barrier_ = 0;
+  void start_block(Block& block, const Launch& launch, uint64_t number) {
+    const dim3 grid = launch.grid, size = launch.block;
+    block.index = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y),
+                   unsigned(number / grid.x / grid.y)};
+    for (auto& entry : block.shared) entry.second.used = false;
+    memset(block.dynamic.get(), kGarbage, launch.shared_bytes);
+    block.at_barrier = 0;
     for (unsigned t = 0; t < count_; ++t) {
-      threads_[t].state = State::kReady;
-      threads_[t].copies.clear();
-    }
-    while (run_ready_threads()) {
-    }
-    for (unsigned t = 0; t < count_; ++t) {
-      if (threads_[t].state != State::kExited) abandon("deadlock: " + describe_waiting());
+      Thread& thread = block.threads[t];
+      thread.index = {t % size.x, t / size.x % size.y, t / size.x / size.y};
+      thread.state = State::kReady;
+      thread.copies.clear();
     }
   }
 
-  // Lets every thread that can run go on to its next wait. False when none could.
+  // The first blocks of blocks_, to their end, in turns.
+  void run_blocks(uint64_t in_flight) {
+    for (bool progress = true; progress;) {
+      progress = false;
+      const uint64_t first = shuffled_ ? random_() % in_flight : 0;
+      for (uint64_t i = 0; i < in_flight; ++i) {
+        block_ = &blocks_[(first + i) % in_flight];
+        blockIdx = block_->index;
+        while (run_ready_threads()) progress = true;
+      }
+    }
+    for (uint64_t i = 0; i < in_flight; ++i) {
+      block_ = &blocks_[i];
+      blockIdx = block_->index;
+      for (unsigned t = 0; t < count_; ++t) {
+        if (block_->threads[t].state != State::kExited) abandon("deadlock: " + describe_waiting());
+      }
+    }
+  }
+
+  static bool can_run(const Thread& thread) {
+    // As a difference, which is right for counters that have wrapped around.
+    if (thread.state == State::kWatching) return int(*thread.counter - thread.target) >= 0;
+    return thread.state == State::kReady;
+  }
+
+  // Lets every thread of the block that can run go on to its next wait. False when none could.
   bool run_ready_threads() {
+    if (order_.size() != count_) {
+      order_.resize(count_);
+      std::iota(order_.begin(), order_.end(), 0u);
+    }
     for (unsigned i = count_; shuffled_ && i > 1; --i) std::swap(order_[i - 1], order_[random_() % i]);
     bool progress = false;
     for (unsigned t : order_) {
-      if (threads_[t].state != State::kReady) continue;
+      Thread& thread = block_->threads[t];
+      if (!can_run(thread)) continue;
       progress = true;
-      current_ = &threads_[t];
-      threadIdx = current_->index;
-      current_->fiber.resume();
+      thread.state = State::kReady;
+      current_ = &thread;
+      threadIdx = thread.index;
+      thread.fiber.resume();
       if (!failure_.empty()) abandon(failure_);
     }
     return progress;
@@ -224,23 +281,28 @@ class Emulator {
   }
 
   void open_barrier() {
+    std::vector<Thread>& threads = block_->threads;
     for (unsigned t = 0; t < count_; ++t) {
-      if (!same(threads_[t].site, threads_[0].site)) {
-        fail_at("divergent barrier: thread " + text(threads_[0].index) + " waits at " + at(threads_[0].site) +
-                ", thread " + text(threads_[t].index) + " at " + at(threads_[t].site));
+      if (!same(threads[t].site, threads[0].site)) {
+        fail_at("divergent barrier: thread " + text(threads[0].index) + " waits at " + at(threads[0].site) +
+                ", thread " + text(threads[t].index) + " at " + at(threads[t].site));
         return;
       }
     }
-    at_barrier_ = 0;
-    for (unsigned t = 0; t < count_; ++t) threads_[t].state = State::kReady;
+    block_->at_barrier = 0;
+    for (unsigned t = 0; t < count_; ++t) threads[t].state = State::kReady;
   }
 
-  // The threads of the current warp that have the lanes of `mask`.
-  Thread* warp() { return threads_.data() + (current_ - threads_.data()) / warpSize * warpSize; }
+  // The threads of the current warp, and how many there are.
+  Thread* warp() {
+    Thread* const first = block_->threads.data();
+    return first + (current_ - first) / warpSize * warpSize;
+  }
+  unsigned warp_size() { return std::min<size_t>(warpSize, block_->threads.data() + count_ - warp()); }
 
   void complete_exchange(unsigned mask, Site site, void (*apply)(void* const*)) {
     Thread* const lanes = warp();
-    const unsigned present = std::min<size_t>(warpSize, threads_.data() + count_ - lanes);
+    const unsigned present = warp_size();
     unsigned ballot = 0;
     for (int i = 0; i < warpSize; ++i) {
       if (!(mask >> i & 1)) continue;
@@ -282,10 +344,11 @@ class Emulator {
   std::string describe_waiting() const {
     std::map<std::string, std::pair<unsigned, uint3>> groups;
     for (unsigned t = 0; t < count_; ++t) {
-      const Thread& thread = threads_[t];
+      const Thread& thread = block_->threads[t];
       std::string what = "exited";
       if (thread.state == State::kAtBarrier) what = "waiting at the barrier " + at(thread.site);
       if (thread.state == State::kExchanging) what = "waiting in the warp operation " + at(thread.site);
+      if (thread.state == State::kWatching) what = "waiting for a counter " + at(thread.site);
       groups.try_emplace(what, 0u, thread.index).first->second.first += 1;
     }
     std::string list;
@@ -299,22 +362,22 @@ class Emulator {
   // The fibers are left where they stand, so they start afresh next time.
   [[noreturn]] void abandon(std::string what) {
     failure_.clear();
-    for (Thread& thread : threads_) thread.fiber.reset();
+    for (Block& block : blocks_) {
+      for (Thread& thread : block.threads) thread.fiber.reset();
+    }
     throw std::runtime_error("emulated kernel, block " + text(blockIdx) + ": " + what);
   }
 
   std::mutex mutex_;
   const std::function<void()>* kernel_ = nullptr;
-  std::vector<Thread> threads_ = std::vector<Thread>(kMaxThreads);
+  std::deque<Block> blocks_;  // in flight; a deque, whose elements stay where they are
   std::vector<unsigned> order_;
-  unsigned count_ = 0, at_barrier_ = 0;
+  unsigned count_ = 0;  // threads of a block
+  Block* block_ = nullptr;
   Thread* current_ = nullptr;
   Random random_{0};
   bool shuffled_ = false;
   std::string failure_;
-  std::unique_ptr<char[]> dynamic_;
-  size_t dynamic_bytes_ = 0;
-  std::map<const void*, SharedArray> shared_;
 };
 
 Emulator emulator;
@@ -323,13 +386,13 @@ Emulator emulator;
 
 void run_fiber() { emulator.thread_main(); }
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
-         size_t max_shared_bytes) {
-  emulator.run(grid, block, shared_bytes, kernel, max_shared_bytes);
-}
+void run(const Launch& launch, const std::function<void()>& kernel) { emulator.run(launch, kernel); }
 void barrier(Site site) { emulator.barrier(site); }
 Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site) {
   return emulator.exchange(mask, source, deposit, site);
+}
+void wait_for_counter(const unsigned* counter, unsigned target, Site site) {
+  emulator.watch(counter, target, site);
 }
 void collective(void* mine, void (*apply)(void* const*), Site site) {
   emulator.exchange(0xffffffffu, emulator.lane(), reinterpret_cast<uint64_t>(mine), site, apply);
@@ -344,3 +407,8 @@ void* dynamic_shared() { return emulator.dynamic_shared(); }
 int lane() { return emulator.lane(); }
 
 }  // namespace emulation
+
+// For tests that ask which kernels have run.
+extern "C" __attribute__((visibility("default"))) int pyops_cooperative_launches() {
+  return emulation::emulator.cooperative_launches;
+}

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 
+#include "cuda/grid_sync.cuh"
 #include "cuda/launch.h"
 #include "cuda/mma.cuh"
 
@@ -155,6 +156,29 @@ __global__ void wait_for_each_other() {
   }
 }
 
+// Three before the counter wraps around.
+constexpr unsigned kCounterStart = 0xfffffffdu;
+
+// Block b writes when all blocks before it have: out[b] = b + out[b - 1].
+__global__ void pass_on(int* out, unsigned* counter) {
+  pyops::cuda::wait_for(counter, kCounterStart + blockIdx.x);
+  if (threadIdx.x == 1)
+    out[blockIdx.x] = static_cast<int>(blockIdx.x) + (blockIdx.x ? out[blockIdx.x - 1] : 0);
+  pyops::cuda::announce(counter);
+}
+
+// Waits for one block more than there are.
+__global__ void wait_for_nobody(unsigned* counter) {
+  pyops::cuda::announce(counter);
+  pyops::cuda::wait_for(counter, kCounterStart + gridDim.x + 1);
+}
+
+template <class Kernel, class... Arguments>
+void launch_together(Kernel kernel, unsigned blocks, Arguments... arguments) {
+  unsigned start = kCounterStart;
+  pyops::cuda::launch_cooperative(kernel, blocks, kThreads, 0, nullptr, arguments..., &start);
+}
+
 template <class F>
 int guarded(char* error, int size, const F& f) {
   try {
@@ -197,4 +221,7 @@ PYOPS_SELFTEST(run_too_large_shared, int,
                pyops::cuda::launch_large(dynamic_sum, 1, 100, 100 * 1024, nullptr, out))
 PYOPS_SELFTEST(run_wide_block, int, launch(count_threads, 1, 1025, 0, nullptr, out))
 PYOPS_SELFTEST(run_tall_grid, int, launch(count_threads, dim3(1, 65536), 1, 0, nullptr, out))
+PYOPS_SELFTEST(run_together, int, launch_together(pass_on, 16, out))
+PYOPS_SELFTEST(run_too_many_together, int, launch_together(pass_on, 17, out))
+PYOPS_SELFTEST(run_wait_for_nobody, int, launch_together(wait_for_nobody, 2))
 PYOPS_SELFTEST(run_shared_overflow, float, launch(shared_overflow, 1, kThreads, 0, nullptr, out))

@@ -214,9 +214,10 @@ def valid_arguments() -> dict[str, tuple]:
 def run_sanitized(ops: Any) -> None:
     """Loops of more than one block and steps, packed and dense, and what neither needs."""
     for kind, gates in enumerate((1, 1, 4, 3)):
-        for dtype, hidden, sizes in itertools.product(
-            (torch.float32, torch.bfloat16), (1, 5, 33), (None, [3, 3, 1])
-        ):
+        small = itertools.product((torch.float32, torch.bfloat16), (1, 5, 33), (None, [3, 3, 1]))
+        # Of which a block has some of the units.
+        large = [(torch.float32, 80, None), (torch.bfloat16, 136, [3, 3, 1])] if gates > 2 else []
+        for dtype, hidden, sizes in [*small, *large]:
             batch, rows = (18, 36) if sizes is None else (3, 7)
             x = torch.rand(rows, 3).to(dtype)
             x, packed = (x.view(2, batch, 3), None) if sizes is None else (x, torch.tensor(sizes))
