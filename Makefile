@@ -30,7 +30,7 @@ demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
 
 test: $(READY)
-	PYTHONPATH=. $(PY) -m pytest -q $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS)") tests
+	PYTHONPATH=. $(PY) -m pytest -q $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS) --dist worksteal") tests
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -71,10 +71,25 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [*archs[:-1], archs[-1] + "+PTX"]
 
 
-def gencode(arch: str) -> str:
-    number = arch.removesuffix("+PTX").replace(".", "")
-    flags = f"-gencode=arch=compute_{number},code=sm_{number}"
-    return flags + (f" -gencode=arch=compute_{number},code=compute_{number}" if arch.endswith("+PTX") else "")
+def gencode(archs: list[str]) -> str:
+    """nvcc's flags: machine code for each of ``archs``, from one compilation to PTX per generation.
+
+    The kernels ask for nothing newer than 8.0, and then nvcc makes the same PTX for every capability before
+    10.0, and the same for every one since: only ptxas has to run for each of them.
+    """
+    numbers = [arch.removesuffix("+PTX").replace(".", "") for arch in archs]
+
+    def virtual(number: str) -> str:
+        family = [n for n in numbers if n.isdigit() and (int(n) < 100) == (int(number) < 100)]
+        return min(family, key=int)
+
+    flags = []
+    for arch, number in zip(archs, numbers, strict=True):
+        source = virtual(number) if number.isdigit() else number  # 9.0a has a PTX of its own
+        flags.append(f"-gencode=arch=compute_{source},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{source},code=compute_{source}")
+    return " ".join(flags)
 
 
 class BuildKernels(build_ext):
@@ -129,7 +144,7 @@ class BuildKernels(build_ext):
             library(f"_lib/libpyops_cpu_{isa}.so", sources, "cxx", "link", flags)
         if nvcc:
             sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
-            library("_lib/libpyops_cuda.so", sources, "nvcc", "link_cuda", " ".join(map(gencode, archs)))
+            library("_lib/libpyops_cuda.so", sources, "nvcc", "link_cuda", gencode(archs))
         module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
         flags = f"-isystem {sysconfig.get_path('include')} -I{self.work}"
         library(module, [ROOT / "csrc/build_info.cpp"], "cxx", "link_module", flags)

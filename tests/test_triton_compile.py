@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests.suite.processes import one_at_a_time, shared_folder
 from tests.suite.triton_cases import CASES
 
 CAPABILITIES = (80, 90, 100)
@@ -104,9 +105,17 @@ def _main(path: str) -> None:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     pytest.importorskip("triton")
+    folder = shared_folder(tmp_path_factory) / "triton"
+    with one_at_a_time(folder / "lock"):
+        path = folder / "results.json"
+        if not path.exists():
+            _compile_all(path)
+        return json.loads(path.read_text())
+
+
+def _compile_all(path: Path) -> None:
     import pyops
 
-    path = tmp_path_factory.mktemp("triton") / "results.json"
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYOPS_BACKEND")}
     environment["PYTHONPATH"] = str(Path(pyops.__file__).parents[1])
     environment["TRITON_CACHE_DIR"] = str(path.parent)  # runs side by side must not find each other's files
@@ -114,7 +123,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
         [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-5000:]
-    return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")

@@ -1,6 +1,7 @@
 // Activations on the CPU.
-#include "../binding/activation.h"
+#include "activation.h"
 
+#include "../binding/activation.h"
 #include "elementwise.h"
 #include "output_cache.h"
 
@@ -47,16 +48,21 @@ Tensor activation_backward(Tensor grad_output, Tensor saved, int64_t kind, doubl
   const char* op = "activation_backward";
   check_activation_backward(grad_output, saved, op);
   Tensor grad_input = new_output_like(saved);
-  dispatch_activation_derivative(saved.scalar_type(), kind, a, b, saved_is_output, op,
-                                 [&](auto tag, const auto& derivative) {
-                                   using T = decltype(tag);
-                                   elementwise(saved.numel(), kCost, derivative, mutable_data<T>(grad_input),
-                                               data<T>(saved), data<T>(grad_output));
-                                 });
+  activation_gradient(grad_output, saved, kind, a, b, saved_is_output, op, grad_input);
   return grad_input;
 }
 
 }  // namespace
+
+void activation_gradient(const Tensor& grad, const Tensor& saved, int64_t kind, double a, double b,
+                         bool saved_is_output, const char* op, const Tensor& to) {
+  dispatch_activation_derivative(
+      saved.scalar_type(), kind, a, b, saved_is_output, op, [&](auto tag, const auto& derivative) {
+        using T = decltype(tag);
+        elementwise(saved.numel(), kCost, derivative, mutable_data<T>(to), data<T>(saved), data<T>(grad));
+      });
+}
+
 }  // namespace pyops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {

@@ -3,6 +3,8 @@
 
 #include <tuple>
 
+#include "activation.h"
+
 namespace pyops::cpu {
 namespace {
 
@@ -56,16 +58,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   Tensor grad_input = needs_input ? new_image(input, shape.input(), is_channels_last(input)) : none();
   Tensor grad_weight = needs_weight ? new_image(weight, shape.weight(), is_channels_last(weight)) : none();
   Tensor grad_bias = needs_bias ? new_tensor(input, {shape.out_channels}, input.scalar_type()) : none();
+  if (formed) {
+    activation_gradient(grad_output, identity ? grad_output : *saved, kind, a, b, identity || saved_is_output,
+                        op, gradient);
+  }
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
     const T* const gate = gated ? static_cast<const T*>(saved->const_data_ptr()) : nullptr;
-    if (formed) {
-      const T* const upstream = static_cast<const T*>(grad_output.const_data_ptr());
-      const T* const other = identity ? upstream : static_cast<const T*>(saved->const_data_ptr());
-      activation_gradient(gradient.numel(), upstream, other, kind, a, b, identity || saved_is_output,
-                          data<T>(gradient));
-    }
     const Conv2d<T> conv(flattened(shape), input, weight);
     if (needs_input) conv.input_gradient(grad, gate, data<T>(grad_input));
     if (needs_weight || needs_bias) {

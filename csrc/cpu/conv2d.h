@@ -2,10 +2,7 @@
 #pragma once
 
 #include "../binding/conv2d.h"
-#include "conv2d_bf16.h"
-#include "conv2d_small_weight.h"
 #include "conv2d_weight.h"
-#include "elementwise.h"
 #include "output_cache.h"
 
 namespace pyops::cpu {
@@ -61,18 +58,6 @@ std::vector<acc_t<T>> widened(const std::optional<Tensor>& bias) {
   return wide;
 }
 
-// Gradient of the activation's input, in the order of memory that the tensors share.
-template <class T>
-void activation_gradient(int64_t count, const T* grad, const T* saved, int64_t kind, double a, double b,
-                         bool saved_is_output, T* to) {
-  constexpr int64_t kCost = 8;
-  math::dispatch_activation<acc_t<T>>(kind, a, b, [&](const auto& f) {
-    using Activation = std::decay_t<decltype(f)>;
-    saved_is_output ? elementwise(count, kCost, math::FromOutput<Activation>{f}, to, saved, grad)
-                    : elementwise(count, kCost, math::FromInput<Activation>{f}, to, saved, grad);
-  });
-}
-
 // A convolution of tensors in either format, as the correlation sees it.
 template <class T>
 class Conv2d {
@@ -107,15 +92,8 @@ class Conv2d {
   // Either result may be null.
   void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
     const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
-    const ImageSource<T> x = input_source(), upstream = source(output_strides(), grad, gate);
-    const ConvWeights<T> to = weights(false);
-    if (suits_small_images(to, h, w, shape_.images)) {
-      return SmallWeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
-    }
-    if constexpr (std::is_same_v<T, bfloat16>) {
-      if (weight_gradient_of_pairs(x, upstream, to, h, w, shape_.images, weight, bias)) return;
-    }
-    WeightGradient<T>(x, upstream, to, h, w, shape_.images).run(weight, bias);
+    cpu::weight_gradient(input_source(), source(output_strides(), grad, gate), weights(false), h, w,
+                         shape_.images, weight, bias);
   }
 
  private:

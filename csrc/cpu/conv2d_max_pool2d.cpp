@@ -3,6 +3,7 @@
 // input and weight follow from that one by conv2d_backward.
 #include <tuple>
 
+#include "activation.h"
 #include "conv2d.h"
 #include "conv2d_pool.h"
 #include "max_pool.h"
@@ -140,13 +141,9 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor
       formed ? new_image(grad_output, shape_of(grad_output), pooled.channels_last, type) : grad_output;
   Tensor grad_conv = new_image(grad_output, pooled.conv_shape(), pooled.channels_last, type);
   Tensor grad_bias = new_tensor(grad_output, {needs_bias ? pooled.channels : 0}, type);
+  if (formed) activation_gradient(grad_output, *saved, kind, a, b, saved_is_output, op, gradient);
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
-    if (formed) {
-      activation_gradient(gradient.numel(), static_cast<const T*>(grad_output.const_data_ptr()),
-                          static_cast<const T*>(saved->const_data_ptr()), kind, a, b, saved_is_output,
-                          data<T>(gradient));
-    }
     const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
     const uint8_t* const at = static_cast<const uint8_t*>(argmax.const_data_ptr());
     const Image image = pooled.image();

@@ -427,4 +427,11 @@ class WeightGradient {
   Acc* partial_ = nullptr;
 };
 
+// The gradients of weight and bias; either may be null. `weights` describes the first; its values are not
+// read.
+template <class T>
+void weight_gradient(const ImageSource<T>& x, const ImageSource<T>& grad, const ConvWeights<T>& weights,
+                     const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t images,
+                     T* weight, T* bias);
+
 }  // namespace pyops::cpu

@@ -5,6 +5,9 @@
 #include "gemm_tensor.h"
 
 namespace pyops::cpu {
+
+PYOPS_GEMM_PARTS()
+
 namespace {
 
 constexpr const char* kOp = "gemm_";

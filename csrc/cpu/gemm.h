@@ -298,4 +298,33 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
   }
 }
 
+// What does not depend on the epilogue or the threads is compiled once, in gemm.cpp.
+#define PYOPS_GEMM_OPERAND(linkage, T)                                                      \
+  linkage template void pack_rows(const Operand<T>&, const EvenSplit&, int64_t, acc_t<T>*); \
+  linkage template void pack_columns(const Operand<T>&, int64_t, int64_t, acc_t<T>*);
+#define PYOPS_GEMM_OUTPUT(linkage, T, Out)                                                                 \
+  linkage template void dot_columns(int64_t, int64_t, const Operand<T>&, const Operand<T>&, Out*, int64_t, \
+                                    acc_t<T>, int64_t, int64_t);                                           \
+  linkage template void add_columns(int64_t, int64_t, const Operand<T>&, const Operand<T>&, Out*, int64_t, \
+                                    acc_t<T>, int64_t, int64_t);
+#define PYOPS_GEMM_SWEEP(linkage, Acc, Out)                                               \
+  linkage template void sweep(const EvenSplit&, int64_t, int64_t, const Acc*, const Acc*, \
+                              const Target<Acc, Out>&);
+#define PYOPS_GEMM_PARTS(linkage)                \
+  PYOPS_GEMM_OPERAND(linkage, float)             \
+  PYOPS_GEMM_OPERAND(linkage, double)            \
+  PYOPS_GEMM_OPERAND(linkage, bfloat16)          \
+  PYOPS_GEMM_OPERAND(linkage, float16)           \
+  PYOPS_GEMM_OUTPUT(linkage, float, float)       \
+  PYOPS_GEMM_OUTPUT(linkage, double, double)     \
+  PYOPS_GEMM_OUTPUT(linkage, bfloat16, bfloat16) \
+  PYOPS_GEMM_OUTPUT(linkage, bfloat16, float)    \
+  PYOPS_GEMM_OUTPUT(linkage, float16, float16)   \
+  PYOPS_GEMM_OUTPUT(linkage, float16, float)     \
+  PYOPS_GEMM_SWEEP(linkage, float, float)        \
+  PYOPS_GEMM_SWEEP(linkage, double, double)      \
+  PYOPS_GEMM_SWEEP(linkage, float, bfloat16)     \
+  PYOPS_GEMM_SWEEP(linkage, float, float16)
+PYOPS_GEMM_PARTS(extern)
+
 }  // namespace pyops::cpu

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
 
 import pyops
+
+from .processes import one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,20 @@ THOROUGH = [b for b in BACKENDS if b.thorough]
 SLOW = [b for b in BACKENDS if not b.thorough]
 
 
+@functools.cache
+def _load(emulation: ModuleType) -> None:
+    """Load the emulator; of workers that start together, one compiles it and the others wait."""
+    with one_at_a_time(emulation.CACHE_DIR / "lock"):
+        emulation.load()
+
+
 def activate(backend: Backend) -> None:
     """Load what ``backend`` needs, or skip the test with the reason why it cannot run here."""
     if backend.name == "emulated":
         emulation = importlib.import_module("tests.cuda_emulation.build")
         if reason := emulation.missing_reason():
             pytest.skip(f"emulated: {reason}")
-        emulation.load()
+        _load(emulation)
         if not has_kernel(backend, "gemm_"):  # on CUDA it is the vendor's, through torch
             torch.library.impl("pyops_emulated::gemm_", "CPU")(pyops.ops.gemm.library_gemm_)
     if reason := pyops.backends.missing_reason(backend.name, backend.device):

@@ -1,13 +1,36 @@
-"""Running Python in a fresh process, for what one process can see only once: imports, libraries, crashes."""
+"""Running Python in a fresh process, for what one process can see only once: imports, libraries, crashes.
+
+And what the processes of pytest-xdist do once for all of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder that the workers of one run have in common."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait for every other process that is inside with the same file ``lock``."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def run_python(

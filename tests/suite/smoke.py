@@ -17,8 +17,8 @@ from . import checks, ops
 from .backends import BACKENDS, Backend, activate
 
 
-def all_checks(backend: Backend) -> Iterator[tuple[str, Callable[[], None]]]:
-    for module in ops.MODULES:
+def all_checks(backend: Backend, first: str = "") -> Iterator[tuple[str, Callable[[], None]]]:
+    for module in sorted(ops.MODULES, key=lambda module: module.__name__ != first):
         for case in getattr(module, "SMOKE", ()):
             for dtype in (torch.float32, torch.bfloat16):
                 yield f"{case}_{dtype}", lambda c=case, d=dtype: checks.check_accuracy(c, backend, d)
@@ -26,15 +26,15 @@ def all_checks(backend: Backend) -> Iterator[tuple[str, Callable[[], None]]]:
             yield name, lambda check=check: check(backend)
 
 
-def failures(backend: Backend, at_most: int | None = None) -> list[str]:
-    """Names of the checks that fail, or of the first ``at_most`` of them."""
+def failures(backend: Backend, at_most: int | None = None, first: str = "") -> list[str]:
+    """Names of the checks that fail, or of ``at_most`` of them; those of the module ``first`` come first."""
     activate(backend)
     torch.set_num_threads(1)  # others run beside this process
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
     torch.backends.cudnn.allow_tf32 = False  # as in conftest.py
     failed = []
     with pyops.use_backend(backend.name):
-        for name, check in all_checks(backend):
+        for name, check in all_checks(backend, first):
             torch.manual_seed(0)
             try:
                 check()

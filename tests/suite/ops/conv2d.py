@@ -176,7 +176,7 @@ MUTANTS = {
         "cpu/conv2d_slab.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d", "conv2d_correlate"),
+        ("conv2d_correlate",),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
         "cpu/conv2d_kernels.cpp",
@@ -188,13 +188,13 @@ MUTANTS = {
         "math/winograd.h",
         "to[2] = d[2] - d[1];",
         "to[2] = d[1] - d[2];",
-        ("conv2d", "conv2d_correlate"),
+        ("conv2d_correlate",),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
         "cpu/conv2d_weight.h",
         "for (int64_t chunk = 1; chunk < chunks_.parts; ++chunk) {",
         "for (int64_t chunk = 2; chunk < chunks_.parts; ++chunk) {",
-        ("conv2d",),
+        ("conv2d_weight",),
     ),
 }
 

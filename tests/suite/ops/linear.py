@@ -116,6 +116,6 @@ MUTANTS = {
         ("linear",),
     ),
     "thin_products_forget_the_last_columns": Mutant(
-        "cpu/gemm_thin.h", "for (; j < end; ++j) {", "for (; j + 1 < end; ++j) {", ("linear",)
+        "cpu/gemm_thin.h", "for (; j < end; ++j) {", "for (; j + 1 < end; ++j) {", ("gemm",)
     ),
 }
