@@ -6,7 +6,7 @@ One direction of one layer is ``recurrent.py``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -210,28 +210,41 @@ def _function(
     _check_layers(name, kind, x, hx, layers, num_layers, directions, size)
     if batch_sizes is not None:
         _check_batch_sizes(name, batch_sizes, x, hx[0])
+    first = [_rows(state) for state in hx]
     states: list[list[Tensor]] = [[], []]
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             at = layer * directions + direction
-            c_0 = hx[1][at] if kind == LSTM else None
-            output, *last = one_direction(x, layers[at], hx[0][at], c_0, batch_sizes, kind, direction == 1)
+            c_0 = first[1][at] if kind == LSTM else None
+            output, h_n, c_n = one_direction(
+                x, layers[at], first[0][at], c_0, batch_sizes, kind, direction == 1
+            )
             outputs.append(output)
-            for found, state in zip(states, last, strict=True):
-                if state is not None:
-                    found.append(state)
+            states[0].append(h_n)
+            if c_n is not None:
+                states[1].append(c_n)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if train and dropout > 0.0 and layer + 1 < num_layers:
             x = drop(x, dropout)
-    c_n = torch.stack(states[1]) if kind == LSTM else None
-    return (x.transpose(0, 1) if transposed else x), torch.stack(states[0]), c_n
+    c_n = _stacked(states[1]) if kind == LSTM else None
+    return (x.transpose(0, 1) if transposed else x), _stacked(states[0]), c_n
+
+
+def _rows(state: Tensor) -> tuple[Tensor, ...]:
+    """The states of all layers and directions; of one, a view, whose gradient is no copy."""
+    return (state.squeeze(0),) if state.shape[0] == 1 else state.unbind(0)
+
+
+def _stacked(states: list[Tensor]) -> Tensor:
+    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
 
 
 def _grouped(name: str, params: Sequence[Tensor], has_biases: bool, count: int) -> list[Weights]:
     """``params`` as ``count`` sets of weights."""
     for at, param in enumerate(params):
-        check_floating(name, f"params[{at}]", param)
+        if not (isinstance(param, Tensor) and param.is_floating_point()):  # the name costs more than this
+            check_floating(name, f"params[{at}]", param)
     each = 4 if has_biases else 2
     if name == "lstm" and len(params) == count * (each + 1):
         each += 1
@@ -348,22 +361,23 @@ def _cast(
 
         input, hx = lower(input), tuple(map(lower, hx))
         layers = [Weights._make(None if w is None else lower(w) for w in weights) for weights in layers]
+    dtype, where = input.dtype, input.device
     for what, tensor in _named(hx, layers):
-        if tensor.dtype is not input.dtype:
+        if tensor.dtype is not dtype:
             raise ValueError(
-                f"{name}: input and {what} must have the same dtype, got {input.dtype} and {tensor.dtype}"
+                f"{name}: input and {what} must have the same dtype, got {dtype} and {tensor.dtype}"
             )
-        check_device(name, what, tensor, input)
+        if tensor.device != where:
+            check_device(name, what, tensor, input)
     return input, hx, layers
 
 
-def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> Iterator[tuple[str, Tensor]]:
-    for state in hx:
-        yield "hx", state
+def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> list[tuple[str, Tensor]]:
+    named = [("hx", state) for state in hx]
     for weights in layers:
-        for what, tensor in zip(Weights._fields, weights, strict=True):
-            if tensor is not None:
-                yield what, tensor
+        pairs = zip(Weights._fields, weights, strict=True)
+        named += [(what, tensor) for what, tensor in pairs if tensor is not None]
+    return named
 
 
 # ------------------------------------------------------------------------------------------------- cells
