@@ -22,26 +22,33 @@ namespace pyops::cpu {
 // Weights that lie in the L2 cache and leave most of it to others, in elements.
 constexpr int64_t kMostSmallWeights = 32 << 10;
 
-// What a sequence is at a step: its row in [rows, ...] tensors, and the rows before and after it in time.
-struct StepRow {
-  int64_t row;
-  int64_t before;  // -1 at the beginning of the sequence
-  bool is_last;    // of the sequence
+// The rows of a step in [rows, ...] tensors: one for each of its sequences.
+struct StepRows {
+  int64_t first;
+  int64_t count;
+
+  // -1 for a sequence that has not begun, or is over.
+  int64_t of(int64_t sequence) const { return sequence < count ? first + sequence : -1; }
 };
 
-// The direction of time: step i of the loop is time time(i).
+// The direction of time: what is before and after a step, as the layer sees it.
 struct Walk {
   const Sequences& sequences;
   bool reverse;  // of the layer
 
-  // Sequences of the step before t.
-  int64_t count_before(int64_t t) const { return sequences.count(reverse ? t + 1 : t - 1); }
-
-  StepRow at(int64_t t, int64_t b) const {
-    const int64_t before = reverse ? t + 1 : t - 1, after = reverse ? t - 1 : t + 1;
-    return {sequences.offset(t) + b, b < sequences.count(before) ? sequences.offset(before) + b : -1,
-            b >= sequences.count(after)};
+  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  int64_t after(int64_t t) const { return reverse ? t - 1 : t + 1; }
+  StepRows rows(int64_t t) const {
+    const int64_t count = sequences.count(t);
+    return {count > 0 ? sequences.offset(t) : 0, count};
   }
+};
+
+// The rows of a sequence at a step, and before and after it; -1 where there is none.
+struct StepRow {
+  int64_t row;
+  int64_t before;
+  int64_t after;
 };
 
 // Sequences [begin, end) of each of at most `chunks` chunks, with about the same number of rows in each.
@@ -77,6 +84,23 @@ template <class Loop>
 void run_chunks(const std::vector<int64_t>& bounds, const Loop& loop) {
   ThreadPool{}(static_cast<int64_t>(bounds.size()) - 1,
                [&](int64_t i) { loop(i, bounds[i], bounds[i + 1]); });
+}
+
+// Loops begin to load at a step what the next one touches: its rows lie far from these, where the hardware
+// does not look ahead, and steps of small layers are over before memory could answer. To the L2 cache: the L1
+// cache holds the weights. Inlined by force, for GCC takes a call that only prefetches for one without
+// effect.
+template <class T>
+PYOPS_HD void fetch(const T* from) {
+  __builtin_prefetch(from, 0, 2);
+}
+template <class T>
+PYOPS_HD void fetch_to_write(const T* to) {
+  __builtin_prefetch(to, 1, 2);
+}
+template <class T>
+PYOPS_HD void fetch_all(const T* from, int64_t count) {
+  for (int64_t j = 0; j < count; j += 64 / sizeof(T)) fetch(from + j);
 }
 
 // The calling thread's memory for what a chunk carries from step to step.
@@ -121,19 +145,24 @@ class ForwardLoop {
     if (Cell::kHasCell) widen(at_.c_0 + begin * hidden_, rows * hidden_, c);
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? steps - 1 - i : i;
-      const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
+      const StepRows now = walk_.rows(t), before = walk_.rows(walk_.before(t));
+      const StepRows after = walk_.rows(walk_.after(t));
+      const int64_t active = std::min(now.count - begin, rows);
       if (active <= 0) continue;
       weights_.multiply(active, Operand<Acc>{h, hidden_, 1}, sum, columns, scratch);
       const auto apply = [&](const auto* x) {
         for (int64_t b = 0; b < active; ++b) {
-          step(walk_.at(t, begin + b), begin + b, x + b * columns, sum + b * columns, h + b * hidden_,
-               c + b * hidden_);
+          const int64_t sequence = begin + b;
+          const StepRow at{now.of(sequence), before.of(sequence), after.of(sequence)};
+          step(at, sequence, x + b * columns, sum + b * columns, h + b * hidden_, c + b * hidden_);
         }
       };
-      const int64_t first = walk_.sequences.offset(t) + begin;
+      const int64_t first = now.first + begin;
       if (input_weights_) {
         const int64_t inputs = input_weights_->depth();
         const Operand<T> x{at_.x + first * inputs, inputs, 1};
+        const int64_t next = after.of(begin);
+        if (next >= 0) fetch_all(at_.x + next * inputs, active * inputs);
         input_weights_->multiply(active, x, sum + sums, columns, scratch);
         apply(sum + sums);
       } else {
@@ -152,6 +181,15 @@ class ForwardLoop {
         count, [&](int64_t j, int lanes) { store_lanes(to + j, load_lanes(from + j, lanes), lanes); });
   }
 
+  // What the next step writes.
+  PYOPS_HD void fetch_results(int64_t row, int64_t u) const {
+    fetch_to_write(at_.output + row * hidden_ + u);
+    if (!Cell::kSavesGates || at_.gates == nullptr) return;
+    PYOPS_UNROLL
+    for (int g = 0; g < Cell::kGates; ++g) fetch_to_write(at_.gates + (row * Cell::kGates + g) * hidden_ + u);
+    fetch_to_write(at_.extra + row * hidden_ + u);
+  }
+
   template <class X>
   void step(const StepRow& at, int64_t sequence, const X* from_input, const Acc* sums, Acc* h, Acc* c) const {
     constexpr int kGates = Cell::kGates;
@@ -166,11 +204,12 @@ class ForwardLoop {
       }
       if (Cell::kSplitsBias) s[kGates - 1] += load_lanes(at_.bias + columns + u, lanes);
       const V c_before = Cell::kHasCell ? load_lanes(c + u, lanes) : V(Acc(0));
+      if (at.after >= 0) fetch_results(at.after, u);
       const auto now = Cell::forward(x, s, load_lanes(h + u, lanes), c_before);
       store_lanes(h + u, now.h, lanes);
       if (Cell::kHasCell) store_lanes(c + u, now.extra, lanes);
       store_lanes(at_.output + at.row * hidden_ + u, now.h, lanes);
-      if (at.is_last) store_lanes(at_.h_n + sequence * hidden_ + u, now.h, lanes);
+      if (at.after < 0) store_lanes(at_.h_n + sequence * hidden_ + u, now.h, lanes);
       if (!Cell::kSavesGates || at_.gates == nullptr) return;
       PYOPS_UNROLL
       for (int g = 0; g < kGates; ++g) {
@@ -236,23 +275,29 @@ class BackwardLoop {
     int64_t running = 0;
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? i : steps - 1 - i;
-      const int64_t active = std::min(walk_.sequences.count(t) - begin, rows);
+      const StepRows now = walk_.rows(t), before = walk_.rows(walk_.before(t));
+      const StepRows after = walk_.rows(walk_.after(t));
+      const StepRows twice_before = walk_.rows(walk_.before(walk_.before(t)));
+      const int64_t active = std::min(now.count - begin, rows);
       if (active <= 0) continue;
       if (running > 0) weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
       // Going back through a reversed layer, the longest sequences begin last.
       if (active < running) store_state_gradients(begin, active, running, memory);
       T* const to = rows_for(t, active);
+      T* grad_input = nullptr;
+      if (input_weights_) {
+        grad_input = at_.grad_input + (now.first + begin) * input_weights_->columns();
+        fetch_all(grad_input, active * input_weights_->columns());
+      }
       for (int64_t b = 0; b < active; ++b) {
-        step(walk_.at(t, begin + b), begin + b, memory.sum + b * hidden_, to + b * width,
+        const int64_t sequence = begin + b;
+        const StepRow at{now.of(sequence), before.of(sequence), after.of(sequence)};
+        step(at, twice_before.of(sequence), sequence, memory.sum + b * hidden_, to + b * width,
              memory.latest + b * Cell::kGates * hidden_, memory.carry + b * hidden_);
       }
       if constexpr (kSame) latest = {to, width, 1};
       running = active;
-      if (input_weights_) {
-        input_gradient(active, to,
-                       at_.grad_input + (walk_.sequences.offset(t) + begin) * input_weights_->columns(),
-                       memory);
-      }
+      if (input_weights_) input_gradient(active, to, grad_input, memory);
     }
     if (at_.grad_h_0 == nullptr) return;
     weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
@@ -302,11 +347,16 @@ class BackwardLoop {
     });
   }
 
-  // Begins to load what an RNN reads of the next row: its step is over before it could arrive. Steps with
-  // gates gain nothing.
-  void fetch(int64_t row, int64_t u) const {
-    if (at_.grad_output) __builtin_prefetch(at_.grad_output + row * hidden_ + u);
-    __builtin_prefetch(at_.output + row * hidden_ + u);
+  // What the next step, `row`, reads for the first time; `before` is the row before it in time, or -1.
+  PYOPS_HD void fetch_step(int64_t row, int64_t before, int64_t u) const {
+    if (at_.grad_output) fetch(at_.grad_output + row * hidden_ + u);
+    if (!Cell::kSavesGates) return fetch(at_.output + row * hidden_ + u);
+    PYOPS_UNROLL
+    for (int g = 0; g < Cell::kGates; ++g) fetch(at_.gates + (row * Cell::kGates + g) * hidden_ + u);
+    if (!Cell::kHasCell) fetch(at_.extra + row * hidden_ + u);
+    if (before < 0) return;
+    fetch(at_.output + before * hidden_ + u);
+    if (Cell::kHasCell) fetch(at_.extra + before * hidden_ + u);
   }
 
   static V load_or_zero(const T* from, int64_t index, int lanes) {
@@ -327,7 +377,9 @@ class BackwardLoop {
     }
   }
 
-  void step(const StepRow& at, int64_t sequence, const Acc* sums, T* d, Acc* latest, Acc* carry) const {
+  // `twice_before`: the row before the one before, or -1.
+  void step(const StepRow& at, int64_t twice_before, int64_t sequence, const Acc* sums, T* d, Acc* latest,
+            Acc* carry) const {
     constexpr int kGates = Cell::kGates, kGradients = Cell::kGradients;
     const int64_t begin = sequence * hidden_;
     const T* const h_before = at.before < 0 ? at_.h_0 + begin : at_.output + at.before * hidden_;
@@ -335,7 +387,7 @@ class BackwardLoop {
     if (Cell::kHasCell) c_before = at.before < 0 ? at_.c_0 + begin : at_.extra + at.before * hidden_;
     for_each_vector<Acc>(hidden_, [&](int64_t u, int lanes) {
       V dh = load_or_zero(at_.grad_output, at.row * hidden_ + u, lanes), dc = Acc(0);
-      if (at.is_last) {
+      if (at.after < 0) {
         dh += load_or_zero(at_.grad_h_n, begin + u, lanes);
         if (Cell::kHasCell) dc = load_or_zero(at_.grad_c_n, begin + u, lanes);
       } else {
@@ -352,7 +404,7 @@ class BackwardLoop {
         extra = load_lanes(at_.extra + at.row * hidden_ + u, lanes);
       }
       const V c = Cell::kHasCell ? load_lanes(c_before + u, lanes) : V(Acc(0));
-      if (!Cell::kSavesGates && at.before >= 0) fetch(at.before, u);
+      if (at.before >= 0) fetch_step(at.before, twice_before, u);
       const auto found = Cell::backward(dh, dc, gates, extra, load_lanes(h_before + u, lanes), c,
                                         load_lanes(at_.output + at.row * hidden_ + u, lanes));
       PYOPS_UNROLL
