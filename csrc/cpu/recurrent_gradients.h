@@ -52,13 +52,15 @@ int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, con
 
 // Calls f(row, rows, column) for the tasks of d.t() @ factors: of rows [row, row + rows) of the product the
 // columns from `column` on are asked for. Of the GRU's last block, the input's, those are the columns of x
-// and
-// 1. for_tasks(count, f) calls f(i) for every i in [0, count).
+// and 1. Tasks have at most task_rows rows, and all threads as many; for_tasks(count, f) calls f(i) for every
+// i in [0, count).
 template <class Acc, class ForTasks, class F>
-void for_each_product(const RecurrentShape& s, const ForTasks& for_tasks, const F& f) {
-  constexpr int64_t kTaskRows = 4 * kMicroRows, wide = GemmBlocking<Acc>::kMicroColumns;
-  const auto in_tasks = [](int64_t rows) {
-    return EvenSplit(rows, std::max<int64_t>(ceil_div(rows, kTaskRows), 1));
+void for_each_product(const RecurrentShape& s, int64_t threads, int64_t task_rows, const ForTasks& for_tasks,
+                      const F& f) {
+  constexpr int64_t wide = GemmBlocking<Acc>::kMicroColumns;
+  const auto in_tasks = [&](int64_t rows) {
+    return EvenSplit(rows, std::clamp<int64_t>(threads * ceil_div(rows, threads * task_rows), 1,
+                                               std::max<int64_t>(rows, 1)));
   };
   const EvenSplit all = in_tasks(s.gates), rest = in_tasks(s.gradients - s.gates);
   const int64_t inputs = FactorColumns::of(s, Acc()).inputs / wide * wide;
@@ -109,11 +111,14 @@ void store_products(const RecurrentShape& s, const T* d, const ResidentMatrix<ac
                     int64_t shift, const ParameterGradients<T>& to) {
   using Acc = acc_t<T>;
   struct ProductScratch;
-  const int64_t columns = factors.columns();
+  // The more rows in a task the less often the factors are read. Their sums should stay in the L2 cache.
+  constexpr int64_t kMostSums = 128 << 10, kFewestRows = 4 * kMicroRows;
+  const int64_t columns = factors.columns(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
+  const int64_t task_rows = std::max(kMostSums / columns, kFewestRows);
   const auto claimed = [&](int64_t tasks, const auto& task) {
     parallel_claim(tasks, double(factors.depth()) * s.gates * columns, task);
   };
-  for_each_product<Acc>(s, claimed, [&](int64_t row, int64_t rows, int64_t column) {
+  for_each_product<Acc>(s, threads, task_rows, claimed, [&](int64_t row, int64_t rows, int64_t column) {
     const int64_t sums_size = round_up(rows * columns, 16);
     Acc* const sums =
         static_cast<Acc*>(workspace<ProductScratch>((sums_size + factors.scratch_size(rows)) * sizeof(Acc)));
@@ -210,12 +215,13 @@ class LocalBackward {
   void add_to_share(const ResidentMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
     struct ProductScratch;
     const int64_t columns = factors.columns();
-    for_each_product<Acc>(shape_, Serial{}, [&](int64_t row, int64_t rows, int64_t column) {
-      Acc* const scratch =
-          static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
-      factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
-                            columns, adds, scratch);
-    });
+    for_each_product<Acc>(
+        shape_, 1, 4 * kMicroRows, Serial{}, [&](int64_t row, int64_t rows, int64_t column) {
+          Acc* const scratch =
+              static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
+          factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
+                                columns, adds, scratch);
+        });
   }
 
   const BackwardLoop<T, Cell>& loop_;
