@@ -6,7 +6,7 @@ One direction of one layer is ``recurrent.py``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -362,22 +362,29 @@ def _cast(
         input, hx = lower(input), tuple(map(lower, hx))
         layers = [Weights._make(None if w is None else lower(w) for w in weights) for weights in layers]
     dtype, where = input.dtype, input.device
-    for what, tensor in _named(hx, layers):
-        if tensor.dtype is not dtype:
-            raise ValueError(
-                f"{name}: input and {what} must have the same dtype, got {dtype} and {tensor.dtype}"
-            )
-        if tensor.device != where:
-            check_device(name, what, tensor, input)
+    for tensors in (hx, *layers):
+        for tensor in tensors:
+            if tensor is not None and (tensor.dtype is not dtype or tensor.device != where):
+                _check_same_kind(name, input, hx, layers)
     return input, hx, layers
 
 
-def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> list[tuple[str, Tensor]]:
-    named = [("hx", state) for state in hx]
+def _check_same_kind(name: str, input: Tensor, hx: tuple[Tensor, ...], layers: list[Weights]) -> None:
+    for what, tensor in _named(hx, layers):
+        if tensor.dtype is not input.dtype:
+            raise ValueError(
+                f"{name}: input and {what} must have the same dtype, got {input.dtype} and {tensor.dtype}"
+            )
+        check_device(name, what, tensor, input)
+
+
+def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> Iterator[tuple[str, Tensor]]:
+    for state in hx:
+        yield "hx", state
     for weights in layers:
-        pairs = zip(Weights._fields, weights, strict=True)
-        named += [(what, tensor) for what, tensor in pairs if tensor is not None]
-    return named
+        for what, tensor in zip(Weights._fields, weights, strict=True):
+            if tensor is not None:
+                yield what, tensor
 
 
 # ------------------------------------------------------------------------------------------------- cells
