@@ -227,17 +227,13 @@ def _function(
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if train and dropout > 0.0 and layer + 1 < num_layers:
             x = drop(x, dropout)
-    c_n = _stacked(states[1]) if kind == LSTM else None
-    return (x.transpose(0, 1) if transposed else x), _stacked(states[0]), c_n
+    c_n = torch.stack(states[1]) if kind == LSTM else None
+    return (x.transpose(0, 1) if transposed else x), torch.stack(states[0]), c_n
 
 
 def _rows(state: Tensor) -> tuple[Tensor, ...]:
     """The states of all layers and directions; of one, a view, whose gradient is no copy."""
     return (state.squeeze(0),) if state.shape[0] == 1 else state.unbind(0)
-
-
-def _stacked(states: list[Tensor]) -> Tensor:
-    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
 
 
 def _grouped(name: str, params: Sequence[Tensor], has_biases: bool, count: int) -> list[Weights]:
