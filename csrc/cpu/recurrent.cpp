@@ -1,6 +1,6 @@
 // Recurrent layers on the CPU, one direction of one layer per call: the input's share of the gates of all
-// steps by one product, the time loop (recurrent_steps.h) in parallel over sequences, and in backward the
-// gradients of weights and input by products over all steps again.
+// steps by one product, the time loop (recurrent_steps.h, recurrent_backward.h) in parallel over sequences,
+// and in backward the gradients of weights and input by products over all steps again.
 #include "../binding/recurrent.h"
 
 #include <tuple>
@@ -8,6 +8,7 @@
 #include "gemm_tensor.h"
 #include "matrix_epilogue.h"
 #include "output_cache.h"
+#include "recurrent_backward.h"
 #include "recurrent_gradients.h"
 #include "recurrent_steps.h"
 

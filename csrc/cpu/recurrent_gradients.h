@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "recurrent_steps.h"
+#include "recurrent_backward.h"
 
 namespace pyops::cpu {
 
