@@ -335,6 +335,14 @@ def test_training_step_with_clipping_and_truncated_backpropagation() -> None:
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
 
 
+def test_last_state_may_be_detached_in_place() -> None:
+    """The usual way to cut backpropagation, which refuses views."""
+    gru, lstm = pyops.nn.GRU(3, 4), pyops.nn.LSTM(3, 4)
+    h = gru(torch.randn(2, 1, 3))[1].detach_()
+    states = [s.detach_() for s in lstm(torch.randn(2, 1, 3))[1]]
+    assert not any(state.requires_grad for state in (h, *states))
+
+
 # -------------------------------------------------------------------------------------------------- errors
 
 

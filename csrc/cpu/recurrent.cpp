@@ -1,6 +1,6 @@
 // Recurrent layers on the CPU, one direction of one layer per call: the input's share of the gates of all
-// steps by one product, the time loop (recurrent_steps.h) in parallel over sequences, and in backward the
-// gradients of weights and input by products over all steps again.
+// steps by one product, the time loop (recurrent_steps.h, recurrent_backward.h) in parallel over sequences,
+// and in backward the gradients of weights and input by products over all steps again.
 #include "../binding/recurrent.h"
 
 #include <tuple>
@@ -8,6 +8,7 @@
 #include "gemm_tensor.h"
 #include "matrix_epilogue.h"
 #include "output_cache.h"
+#include "recurrent_backward.h"
 #include "recurrent_gradients.h"
 #include "recurrent_steps.h"
 
@@ -161,7 +162,7 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
   }
   const ParameterGradients<T> parameters = parameters_of<T>(grads);
   if (!parameters.weight_hh && !parameters.bias_hh) return;
-  if (rows == 0) return store_parameters<T>(s, nullptr, 0, kShift * s.hidden, parameters);
+  if (rows == 0) return store_shares<T>(s, nullptr, 0, kShift * s.hidden, parameters);
   const int64_t columns = FactorColumns::of(s, Acc()).all;
   StoredMatrix<T> factors(input, columns, rows);
   parallel_for(s.sequences.steps(), batch * columns, [&](int64_t begin, int64_t end) {
@@ -169,11 +170,7 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
       put_factors(walk, t, 0, batch, tensors, data<T>(input), s, s.sequences.offset(t), factors.matrix);
     }
   });
-  const Tensor share = new_output(input, {s.gradients, columns}, accumulate_type(input.scalar_type()));
-  parameter_products(s, d, factors.matrix, pointer<Acc>(share), false, [&](int64_t tasks, const auto& task) {
-    parallel_claim(tasks, double(rows) * s.gates * columns, task);
-  });
-  store_parameters(s, data<Acc>(share), 1, kShift * s.hidden, parameters);
+  store_products(s, d, factors.matrix, kShift * s.hidden, parameters);
 }
 
 // Loop and sums chunk by chunk.
@@ -192,7 +189,7 @@ void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loo
   Acc* const shares = needs_sums ? pointer<Acc>(memory) : nullptr;
   run_chunks(bounds, LocalBackward<T, Cell>(loop, tensors, walk, s, data<T>(input), shares));
   if (needs_sums) {
-    store_parameters(s, shares, count, GradientBlocks<Cell>::kShift * s.hidden, parameters);
+    store_shares(s, shares, count, GradientBlocks<Cell>::kShift * s.hidden, parameters);
   }
 }
 

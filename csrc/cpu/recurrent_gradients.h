@@ -2,14 +2,14 @@
 // arguments, d [rows, gradients].
 //
 // One product yields all of them: d.t() @ factors, whose rows are [h_before | x | 1]: the column of ones
-// gives the biases' gradients. Threads, or chunks of the sequences, have shares of it that are summed up in
-// order.
+// gives the biases' gradients. In small layers chunks of the sequences have shares of it that are summed up
+// in order.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "recurrent_steps.h"
+#include "recurrent_backward.h"
 
 namespace pyops::cpu {
 
@@ -36,42 +36,37 @@ int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, con
                     ResidentMatrix<acc_t<T>>& factors) {
   using Acc = acc_t<T>;
   const auto columns = FactorColumns::of(s, Acc());
-  const StepRow row = walk.at(t, begin);
-  const int64_t count = std::min(end, s.sequences.count(t)) - begin;
+  const StepRows now = walk.rows(t), before = walk.rows(walk.before(t));
+  const int64_t count = std::min(end, now.count) - begin;
   // Those that have begun before have a step before this one.
-  const int64_t begun = std::clamp<int64_t>(walk.count_before(t) - begin, 0, count);
+  const int64_t begun = std::clamp<int64_t>(before.count - begin, 0, count);
   const auto put_states = [&](int64_t from, int64_t rows, const T* states) {
     factors.put_rows(first + from, rows, 0, columns.inputs, states, s.hidden, s.hidden, Acc(0));
   };
-  put_states(0, begun, at.output + row.before * s.hidden);
+  put_states(0, begun, at.output + (before.first + begin) * s.hidden);
   put_states(begun, count - begun, at.h_0 + (begin + begun) * s.hidden);
-  factors.put_rows(first, count, columns.inputs, columns.all - columns.inputs, input + row.row * s.inputs,
-                   s.inputs, s.inputs, Acc(1));
+  factors.put_rows(first, count, columns.inputs, columns.all - columns.inputs,
+                   input + (now.first + begin) * s.inputs, s.inputs, s.inputs, Acc(1));
   return count;
 }
 
-// One share: d.t() @ factors, added to it or not. Of the GRU's last block, the input's, only the columns of 1
-// and x are formed. for_tasks(count, f) calls f(i) for every i in [0, count).
-template <class T, class ForTasks>
-void parameter_products(const RecurrentShape& s, const T* d, const ResidentMatrix<acc_t<T>>& factors,
-                        acc_t<T>* share, bool adds, const ForTasks& for_tasks) {
-  using Acc = acc_t<T>;
-  struct ProductScratch;
-  constexpr int64_t kTaskRows = 4 * kMicroRows, wide = GemmBlocking<Acc>::kMicroColumns;
-  const auto columns = FactorColumns::of(s, Acc());
-  const auto in_tasks = [](int64_t rows) {
-    return EvenSplit(rows, std::max<int64_t>(ceil_div(rows, kTaskRows), 1));
+// Calls f(row, rows, column) for the tasks of d.t() @ factors: of rows [row, row + rows) of the product the
+// columns from `column` on are asked for. Of the GRU's last block, the input's, those are the columns of x
+// and 1. Tasks have at most task_rows rows, and all threads as many; for_tasks(count, f) calls f(i) for every
+// i in [0, count).
+template <class Acc, class ForTasks, class F>
+void for_each_product(const RecurrentShape& s, int64_t threads, int64_t task_rows, const ForTasks& for_tasks,
+                      const F& f) {
+  constexpr int64_t wide = GemmBlocking<Acc>::kMicroColumns;
+  const auto in_tasks = [&](int64_t rows) {
+    return EvenSplit(rows, std::clamp<int64_t>(threads * ceil_div(rows, threads * task_rows), 1,
+                                               std::max<int64_t>(rows, 1)));
   };
   const EvenSplit all = in_tasks(s.gates), rest = in_tasks(s.gradients - s.gates);
+  const int64_t inputs = FactorColumns::of(s, Acc()).inputs / wide * wide;
   for_tasks(all.parts + (s.gradients > s.gates ? rest.parts : 0), [&](int64_t i) {
-    const bool is_rest = i >= all.parts;
-    const int64_t row = is_rest ? s.gates + rest.begin(i - all.parts) : all.begin(i);
-    const int64_t rows = is_rest ? rest.size(i - all.parts) : all.size(i);
-    Acc* const scratch =
-        static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
-    factors.multiply_from(is_rest ? columns.inputs / wide * wide : 0, rows,
-                          Operand<T>{d + row, 1, s.gradients}, share + row * columns.all, columns.all, adds,
-                          scratch);
+    if (i < all.parts) return f(all.begin(i), all.size(i), int64_t{0});
+    f(s.gates + rest.begin(i - all.parts), rest.size(i - all.parts), inputs);
   });
 }
 
@@ -84,37 +79,70 @@ struct ParameterGradients {
   T* bias_hh;
 };
 
-// The sum of `count` shares, in order. `shift`: of GradientBlocks, times H.
+// Row `row` of d.t() @ factors, the sum of `count` shares that are `apart` from each other, in order, to the
+// gradients it belongs to. `shift`: of GradientBlocks, times H.
 template <class T>
-void store_parameters(const RecurrentShape& s, const acc_t<T>* shares, int64_t count, int64_t shift,
-                      const ParameterGradients<T>& to) {
+void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* shares, int64_t count,
+                       int64_t apart, int64_t shift, const ParameterGradients<T>& to) {
   using Acc = acc_t<T>;
   const auto columns = FactorColumns::of(s, Acc());
-  const int64_t size = s.gradients * columns.all;
   const auto store_sums = [&](const Acc* from, int64_t numbers, T* sums) {
     for_each_vector<Acc>(numbers, [&](int64_t j, int lanes) {
       Vec<Acc> sum = Acc(0);
-      for (int64_t i = 0; i < count; ++i) sum += load_lanes(from + i * size + j, lanes);
+      for (int64_t i = 0; i < count; ++i) sum += load_lanes(from + i * apart + j, lanes);
       store_lanes(sums + j, sum, lanes);
     });
   };
-  parallel_for(s.gates, count * (s.hidden + s.inputs), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const Acc* const from_state = shares + (j + shift) % s.gates * columns.all;
-      const Acc* const from_input = shares + (j + shift) * columns.all;
-      if (to.weight_hh) {
-        store_sums(from_state, s.hidden, to.weight_hh + j * s.hidden);
-        store_sums(from_input + columns.inputs, s.inputs, to.weight_ih + j * s.inputs);
-      }
-      if (to.bias_hh) {
-        store_sums(from_state + columns.one, 1, to.bias_hh + j);
-        store_sums(from_input + columns.one, 1, to.bias_ih + j);
-      }
+  if (row < s.gates) {  // a share of the state
+    const int64_t j = (row - shift + s.gates) % s.gates;
+    if (to.weight_hh) store_sums(shares, s.hidden, to.weight_hh + j * s.hidden);
+    if (to.bias_hh) store_sums(shares + columns.one, 1, to.bias_hh + j);
+  }
+  if (row >= shift) {  // of the input
+    const int64_t j = row - shift;
+    if (to.weight_ih) store_sums(shares + columns.inputs, s.inputs, to.weight_ih + j * s.inputs);
+    if (to.bias_ih) store_sums(shares + columns.one, 1, to.bias_ih + j);
+  }
+}
+
+// The gradients of the parameters by one product, whose tasks store what they have found.
+template <class T>
+void store_products(const RecurrentShape& s, const T* d, const ResidentMatrix<acc_t<T>>& factors,
+                    int64_t shift, const ParameterGradients<T>& to) {
+  using Acc = acc_t<T>;
+  struct ProductScratch;
+  // The more rows in a task the less often the factors are read. Their sums should stay in the L2 cache.
+  constexpr int64_t kMostSums = 128 << 10, kFewestRows = 4 * kMicroRows;
+  const int64_t columns = factors.columns(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
+  const int64_t task_rows = std::max(kMostSums / columns, kFewestRows);
+  const auto claimed = [&](int64_t tasks, const auto& task) {
+    parallel_claim(tasks, double(factors.depth()) * s.gates * columns, task);
+  };
+  for_each_product<Acc>(s, threads, task_rows, claimed, [&](int64_t row, int64_t rows, int64_t column) {
+    const int64_t sums_size = round_up(rows * columns, 16);
+    Acc* const sums =
+        static_cast<Acc*>(workspace<ProductScratch>((sums_size + factors.scratch_size(rows)) * sizeof(Acc)));
+    factors.multiply_from(column, rows, Operand<T>{d + row, 1, s.gradients}, sums, columns, false,
+                          sums + sums_size);
+    for (int64_t i = 0; i < rows; ++i) {
+      store_product_row(s, row + i, sums + i * columns, 1, 0, shift, to);
     }
   });
 }
 
 // ---- small layers ---------------------------------------------------------------------------------------
+
+// The sum of `count` shares of the product, in order.
+template <class T>
+void store_shares(const RecurrentShape& s, const acc_t<T>* shares, int64_t count, int64_t shift,
+                  const ParameterGradients<T>& to) {
+  const int64_t columns = FactorColumns::of(s, acc_t<T>()).all;
+  parallel_for(s.gradients, count * columns, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      store_product_row(s, row, shares + row * columns, count, s.gradients * columns, shift, to);
+    }
+  });
+}
 
 // Small weights and many sequences: the products then read as much memory as the loop. A thread does them
 // every few steps, while the gate gradients of a few sequences lie in its caches; they never leave them.
@@ -163,13 +191,16 @@ class LocalBackward {
         row += put_factors(walk_, t, begin, end, at_, input_, s, row, factors);
         if (t == last_step) break;
       }
-      parameter_products(s, d, factors, shares_ + chunk * s.gradients * columns, adds, Serial{});
+      add_to_share(factors, d, shares_ + chunk * s.gradients * columns, adds);
       adds = true;
     };
     loop_.run(begin, end, [&](int64_t t, int64_t active) {
       if (rows + active > kRows) {
         add_products();
         rows = 0;
+      }
+      if (shares_ != nullptr) {
+        fetch_all(input_ + (walk_.rows(t).first + begin) * s.inputs, active * s.inputs);
       }
       if (rows == 0) first_step = t;
       last_step = t;
@@ -178,6 +209,19 @@ class LocalBackward {
       return to;
     });
     add_products();
+  }
+
+  // One share: d.t() @ factors, added to it or not.
+  void add_to_share(const ResidentMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
+    struct ProductScratch;
+    const int64_t columns = factors.columns();
+    for_each_product<Acc>(
+        shape_, 1, 4 * kMicroRows, Serial{}, [&](int64_t row, int64_t rows, int64_t column) {
+          Acc* const scratch =
+              static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
+          factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
+                                columns, adds, scratch);
+        });
   }
 
   const BackwardLoop<T, Cell>& loop_;

@@ -150,19 +150,16 @@ class _Recurrent(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         kind, reverse, ops = ctx.call
-        grad_c_n = grad_c_n if kind == LSTM else None
-        grads = grad_output, grad_h_n, grad_c_n
-        needs = ctx.needs_input_grad[:7]
-        rest = (None,) * 4
+        grads = grad_output, grad_h_n, grad_c_n if kind == LSTM else None
         if all(grad is None for grad in grads):
             return (None,) * 11
-        *arguments, output, gates, extra = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:7]
         if torch.is_grad_enabled():
-            return (*_differentiable(grads, arguments, kind, reverse, needs), *rest)
-        input, weight_ih, weight_hh, _, _, h_0, c_0, batch_sizes = arguments
-        needed = needs[0], needs[1] or needs[2], needs[3] or needs[4], needs[5] or needs[6]
+            arguments = list(ctx.saved_tensors[:8])
+            return *_differentiable(grads, arguments, kind, reverse, needs), None, None, None, None
+        input, weight_ih, weight_hh, _, _, h_0, c_0, batch_sizes, output, gates, extra = ctx.saved_tensors
         found = ops.recurrent_backward(
-            *(None if grad is None else grad.contiguous() for grad in grads),
+            *(_contiguous(grad) for grad in grads),
             input,
             weight_ih,
             weight_hh,
@@ -174,9 +171,17 @@ class _Recurrent(torch.autograd.Function):
             batch_sizes,
             kind,
             reverse,
-            *needed,
+            needs[0],
+            needs[1] or needs[2],
+            needs[3] or needs[4],
+            needs[5] or needs[6],
         )
-        return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *rest)
+        wanted = [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
+        return *wanted, None, None, None, None
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
 def _differentiable(
@@ -229,8 +234,7 @@ def one_direction(
     ops = backends.resolve(input, "recurrent_forward")
     if ops is None or weights.weight_hr is not None:
         return reference.recurrent(input, weights, h_0, c_0, batch_sizes, kind, reverse)
-    tensors = [input, *weights[:4], h_0, c_0]
-    tensors = [None if t is None else t.contiguous() for t in tensors]
+    tensors = [_contiguous(t) for t in (input, *weights[:4], h_0, c_0)]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         output, h_n, c_n = apply(_Recurrent, *tensors, batch_sizes, kind, reverse, ops)
     else:

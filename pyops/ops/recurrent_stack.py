@@ -210,17 +210,20 @@ def _function(
     _check_layers(name, kind, x, hx, layers, num_layers, directions, size)
     if batch_sizes is not None:
         _check_batch_sizes(name, batch_sizes, x, hx[0])
+    first = [_rows(state) for state in hx]
     states: list[list[Tensor]] = [[], []]
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             at = layer * directions + direction
-            c_0 = hx[1][at] if kind == LSTM else None
-            output, *last = one_direction(x, layers[at], hx[0][at], c_0, batch_sizes, kind, direction == 1)
+            c_0 = first[1][at] if kind == LSTM else None
+            output, h_n, c_n = one_direction(
+                x, layers[at], first[0][at], c_0, batch_sizes, kind, direction == 1
+            )
             outputs.append(output)
-            for found, state in zip(states, last, strict=True):
-                if state is not None:
-                    found.append(state)
+            states[0].append(h_n)
+            if c_n is not None:
+                states[1].append(c_n)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if train and dropout > 0.0 and layer + 1 < num_layers:
             x = drop(x, dropout)
@@ -228,10 +231,16 @@ def _function(
     return (x.transpose(0, 1) if transposed else x), torch.stack(states[0]), c_n
 
 
+def _rows(state: Tensor) -> tuple[Tensor, ...]:
+    """The states of all layers and directions; of one, a view, whose gradient is no copy."""
+    return (state.squeeze(0),) if state.shape[0] == 1 else state.unbind(0)
+
+
 def _grouped(name: str, params: Sequence[Tensor], has_biases: bool, count: int) -> list[Weights]:
     """``params`` as ``count`` sets of weights."""
     for at, param in enumerate(params):
-        check_floating(name, f"params[{at}]", param)
+        if not (isinstance(param, Tensor) and param.is_floating_point()):  # the name costs more than this
+            check_floating(name, f"params[{at}]", param)
     each = 4 if has_biases else 2
     if name == "lstm" and len(params) == count * (each + 1):
         each += 1
@@ -348,13 +357,21 @@ def _cast(
 
         input, hx = lower(input), tuple(map(lower, hx))
         layers = [Weights._make(None if w is None else lower(w) for w in weights) for weights in layers]
+    dtype, where = input.dtype, input.device
+    for tensors in (hx, *layers):
+        for tensor in tensors:
+            if tensor is not None and (tensor.dtype is not dtype or tensor.device != where):
+                _check_same_kind(name, input, hx, layers)
+    return input, hx, layers
+
+
+def _check_same_kind(name: str, input: Tensor, hx: tuple[Tensor, ...], layers: list[Weights]) -> None:
     for what, tensor in _named(hx, layers):
         if tensor.dtype is not input.dtype:
             raise ValueError(
                 f"{name}: input and {what} must have the same dtype, got {input.dtype} and {tensor.dtype}"
             )
         check_device(name, what, tensor, input)
-    return input, hx, layers
 
 
 def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> Iterator[tuple[str, Tensor]]:

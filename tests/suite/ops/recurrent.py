@@ -242,7 +242,7 @@ MUTANTS = {
         "math/recurrent.h", "dc_after + dh * o", "dh * o", ("recurrent",)
     ),
     "recurrent_sequences_end_a_step_late": Mutant(
-        "cpu/recurrent_steps.h", "b >= sequences.count(after)", "b > sequences.count(after)", ("recurrent",)
+        "cpu/recurrent_steps.h", "sequence < count ?", "sequence <= count ?", ("recurrent",)
     ),
     "recurrent_shares_begin_at_the_second": Mutant(
         "cpu/recurrent_gradients.h",
