@@ -162,3 +162,19 @@ def test_convolutions_run_on_tensor_cores(source: str, sass: Path) -> None:
         loads = ["LDS"] if "TensorCoresIf" in kind and source == "conv2d_weight" else ["LDSM"]
         for instruction in ["HMMA", "LDGSTS", *loads]:
             assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"
+
+
+def test_recurrent_loops_run_on_tensor_cores(sass: Path) -> None:
+    """What other blocks have written is read 16 bytes at once and past the L1 cache, which may be stale."""
+    kernels = instructions(sass, "recurrent_grid").split("Function : ")[1:]
+    assert kernels
+    for kernel in kernels:
+        kind = kernel.splitlines()[0]
+        assert ("TensorCores" in kind) == bool(re.search(r"\bHMMA\b", kernel)), kind
+        for instruction in [
+            r"LDS\.128",
+            r"LDG\.E\.128\.STRONG\.GPU",
+            r"LDG\.E\.STRONG\.GPU",
+            r"MEMBAR\.\w+\.GPU",
+        ]:
+            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"

@@ -42,5 +42,5 @@ def allows_tf32() -> bool:
 
     The setting is ``torch.backends.cuda.matmul.fp32_precision``; ``allow_tf32`` is its older name.
     """
-    precision: str = torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
+    precision: str = torch.backends.cuda.matmul.fp32_precision
     return precision == "tf32"
