@@ -317,10 +317,12 @@ def test_autocast_gives_torchs_dtypes(
 @pytest.fixture
 def tf32() -> Iterator[None]:
     """torch's default on a GPU: convolutions of float32 may round their factors to TF32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
+    # Not by the older name, allow_tf32: torch's test samples, once imported, forbid to set that.
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "tf32"
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    convolutions.fp32_precision = before
 
 
 _TF32 = [b for b in BACKENDS if b.name in ("emulated", "cuda")]
@@ -351,7 +353,7 @@ def test_tf32_rounds_the_factors_and_nothing_else(
 @pytest.mark.usefixtures("tf32")
 def test_tf32_follows_torchs_setting_as_it_changes() -> None:
     assert torch.ops.pyops.conv2d_allows_tf32()
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     assert not torch.ops.pyops.conv2d_allows_tf32()
 
 
