@@ -8,8 +8,7 @@ namespace {
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
 
-// With as many groups of blocks as the device holds, of which each has as few tiles of sequences as it can;
-// `launch` is made for kernels that take what follows.
+// With as many groups of blocks as the device holds, or fewer where these have no more tiles of sequences.
 template <class T, class Kernel, class Data>
 bool launch_grid(const Kernel& kernel, int tiles_of_rows, int64_t depth, const Data& at,
                  const RecurrentCall& call) {

@@ -37,7 +37,7 @@ struct GridWeights {
   int64_t slabs;
 
   static constexpr int64_t kSlab = kSlabBytes / sizeof(T);
-  static int64_t slabs_of(int64_t depth) { return (depth + kSlab - 1) / kSlab; }
+  static PYOPS_HD int64_t slabs_of(int64_t depth) { return (depth + kSlab - 1) / kSlab; }
   static PYOPS_HD int64_t stride(int64_t slabs) { return (slabs | 1) * kSlabBytes; }
 
   __device__ __forceinline__ const uint4& at(int row, int64_t slab, int part) const {
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   constexpr int G = Cell::kGates;
   const GridPlace me;
   PYOPS_DYNAMIC_SHARED(memory);
-  const GridShared<T> shared(memory, (H * sizeof(T) + kSlabBytes - 1) / kSlabBytes, G);
+  const GridShared<T> shared(memory, GridWeights<T>::slabs_of(H), G);
   shared.weights.template fill<true>(G * kGridUnits, [&](int row, int64_t k) {
     const int64_t u = me.first_unit + row % kGridUnits;
     return u < H && k < H ? Product::rounded(weight_hh[(row / kGridUnits * H + u) * H + k]) : T{};
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
   const int64_t length = Cell::kGates * H;
   const GridPlace me;
   PYOPS_DYNAMIC_SHARED(memory);
-  const GridShared<T> shared(memory, (length * sizeof(T) + kSlabBytes - 1) / kSlabBytes, 1);
+  const GridShared<T> shared(memory, GridWeights<T>::slabs_of(length), 1);
   shared.weights.template fill<false>(kGridUnits, [&](int row, int64_t k) {
     const int64_t u = me.first_unit + row;
     return u < H && k < length ? Product::rounded(weight_hh[k * H + u]) : T{};
