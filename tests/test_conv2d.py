@@ -14,7 +14,7 @@ import pyops.nn
 from pyops.ops.conv2d import is_channels_last
 
 from .suite import checks
-from .suite.backends import BACKENDS, CPP, Backend, has_kernel, raw
+from .suite.backends import BACKENDS, CPP, CUDA_SOURCES, Backend, has_kernel, raw
 from .suite.cases import DTYPES, Case, name_of, pairwise, sweep
 from .suite.layouts import LAYOUTS
 from .suite.ops.conv2d import SMOKE, TINY, case, torch_conv2d
@@ -325,9 +325,6 @@ def tf32() -> Iterator[None]:
     convolutions.fp32_precision = before
 
 
-_TF32 = [b for b in BACKENDS if b.name in ("emulated", "cuda")]
-
-
 @sweep(
     [  # without an activation, whose derivative a rounded sign would change
         case("tf32_packs", (2, 16, 17, 13), 72, (2, 3), padding=1),
@@ -335,7 +332,7 @@ _TF32 = [b for b in BACKENDS if b.name in ("emulated", "cuda")]
         case("tf32_odd", (1, 37, 9, 8), 11, 2),
     ],
     [torch.float32],
-    _TF32,
+    CUDA_SOURCES,
 )
 def test_tf32_rounds_the_factors_and_nothing_else(
     backend: Backend, case: Case, dtype: torch.dtype, tf32: None

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 _FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
 _OTHERS = [b for b in BACKENDS if b not in _FULL]
-_WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
 # ------------------------------------------------------------------------------------------------ accuracy

@@ -11,15 +11,13 @@ import torch
 
 from .cuda_emulation import build
 from .suite import checks
-from .suite.backends import BACKENDS, Backend
+from .suite.backends import CUDA_SOURCES, Backend
 from .suite.cases import Case
 from .suite.ops.recurrent import GATES, OPS, case
 
 pytestmark = [
     pytest.mark.usefixtures("nan_filled_memory"),
-    pytest.mark.parametrize(
-        "backend", [b for b in BACKENDS if b.name in ("emulated", "cuda")], ids=str, indirect=True
-    ),
+    pytest.mark.parametrize("backend", CUDA_SOURCES, ids=str, indirect=True),
 ]
 
 #: What the weights of a layer that runs in one block take at most.

@@ -52,6 +52,7 @@ BACKENDS = [
 WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 THOROUGH = [b for b in BACKENDS if b.thorough]
 SLOW = [b for b in BACKENDS if not b.thorough]
+CUDA_SOURCES = [b for b in BACKENDS if b.name in ("emulated", "cuda")]  # the same code, on either device
 
 
 @functools.cache
