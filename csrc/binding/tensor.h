@@ -1,6 +1,6 @@
 // What every op's C++ entry needs from torch: LibTorch Stable ABI aliases, checks, dtype dispatch.
 //
-// Nothing here may use an unstable at:: or c10:: symbol; tests/test_build.py looks at the built library.
+// Nothing here may use an unstable at:: or c10:: symbol; tests/build/test_build.py looks at the built library.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-"""Run with AddressSanitizer preloaded by ``tests/test_cuda_emulation.py``.
+"""Run with AddressSanitizer preloaded by ``tests/backends/test_cuda_emulation.py``.
 
 ``ops LIBRARY`` runs every emulated op over shapes that reach every kernel's edges; ``overflow LIBRARY`` runs
 the self-test kernel that writes past a shared array, which must end the process.

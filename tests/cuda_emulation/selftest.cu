@@ -1,4 +1,4 @@
-// Kernels that test the emulator itself, called through ctypes by tests/test_cuda_emulation.py.
+// Kernels that test the emulator itself, called through ctypes by tests/backends/test_cuda_emulation.py.
 //
 // Every entry takes an output buffer and returns 0, or 1 after copying the emulator's message to `error`.
 #include <cstring>

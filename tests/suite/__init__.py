@@ -7,7 +7,7 @@
 - ``triton_cases``: the launches that are compiled for GPUs.
 - ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
-- ``checks``: what must hold; written once, called by ``tests/test_<op>.py``.
+- ``checks``: what must hold; written once, called by the ops' tests.
 - ``torch_samples``: the samples that PyTorch tests its own functions with.
 - ``training``: training runs short enough for tests, and what is compared of them.
 """

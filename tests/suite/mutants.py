@@ -1,4 +1,4 @@
-"""A mistake in a source, for ``tests/test_mutation.py``."""
+"""A mistake in a source, for ``tests/build/test_mutation.py``."""
 
 from __future__ import annotations
 

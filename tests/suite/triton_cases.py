@@ -1,4 +1,4 @@
-"""What tests/test_triton_compile.py compiles: calls of the Triton launchers on meta tensors, by name."""
+"""What test_triton_compile.py compiles: calls of the Triton launchers on meta tensors, by name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,187 @@
+"""Choosing a backend, what is said when one is missing, and crashes of raw ops."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyops
+from pyops import backends
+from tests.suite.backends import Backend
+from tests.suite.processes import ROOT, run_python
+
+_X = torch.zeros(2, 3)
+
+
+def used() -> str:
+    """The backend that serves a CPU tensor now."""
+    handles = backends.resolve(_X)
+    return "reference" if handles is None else handles.backend
+
+
+def test_default_on_the_cpu_is_cpp() -> None:
+    assert used() == "cpp"
+    assert pyops.available_backends()[0] == "cpp"
+
+
+def test_available_backends_lists_those_that_run(backend: Backend) -> None:
+    assert backend.name in pyops.available_backends(backend.device)
+    assert backend.name in pyops.available_backends(torch.device(backend.device))
+
+
+def test_reference_serves_any_device() -> None:
+    assert pyops.available_backends("meta") == ["reference"]
+
+
+def test_tiny_single_ops_are_left_to_torch_unless_a_backend_is_asked_for() -> None:
+    """The rule of backends.prefers_torch, and that its results are torch's to the bit."""
+    for elements, left_to_torch in [(backends.TINY_ELEMENTS, True), (backends.TINY_ELEMENTS + 1, False)]:
+        x = torch.randn(1, elements, requires_grad=True)
+        y = pyops.functional.softmax(x, 1)
+        assert ("_Softmax" not in type(y.grad_fn).__name__) == left_to_torch
+        if left_to_torch:
+            assert torch.equal(y, torch.softmax(x, 1))
+        with pyops.use_backend("cpp"):
+            assert "_Softmax" in type(pyops.functional.softmax(x, 1).grad_fn).__name__
+
+
+def test_use_backend_is_undone_also_by_an_exception() -> None:
+    with pyops.use_backend("reference"):
+        assert used() == "reference"
+        with pyops.use_backend("cpp"):
+            assert used() == "cpp"
+        assert used() == "reference"
+    with pytest.raises(KeyError), pyops.use_backend("reference"):
+        raise KeyError
+    assert used() == "cpp"
+
+
+def test_use_backend_none_returns_to_the_default() -> None:
+    with pyops.use_backend("reference"), pyops.use_backend(None):
+        assert used() == "cpp"
+
+
+def test_set_backend_stays_until_it_is_taken_back() -> None:
+    try:
+        pyops.set_backend("reference")
+        assert used() == "reference"
+    finally:
+        pyops.set_backend(None)
+    assert used() == "cpp"
+
+
+def test_backward_uses_the_backend_of_its_forward() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    with pyops.use_backend("cpp"):
+        y = pyops.functional.softmax(x, 1)
+    with pyops.use_backend("reference"):
+        assert "_Softmax" in type(y.grad_fn).__name__
+        y.sum().backward()
+    assert x.grad is not None
+
+
+def test_unknown_backend_is_named_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"backend 'fast' is not available.*cpp, cuda, triton, reference"):
+        pyops.set_backend("fast")
+    assert used() == "cpp"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_says_why() -> None:
+    with pytest.raises(ValueError, match=r"backend 'cuda' is not available.*serves cuda tensors"):
+        pyops.set_backend("cuda")
+
+
+def test_backend_that_cannot_serve_the_tensors_device_raises() -> None:
+    with (
+        pyops.use_backend("cpp"),
+        pytest.raises(RuntimeError, match=r"backend 'cpp' cannot run on .*'meta'.*there: reference"),
+    ):
+        pyops.functional.softmax(_X.to("meta"), 1)
+
+
+def test_dtype_that_no_kernel_serves_falls_to_the_reference() -> None:
+    assert backends.resolve(torch.zeros(2, dtype=torch.float8_e4m3fn)) is None
+
+
+# ----------------------------------------------------------------------------------------- in fresh processes
+
+_PRINT_USED = (
+    "import torch, pyops; h = pyops.backends.resolve(torch.zeros(1));"
+    "print('reference' if h is None else h.backend)"
+)
+
+
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+def test_environment_variable_chooses(name: str) -> None:
+    assert run_python("-c", _PRINT_USED, environment={"PYOPS_BACKEND": name}).stdout.strip() == name
+
+
+def test_environment_variable_chooses_interpreted_triton() -> None:
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    environment = {"PYOPS_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    assert run_python("-c", _PRINT_USED, environment=environment).stdout.strip() == "triton"
+
+
+def test_bad_environment_variable_is_named() -> None:
+    result = run_python("-c", "import pyops", environment={"PYOPS_BACKEND": "fast"}, check=False)
+    assert result.returncode != 0
+    assert "environment variable PYOPS_BACKEND: backend 'fast' is not available" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_triton_on_the_cpu_without_its_interpreter_says_what_to_set() -> None:
+    environment = {"PYOPS_BACKEND": "triton", "TRITON_INTERPRET": None}
+    result = run_python("-c", "import pyops", environment=environment, check=False)
+    assert "needs TRITON_INTERPRET=1 set before Triton is imported" in result.stderr
+
+
+@pytest.mark.parametrize("prefix", ["", "pyops.set_backend('cpp');"])
+def test_the_first_call_of_a_process_can_be_a_compiled_one(prefix: str) -> None:
+    script = (
+        f"import torch, pyops; {prefix}"
+        "f = torch.compile(pyops.functional.cross_entropy, fullgraph=True, backend='aot_eager');"
+        "x = torch.randn(3, 4, requires_grad=True); f(x, torch.tensor([0, 1, 2])).backward()"
+    )
+    run_python("-c", script, environment={"PYOPS_BACKEND": None})
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path) -> Path:
+    """The package's Python files without its libraries."""
+    ignored = shutil.ignore_patterns("_lib", "__pycache__", "*.so")
+    shutil.copytree(ROOT / "pyops", tmp_path / "pyops", ignore=ignored)
+    return tmp_path
+
+
+def test_missing_library_is_said_at_the_first_call_and_does_not_break_import(unbuilt: Path) -> None:
+    script = "import torch, pyops; print(pyops.available_backends()); pyops.functional.softmax(torch.ones(2))"
+    environment = {"TRITON_INTERPRET": None}
+    result = run_python("-c", script, directory=unbuilt, environment=environment, check=False)
+    assert result.stdout.strip() == "['reference']"
+    assert "the C++ kernels are not available: libpyops_cpu_" in result.stderr
+    assert "was not built (reinstall with a compiler: pip install -e .)" in result.stderr
+
+
+def test_reference_works_without_libraries(unbuilt: Path) -> None:
+    script = "import torch, pyops; print(pyops.functional.softmax(torch.zeros(2), 0).tolist())"
+    result = run_python("-c", script, directory=unbuilt, environment={"PYOPS_BACKEND": "reference"})
+    assert result.stdout.strip() == "[0.5, 0.5]"
+
+
+def test_library_that_cannot_be_loaded_is_said(unbuilt: Path) -> None:
+    (unbuilt / "pyops" / "_lib").mkdir()
+    for isa in ("baseline", "avx2", "avx512"):
+        (unbuilt / "pyops" / "_lib" / f"libpyops_cpu_{isa}.so").write_bytes(b"not a library")
+    script = "import pyops; print(pyops.info()['backends']['cpu']['cpp'])"
+    assert "could not be loaded" in run_python("-c", script, directory=unbuilt).stdout
+
+
+def test_raw_ops_with_spoiled_arguments_do_not_crash(kernels: Backend) -> None:
+    rounds = {"cpp": 3000, "cuda": 1000}.get(kernels.name, 300)
+    run_python("-m", "tests.suite.fuzz", str(kernels), str(rounds))

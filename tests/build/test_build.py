@@ -1,0 +1,86 @@
+"""What the compiled libraries contain: stable symbols only, the right instructions, nothing exported."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.suite.processes import ROOT
+
+LIBRARIES = sorted((ROOT / "pyops" / "_lib").glob("*.so"))
+CPU_LIBRARIES = [p for p in LIBRARIES if "_cpu_" in p.name]
+
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="binutils' nm is not installed")
+needs_objdump = pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+
+
+def symbols(library: Path, kind: str) -> list[str]:
+    text = subprocess.run(["nm", "-D", kind, library], capture_output=True, text=True, check=True).stdout
+    return [line.split()[-1] for line in text.splitlines()]
+
+
+def test_something_is_built() -> None:
+    assert CPU_LIBRARIES, "no CPU library: run pip install -e ."
+
+
+@needs_nm
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_library_uses_the_stable_abi_only(library: Path) -> None:
+    """Mangled names of torch (at::, c10::, torch::) change with every release; the C shims do not."""
+    undefined = symbols(library, "--undefined-only")
+    mangled = [s for s in undefined if s.startswith("_Z")]
+    # What mentions at, c10, caffe2 or torch as a namespace: a length-prefixed name in Itanium mangling.
+    unstable = [s for s in mangled if re.search(r"(?<!\d)(2at|3c10|6caffe2|5torch)(?=[A-Z\d])", s)]
+    assert not unstable
+    foreign = [
+        s
+        for s in mangled
+        if not re.match(r"_Z(N?K?S[a-z]|NK?St|TI|TV|TS|n|d|S|NSt|NKSt|NSo|NSi|NK?9__gnu|N10__cxxabi)", s)
+    ]
+    assert not foreign, "C++ symbols of something other than the standard library"
+    from_torch = [s for s in undefined if "torch" in s]
+    assert all(re.match(r"(aoti_)?torch_\w+$", s) for s in from_torch)
+    assert from_torch, "the library does not use torch at all"
+
+
+@needs_nm
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_library_exports_nothing_of_its_own(library: Path) -> None:
+    """Two variants in one process, or another extension, must not bind to each other's functions."""
+    defined = symbols(library, "--defined-only")
+    # Templates of the standard library keep default visibility, whoever instantiates them.
+    mangled = [s for s in defined if s.startswith("_Z")]
+    assert not [s for s in mangled if "pyops" in s or "torch" in s]
+    linkers = {"_edata", "_end", "__bss_start", "_init", "_fini"}
+    assert set(defined) - set(mangled) <= linkers
+
+
+def registers(library: Path) -> set[str]:
+    code = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True, check=True
+    ).stdout
+    return set(re.findall(r"%([xyz]mm)\d", code))
+
+
+@needs_objdump
+@pytest.mark.parametrize("library", CPU_LIBRARIES, ids=lambda p: p.name)
+def test_variant_uses_its_instruction_set_and_none_above(library: Path) -> None:
+    if not (ROOT / "pyops" / "_lib" / "libpyops_cpu_avx2.so").exists():
+        pytest.skip("not x86: there is one variant")
+    wanted = {
+        "baseline": {"xmm"},
+        "avx2": {"xmm", "ymm"},
+        "avx512": {"xmm", "ymm", "zmm"},
+    }[library.stem.removeprefix("libpyops_cpu_")]
+    assert registers(library) == wanted
+
+
+@needs_nm
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_library_does_not_bind_to_a_particular_openmp(library: Path) -> None:
+    """Threads are torch's own pool; a second OpenMP runtime would oversubscribe the cores."""
+    assert not [s for s in symbols(library, "--undefined-only") if s.startswith(("GOMP", "omp_", "__kmpc"))]

@@ -1,0 +1,181 @@
+"""What is in the CUDA library: kernels that spill no registers, wide accesses, tensor-core instructions.
+
+nvcc has compiled every source for every architecture already, with warnings as errors in ``.ci/run``; here
+cuobjdump reads the result. Registers and shared memory of the kernels are printed as a table in the end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.suite.processes import ROOT
+
+LIBRARY = ROOT / "pyops" / "_lib" / "libpyops_cuda.so"
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHITECTURES = ("sm_80", "sm_90")
+
+
+def find_disassembler() -> str | None:
+    """cuobjdump of the toolkit, which may come without, or of Triton."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.path.join(home, "bin") for home in homes if home]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None:
+        folders.append(str(Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin"))
+    found = [shutil.which("cuobjdump", path=folder) for folder in [*folders, None]]
+    return next(filter(None, found), None)
+
+
+TOOL = find_disassembler()
+
+pytestmark = [
+    pytest.mark.skipif(not LIBRARY.exists(), reason="not built: PYOPS_WITH_CUDA=1 make build"),
+    pytest.mark.skipif(TOOL is None, reason="cuobjdump was not found"),
+]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes on one architecture; what is spilled lies on its stack."""
+
+    source: str
+    architecture: str
+    kernel: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def cuobjdump(*arguments: str | Path, directory: Path | None = None) -> str:
+    command = [str(TOOL), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def parse(report: str) -> list[Usage]:
+    """The kernels in the output of ``cuobjdump -res-usage``."""
+    kernel = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+    usages = []
+    for part in report.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"^arch = (\w+)", part, re.MULTILINE)
+        source = re.search(r"^identifier = (.*)", part, re.MULTILINE)
+        for name, *numbers in kernel.findall(part):
+            assert architecture
+            assert source
+            usages.append(Usage(Path(source[1]).stem, architecture[1], name, *map(int, numbers)))
+    return usages
+
+
+def demangle(names: list[str]) -> list[str]:
+    tool = shutil.which("c++filt") or shutil.which("cu++filt")
+    if tool is None:
+        return names
+    result = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+def table(usages: list[Usage]) -> list[str]:
+    """One line per kernel template and architecture."""
+    groups: dict[tuple[str, str], list[Usage]] = {}
+    for usage, name in zip(usages, demangle([u.kernel for u in usages]), strict=True):
+        short = re.search(r"(\w+)(?:<.*>)?\(", name.replace("(anonymous namespace)::", ""))
+        groups.setdefault((short[1] if short else name, usage.architecture), []).append(usage)
+    lines = [f"{'kernel':32} {'arch':7} {'variants':>8} {'registers':>9} {'shared':>7} {'stack':>5}"]
+    for (kernel, architecture), group in sorted(groups.items()):
+        registers = sorted(u.registers for u in group)
+        lines.append(
+            f"{kernel:32} {architecture:7} {len(group):8} {f'{registers[0]}..{registers[-1]}':>9} "
+            f"{max(u.shared_bytes for u in group):7} {max(u.stack_bytes for u in group):5}"
+        )
+    return lines
+
+
+@pytest.fixture(scope="module")
+def usages(request: pytest.FixtureRequest) -> Iterator[list[Usage]]:
+    found = parse(cuobjdump("-res-usage", LIBRARY))
+    yield found
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("", *table([u for u in found if u.architecture in ARCHITECTURES]), sep="\n")
+
+
+@pytest.fixture(scope="module")
+def sass(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of what the sources became on sm_90: one file of instructions each."""
+    folder = tmp_path_factory.mktemp("sass")
+    cuobjdump("-xelf", ".sm_90.", LIBRARY, directory=folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def instructions(folder: Path, source: str) -> str:
+    return cuobjdump("-sass", folder / f"{source}.sm_90.cubin")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_kernel_spills(source: str, architecture: str, usages: list[Usage]) -> None:
+    kernels = [u for u in usages if (u.source, u.architecture) == (source, architecture)]
+    assert kernels or source == "linear", "it has no kernel in the library"  # linear only calls others'
+    assert [u for u in kernels if u.stack_bytes] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "activation",
+        "avg_pool2d",
+        "batch_norm",
+        "cross_entropy",
+        "embedding",
+        "interpolate",
+        "prelu",
+        "softmax",
+    ],
+)
+def test_packs_move_16_bytes_at_once(source: str, sass: Path) -> None:
+    """The compiler may split an access it cannot see to be aligned, down to single bytes."""
+    code = instructions(sass, source)
+    assert re.search(r"\bLDG\.E\.128\b", code)
+    assert re.search(r"\bSTG\.E\.128\b", code)
+    if source != "batch_norm":  # its mask is bytes
+        assert not re.search(r"\b(LDG|STG)\.E\.[US]8\b", code)
+
+
+@pytest.mark.parametrize("source", ["conv2d_products", "conv2d_weight", "conv2d_max_pool2d"])
+def test_convolutions_run_on_tensor_cores(source: str, sass: Path) -> None:
+    """Matrix instructions, their loads from shared memory, and asynchronous copies into it."""
+    code = instructions(sass, source)
+    kernels = [k for k in code.split("Function : ")[1:] if "TensorCores" in k.splitlines()[0]]
+    assert kernels
+    for kernel in kernels:
+        kind = kernel.splitlines()[0]
+        # Only TF32 operands that are not innermost, the weight gradient's, are read word by word.
+        loads = ["LDS"] if "TensorCoresIf" in kind and source == "conv2d_weight" else ["LDSM"]
+        for instruction in ["HMMA", "LDGSTS", *loads]:
+            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"
+
+
+def test_recurrent_loops_run_on_tensor_cores(sass: Path) -> None:
+    """What other blocks have written is read 16 bytes at once and past the L1 cache, which may be stale."""
+    kernels = instructions(sass, "recurrent_grid").split("Function : ")[1:]
+    assert kernels
+    for kernel in kernels:
+        kind = kernel.splitlines()[0]
+        assert ("TensorCores" in kind) == bool(re.search(r"\bHMMA\b", kernel)), kind
+        for instruction in [
+            r"LDS\.128",
+            r"LDG\.E\.128\.STRONG\.GPU",
+            r"LDG\.E\.STRONG\.GPU",
+            r"MEMBAR\.\w+\.GPU",
+        ]:
+            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"

@@ -1,0 +1,150 @@
+"""What a wheel holds, what it installs under which name, and what ``import pyops`` costs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pyops
+from tests.suite.processes import ROOT, run_python
+
+# A compiler that compiles nothing: what is in the wheel does not depend on what is in the libraries.
+_FAKE_COMPILER = """#!/bin/sh
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -o) shift; : > "$1" ;;
+    -MF) shift; : > "$1" ;;
+  esac
+  shift
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this source tree, built by pip with a compiler that compiles nothing."""
+    for module in ("setuptools", "ninja", "pip"):
+        pytest.importorskip(module)
+    if shutil.which("ninja") is None:
+        pytest.skip("ninja is not on PATH")
+    folder = tmp_path_factory.mktemp("wheel")
+    generated = shutil.ignore_patterns("build", "_lib", "*.so", "__pycache__", ".*", "results", "*.egg-info")
+    tree = folder / "source"
+    shutil.copytree(ROOT, tree, ignore=generated)
+    compiler = folder / "fake-c++"
+    compiler.write_text(_FAKE_COMPILER)
+    compiler.chmod(0o755)
+    run_python(
+        "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
+        "--disable-pip-version-check", "-w", str(folder), str(tree),
+        environment={"CXX": str(compiler), "PYOPS_WITH_CUDA": "0"},
+        directory=folder,
+    )  # fmt: skip
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_wheel_has_two_top_level_folders_and_is_of_this_platform(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    top = {name.split("/")[0] for name in names}
+    assert len(top) == 2
+    assert "pyops" in top
+    (info,) = top - {"pyops"}
+    assert info.startswith("pyops_kernels-")
+    assert info.endswith(".dist-info")
+    assert "none-any" not in wheel.name
+
+
+def test_wheel_holds_every_module_and_library_and_no_rubbish(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for folder in ("pyops", "models", "triton_kernels"):
+        package = "pyops" if folder == "pyops" else f"pyops/{folder}"
+        modules = {p.relative_to(ROOT / folder).as_posix() for p in (ROOT / folder).rglob("*.py")}
+        missing = {f"{package}/{m}" for m in modules} - names
+        assert not missing
+    assert "pyops/py.typed" in names
+    assert "pyops/_lib/libpyops_cpu_baseline.so" in names
+    assert not [n for n in names if "__pycache__" in n or n.endswith((".o", ".cpp", ".d")) or "tests" in n]
+
+
+def test_installed_names_are_pyops_and_its_subpackages(installed: Path) -> None:
+    """A top-level ``models`` or ``triton_kernels`` would collide with other people's packages."""
+    script = (
+        f"import importlib.util as u, sys; sys.path.insert(0, {str(installed)!r});"
+        "assert not any(u.find_spec(n) for n in ('models', 'triton_kernels', 'benchmarks', 'csrc'));"
+        f"import pyops; assert pyops.__file__.startswith({str(installed)!r}), pyops.__file__;"
+        "assert all(u.find_spec('pyops.' + n) for n in ('models', 'triton_kernels', 'ops', 'nn'));"
+        "assert u.find_spec('pyops.csrc') is None"
+    )
+    run_python("-c", script, directory=installed, environment={"PYTHONPATH": None})
+
+
+def test_source_checkout_finds_models_and_kernels_as_subpackages(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import importlib.util as u, pyops;"
+        "print(u.find_spec('pyops.models').origin); print(u.find_spec('pyops.triton_kernels').origin)"
+    )
+    found = run_python("-c", script, directory=tmp_path).stdout.split()
+    assert found == [str(ROOT / "models" / "__init__.py"), str(ROOT / "triton_kernels" / "__init__.py")]
+
+
+def test_source_tree_without_torch_says_what_to_install(tmp_path: Path) -> None:
+    """setup.py, run by a Python that has no torch."""
+    pytest.importorskip("setuptools")
+    script = f"""
+import os, runpy, setuptools, setuptools.command.build_ext, site, sys, sysconfig
+sysconfig.get_path = lambda *a, **k: "/nonexistent"
+site.getsitepackages = lambda: []
+site.getusersitepackages = lambda: "/nonexistent"
+sys.path = [p for p in sys.path if not os.path.isdir(os.path.join(p, "torch"))]
+sys.argv = ["setup.py", "--version"]
+runpy.run_path({str(ROOT / "setup.py")!r}, run_name="__main__")
+"""
+    result = run_python("-c", script, directory=tmp_path, check=False)
+    assert result.returncode != 0
+    assert "pip install 'torch>=2.11'" in result.stderr
+
+
+def test_import_costs_less_than_a_third_of_a_second_beyond_torch() -> None:
+    script = (
+        "import time, torch; start = time.process_time(); import pyops; print(time.process_time() - start)"
+    )
+    environment = {"PYOPS_BACKEND": None}
+    seconds = min(float(run_python("-c", script, environment=environment).stdout) for _ in range(3))
+    assert seconds < 0.3
+
+
+def test_import_does_not_import_what_only_some_users_need() -> None:
+    script = "import torch, sys; before = set(sys.modules); import pyops; print(*(set(sys.modules) - before))"
+    new = run_python("-c", script, environment={"PYOPS_BACKEND": None}).stdout.split()
+    top = {name.split(".")[0] for name in new}
+    assert not top & {"triton", "matplotlib", "sklearn", "typer", "rich", "tqdm", "safetensors", "scipy"}
+    assert not [name for name in new if name.startswith(("pyops.models", "pyops.triton_kernels"))]
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project.get("version", pyops.__version__) == pyops.__version__
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_no_built_file_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    assert not [f for f in listed.stdout.splitlines() if f.endswith((".so", ".o", ".pyc", ".whl"))]

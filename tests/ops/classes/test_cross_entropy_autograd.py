@@ -1,0 +1,190 @@
+"""cross_entropy with autograd, torch.compile, autocast and threads; what it keeps for backward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyops.functional import cross_entropy
+from tests.suite import checks
+from tests.suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend
+from tests.suite.cases import Case, sweep
+from tests.suite.class_losses import loss_case
+from tests.suite.ops.cross_entropy import cross_entropy as formula
+
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
+case = partial(loss_case, "cross_entropy")
+
+
+# --------------------------------------------------------------------------------------------- derivatives
+
+_GRADCHECK = [
+    case("gradcheck_index", (8, 5), weight=True, label_smoothing=0.1, ignored=1),
+    case("gradcheck_none", (2, 4, 3), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
+    case("gradcheck_soft", (3, 4), probability_target=True, weight=True, reduction="sum", z_loss=0.2),
+    case("gradcheck_unbatched", (5,), return_lse=True),
+]
+
+
+@sweep(_GRADCHECK, [torch.float64])
+def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@pytest.mark.parametrize("argument", ["target", "weight", "sample_weight"])
+def test_gradients_of_targets_and_weights(backend: Backend, argument: str) -> None:
+    c = case("all_gradients", (3, 4), probability_target=True, weight=True, sample_weight=True, z_loss=0.1)
+    tensors = checks.on_device(c.tensors(torch.float64), backend.device)
+    names = ["input", argument]
+    leaves = {k: t.clone().requires_grad_(k in names) for k, t in tensors.items()}
+    found = torch.autograd.grad(cross_entropy(**leaves, **c.options), [leaves[n] for n in names])
+    copies = {k: t.detach().cpu().requires_grad_(k in names) for k, t in tensors.items()}
+    wanted = torch.autograd.grad(formula(**copies, **c.options), [copies[n] for n in names])
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f.cpu(), w, rtol=1e-10, atol=1e-12)
+
+
+def test_gradient_through_lse_alone_and_through_ignored_rows(backend: Backend) -> None:
+    logits = torch.randn(3, 5, dtype=torch.float64, device=backend.device, requires_grad=True)
+    target = torch.tensor([0, -100, 2], device=backend.device)
+    for options in ({}, {"z_loss": 0.1}, {"label_smoothing": 0.1}):
+        _, lse = cross_entropy(logits, target, return_lse=True, **options)
+        factors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, device=backend.device)
+        (gradient,) = torch.autograd.grad(lse, logits, factors)
+        torch.testing.assert_close(gradient, (logits.softmax(1) * factors[:, None]).detach())
+
+
+def test_second_derivative_equals_torchs(kernels: Backend) -> None:
+    logits = torch.randn(3, 4, dtype=torch.float64, device=kernels.device, requires_grad=True)
+    target = torch.randint(0, 4, (3,), device=kernels.device)
+
+    def second(function) -> Tensor:
+        (first,) = torch.autograd.grad(function(logits, target), logits, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), logits)[0]
+
+    torch.testing.assert_close(second(cross_entropy), second(torch.nn.functional.cross_entropy))
+
+
+# --------------------------------------------------------------------------------------------- dispatching
+
+_COMPACT = [
+    case("compact_index", (3, 5, 4), weight=True, label_smoothing=0.1, ignored=1),
+    case("compact_none", (4, 7), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
+    case("compact_probabilities", (4, 7), probability_target=True, reduction="sum"),
+    case("compact_unbatched", (7,)),
+    case("compact_inplace", (4, 7), inplace_backward=True),
+]
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
+def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32])
+def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_no_host_sync(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
+def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_compile(case, backend, dtype)
+
+
+def test_compile_with_inductor() -> None:
+    checks.check_compile(_COMPACT[0], CPP, torch.float32, "inductor")
+
+
+def test_compile_with_dynamic_shapes_compiles_once() -> None:
+    calls = [
+        (torch.randn(rows, classes, requires_grad=True), torch.randint(0, classes, (rows,)))
+        for rows, classes in [(4, 7), (5, 9), (11, 3)]
+    ]
+    checks.check_compiles_once(cross_entropy, calls, label_smoothing=0.1)
+
+
+@sweep(
+    [
+        case("threads_rows", (70_001, 3), quick=False),
+        case("threads_classes", (7, 40_009), label_smoothing=0.1, weight=True, quick=False),
+        case("threads_panels", (3, 19, 5003), ignored=1, quick=False),
+        case("threads_probabilities", (501, 201), probability_target=True, quick=False),
+        case("runs", (9, 33), label_smoothing=0.1, weight=True),
+    ],
+    [torch.float32, torch.bfloat16],
+    WITH_KERNELS,
+)
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_determinism(case, backend, dtype)
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@sweep([_COMPACT[0], _COMPACT[2]], [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_gives_torchs_dtypes(
+    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
+) -> None:
+    checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_saves_two_numbers_per_row_beside_its_arguments(kernels: Backend, dtype: torch.dtype) -> None:
+    logits = torch.randn(16, 50, dtype=dtype, device=kernels.device, requires_grad=True)
+    target = torch.randint(0, 50, (16,), device=kernels.device)
+    saved = checks.saved_for_backward(lambda: cross_entropy(logits, target), logits, target)
+    # stats and divisor; on the CPU float32 forward has written the gradient, so that backward need not
+    written = 16 * 50 * 4 if kernels.name == "cpp" and dtype is torch.float32 else 0
+    assert saved <= 16 * 2 * 4 + 8 + written
+
+
+@pytest.mark.parametrize("extra", [{"inplace_backward": True}, {"return_lse": True}, {"reduction": "none"}])
+def test_forward_writes_no_gradient_where_it_is_not_wanted(kernels: Backend, extra: dict) -> None:
+    logits = torch.randn(16, 50, device=kernels.device, requires_grad=True) * 1
+    target = torch.randint(0, 50, (16,), device=kernels.device)
+    saved = checks.saved_for_backward(lambda: cross_entropy(logits, target, **extra), logits, target)
+    assert saved <= 16 * 2 * 4 + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(7, 130), (3, 6, 5, 4)])
+def test_gradient_of_a_scaled_loss_and_of_a_second_backward(
+    kernels: Backend, shape: tuple[int, ...], reduction: str, dtype: torch.dtype
+) -> None:
+    """Forward may have written the gradient for an upstream of 1: it is scaled, and given away only once."""
+    logits = torch.randn(shape, dtype=dtype, device=kernels.device, requires_grad=True)
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]), device=kernels.device)
+    loss = cross_entropy(logits, target, reduction=reduction)
+    (wanted,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(logits, target, reduction=reduction), logits
+    )
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    torch.testing.assert_close(first, wanted)
+    first.fill_(float("nan"))  # its owner may do anything with it
+    for scale in (1.0, -0.37, 0.0):
+        (again,) = torch.autograd.grad(loss * scale, logits, retain_graph=True)
+        torch.testing.assert_close(again, wanted * scale)
+    (scaled,) = torch.autograd.grad(cross_entropy(logits, target, reduction=reduction) * 1024, logits)
+    torch.testing.assert_close(scaled, wanted * 1024)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (3, 5, 4)])
+def test_inplace_backward_writes_the_gradient_over_the_logits(
+    kernels: Backend, shape: tuple[int, ...]
+) -> None:
+    leaf = torch.randn(shape, device=kernels.device, requires_grad=True)
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]), device=kernels.device)
+    logits = leaf * 1
+    version = logits._version
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, target, inplace_backward=True), logits)
+    (plain,) = torch.autograd.grad(cross_entropy(leaf, target), leaf)
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert logits._version > version
+    assert torch.equal(gradient, plain)

@@ -1,0 +1,459 @@
+"""linear_cross_entropy on every backend, against linear + cross_entropy in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyops.functional import cross_entropy, linear_cross_entropy
+from tests.suite import checks
+from tests.suite.backends import CPP, SLOW, THOROUGH, WITH_KERNELS, Backend
+from tests.suite.cases import REDUCTIONS, Case, name_of, normal, pairwise, sweep, uniform
+from tests.suite.class_losses import class_indices, class_weights, probabilities
+from tests.suite.ops.linear_cross_entropy import linear_cross_entropy as formula
+
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
+
+def case(
+    id: str,
+    rows: int | None = 13,
+    classes: tuple[int, ...] = (11,),
+    features: int = 6,
+    *,
+    bias: bool = False,
+    weight: bool = False,
+    sample_weight: bool = False,
+    probability_target: bool = False,
+    ignored: int | None = None,
+    quick: bool = True,
+    **options,
+) -> Case:
+    """``rows`` None is the unbatched form; ``classes`` (C, *d) are the logits of a row."""
+    batch = () if rows is None else (rows,)
+    row_shape = (*batch, *classes[1:])
+
+    def make(generator: torch.Generator) -> dict[str, Tensor]:
+        tensors = {
+            "input": normal(generator, (*batch, features), 1.0),
+            "linear_weight": normal(generator, (*classes, features), 1.0),
+        }
+        if probability_target:
+            tensors["target"] = probabilities(generator, (*batch, *classes))
+        else:
+            tensors["target"] = class_indices(generator, row_shape, classes[0], ignored)
+        if bias:
+            tensors["linear_bias"] = normal(generator, classes, 1.0)
+        if weight:
+            tensors["weight"] = class_weights(generator, classes[0])
+        if sample_weight:
+            tensors["sample_weight"] = uniform(generator, row_shape)
+        return tensors
+
+    if ignored is not None:
+        options["ignore_index"] = ignored
+    return Case(id, "linear_cross_entropy", make, options, quick)
+
+
+# ------------------------------------------------------------------------------------------------ accuracy
+
+# 13 rows in chunks of one, of 5 (the last is shorter), of 13 (exactly one) and of more than there are.
+_AXES = {
+    "classes": [(11,), (5, 3), (4, 2, 3)],
+    "bias": [False, True],
+    "weight": [False, True],
+    "reduction": REDUCTIONS,
+    "label_smoothing": [0.0, 0.1],
+    "sample_weight": [False, True],
+    "z_loss": [0.0, 0.1],
+    "chunk_size": [1, 5, 13, 64, None],
+}
+INDEX = [case(name_of(s), **s) for s in pairwise(**_AXES, ignored=[None, 1, 255])]
+SOFT = [case(name_of(s), **s) for s in pairwise(**_AXES, probability_target=[True])]
+
+
+@sweep([*INDEX, *SOFT], backends=THOROUGH)
+def test_accuracy_of_every_pair_of_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+# Their kernels, those of gemm_ and cross_entropy, are tried with every dtype in the tests of these.
+@sweep([*INDEX, *SOFT], [torch.float32, torch.bfloat16], SLOW)
+def test_accuracy_of_every_pair_of_options_on_slow_backends(
+    backend: Backend, case: Case, dtype: torch.dtype
+) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep(
+    [
+        case("unbatched", None, bias=True),
+        case("unbatched_probabilities", None, probability_target=True),
+        case("unbatched_none", None, reduction="none"),
+        # Sizes that end inside the GEMM's tiles and the loss's vectors.
+        case("odd", 67, (131,), 37, bias=True, chunk_size=32),
+        case("large", 257, (1009,), 129, bias=True, chunk_size=100, quick=False),
+        case("one", 1, (1,), 1, bias=True),
+    ]
+)
+def test_accuracy_at_sizes_that_end_inside_a_tile(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep([case(f"empty_{r}", 0, bias=True, reduction=r) for r in REDUCTIONS], [torch.float32])
+def test_empty_batch(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "offset"])
+@sweep([case("layout", bias=True, weight=True, chunk_size=5, reduction="none")], [torch.float32])
+def test_strided_arguments(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=layout)
+
+
+@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
+@sweep([case("upstream", chunk_size=5, reduction="none")], [torch.float32])
+def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
+    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_result_hardly_depends_on_the_chunks(kernels: Backend, reduction: str) -> None:
+    c = case("chunks", 9, bias=True, weight=True, ignored=1, reduction=reduction)
+    tensors = checks.on_device(c.tensors(torch.float64), kernels.device)
+    results = [
+        checks.run(lambda n=n, **a: linear_cross_entropy(chunk_size=n, **a), c, tensors) for n in (1, 4, 9)
+    ]
+    for name, value in results[0].items():
+        for other in results[1:]:
+            torch.testing.assert_close(value, other[name], rtol=1e-12, atol=1e-13)
+
+
+# ---------------------------------------------------------------------------------- gradients, dispatching
+
+
+@sweep(
+    [
+        case("gradcheck_mean", 5, (4,), 3, bias=True, weight=True, chunk_size=2, label_smoothing=0.1),
+        case("gradcheck_none", 4, (3, 2), 3, reduction="none", chunk_size=3, z_loss=0.1),
+        case("gradcheck_soft", 4, (3,), 2, probability_target=True, reduction="sum", sample_weight=True),
+    ],
+    [torch.float64],
+)
+def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@pytest.mark.parametrize(
+    "wanted", [("input",), ("linear_weight",), ("linear_bias",), ("input", "linear_bias")]
+)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_only_wanted_gradients_are_formed(backend: Backend, reduction: str, wanted: tuple[str, ...]) -> None:
+    c = case("wanted", bias=True, chunk_size=5, reduction=reduction)
+    exact = c.tensors(torch.float64)
+    leaves = {k: t.detach().to(backend.device).requires_grad_(k in wanted) for k, t in exact.items()}
+    copies = {k: t.detach().requires_grad_(k in wanted) for k, t in exact.items()}
+    found = torch.autograd.grad(
+        linear_cross_entropy(**leaves, **c.options).sum(), [leaves[k] for k in wanted]
+    )
+    exact_grads = torch.autograd.grad(formula(**copies, **c.options).sum(), [copies[k] for k in wanted])
+    for f, e in zip(found, exact_grads, strict=True):
+        torch.testing.assert_close(f.cpu(), e, rtol=1e-11, atol=1e-12)
+
+
+_COMPACT = [
+    case("compact_mean", bias=True, weight=True, ignored=1, chunk_size=5),
+    case("compact_none", classes=(5, 3), reduction="none", chunk_size=5, z_loss=0.1),
+    case("compact_soft", probability_target=True, chunk_size=5),
+]
+
+
+@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16], WITH_KERNELS)
+def test_opcheck_of_the_ops_it_calls(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32])
+def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_no_host_sync(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
+def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_compile(case, backend, dtype)
+
+
+@sweep(
+    [
+        case("threads", 201, (503,), 65, bias=True, weight=True, chunk_size=64, quick=False),
+        case("threads_none", 201, (503,), 65, reduction="none", chunk_size=64, quick=False),
+        case("runs", 9, bias=True, chunk_size=4),
+    ],
+    [torch.float32, torch.bfloat16],
+    WITH_KERNELS,
+)
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_determinism(case, backend, dtype)
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@sweep([_COMPACT[0]], [torch.float32])
+def test_autocast_gives_torchs_dtypes(
+    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
+) -> None:
+    checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_second_backward_with_retain_graph_is_the_same(backend: Backend, reduction: str) -> None:
+    """Pitfall 12: gradients formed in forward must not be scaled or overwritten by the first backward."""
+    hidden = torch.randn(7, 4, device=backend.device, requires_grad=True)
+    matrix = torch.randn(9, 4, device=backend.device, requires_grad=True)
+    target = torch.randint(0, 9, (7,), device=backend.device)
+    loss = linear_cross_entropy(hidden, matrix, target, reduction=reduction, chunk_size=3).sum()
+    half = torch.tensor(0.5, device=backend.device)
+    first = torch.autograd.grad(loss, (hidden, matrix), half, retain_graph=True)
+    again = torch.autograd.grad(loss, (hidden, matrix), half, retain_graph=True)
+    full = torch.autograd.grad(loss, (hidden, matrix))
+    for a, b, c in zip(first, again, full, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a * 2, c)
+
+
+def test_accumulated_gradients_do_not_share_memory_with_what_is_saved(backend: Backend) -> None:
+    """Adding into .grad after backward must not change the next backward of the same graph."""
+    hidden = torch.randn(7, 4, device=backend.device)
+    matrix = torch.randn(9, 4, device=backend.device, requires_grad=True)
+    target = torch.randint(0, 9, (7,), device=backend.device)
+    loss = linear_cross_entropy(hidden, matrix, target, reduction="sum")
+    loss.backward(retain_graph=True)
+    first = matrix.grad.clone()
+    matrix.grad.mul_(3.0)
+    matrix.grad = None
+    loss.backward()
+    assert torch.equal(matrix.grad, first)
+
+
+# ------------------------------------------------------------------- small problems on the CPU: one call each
+
+_SMALL = [
+    case(f"small_{name_of(s)}", **s)
+    for s in pairwise(**{**_AXES, "classes": [(11,)], "chunk_size": [None], "reduction": ["mean", "sum"]})
+]
+
+
+def _names(calls: list) -> list[str]:
+    return [call[0].name().removeprefix("pyops::") for call in calls]
+
+
+@sweep(_SMALL, [torch.float32, torch.float64], [CPP])
+def test_small_problem_is_one_call_each_way(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+    first, *others = _names(checks.recorded_calls(case, backend, dtype))
+    assert first == "linear_cross_entropy_with_grad"
+    assert others == ["elementwise_loss_regrade_"] * (3 if "bias" in case.id else 2)
+
+
+@sweep(_SMALL[:2], [torch.float32], [CPP])
+def test_small_problem_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_SMALL[:2], [torch.float64], [CPP])
+def test_small_problem_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
+def test_small_problem_gives_its_gradients_away_once(upstream: float) -> None:
+    hidden, matrix = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    loss = linear_cross_entropy(hidden, matrix, torch.randint(0, 9, (7,)))
+    grads = [
+        torch.autograd.grad(loss, (hidden, matrix), torch.tensor(upstream), retain_graph=True)
+        for _ in range(3)
+    ]
+    kept = [g.clone() for g in grads[1]]
+    for g in grads[0]:
+        g.fill_(77.0)
+    for again, before in zip((*grads[1], *grads[2]), (*kept, *kept), strict=True):
+        assert torch.equal(again, before)
+
+
+def test_small_problem_forms_no_gradient_that_is_not_asked_for() -> None:
+    hidden, matrix = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4)
+    target = torch.randint(0, 9, (7,))
+    loss = linear_cross_entropy(hidden, matrix, target)
+    *_, grad_matrix, grad_bias = loss.grad_fn.saved_tensors
+    assert grad_matrix.numel() == grad_bias.numel() == 0
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, matrix, target), loss.detach())
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_logits_are_never_all_held(kernels: Backend, reduction: str) -> None:
+    """No tensor is as large as the [N, V] logits, forward or backward."""
+    rows, classes, features, chunk = 64, 96, 4, 8
+    hidden = torch.randn(rows, features, device=kernels.device, requires_grad=True)
+    matrix = torch.randn(classes, features, device=kernels.device, requires_grad=True)
+    target = torch.randint(0, classes, (rows,), device=kernels.device)
+
+    def train() -> None:
+        linear_cross_entropy(hidden, matrix, target, reduction=reduction, chunk_size=chunk).sum().backward()
+
+    assert checks.largest_allocation(train) <= max(chunk * classes, features * classes)
+
+
+def test_default_chunk_holds_a_bounded_number_of_bytes(kernels: Backend) -> None:
+    if not kernels.thorough:
+        pytest.skip("too slow")
+    rows, classes = 4096, 8192  # 128 MiB of float32 logits
+    hidden = torch.randn(rows, 4, device=kernels.device)
+    matrix = torch.randn(classes, 4, device=kernels.device)
+    target = torch.randint(0, classes, (rows,), device=kernels.device)
+    largest = checks.largest_allocation(lambda: linear_cross_entropy(hidden, matrix, target))
+    limit = {"cpu": 32 << 20, "cuda": 512 << 20}[kernels.device]
+    assert largest * 4 <= limit
+
+
+# ---------------------------------------------------------------------------- regressions by pitfall number
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_pitfall_15_weight_gradient_of_many_chunks_accumulates_in_float32(
+    kernels: Backend, reduction: str
+) -> None:
+    """In bfloat16 the sum over chunks would stall once it is 256 times a chunk's share."""
+    rows = 512 if kernels.thorough else 16
+    c = case("pitfall_15", rows, (17,), 5, bias=True, reduction=reduction)
+    tensors = c.tensors(torch.bfloat16)
+    tensors["input"] = tensors["input"].abs()  # no cancellation: the sum grows with the rows
+    tensors["target"].fill_(3)
+    exact = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
+    dtypes = [torch.bfloat16]
+    wanted = checks.run(formula, c, exact, upstream_dtypes=dtypes)
+    errors = {}
+    for chunk in (1, rows):
+        found = checks.run(
+            lambda n=chunk, **a: linear_cross_entropy(chunk_size=n, **a),
+            c,
+            checks.on_device(tensors, kernels.device),
+        )
+        for name in ("gradient of linear_weight", "gradient of linear_bias"):
+            error = (found[name].double().cpu() - wanted[name]).abs().max() / wanted[name].abs().max()
+            errors[name, chunk] = error.item()
+    for name in ("gradient of linear_weight", "gradient of linear_bias"):
+        assert errors[name, rows] <= 0.01
+        assert errors[name, 1] <= 1.25 * errors[name, rows] + torch.finfo(torch.bfloat16).eps / 4, errors
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_pitfall_09_all_rows_ignored(backend: Backend, reduction: str) -> None:
+    hidden = torch.randn(7, 4, device=backend.device, requires_grad=True)
+    matrix = torch.randn(9, 4, device=backend.device, requires_grad=True)
+    target = torch.full((7,), -100, device=backend.device)
+    loss = linear_cross_entropy(hidden, matrix, target, reduction=reduction, chunk_size=3)
+    assert loss.isnan().all() if reduction == "mean" else (loss == 0).all()
+    for gradient in torch.autograd.grad(loss.sum(), (hidden, matrix)):
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_pitfall_16_target_out_of_range(kernels: Backend, reduction: str) -> None:
+    hidden = torch.randn(7, 4, device=kernels.device)
+    matrix = torch.randn(9, 4, device=kernels.device)
+    target = torch.full((7,), 9, device=kernels.device)
+    if kernels.refuses_bad_targets:
+        with pytest.raises(RuntimeError, match=r"target must be in \[0, 9\).*got 9"):
+            linear_cross_entropy(hidden, matrix, target, reduction=reduction)
+    else:
+        assert linear_cross_entropy(hidden, matrix, target, reduction=reduction).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pitfall_17_sum_of_many_rows_stays_in_float16s_range(kernels: Backend, dtype: torch.dtype) -> None:
+    """The mean over rows whose summed loss exceeds 65504."""
+    rows = 4096 if kernels.thorough else 64
+    hidden = torch.full((rows, 1), 40.0 if kernels.thorough else 2000.0, dtype=dtype, device=kernels.device)
+    matrix = torch.tensor([[0.0], [1.0]], dtype=dtype, device=kernels.device, requires_grad=True)
+    target = torch.zeros(rows, dtype=torch.int64, device=kernels.device)
+    loss = linear_cross_entropy(hidden, matrix, target)
+    assert loss.item() == hidden[0].item()
+    (gradient,) = torch.autograd.grad(loss, matrix)
+    assert gradient.flatten().tolist() == [-hidden[0].item(), hidden[0].item()]
+
+
+def test_equals_torchs_own_function(backend: Backend) -> None:
+    theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if theirs is None:
+        pytest.skip("torch has it from 2.13 on")
+    c = _COMPACT[0]
+    tensors = checks.on_device(c.tensors(torch.float32), backend.device)
+    tensors.pop("weight")
+    options = {k: v for k, v in c.options.items() if k != "chunk_size"}
+    found = linear_cross_entropy(**tensors, **options, chunk_size=5)
+    torch.testing.assert_close(found, theirs(**tensors, **options))
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+_X, _W, _Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64)
+_ERRORS = {
+    "reduction": (ValueError, "reduction must be", {"reduction": "meen"}),
+    "input_rank": (ValueError, "input must have shape", {"input": torch.zeros(2, 3, 4)}),
+    "input_dtype": (TypeError, "input must be a floating", {"input": _X.long()}),
+    "weight_rank": (ValueError, "linear_weight must have shape", {"linear_weight": torch.zeros(4)}),
+    "unbatched_images": (
+        ValueError, "linear_weight must have shape", {"input": _X[0], "linear_weight": torch.zeros(5, 2, 4)},
+    ),
+    "features": (ValueError, r".*\(in\), got \(3, 4\) and \(5, 3\)", {"linear_weight": torch.zeros(5, 3)}),
+    "matrix_dtype": (TypeError, "linear_weight must have the input's dtype", {"linear_weight": _W.double()}),
+    "bias_shape": (ValueError, r"linear_bias must have shape \(5,\)", {"linear_bias": torch.zeros(4)}),
+    "bias_dtype": (TypeError, "linear_bias must have dtype", {"linear_bias": torch.zeros(5).double()}),
+    "target_shape": (ValueError, r"target must have shape \(3,\)", {"target": _Y[:2]}),
+    "target_dtype": (TypeError, "target must hold int64", {"target": _Y.int()}),
+    "target_is_no_tensor": (TypeError, "target must be a Tensor, got list", {"target": [0, 1, 2]}),
+    "class_weight": (ValueError, r"weight must have shape \(5,\)", {"weight": torch.zeros(4)}),
+    "sample_weight": (ValueError, r"sample_weight must have shape \(3,\)", {"sample_weight": _X[:2, 0]}),
+    "label_smoothing": (ValueError, "label_smoothing must be between 0 and 1", {"label_smoothing": 2.0}),
+    "chunk_size": (ValueError, "chunk_size must be at least 1, got 0", {"chunk_size": 0}),
+    "soft_ignore": (
+        ValueError, "ignore_index is not supported", {"target": torch.zeros(3, 5), "ignore_index": 1},
+    ),
+    "target_device": (RuntimeError, "target must be on cpu", {"target": _Y.to("meta")}),
+    "matrix_device": (RuntimeError, "linear_weight must be on cpu", {"linear_weight": _W.to("meta")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _ERRORS)
+def test_bad_argument_is_named(name: str) -> None:
+    error, message, change = _ERRORS[name]
+    with pytest.raises(error, match=f"linear_cross_entropy: {message}"):
+        linear_cross_entropy(**{"input": _X, "linear_weight": _W, "target": _Y, **change})
+
+
+def test_gradients_of_targets_and_weights(backend: Backend) -> None:
+    c = case("all", 5, (4,), 3, probability_target=True, weight=True, sample_weight=True)
+    exact = c.tensors(torch.float64)
+    for name in ("target", "weight", "sample_weight"):
+        leaves = {k: t.detach().to(backend.device).requires_grad_(k == name) for k, t in exact.items()}
+        copies = {k: t.detach().requires_grad_(k == name) for k, t in exact.items()}
+        (found,) = torch.autograd.grad(linear_cross_entropy(**leaves), leaves[name])
+        (wanted,) = torch.autograd.grad(formula(**copies), copies[name])
+        torch.testing.assert_close(found.cpu(), wanted)
+
+
+def test_matches_cross_entropy_of_the_logits(backend: Backend) -> None:
+    for rows, smoothing in itertools.product((1, 9), (0.0, 0.1)):
+        hidden = torch.randn(rows, 4, dtype=torch.float64, device=backend.device)
+        matrix = torch.randn(7, 4, dtype=torch.float64, device=backend.device)
+        target = torch.randint(0, 7, (rows,), device=backend.device)
+        wanted = cross_entropy(hidden @ matrix.t(), target, label_smoothing=smoothing)
+        found = linear_cross_entropy(hidden, matrix, target, label_smoothing=smoothing)
+        torch.testing.assert_close(found, wanted)

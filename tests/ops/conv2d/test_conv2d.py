@@ -1,0 +1,483 @@
+"""conv2d on every backend, against a float64 formula and torch.nn.functional."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import pyops.functional as F
+import pyops.nn
+from pyops.ops.conv2d import is_channels_last
+from tests.suite import checks
+from tests.suite.backends import BACKENDS, CPP, CUDA_SOURCES, Backend, has_kernel, raw
+from tests.suite.cases import DTYPES, Case, name_of, pairwise, sweep
+from tests.suite.layouts import LAYOUTS
+from tests.suite.ops.conv2d import SMOKE, TINY, case, torch_conv2d
+
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
+# Backends without a kernel use the reference formula; one case shows that they get there.
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
+_TRITON = [b for b in BACKENDS if b.name == "triton"]
+
+
+# ------------------------------------------------------------------------------------------------ accuracy
+
+_OPTIONS = pairwise(
+    kernel=[(1, 1), (3, 3), (5, 2), (1, 7)],
+    stride=[(1, 1), (2, 2), (3, 1), (1, 4)],
+    padding=[(0, 0), (1, 1), (2, 3)],
+    dilation=[(1, 1), (2, 2), (1, 3)],
+    groups=[1, 2, 6],
+    channels=[(6, 6), (18, 54), (54, 12)],
+    bias=[True, False],
+    residual=[False, True],
+    activation=[None, "relu", "elu", "silu"],
+)
+
+
+def _from_options(options: dict[str, Any]) -> Case:
+    options = dict(options)
+    name = "options_" + name_of(options)
+    channels, kernel = options.pop("channels"), options.pop("kernel")
+    return case(name, (2, channels[0], 11, 23), channels[1], kernel, quick=False, **options)
+
+
+_PAIRWISE = [_from_options(options) for options in _OPTIONS]
+# Sizes around those of vectors (4 to 16), micro-tiles and tiles; prime numbers of everything; one image, one
+# channel, one pixel; kernels larger than a block of terms.
+_SIZES = [
+    *(case(f"out_{k}", (2, 5, 7, 17), k, 3, padding=1, quick=False) for k in (1, 2, 7, 13, 16, 31, 33, 67)),
+    *(case(f"width_{w}", (2, 3, 5, w), 11, 3, padding=1, quick=False) for w in (1, 2, 13, 14, 15, 29, 67)),
+    *(
+        case(f"squares_{h}x{w}", (2, 16, h, w), 32, 3, padding=p, quick=False)
+        for h, w, p in ((1, 67, 1), (2, 131, 1), (14, 14, 1), (9, 9, 2), (13, 37, 0), (29, 5, 1))
+    ),
+    case("squares_grouped", (1, 48, 12, 11), 32, 3, padding=1, groups=2, residual=True, quick=False),
+    case("squares_many_channels", (1, 150, 10, 11), 160, 3, padding=1, quick=False),
+    case("one_pixel", (3, 5, 1, 1), 4, 1),
+    case("one_output", (2, 7, 5, 5), 19, 5, quick=False),
+    case("wide_row", (1, 3, 2, 2053), 5, (2, 3), padding=(0, 1), quick=False),
+    case("large_kernel", (1, 2, 23, 29), 3, (21, 19), padding=(10, 9), quick=False),
+    case("many_channels", (2, 419, 5, 7), 37, 3, padding=1, quick=False),
+    case("padding_beyond_the_image", (1, 3, 2, 3), 5, 2, padding=5, quick=False),
+    case("stride_beyond_the_kernel", (2, 5, 17, 19), 6, 2, stride=5, quick=False),
+    case("alexnet_stem", (1, 3, 63, 63), 96, 11, stride=4, padding=1, activation="relu", quick=False),
+    case("depthwise_multiplier", (2, 7, 9, 17), 21, 3, groups=7, padding=1, quick=False),
+]
+
+
+@sweep([*_PAIRWISE, *_SIZES], [torch.float32, torch.bfloat16], _FULL)
+def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep(SMOKE, DTYPES, _FULL)
+def test_accuracy_in_every_dtype(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep(SMOKE[1:2], [torch.float32], _OTHERS)
+def test_accuracy_of_other_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@sweep(TINY, [torch.float32], _TRITON)
+def test_triton_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=None if layout == "contiguous" else layout)
+
+
+@sweep([TINY[0], TINY[1], TINY[-1]], [torch.float64, torch.bfloat16, torch.float16], _TRITON)
+def test_triton_accuracy_in_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep([TINY[2], TINY[-1]], [torch.float32], _TRITON)
+def test_triton_offsets_of_64_bits(
+    backend: Backend, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d
+
+    monkeypatch.setattr(_conv2d, "NARROW_ELEMENTS", 1)
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("choice", [1, 2])
+@sweep(TINY[:1], [torch.float32, torch.bfloat16], _TRITON)
+def test_triton_accuracy_of_every_tile(
+    backend: Backend, case: Case, dtype: torch.dtype, choice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import _conv2d_correlation, _conv2d_weight
+
+    def take(key: Any, candidates: list[Any], run: Any, device: torch.device) -> Any:
+        return candidates[min(choice, len(candidates) - 1)]
+
+    monkeypatch.setattr(_conv2d_correlation, "fastest", take)
+    monkeypatch.setattr(_conv2d_weight, "fastest", take)
+    checks.check_accuracy(case, backend, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@sweep(SMOKE, [torch.float32, torch.bfloat16], _FULL)
+def test_strided_tensors(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=layout)
+
+
+@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
+@sweep(SMOKE, [torch.float32], _FULL)
+def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
+    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
+
+
+@pytest.mark.parametrize("formats", ["input", "weight", "both", "neither"])
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (2, 1, 6, 7), (2, 5, 1, 1), (1, 5, 6, 1)])
+def test_output_has_torchs_memory_format(formats: str, shape: tuple[int, ...]) -> None:
+    last = {"memory_format": torch.channels_last}
+    x, w = torch.randn(shape), torch.randn(4, shape[1], 3, 3)
+    x = x.to(**last) if formats in ("input", "both") else x
+    w = w.to(**last) if formats in ("weight", "both") else w
+    x.requires_grad_(), w.requires_grad_()
+    with pyops.use_backend("cpp"):
+        found, wanted = F.conv2d(x, w, padding=1, activation="relu"), torch.conv2d(x, w, padding=1)
+    assert found.stride() == wanted.stride()
+    dx, dw = torch.autograd.grad(found, (x, w), torch.ones_like(found))
+    assert (dx.stride(), is_channels_last(dw)) == (x.stride(), is_channels_last(w))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_empty_batch(backend: Backend, groups: int) -> None:
+    x = torch.randn(0, 4, 5, 6, device=backend.device, requires_grad=True)
+    w = torch.randn(6, 4 // groups, 3, 3, device=backend.device, requires_grad=True)
+    b = torch.randn(6, device=backend.device, requires_grad=True)
+    y = F.conv2d(x, w, b, padding=1, groups=groups, activation="relu")
+    assert y.shape == (0, 6, 5, 6)
+    dx, dw, db = torch.autograd.grad(y, (x, w, b), torch.ones_like(y))
+    assert dx.shape == x.shape
+    assert torch.equal(dw, torch.zeros_like(w))
+    assert torch.equal(db, torch.zeros_like(b))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(3, 2), (3, 33), (17, 32)])
+def test_nan_and_infinity_stay_in_their_window(value: float, in_channels: int, out_channels: int) -> None:
+    x = torch.randn(1, in_channels, 20, 40)
+    x[0, 1, 10, 17] = value
+    w = torch.randn(out_channels, in_channels, 3, 3)
+    y = F.conv2d(x, w, padding=1, activation="relu")
+    expected = torch.relu(torch.conv2d(x.double(), w.double(), padding=1))
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float) -> None:
+    """Winograd's transforms would spread them over whole squares, and over all taps of a weight."""
+    x, w = torch.randn(1, 17, 20, 40, requires_grad=True), torch.randn(32, 17, 3, 3, requires_grad=True)
+    grad = torch.randn(1, 32, 20, 40)
+    grad[0, 3, 0, 0] = value
+    found = torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), grad)
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = torch.autograd.grad(torch.conv2d(*wide, padding=1), wide, grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+def test_a_large_common_offset_costs_no_accuracy() -> None:
+    """Winograd's transforms take differences of neighbours; what they cancel must not matter."""
+    x, w = torch.randn(2, 32, 24, 24) + 1e3, torch.randn(48, 32, 3, 3)
+    expected = torch.conv2d(x.double(), w.double())
+    error = (F.conv2d(x, w) - expected).norm()
+    assert error <= 2 * (torch.conv2d(x, w) - expected).norm()
+
+
+# -------------------------------------------------------------------------------------- options as in torch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same"},
+        {"padding": "same", "dilation": (2, 1)},
+        {"padding": "valid", "stride": 2},
+        {"stride": (2,), "padding": (1,)},
+    ],
+)
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 4)])
+def test_padding_by_name_and_short_tuples(
+    backend: Backend, options: dict[str, Any], kernel: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, 9, 10, device=backend.device, requires_grad=True)
+    w = torch.randn(4, 3, *kernel, device=backend.device)
+    found, wanted = F.conv2d(x, w, **options), torch.conv2d(x, w, **options)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, x, upstream), torch.autograd.grad(wanted, x, upstream)
+    )
+
+
+def test_one_image_without_a_batch(backend: Backend) -> None:
+    x, w = torch.randn(3, 9, 10, device=backend.device), torch.randn(4, 3, 3, 3, device=backend.device)
+    residual = torch.randn(4, 7, 8, device=backend.device)
+    found = F.conv2d(x, w, activation="relu", residual=residual)
+    torch.testing.assert_close(found, torch.relu(torch.conv2d(x, w) + residual))
+
+
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias", "residual"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_only_the_gradient_that_is_asked_for(wanted: str, activation: str | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = SMOKE[4].make(generator)
+    tensors[wanted].requires_grad_()
+    with pyops.use_backend("cpp"):
+        y = F.conv2d(**tensors, activation=activation)
+    (found,) = torch.autograd.grad(y.sum(), tensors[wanted])
+    y = F.conv2d(**tensors)
+    expected = y if activation is None else getattr(torch.nn.functional, activation)(y)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), tensors[wanted])[0])
+
+
+def test_without_a_gradient_nothing_is_kept() -> None:
+    x, w = torch.randn(2, 3, 8, 9), torch.randn(4, 3, 3, 3)
+    assert F.conv2d(x, w, activation="silu").grad_fn is None
+    x.requires_grad_()
+    # The output, which ReLU's gradient is formed from, and nothing else.
+    kept = checks.saved_for_backward(lambda: F.conv2d(x, w, activation="relu"), x, w)
+    assert kept == 2 * 4 * 6 * 7 * 4
+
+
+# ---------------------------------------------------------------------------------- gradients, dispatching
+
+_COMPACT = [
+    case("compact", (2, 4, 5, 6), 6, 3, padding=1, stride=(1, 2), groups=2, activation="relu"),
+    case("compact_residual", (1, 3, 4, 5), 5, 2, residual=True, activation="gelu"),
+    case("compact_plain", (2, 3, 4, 5), 2, (1, 3), dilation=(1, 2)),
+]
+
+
+@sweep(
+    [case(f"gradcheck_{a}", (1, 2, 4, 5), 3, (2, 3), padding=1, stride=2, residual=r, activation=a)
+     for a, r in [(None, False), ("silu", True), ("sigmoid", False)]],
+    [torch.float64],
+    _FULL,
+)  # fmt: skip
+def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], [CPP])
+def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    if layout == "channels_last":
+        plain = case.make
+        changed = {k: LAYOUTS[layout](t) for k, t in plain(torch.Generator().manual_seed(1)).items()}
+        case = Case(case.id, case.op, lambda g: changed, case.options)
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], _FULL)
+def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_compile(case, backend, dtype)
+
+
+@sweep(_COMPACT[:1], [torch.float32])
+def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_no_host_sync(case, backend, dtype)
+
+
+@sweep(
+    [
+        case("threads_many", (5, 40, 19, 31), 45, 3, padding=1, activation="relu"),
+        case("threads_few", (9, 3, 40, 41), 5, 3, padding=1, stride=2),
+        case("threads_depthwise", (4, 24, 20, 21), 24, 3, padding=1, groups=24),
+    ],
+    [torch.float32, torch.bfloat16],
+    [CPP],
+)
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_determinism(case, backend, dtype, (1, 2, 3))
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@sweep([_COMPACT[0], _COMPACT[2]], [torch.float32, torch.bfloat16], _FULL)
+def test_autocast_gives_torchs_dtypes(
+    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
+) -> None:
+    checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's default on a GPU: convolutions of float32 may round their factors to TF32."""
+    # Not by the older name, allow_tf32: torch's test samples, once imported, forbid to set that.
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "tf32"
+    yield
+    convolutions.fp32_precision = before
+
+
+@sweep(
+    [  # without an activation, whose derivative a rounded sign would change
+        case("tf32_packs", (2, 16, 17, 13), 72, (2, 3), padding=1),
+        case("tf32_strided", (2, 3, 23, 29), 17, (5, 4), stride=(3, 2), padding=2),
+        case("tf32_odd", (1, 37, 9, 8), 11, 2),
+    ],
+    [torch.float32],
+    CUDA_SOURCES,
+)
+def test_tf32_rounds_the_factors_and_nothing_else(
+    backend: Backend, case: Case, dtype: torch.dtype, tf32: None
+) -> None:
+    """Within a few times TF32's 2^-11 of the largest value, and not what float32 would give."""
+    tensors = checks.on_device(case.tensors(dtype), backend.device)
+    wanted = checks.run(torch_conv2d, case, {k: t.double() for k, t in case.tensors(dtype).items()})
+    for name, value in checks.run(F.conv2d, case, tensors).items():
+        error = (value.double().cpu() - wanted[name]).abs().max() / wanted[name].abs().max()
+        assert error < 2**-9, name
+        if name in ("output 0", "gradient of input", "gradient of weight"):
+            assert error > 2**-17, f"{name} is float32's"
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_follows_torchs_setting_as_it_changes() -> None:
+    assert torch.ops.pyops.conv2d_allows_tf32()
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    assert not torch.ops.pyops.conv2d_allows_tf32()
+
+
+@pytest.mark.large
+def test_offsets_beyond_2_to_the_31() -> None:
+    x = torch.zeros(2, 2**10, 1024, 1025, dtype=torch.bfloat16)
+    x[1, -1, -1, -1] = 3.0
+    w = torch.zeros(1, 2**10, 1, 1, dtype=torch.bfloat16)
+    w[0, -1] = 2.0
+    y = F.conv2d(x, w)
+    assert y[1, 0, -1, -1].item() == 6.0
+    assert y.sum().item() == 6.0
+
+
+def test_a_backend_without_a_kernel_uses_the_reference(backend: Backend) -> None:
+    x = torch.randn(1, 2, 4, 4, device=backend.device)
+    ops = pyops.backends.resolve(x, "conv2d_forward")
+    assert (ops is not None) == (backend.name != "reference" and has_kernel(backend, "conv2d_forward"))
+
+
+# -------------------------------------------------------------------------------------------------- module
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_module_is_torchs(backend: Backend, mode: str) -> None:
+    ours = pyops.nn.Conv2d(4, 6, 3, padding=(1, 2), groups=2, padding_mode=mode, activation="relu")
+    theirs = torch.nn.Conv2d(4, 6, 3, padding=(1, 2), groups=2, padding_mode=mode)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    theirs.load_state_dict(ours.state_dict())
+    assert repr(ours) == repr(theirs)[:-1] + ", activation='relu')"
+    ours, theirs = ours.to(backend.device), theirs.to(backend.device)
+    x = torch.randn(2, 4, 9, 11, device=backend.device)
+    residual = torch.randn_like(theirs(x))
+    torch.testing.assert_close(ours(x), torch.relu(theirs(x)))
+    torch.testing.assert_close(ours(x, residual=residual), torch.relu(theirs(x) + residual))
+
+
+def test_module_refuses_an_unknown_activation() -> None:
+    with pytest.raises(ValueError, match="Conv2d: activation must be None or one of 'relu'"):
+        pyops.nn.Conv2d(1, 2, 3, activation="rellu")
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+_X, _W = torch.zeros(2, 4, 5, 6), torch.zeros(6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (TypeError, "input must be a Tensor, got list", ([1.0], _W), {}),
+        (TypeError, "input must be a floating.*torch.int64", (_X.long(), _W), {}),
+        (TypeError, "weight must have the input's dtype.*float32, got torch.float64", (_X, _W.double()), {}),
+        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", (_X[:, :, 0, 0], _W), {}),
+        (ValueError, "input must have 8 channels", (_X, _W), {"groups": 2}),
+        (ValueError, "input must have 3 channels.*got shape", (_X, _W[:, :3]), {}),
+        (ValueError, "groups must divide the weight's 6 .*, got 4", (_X, _W[:, :1]), {"groups": 4}),
+        (ValueError, "groups must be at least 1, got 0", (_X, _W), {"groups": 0}),
+        (ValueError, "stride must be at least 1, got 0", (_X, _W), {"stride": 0}),
+        (ValueError, r"stride must be a number or two, got \(1, 2, 3\)", (_X, _W), {"stride": (1, 2, 3)}),
+        (ValueError, r"padding must be at least 0, got \(0, -1\)", (_X, _W), {"padding": (0, -1)}),
+        (ValueError, "padding must be 'same', 'valid' or numbers, got 'full'", (_X, _W), {"padding": "full"}),
+        (ValueError, "padding='same' needs stride 1", (_X, _W), {"padding": "same", "stride": 2}),
+        (ValueError, "dilation must be at least 1, got 0", (_X, _W), {"dilation": 0}),
+        (ValueError, "kernel's height is 3, 7 with.*most the padded input's 5", (_X, _W), {"dilation": 3}),
+        (ValueError, r"bias must have shape \(6,\)", (_X, _W, torch.zeros(4)), {}),
+        (ValueError, r"residual must have shape \(2, 6, 3, 4\)", (_X, _W), {"residual": _X}),
+        (ValueError, "activation must be None or one of", (_X, _W), {"activation": "swish2"}),
+    ],
+)  # fmt: skip
+def test_bad_argument_is_named(
+    error: type[Exception], message: str, arguments: tuple, options: dict[str, Any]
+) -> None:
+    # Asked for by name, so that what would be tiny is not left to torch.
+    with pyops.use_backend("cpp"), pytest.raises(error, match=f"conv2d: .*{message}"):
+        F.conv2d(*arguments, **options)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    assert F.conv2d(_X.to("meta"), _W.to("meta"), padding=1).shape == (2, 6, 5, 6)
+
+
+_PLAIN = ([1, 1], [0, 0], [1, 1], 1, 0, 0.0, 0.0)
+_Y = torch.zeros(2, 6, 3, 4)
+_Y_STRIDED = torch.zeros(2, 6, 4, 3).transpose(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        ("conv2d_forward", (_X[0], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X[:, :3], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X[..., ::2], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W.double(), None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X.long(), _W.long(), None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, torch.zeros(5), None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, _X, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, _Y.to(memory_format=torch.channels_last), *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, None, [0, 1], *_PLAIN[1:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1], *_PLAIN[1:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [-1, 0], *_PLAIN[2:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [2**62, 0], *_PLAIN[2:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [0, 0], [9, 1], *_PLAIN[3:], False)),
+        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:3], 0, 0, 0.0, 0.0, False)),
+        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:4], 99, 0.0, 0.0, False)),
+        ("conv2d_backward", (_X, _X, _W, None, *_PLAIN, True, True, True, True, False)),
+        ("conv2d_backward", (_Y, _X, _W, None, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
+        ("conv2d_backward", (_Y, _X, _W, _X, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
+        ("conv2d_backward", (_Y_STRIDED, _X, _W, None, *_PLAIN, True, True, True, True, False)),
+    ],
+)  # fmt: skip
+def test_raw_op_refuses(kernels: Backend, op: str, arguments: tuple) -> None:
+    if not has_kernel(kernels, op):
+        pytest.skip("no kernel")
+    tensors = {str(i): a for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
+    moved = checks.on_device(tensors, kernels.device)
+    with pytest.raises(RuntimeError, match=op):
+        raw(kernels, op)(*[moved.get(str(i), a) for i, a in enumerate(arguments)])
+
+
+def test_weight_gradient_does_not_see_what_buffers_held_before():
+    """A NaN behind the last channels, left by another convolution, made Winograd's sums look infinite."""
+    x, weight = torch.randn(4, 40, 19, 31), torch.randn(45, 40, 3, 3)
+
+    def gradient(scale: float) -> torch.Tensor:
+        w = weight.clone().requires_grad_()
+        return torch.autograd.grad(F.conv2d(x * scale, w, padding=1).sum(), w)[0]
+
+    before = gradient(1.0)
+    gradient(math.nan)
+    assert torch.equal(gradient(1.0), before)

@@ -1,0 +1,361 @@
+"""interpolate (nearest) on every backend, against a float64 formula and torch.nn.functional.interpolate."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import pyops
+from pyops.functional import interpolate
+from tests.suite import checks
+from tests.suite.backends import THOROUGH, WITH_KERNELS, Backend, raw
+from tests.suite.cases import Case, sweep
+from tests.suite.layouts import LAYOUTS, channels_last
+from tests.suite.ops.interpolate import interpolate_case as case
+from tests.suite.ops.interpolate import source_indices
+from tests.suite.torch_samples import check_torchs_samples, op_infos
+
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
+MODES = ("nearest", "nearest-exact")
+
+# ------------------------------------------------------------------------------------------------ accuracy
+
+# Integer factors with loops of their own and one without; ratios up and down; 33 columns end inside vectors.
+_RESIZES = [{"scale_factor": 2.0}, {"scale_factor": 3.0}, {"scale_factor": 4}, {"scale_factor": 5.0},
+            {"scale_factor": 1.0}, {"scale_factor": 1.6}, {"scale_factor": 0.5}, {"scale_factor": 0.37},
+            {"size": 13}, {"size": 1}]  # fmt: skip
+_OPTIONS = [
+    case((2, 3, 4, 7), mode=mode, last=last, **resize)
+    for mode in MODES
+    for last in (False, True)
+    for resize in _RESIZES
+]
+_SHAPES = [
+    case((1, 1, 1), size=5),
+    case((2, 3, 33), size=(50,)),
+    case((2, 3, 33), scale_factor=2),
+    case((1, 2, 3, 37), scale_factor=(2.0, 3.0)),
+    case((2, 16, 3, 5), scale_factor=2.0, last=True),
+    case((1, 19, 2, 3), size=(5, 4), last=True),
+    case((2, 3, 3, 4, 5), scale_factor=2.0),
+    case((1, 2, 4, 3, 5), size=(3, 7, 4), mode="nearest-exact"),
+    case((1, 8, 2, 3, 4), size=(3, 5, 9), last=True),
+    case((1, 2, 3, 5), size=(70, 4)),
+    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=True),
+    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=False),
+]
+_LARGE = [
+    case((2, 19, 67, 129), scale_factor=2.0, quick=False),
+    case((2, 19, 67, 129), scale_factor=2.0, last=True, quick=False),
+    case((1, 3, 100, 90), size=(701, 333), quick=False),
+    case((2, 3, 300, 400), size=(31, 77), mode="nearest-exact", quick=False),
+]
+
+
+@sweep(_OPTIONS, [torch.float32])
+def test_accuracy_of_every_factor(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep(_SHAPES)
+def test_accuracy_of_every_shape(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep(_LARGE, [torch.float32, torch.bfloat16])
+def test_accuracy_at_large_sizes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+@sweep([case((0, 3, 4, 5), scale_factor=2.0), case((0, 3, 4), size=7)], [torch.float32])
+def test_empty_batch(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
+def _drawn_resizes(seed: int, count: int) -> list[tuple[int, dict]]:
+    """Sizes, and factors for which float32 and float64 give different indices in places."""
+    rng = random.Random(seed)
+    drawn = []
+    for _ in range(count):
+        size, ratio = rng.randint(1, 120), rng.choice([1 / 3, 1.5, 0.1, rng.uniform(0.05, 4.0)])
+        factor = max(ratio, 1.0001 / size)
+        if rng.random() < 0.5:
+            drawn.append((size, {"size": rng.randint(1, 300)}))
+        elif int(size * factor) not in (size, 2 * size):  # there torch counts the factor as 1 or 2
+            drawn.append((size, {"scale_factor": factor}))
+    return drawn
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_indices_are_torchs(backend: Backend, mode: str) -> None:
+    for size, resize in _drawn_resizes(0, 300 if backend.thorough else 15):
+        x = torch.arange(1, size + 1, dtype=torch.float32).view(1, 1, size)
+        found = interpolate(x.to(backend.device), mode=mode, **resize).cpu()
+        assert torch.equal(found, torch.nn.functional.interpolate(x, mode=mode, **resize)), (size, resize)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_is_the_adjoint_for_every_size(kernels: Backend, mode: str) -> None:
+    """Each output goes to the element it was copied from, also where rounding decides which that is."""
+    for size, resize in _drawn_resizes(1, 300 if kernels.thorough else 15):
+        x = torch.zeros(1, 1, size, device=kernels.device, requires_grad=True)
+        y = interpolate(x, mode=mode, **resize)
+        upstream = torch.arange(1.0, y.numel() + 1, device=kernels.device).view_as(y)
+        (found,) = torch.autograd.grad(y, x, upstream)
+        factor = resize.get("scale_factor")
+        source = source_indices(size, y.size(2), factor, mode == "nearest-exact")
+        wanted = torch.zeros(size).index_add(0, source, upstream.cpu().view(-1))
+        assert torch.equal(found.cpu().view(-1), wanted), (size, resize)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_small_gradients_are_not_lost_in_16_bits(kernels: Backend, dtype: torch.dtype) -> None:
+    for shape, last in [((1, 2, 1, 1), False), ((1, 2, 1, 2), True)]:
+        x = torch.zeros(shape, dtype=dtype, device=kernels.device)
+        x = (channels_last(x) if last else x).requires_grad_()
+        upstream = torch.full((1, 2, 25, 12 * shape[3]), 3.0, dtype=dtype, device=kernels.device)
+        interpolate(x, size=upstream.shape[2:]).backward(upstream)
+        assert torch.equal(x.grad.cpu(), torch.full(shape, 900.0, dtype=dtype))
+
+
+def test_values_are_copied_bit_by_bit(kernels: Backend) -> None:
+    x = torch.tensor([-0.0, torch.inf, -torch.inf, 1e-45], device=kernels.device).view(1, 1, 4)
+    found = interpolate(x, scale_factor=2.0)
+    assert torch.equal(found.view(torch.int32), x.view(torch.int32).repeat_interleave(2, dim=2))
+
+
+# ------------------------------------------------------------------------------------------------- layouts
+
+_LAYOUT_CASES = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 3, 4, 5, 3), size=(2, 7, 4)),
+                 case((2, 3, 5), scale_factor=1.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@sweep(_LAYOUT_CASES, [torch.float32, torch.bfloat16])
+def test_strided_input(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=layout)
+
+
+@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
+@sweep([*_LAYOUT_CASES, case((2, 8, 3, 4), scale_factor=2.0, last=True)], [torch.float32])
+def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
+    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "contiguous"])
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 3, 4, 5, 3), (2, 1, 3, 4), (2, 4, 1, 1), (2, 5, 3)])
+def test_memory_format_is_torchs(backend: Backend, layout: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    x = x if layout == "contiguous" else LAYOUTS[layout](x)
+    wanted = torch.nn.functional.interpolate(x, scale_factor=3.0)
+    x = checks.on_device({"x": x}, backend.device)["x"].requires_grad_()
+    y = interpolate(x, scale_factor=3.0)
+    assert y.stride() == wanted.stride()
+    if layout == "contiguous" or (
+        layout == "channels_last" and len(shape) > 3 and backend.name != "reference"
+    ):
+        (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert gradient.stride() == x.stride()
+
+
+def test_result_may_be_changed_in_place(backend: Backend) -> None:
+    for x in (torch.randn(2, 3, 4, 5), channels_last(torch.randn(2, 3, 4, 5))):
+        x = x.to(backend.device).requires_grad_()
+        interpolate(x, scale_factor=2.0).relu_().sum().backward()
+        torch.testing.assert_close(x.grad, (x > 0) * 4.0)
+
+
+# ---------------------------------------------------------------------------------- gradients, dispatching
+
+_COMPACT = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 8, 3, 4), size=(5, 3), last=True),
+            case((1, 3, 5), scale_factor=1.5, mode="nearest-exact")]  # fmt: skip
+
+
+@sweep(
+    [
+        case((1, 2, 3, 2), size=(4, 3)),
+        case((1, 2, 3, 2), size=(4, 3), last=True),
+        case((1, 2, 3), scale_factor=2.0),
+    ],
+    [torch.float64],
+)
+def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_gradcheck(case, backend)
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
+def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_opcheck(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32])
+def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_no_host_sync(case, backend, dtype)
+
+
+@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
+def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_compile(case, backend, dtype)
+
+
+def test_compile_with_dynamic_shapes_compiles_once() -> None:
+    images = [torch.randn(2, 3, height, 30, requires_grad=True) for height in (20, 31, 43)]
+    checks.check_compiles_once(interpolate, [(x,) for x in images], scale_factor=2.0)
+
+
+@sweep(
+    [case((2, 19, 67, 129), scale_factor=2.5, last=last, quick=False) for last in (False, True)]
+    + _COMPACT[:1],
+    [torch.float32, torch.bfloat16],
+    WITH_KERNELS,
+)
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_determinism(case, backend, dtype)
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16])
+def test_autocast_gives_torchs_dtypes(
+    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
+) -> None:
+    checks.same_as_torch_autocast(case, backend, dtype, amp)
+
+
+def test_backward_keeps_nothing(kernels: Backend) -> None:
+    x = torch.randn(2, 3, 16, 50, device=kernels.device, requires_grad=True)
+    assert checks.saved_for_backward(lambda: interpolate(x, scale_factor=2.0)) == 0
+
+
+def test_tiny_tensors_are_torchs_own() -> None:
+    for channels, left_to_torch in [(16, True), (17, False)]:  # 1024 inputs and 1088
+        x = torch.randn(1, channels, 8, 8, requires_grad=True)
+        assert ("Interpolate" not in interpolate(x, scale_factor=2.0).grad_fn.name()) == left_to_torch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
+    variants = ("nearest", "nearest-exact", "bilinear", "area")
+    infos = [info for info in op_infos("interpolate") if info.variant_test_name in variants]
+    assert len(infos) == len(variants)
+    check_torchs_samples("interpolate", interpolate, backend, dtype, infos=infos)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_uint8_is_torchs(backend: Backend, mode: str) -> None:
+    x = torch.randint(256, (2, 3, 9, 11), dtype=torch.uint8, device=backend.device)
+    found = interpolate(x, scale_factor=2.0, mode=mode)
+    assert torch.equal(found, torch.nn.functional.interpolate(x, scale_factor=2.0, mode=mode))
+
+
+def test_other_modes_are_torchs(backend: Backend) -> None:
+    x = torch.randn(2, 3, 9, 11, device=backend.device)
+    for options in (
+        {"mode": "bilinear", "align_corners": True},
+        {"mode": "bicubic", "antialias": True},
+        {"mode": "area"},
+    ):
+        found = interpolate(x, size=(7, 5), **options)
+        assert torch.equal(found, torch.nn.functional.interpolate(x, size=(7, 5), **options))
+
+
+def test_modules_are_torchs(backend: Backend) -> None:
+    x = torch.randn(2, 3, 9, 11)
+    for ours, theirs in [
+        (pyops.nn.Upsample(scale_factor=2), torch.nn.Upsample(scale_factor=2)),
+        (pyops.nn.Upsample((7, 5), mode="nearest-exact"), torch.nn.Upsample((7, 5), mode="nearest-exact")),
+        (
+            pyops.nn.Upsample(scale_factor=1.5, mode="bilinear"),
+            torch.nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        ),
+        (pyops.nn.UpsamplingNearest2d(scale_factor=3), torch.nn.UpsamplingNearest2d(scale_factor=3)),
+        (pyops.nn.UpsamplingNearest2d(20), torch.nn.UpsamplingNearest2d(20)),
+    ]:
+        torch.testing.assert_close(ours(x.to(backend.device)).cpu(), theirs(x))
+        assert repr(ours) == repr(theirs)
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+_X = torch.zeros(2, 3, 40, 50)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
+        (ValueError, "align_corners is an option of the linear modes", {"align_corners": False}),
+        (ValueError, "antialias is an option of the linear modes", {"antialias": True}),
+        (ValueError, "either size or scale_factor must be given, got both", {"scale_factor": 2.0}),
+        (ValueError, "either size or scale_factor must be given, got neither", {"size": None}),
+        (ValueError, r"size must have one value for each of the input's 2 .* got \(3,\)", {"size": (3,)}),
+        (ValueError, "scale_factor must have one value for each", {"size": None, "scale_factor": [2.0]}),
+        (TypeError, "size must be integers, got 2.5", {"size": (3, 2.5)}),
+        (ValueError, "recompute_scale_factor needs a scale_factor", {"recompute_scale_factor": True}),
+        (RuntimeError, r"output size must be at least 1, got \(0, 5000\)", {"size": (0, 5000)}),
+        (
+            RuntimeError,
+            r"input must be non-empty but for its batch.*\(2, 0, 4, 4\)",
+            {"input": _X[:, :0, :4, :4]},
+        ),
+    ],
+)
+def test_bad_argument_is_named(error: type[Exception], message: str, change: dict) -> None:
+    with pytest.raises(error, match=f"interpolate: {message}"), pyops.use_backend("cpp"):
+        interpolate(**{"input": _X, "size": (30, 30), **change})
+
+
+def test_unknown_modes_and_shapes_raise_as_torchs() -> None:
+    with pytest.raises(NotImplementedError):
+        interpolate(_X, scale_factor=2.0, mode="nearest-ish")
+    with pytest.raises(NotImplementedError):
+        interpolate(_X[0, 0], size=())
+
+
+def test_meta_tensors_give_shapes() -> None:
+    assert interpolate(_X.to("meta"), scale_factor=1.5).shape == (2, 3, 60, 75)
+
+
+_FORWARD, _BACKWARD = "interpolate_nearest_forward", "interpolate_nearest_backward"
+
+
+@pytest.mark.parametrize("op", [_FORWARD, _BACKWARD])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: torch.zeros(2, 3)},
+        {0: torch.zeros(1, 1, 1, 1, 1, 1)},
+        {0: torch.zeros(2, 3, 4, 5).long()},
+        {0: torch.zeros(2, 3, 5, 4).mT},
+        {0: torch.zeros(2, 3, 0, 5)},
+        {1: [3]},
+        {1: [3, 4, 5]},
+        {1: [3, 0]},
+        {1: [-1, 3]},
+        {2: [2.0]},
+        {2: [2.0, -1.0]},
+        {2: [2.0, float("nan")]},
+    ],
+)
+def test_raw_op_refuses(kernels: Backend, op: str, change: dict) -> None:
+    good = (torch.zeros(2, 3, 4, 5), [3, 4], [0.0, 0.0], False, False)
+    arguments = [change.get(i, a) for i, a in enumerate(good)]
+    arguments[0] = checks.on_device({"x": arguments[0]}, kernels.device)["x"]
+    with pytest.raises(RuntimeError, match=op):
+        raw(kernels, op)(*arguments)
+
+
+@pytest.mark.parametrize("op", [_FORWARD, _BACKWARD])
+@pytest.mark.parametrize("factor", [1e-300, 1e-38, 1e300, float("inf")])
+def test_raw_op_survives_any_scale_factor(kernels: Backend, op: str, factor: float) -> None:
+    x = torch.ones(2, 3, 4, 5, device=kernels.device)
+    for exact in (False, True):
+        found = raw(kernels, op)(x, [7, 9], [factor, factor], exact, False)
+        assert found.shape == (2, 3, 7, 9)
+        if op == _FORWARD:
+            assert (found == 1).all()
+        else:
+            assert found.sum() == x.numel()

@@ -1,0 +1,247 @@
+"""pyops.nn: the modules behave as torch.nn's of the same name and swap with them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+
+import pyops.nn
+from tests.suite.backends import Backend
+
+# Arguments with which each module that both libraries have is built.
+MODULES = {
+    "BatchNorm1d": [
+        {"num_features": 4},
+        {"num_features": 4, "momentum": None},
+        {"num_features": 4, "affine": False},
+        {"num_features": 4, "track_running_stats": False, "eps": 1e-3},
+        {"num_features": 4, "bias": False},
+    ],
+    "BatchNorm2d": [{"num_features": 6}, {"num_features": 6, "momentum": 0.5}],
+    "CrossEntropyLoss": [
+        {},
+        {"reduction": "none"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "label_smoothing": 0.1, "ignore_index": 1},
+        {"reduction": "sum", "ignore_index": 255},
+    ],
+    "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
+    "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
+    "MSELoss": [{}, {"reduction": "none"}],
+    "L1Loss": [{}, {"reduction": "sum"}],
+    "HuberLoss": [{}, {"reduction": "sum", "delta": 0.3}],
+    "SmoothL1Loss": [{}, {"reduction": "none", "beta": 0.3}],
+    "BCEWithLogitsLoss": [
+        {"reduction": "sum"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 3.0, 0.5, 2.0])},
+    ],
+    "Softmax": [{"dim": 1}, {"dim": -1}],
+    "LogSoftmax": [{"dim": 1}, {"dim": 0}],
+    "MaxPool2d": [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (2, 3), "dilation": (1, 2), "ceil_mode": True},
+    ],
+    "AvgPool2d": [
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False, "divisor_override": 7},
+    ],
+    "AdaptiveAvgPool2d": [{"output_size": 1}, {"output_size": (None, 2)}],
+    "ReLU": [{}],
+    "LeakyReLU": [{}, {"negative_slope": 0.2}],
+    "PReLU": [{}, {"num_parameters": 4, "init": 0.1}],
+    "Sigmoid": [{}],
+    "Tanh": [{}],
+    "SELU": [{}],
+    "ELU": [{}, {"alpha": 0.5}],
+    "Softplus": [{}, {"beta": 2.0, "threshold": 1.0}],
+    "GELU": [{}, {"approximate": "tanh"}],
+    "SiLU": [{}],
+    "Hardswish": [{}],
+}
+CASES = [
+    pytest.param(name, arguments, id=f"{name}-{i}")
+    for name, several in MODULES.items()
+    for i, arguments in enumerate(several)
+]
+
+
+def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+    if name.endswith("2d"):
+        return module(x.repeat(8, 12).view(2, 6, 10, -1))
+    if not name.endswith("Loss"):
+        return module(x)
+    if name in ("CrossEntropyLoss", "NLLLoss", "Loss"):
+        return module(x, torch.tensor([0, 2, 1, 0, 3], device=x.device))
+    return module(x, torch.linspace(0, 1, 20, device=x.device).view(5, 4))
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_output_and_gradient_are_torchs(backend: Backend, name: str, arguments: dict) -> None:
+    ours = getattr(pyops.nn, name)(**arguments).to(backend.device)
+    theirs = getattr(torch.nn, name)(**arguments).to(backend.device)
+    x = torch.randn(5, 4, device=backend.device, requires_grad=True)
+    found, wanted = call(ours, name, x), call(theirs, name, x)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    gradients = [torch.autograd.grad(y, x, upstream) for y in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_state_dict_repr_and_copies_are_torchs(name: str, arguments: dict) -> None:
+    ours, theirs = getattr(pyops.nn, name)(**arguments), getattr(torch.nn, name)(**arguments)
+    assert isinstance(ours, getattr(torch.nn, name))
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    ours.load_state_dict(theirs.state_dict())
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    x = torch.randn(5, 4)
+    for clone in (copy.deepcopy(ours), torch.load(buffer, weights_only=False)):
+        torch.testing.assert_close(call(clone, name, x), call(ours, name, x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_constructor_begins_with_torchs_arguments(name: str) -> None:
+    ours = list(inspect.signature(getattr(pyops.nn, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(torch.nn, name)).parameters.values())
+    for mine, torchs in zip(ours, theirs, strict=False):
+        assert (mine.name, mine.default, mine.kind) == (torchs.name, torchs.default, torchs.kind)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adaptive_avg_pool2d",
+        "batch_norm",
+        "cross_entropy",
+        "dropout",
+        "nll_loss",
+        "softmax",
+        "log_softmax",
+        "relu",
+        "leaky_relu",
+        "selu",
+        "elu",
+        "silu",
+        "hardswish",
+        "mse_loss",
+        "l1_loss",
+        "huber_loss",
+        "smooth_l1_loss",
+        "binary_cross_entropy_with_logits",
+    ],
+)
+def test_function_begins_with_torchs_arguments(name: str) -> None:
+    ours = list(inspect.signature(getattr(pyops.functional, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(torch.nn.functional, name)).parameters.values())
+    for mine, torchs in zip(ours, theirs, strict=False):
+        assert (mine.name, mine.default, mine.kind) == (torchs.name, torchs.default, torchs.kind)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("name", ["ReLU", "LeakyReLU", "SELU", "ELU", "SiLU", "Hardswish"])
+def test_inplace_activation_overwrites_its_input(backend: Backend, name: str) -> None:
+    x = torch.randn(5, 4, device=backend.device)
+    wanted = getattr(torch.nn, name)()(x)
+    module = getattr(pyops.nn, name)(inplace=True)
+    assert module(x) is x
+    torch.testing.assert_close(x, wanted)
+    assert repr(module) == repr(getattr(torch.nn, name)(inplace=True))
+
+
+def test_module_uses_the_fused_function() -> None:
+    x = torch.randn(5, 4, requires_grad=True)
+    with pyops.use_backend("cpp"):
+        assert "_CrossEntropy" in type(call(pyops.nn.CrossEntropyLoss(), "Loss", x).grad_fn).__name__
+        assert "_Softmax" in type(pyops.nn.Softmax(1)(x).grad_fn).__name__
+
+
+def test_max_pool_returns_indices(backend: Backend) -> None:
+    x = torch.randn(1, 2, 24, 25, device=backend.device)
+    found = pyops.nn.MaxPool2d(3, return_indices=True)(x)
+    wanted = torch.nn.MaxPool2d(3, return_indices=True)(x)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+def test_what_has_no_kernel_is_torchs_own() -> None:
+    assert pyops.nn.Bilinear is torch.nn.Bilinear
+    assert pyops.nn.Sequential is torch.nn.Sequential
+    with pytest.raises(AttributeError, match="NoSuchLayer"):
+        _ = pyops.nn.NoSuchLayer
+    with pytest.raises(AttributeError, match="__wrapped__"):
+        _ = pyops.nn.__wrapped__
+
+
+def test_lazy_conv2d_becomes_a_conv2d(backend: Backend) -> None:
+    module = pyops.nn.LazyConv2d(4, 3, padding=1, activation="relu").to(backend.device)
+    x = torch.randn(2, 3, 5, 7, device=backend.device)
+    found = module(x)
+    assert type(module) is pyops.nn.Conv2d
+    assert repr(module).endswith("padding=(1, 1), activation='relu')")
+    wanted = torch.nn.functional.conv2d(x, module.weight, module.bias, padding=1).relu()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(module(x), wanted)
+    with pytest.raises(ValueError, match="LazyConv2d: activation"):
+        pyops.nn.LazyConv2d(4, 3, activation="cube")
+
+
+@pytest.mark.parametrize("name", pyops.nn.__all__)
+def test_torchs_module_becomes_ours_by_its_class(name: str) -> None:
+    """What pyops.nn adds to an instance has its default on the class: pyops.convert changes only that."""
+    theirs = getattr(torch.nn, name, object)
+    if not issubclass(getattr(pyops.nn, name), theirs) or theirs is object:
+        return  # torch has none, or another one
+    required = {"num_features": 4, "num_embeddings": 5, "embedding_dim": 4, "in_features": 4}
+    required |= {"out_features": 3, "in_channels": 2, "out_channels": 3, "kernel_size": 3, "output_size": 2}
+    required |= {"input_size": 4, "hidden_size": 3}
+    parameters = inspect.signature(theirs).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    ours = getattr(pyops.nn, name)(**{n: required[n] for n in needed})
+    theirs = theirs(**{n: required[n] for n in needed})
+    missing = vars(ours).keys() - vars(theirs).keys()
+    assert all(hasattr(type(ours), attribute) for attribute in missing), missing
+
+
+def test_cross_entropy_extras(backend: Backend) -> None:
+    module = pyops.nn.CrossEntropyLoss(z_loss=0.1, inplace_backward=True)
+    leaf = torch.randn(5, 4, device=backend.device, requires_grad=True)
+    target = torch.tensor([0, 2, 1, 0, 3], device=backend.device)
+    weights = torch.rand(5, device=backend.device)
+    rows = torch.nn.functional.cross_entropy(leaf, target, reduction="none") + 0.1 * leaf.logsumexp(1) ** 2
+    wanted = (rows * weights).sum() / 5
+    found = module(leaf * 1, target, sample_weight=weights)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, leaf), torch.autograd.grad(wanted, leaf))
+
+
+def test_linear_cross_entropy_loss(backend: Backend) -> None:
+    class_weight = torch.tensor([0.5, 1.0, 2.0, 1.0])
+    options = {"reduction": "sum", "ignore_index": 1, "label_smoothing": 0.1}
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, class_weight=class_weight, chunk_size=2, **options)
+    assert set(module.state_dict()) == {"weight", "bias", "class_weight"}
+    module.to(backend.device)
+    hidden = torch.randn(5, 3, device=backend.device)
+    target = torch.tensor([0, 2, 1, 0, 3], device=backend.device)
+    wanted = torch.nn.functional.cross_entropy(module.logits(hidden), target, module.class_weight, **options)
+    found = module(hidden, target)
+    torch.testing.assert_close(found, wanted)
+    parameters = list(module.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), rtol=1e-5, atol=1e-6
+    )
+    assert "in_features=3, out_features=4, bias=True, reduction='sum'" in repr(module)
+
+
+def test_linear_cross_entropy_loss_starts_as_a_linear_layer() -> None:
+    torch.manual_seed(3)
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, bias=False, dtype=torch.float64)
+    torch.manual_seed(3)
+    linear = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    assert torch.equal(module.weight, linear.weight)
+    assert module.bias is None
