@@ -1,6 +1,6 @@
-"""Benchmarks of pyops against torch: one file per op, one harness, machine ceilings, reports.
+"""Benchmarks of pyops against torch.
 
-In a source checkout and in an installed package alike this folder is ``pyops.benchmarks``.
-Start reading at :mod:`pyops.benchmarks.harness`; an op is added by adding a file (see
-:mod:`pyops.benchmarks.registry`).
+In a source checkout and in an installed package alike this folder is ``pyops.benchmarks``:
+``cases`` says what is measured, ``measure`` how, ``report`` shows it. Start reading at
+:mod:`pyops.benchmarks.measure.harness`; an op is added by adding a file to ``cases``.
 """

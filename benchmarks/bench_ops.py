@@ -1,4 +1,4 @@
-"""pytest-benchmark view of the registry: ``pytest benchmarks/bench_ops.py --benchmark-only``.
+"""pytest-benchmark view of the cases: ``pytest benchmarks/bench_ops.py --benchmark-only``.
 
 Handy for comparing two commits (``--benchmark-autosave``, ``--benchmark-compare``) and for one case
 (``-k "cross_entropy and 4096"``). The numbers that get published come from
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from pyops.benchmarks import contenders, harness, registry
+from pyops.benchmarks import cases
+from pyops.benchmarks.measure import contenders, harness
+from pyops.benchmarks.measure.case import Case
 
 from pyops import backends
 
@@ -21,7 +23,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def _parameters() -> list[Any]:
     parameters = []
-    for case in (*registry.select([], DEVICE), *registry.select([], DEVICE, overhead=True)):
+    for case in (*cases.select([], DEVICE), *cases.select([], DEVICE, overhead=True)):
         for mode in case.modes:
             names = [f"pyops {name}" for name in contenders.kernel_backends(DEVICE)]
             names += ["eager", *case.baselines, *(["channels_last"] if case.channels_last else [])]
@@ -30,7 +32,7 @@ def _parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize(("case", "mode", "name"), _parameters())
-def test_op(benchmark: Any, case: registry.Case, mode: str, name: str) -> None:
+def test_op(benchmark: Any, case: Case, mode: str, name: str) -> None:
     benchmark.group = f"{case.name} {mode}"
     with backends.use_backend(None):
         everyone = contenders.build(case, mode, DEVICE, compiled=False)

@@ -19,10 +19,14 @@ import torch
 
 import pyops
 
-from . import ceilings, machine, overhead, registry, report
-from .checks import WrongResult
-from .harness import FULL, QUICK, Result, Settings, measure
-from .progress import Progress
+from . import cases
+from .measure import ceilings, machine
+from .measure.case import Case
+from .measure.checks import WrongResult
+from .measure.harness import FULL, QUICK, Result, Settings, measure
+from .measure.overhead import measure_overhead
+from .report import tables as report
+from .report.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -135,18 +139,19 @@ def collect(options: Options) -> report.Raw:
     return raw
 
 
-def _plan(options: Options) -> list[tuple[registry.Case, str, str]]:
-    cases = registry.select(options.ops, options.device, quick=options.quick)
-    cases.sort(key=lambda case: not case.quick)  # what a time limit cuts off is the least needed
-    todo = [(case, mode, "results") for case in cases for mode in case.modes]
+def _plan(options: Options) -> list[tuple[Case, str, str]]:
+    chosen = cases.select(options.ops, options.device, quick=options.quick)
+    chosen.sort(key=lambda case: not case.quick)  # what a time limit cuts off is the least needed
+    todo = [(case, mode, "results") for case in chosen for mode in case.modes]
     if options.overhead and not options.settings.cuda_graph:
-        todo += [(*pair, "overhead") for pair in overhead.cases(options.ops, options.device)]
+        smallest = cases.select(options.ops, options.device, overhead=True)
+        todo += [(case, mode, "overhead") for case in smallest for mode in case.modes]
     return todo
 
 
 def _one(
     raw: report.Raw,
-    case: registry.Case,
+    case: Case,
     mode: str,
     section: str,
     options: Options,
@@ -155,7 +160,7 @@ def _one(
     """Measure one case into ``raw``; returns the line that the progress display shows."""
     try:
         if section == "overhead":
-            result = overhead.measure_overhead(case, mode, options.device, options.settings)
+            result = measure_overhead(case, mode, options.device, options.settings)
         else:
             result = measure(case, mode, options.device, options.settings, ceilings=measured)
     except torch.OutOfMemoryError as error:
@@ -176,7 +181,7 @@ def _summary(result: Result) -> str:
     return f"{', '.join(parts)} against {result.best_baseline}"
 
 
-def _fail(raw: report.Raw, case: registry.Case, mode: str, kind: str, message: str) -> str:
+def _fail(raw: report.Raw, case: Case, mode: str, kind: str, message: str) -> str:
     failure = {"case": case.name, "mode": mode, "kind": kind, "message": message[:600]}
     raw["failures"].append(failure)
     return f"{kind}: {message[:160]}"

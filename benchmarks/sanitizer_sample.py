@@ -1,6 +1,6 @@
 """A small program for compute-sanitizer: every op, every CUDA backend, small and odd sizes.
 
-Takes the registry's overhead cases and its quick cases that move little memory, so a new op is in the
+Takes the overhead cases and the quick cases that move little memory, so a new op is in the
 sample as soon as it has a benchmark file. Results are not compared here (the test suite does that).
 """
 
@@ -12,22 +12,23 @@ import torch
 
 from pyops import backends
 
-from . import contenders, registry
+from . import cases
+from .measure import contenders
 
 _MOST_BYTES = 64 * 2**20
 
 
 def main() -> int:
     device = torch.device("cuda", torch.cuda.current_device())
-    cases = registry.select([], device, overhead=True)
-    cases += [
+    sample = cases.select([], device, overhead=True)
+    sample += [
         case
-        for case in registry.select([], device, quick=True)
+        for case in cases.select([], device, quick=True)
         if case.traffic(case.modes[-1]).total <= _MOST_BYTES
     ]
     ran = 0
     with backends.use_backend(None):
-        for case in cases:
+        for case in sample:
             for mode in case.modes:
                 for contender in contenders.build(case, mode, device, compiled=False):
                     if contender.subject:

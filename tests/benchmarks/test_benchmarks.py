@@ -9,20 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from pyops.benchmarks import (
-    ceilings,
-    checks,
-    gpu,
-    harness,
-    inference,
-    memory,
-    registry,
-    report,
-    run,
-    training_step,
-)
-from pyops.benchmarks.clocks import HostClock
-from pyops.benchmarks.registry import FORWARD, FORWARD_BACKWARD, Case, Traffic
+from pyops.benchmarks import cases, gpu, run
+from pyops.benchmarks.cases import inference, training_step
+from pyops.benchmarks.cases.tools.traffic import rows_traffic
+from pyops.benchmarks.measure import ceilings, checks, harness, memory
+from pyops.benchmarks.measure.case import FORWARD, FORWARD_BACKWARD, TRAINING_STEP, Case, Inputs, Traffic
+from pyops.benchmarks.measure.clocks import HostClock
+from pyops.benchmarks.report import tables as report
 
 import pyops.functional
 from pyops import backends
@@ -51,13 +44,13 @@ class FakeClock:
 
 
 def tiny_case(**more) -> Case:
-    def inputs(device: torch.device) -> registry.Inputs:
+    def inputs(device: torch.device) -> Inputs:
         return {
             "input": torch.randn(64, 40, device=device),
             "target": torch.randint(40, (64,), device=device),
         }
 
-    return Case("cross_entropy", "tiny", inputs, registry.rows_traffic((64, 40)), **more)
+    return Case("cross_entropy", "tiny", inputs, rows_traffic((64, 40)), **more)
 
 
 def test_ratio_is_taken_within_a_round_against_the_fastest_baseline():
@@ -117,7 +110,7 @@ def test_a_case_is_checked_timed_and_reported():
 
 def test_a_training_step_is_checked_timed_and_reported():
     case = training_step.case("lenet", 4, 12)
-    result = harness.measure(case, registry.TRAINING_STEP, CPU, SETTINGS)
+    result = harness.measure(case, TRAINING_STEP, CPU, SETTINGS)
     subjects = {"pyops cpp", "pyops cpp channels_last"}
     assert set(result.seconds) == subjects | {"eager", "channels_last"}
     assert set(result.speedup) == subjects
@@ -150,7 +143,7 @@ def test_a_training_step_with_wrong_updates_is_never_timed(monkeypatch, wrong, m
 
     monkeypatch.setattr(training_step.StepCase, "run", broken)
     with pytest.raises(checks.WrongResult, match=message):
-        harness.measure(case, registry.TRAINING_STEP, CPU, SETTINGS)
+        harness.measure(case, TRAINING_STEP, CPU, SETTINGS)
 
 
 def test_inference_is_checked_timed_and_reported(monkeypatch):
@@ -166,7 +159,7 @@ def test_inference_is_checked_timed_and_reported(monkeypatch):
 @pytest.mark.parametrize("network", ["lenet", "batchnorm_lenet"])
 def test_training_steps_leave_the_parameters_as_they_were(network):
     case = training_step.case(network, 4, 12)
-    contender = case.contenders(registry.TRAINING_STEP, CPU, compiled=False)[0]
+    contender = case.contenders(TRAINING_STEP, CPU, compiled=False)[0]
     with backends.use_backend(None):  # a contender chooses its own and leaves it in use
         loss, changes, *gradients = contender.run()
         losses = [contender.call()[0].item() for _ in range(3)]
@@ -284,7 +277,7 @@ def test_floor_is_the_slower_of_bytes_and_arithmetic():
     assert limits.floor_seconds(Traffic(1, 1, 8000), torch.bfloat16) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("case", registry.discover(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases.discover(), ids=lambda case: case.name)
 def test_every_case_builds_its_inputs_and_states_its_work(case: Case):
     inputs = case.build("meta")
     assert set(case.differentiable) <= set(inputs)
@@ -302,14 +295,14 @@ def test_every_case_builds_its_inputs_and_states_its_work(case: Case):
 
 
 def test_every_public_function_has_a_benchmark_and_an_overhead_case():
-    cases = registry.discover()
+    every = cases.discover()
     functions = set(pyops.functional.__all__)
-    assert {case.op for case in cases} == functions | {training_step.OP, inference.OP}
-    assert {case.op for case in cases if case.overhead} == functions
+    assert {case.op for case in every} == functions | {training_step.OP, inference.OP}
+    assert {case.op for case in every if case.overhead} == functions
 
 
 def test_inputs_are_the_same_every_time_and_leave_the_generator_alone():
-    case = next(case for case in registry.discover() if case.overhead)
+    case = next(case for case in cases.discover() if case.overhead)
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -320,7 +313,7 @@ def test_inputs_are_the_same_every_time_and_leave_the_generator_alone():
 
 @pytest.fixture
 def small_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "discover", lambda: [tiny_case(quick=True)])
+    monkeypatch.setattr(cases, "discover", lambda: [tiny_case(quick=True)])
     monkeypatch.setattr(run, "QUICK", SETTINGS)
     limits = ceilings.Ceilings(1e10, 1e10, {"float32": 1e11})
     monkeypatch.setattr(ceilings, "measure", lambda device, quick: limits)
@@ -405,7 +398,7 @@ def test_gpu_run_goes_on_after_a_failing_step_and_reports_all(monkeypatch, tmp_p
 
 
 def _dropout_case() -> Case:
-    return next(c for c in registry.discover() if c.op == "dropout" and "relu" in c.name and c.overhead)
+    return next(c for c in cases.discover() if c.op == "dropout" and "relu" in c.name and c.overhead)
 
 
 def test_a_random_mask_is_judged_by_itself():

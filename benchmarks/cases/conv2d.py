@@ -1,0 +1,77 @@
+"""Cases of ``conv2d`` with bias and ReLU: LeNet's, AlexNet's, VGG's, NiN's and ResNet's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..measure.case import FORWARD, FORWARD_BACKWARD, Case, Traffic, numel
+from .tools.convolution import convolution_inputs, convolution_label
+
+
+def conv_relu(input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.nn.functional.conv2d(input, weight, bias, stride, padding).relu()
+
+
+def margin(input: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return torch.nn.functional.conv2d(input, weight, bias, stride, padding).abs()
+
+
+def traffic(
+    input: tuple[int, ...], weight: tuple[int, ...], output: tuple[int, ...], size: int
+) -> Callable[[str], Traffic]:
+    """Each pass reads two of input, weight and output (or its gradient) and writes the third.
+
+    Backward is two passes with as many operations as forward; ReLU's gradient reads the output once more.
+    """
+
+    def of(mode: str) -> Traffic:
+        x, w, y = numel(input) * size, numel(weight) * size, numel(output) * size
+        flops = 2 * numel(output) * numel(weight[1:])
+        if mode == FORWARD:
+            return Traffic(x + w, y, flops)
+        return Traffic(2 * (x + w) + 2 * y, x + w + y, 3 * flops)
+
+    return of
+
+
+def case(
+    images: int,
+    channels: int,
+    side: int,
+    out_channels: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **more,
+) -> Case:
+    shape, weight = (images, channels, side, side), (out_channels, channels, kernel, kernel)
+    out = (side + 2 * padding - kernel) // stride + 1
+    return Case(
+        "conv2d",
+        convolution_label(shape, weight, stride, padding),
+        inputs=convolution_inputs(shape, weight, dtype),
+        traffic=traffic(shape, weight, (images, out_channels, out, out), dtype.itemsize),
+        dtype=dtype,
+        differentiable=("input", "weight", "bias"),
+        options={"stride": stride, "padding": padding},
+        pyops_options={"activation": "relu"},
+        torch_call=conv_relu,
+        margin=margin,
+        **{"modes": (FORWARD_BACKWARD,), "channels_last": True, **more},
+    )
+
+
+CASES = [
+    case(2, 1, 16, 4, 3, overhead=True, channels_last=False, modes=(FORWARD, FORWARD_BACKWARD)),
+    case(256, 1, 28, 6, 5, padding=2, quick=True),
+    case(256, 6, 14, 16, 5),
+    case(16, 3, 224, 96, 11, stride=4, padding=1),
+    case(8, 64, 112, 64, 3, padding=1),
+    case(32, 96, 54, 96, 1),
+    case(32, 128, 28, 128, 3, padding=1),
+    case(32, 128, 28, 128, 3, padding=1, dtype=torch.bfloat16),
+]

@@ -1,0 +1,119 @@
+"""Cases of ``training_step``: one whole step of a network (forward, loss, backward, SGD).
+
+``torch.compile`` gets network and loss. The measured steps have learning rate 0: they do all the work and
+leave the parameters as they are, so that every call sees the same numbers. What is compared beforehand are
+the losses of some steps that do change them and the gradients of the first, without dropout (whose masks
+never repeat).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyops.models import layer_library
+from torch import nn
+
+from ..measure.case import TRAINING_STEP, Inputs
+from .tools.networks import NUM_CLASSES, NetworkCase, Run
+
+OP = "training_step"
+#: The compared steps, each meant to lower the loss by this share of it: a narrow VGG, whose gradients are
+#: small, would else change it by little more than a rounding.
+_CHECKED_STEPS, _CHECKED_SHARE = 3, 0.02
+#: A value at the corner of a ReLU, or two all but equal ones under a maximum, send a whole gradient another
+#: way after one rounding: torch's own ways differ by some percent in the gradients of a few small parameters.
+_LEAST_ERROR = 0.1
+
+
+class Training(Run):
+    """A network in training on one batch."""
+
+    def __init__(self, net: nn.Module, loss: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.net = net
+        self.inputs = {"images": images, "labels": labels}
+        self.loss: Callable[..., torch.Tensor] = lambda images, labels: loss(net(images), labels)
+        fused = images.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.0, fused=fused)
+
+    def compiled(self) -> Training:
+        self.loss = torch.compile(self.loss, dynamic=False)
+        return self
+
+    def call(self) -> tuple[torch.Tensor, ...]:
+        """One training step; its loss."""
+        self.optimizer.zero_grad()
+        loss = self.loss(self.inputs["images"], self.inputs["labels"])
+        loss.backward()
+        self.optimizer.step()
+        return (loss.detach(),)
+
+    def check(self) -> tuple[torch.Tensor, ...]:
+        """The loss, how it changes over some steps from the initial parameters and statistics (put back
+        afterwards), and the gradients of the first step."""
+        group = self.optimizer.param_groups[0]
+        initial = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        self._use_dropout(False)
+        losses = [*self.call()]
+        gradients = [parameter.grad for parameter in self.net.parameters()]
+        square = sum(gradient.double().square().sum().item() for gradient in gradients)
+        group["lr"] = _CHECKED_SHARE * losses[0].item() / square
+        losses += [self.call()[0] for _ in range(_CHECKED_STEPS + 1)]
+        group["lr"] = 0.0
+        self._use_dropout(True)
+        self.net.load_state_dict(initial)
+        # Beside the loss itself a missing update would be too small to see.
+        changes = torch.stack(losses[2:]) - losses[0]
+        return (losses[0], changes, *gradients)
+
+    def _use_dropout(self, used: bool) -> None:
+        for module in self.net.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(used)
+
+
+@dataclass(frozen=True)
+class StepCase(NetworkCase):
+    """A case whose contenders are networks in training."""
+
+    def pyops_call(self) -> Callable[..., torch.Tensor]:
+        return self.run("pyops", self.build("cpu")).loss
+
+    def eager_call(self) -> Callable[..., torch.Tensor]:
+        return self.run("torch", self.build("cpu")).loss
+
+    def labels(self, mode: str) -> list[str]:
+        names = dict(self.run("torch", self.build("cpu")).net.named_parameters())
+        return [
+            "loss",
+            f"changes of the loss over {_CHECKED_STEPS} steps",
+            *(f"gradient of {name}" for name in names),
+        ]
+
+    def run(self, library: str, inputs: Inputs, dtype: torch.dtype | None = None) -> Training:
+        images = inputs["images"].to(dtype)
+        loss = layer_library(library).CrossEntropyLoss()
+        return Training(self.make_network(library, images), loss, images, inputs["labels"])
+
+
+def case(network: str, batch: int, side: int, *, channels: int = 1, **options: Any) -> StepCase:
+    shape = (batch, channels, side, side)
+
+    def inputs(device: torch.device) -> Inputs:
+        return {
+            "images": torch.rand(shape, device=device),
+            "labels": torch.randint(NUM_CLASSES, (batch,), device=device),
+        }
+
+    return StepCase.of(OP, TRAINING_STEP, network, shape, options, inputs=inputs, least_error=_LEAST_ERROR)
+
+
+CASES = [
+    case("lenet", 256, 28),
+    case("alexnet", 8, 224),
+    case("vgg11", 4, 224, width=4),
+    case("nin", 8, 224),
+    case("resnet18", 16, 96, channels=3),
+]

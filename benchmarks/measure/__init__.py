@@ -1,0 +1,1 @@
+"""How a case is measured: contenders, checks, clocks, memory, the machine; start at :mod:`.harness`."""

@@ -1,0 +1,170 @@
+"""What the numbers were measured on: the stamp that goes into every report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyops
+from pyops import _library, backends
+
+ROOT = Path(__file__).resolve().parents[2]
+THP_VARIABLE = "THP_MEM_ALLOC_ENABLE"
+_TRUE = ("1", "y", "yes", "on", "true")
+
+
+def stamp(device: torch.device) -> dict[str, Any]:
+    """Everything needed to judge or repeat a measurement on ``device``; keys are stable for the JSON."""
+    facts: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "cpu": cpu_model(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "thp_allocator": thp_requested(),
+        "thp_kernel": _thp_kernel_mode(),
+        "pyops": None,
+        "pyops_libraries": {},
+        "pyops_backends": [],
+        "commit": commit(),
+        "device": str(device),
+    }
+    facts.update(_pyops_facts(device))
+    if device.type == "cuda":
+        facts.update(_gpu_facts(device))
+    return facts
+
+
+def _pyops_facts(device: torch.device) -> dict[str, Any]:
+    return {
+        "pyops": getattr(pyops, "__version__", None),
+        "pyops_libraries": dict(_library.loaded),
+        "pyops_backends": backends.available_backends(device),
+    }
+
+
+def _gpu_facts(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    driver = _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {
+        "gpu": properties.name,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "gpu_l2_mib": round(l2_bytes(device) / 2**20, 1),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "triton": triton_version,
+    }
+
+
+def l2_bytes(device: torch.device) -> int:
+    """Size of the GPU's last-level cache; 64 MiB, a generous guess, where torch does not tell."""
+    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 * 2**20))
+
+
+def commit() -> str:
+    """Short commit id of the checkout, ``-dirty`` when files differ from it.
+
+    A copy of the tree without git can be told by the environment variable ``PYOPS_COMMIT``.
+    """
+    revision = None
+    if (ROOT / ".git").exists():  # an installed package may lie inside somebody else's repository
+        revision = _first_line(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"])
+    if revision is None:
+        return os.environ.get("PYOPS_COMMIT", "unknown")
+    changed = _first_line(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    return revision + ("-dirty" if changed else "")
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def thp_requested() -> bool:
+    """Whether torch's CPU allocator was asked for transparent huge pages when the process started."""
+    return os.environ.get(THP_VARIABLE, "").lower() in _TRUE
+
+
+def _thp_kernel_mode() -> str | None:
+    try:
+        return Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip()
+    except OSError:
+        return None
+
+
+def _cores() -> int | None:
+    """Cores this process may use, which in a container is often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def _first_line(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if lines else None
+
+
+def describe(facts: dict[str, Any]) -> list[str]:
+    """The stamp as lines of text for a report."""
+    lines = []
+    # (On a GPU the device does the work, and the test suite that ran just before is no neighbour.)
+    if "gpu" not in facts and (facts["load_average"] or 0.0) > 0.5:
+        lines.append(
+            f"**NOT A QUIET MACHINE** (load average {facts['load_average']} before the run): a smoke "
+            "test, not a measurement; thread pools that wait for a core make ratios meaningless"
+        )
+    if "gpu" in facts:
+        lines.append(
+            f"GPU {facts['gpu']} (sm_{facts['gpu_capability'].replace('.', '')}, "
+            f"{facts['gpu_multiprocessors']} SMs, {facts['gpu_memory_gib']} GiB, "
+            f"L2 {facts['gpu_l2_mib']} MiB), driver {facts['driver']}, CUDA {facts['cuda']}, "
+            f"Triton {facts['triton']}"
+        )
+    libraries = ", ".join(facts["pyops_libraries"].values()) or "no compiled library"
+    lines += [
+        f"CPU {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"{facts['memory_gib']} GiB, load average at the start {facts['load_average']}",
+        f"pyops {facts['pyops']} at {facts['commit']} ({libraries}; "
+        f"backends: {', '.join(facts['pyops_backends'])})",
+        f"torch {facts['torch']} ({facts['torch_cpu_capability']}), Python {facts['python']}, "
+        f"{facts['platform']}",
+        f"huge pages in torch's CPU allocator: {'on' if facts['thp_allocator'] else 'off'} "
+        f"({THP_VARIABLE}); kernel: {facts['thp_kernel']}",
+        f"measured {facts['date']}",
+    ]
+    return lines

@@ -1,0 +1,1 @@
+"""What a run found, as tables: on the terminal and in Markdown."""
