@@ -1,6 +1,6 @@
-"""Build of the compiled kernels; everything else about the package is in pyproject.toml.
+"""Build of the compiled kernels, and which packages there are; all else about pyops is in pyproject.toml.
 
-Sources are globbed, so adding an op never edits this file. ninja builds
+Sources and packages are globbed, so adding an op or a folder never edits this file. ninja builds
   pyops/_lib/libpyops_cpu_{baseline,avx2,avx512}.so   the same csrc/cpu sources, one loaded at run time
   pyops/_lib/libpyops_cuda.so                         csrc/cuda, when asked for or when torch has CUDA
   pyops/_build_info.*.so                              pybind11 module that says what was built, and how
@@ -19,10 +19,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+#: Folders of the source tree, by the names of the packages that they are installed as.
+PACKAGE_FOLDERS = {
+    "pyops": "pyops",
+    "pyops.models": "models",
+    "pyops.triton_kernels": "triton_kernels",
+    "pyops.benchmarks": "benchmarks",
+}
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11
 CPU_FLAGS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -157,5 +164,16 @@ class BuildKernels(build_ext):
         return {}
 
 
+def find_all_packages() -> list[str]:
+    """The packages of :data:`PACKAGE_FOLDERS` with all packages below them."""
+    below = {package: find_packages(str(ROOT / folder)) for package, folder in PACKAGE_FOLDERS.items()}
+    return [*below, *(f"{package}.{name}" for package, names in below.items() for name in names)]
+
+
 find_torch()  # say so now, before pip starts to download a torch of its own choice
-setup(ext_modules=[Extension("pyops._build_info", [])], cmdclass={"build_ext": BuildKernels})
+setup(
+    packages=find_all_packages(),
+    package_dir=PACKAGE_FOLDERS,
+    ext_modules=[Extension("pyops._build_info", [])],
+    cmdclass={"build_ext": BuildKernels},
+)

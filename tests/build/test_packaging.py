@@ -72,7 +72,7 @@ def test_wheel_has_two_top_level_folders_and_is_of_this_platform(wheel: Path) ->
 def test_wheel_holds_every_module_and_library_and_no_rubbish(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for folder in ("pyops", "models", "triton_kernels"):
+    for folder in ("pyops", "models", "triton_kernels", "benchmarks"):
         package = "pyops" if folder == "pyops" else f"pyops/{folder}"
         modules = {p.relative_to(ROOT / folder).as_posix() for p in (ROOT / folder).rglob("*.py")}
         missing = {f"{package}/{m}" for m in modules} - names
