@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .dataset import Dataset
+from .data.dataset import Dataset
 from .errors import NetworkError
 
 

@@ -99,8 +99,8 @@ def train(
     use_huge_pages(given.pop("huge_pages"))
     network_options = {name: given.pop(name) for name in ("width", "dropout") if name in given}
     file = given.pop("config", None)
-    from pyops.models.config import merged_config, parsed_option
-    from pyops.models.train import train as run_training
+    from pyops.models.training.config import merged_config, parsed_option
+    from pyops.models.training.train import train as run_training
 
     network_options |= dict(parsed_option(text) for text in given.pop("option", None) or [])
     chosen = merged_config(file, given, network_options)
@@ -117,8 +117,8 @@ def list_networks(
     """The networks: parameters, default data, and where the notes have them."""
     from dataclasses import asdict
 
-    from pyops.models.catalog import catalog
-    from pyops.models.data import data_names
+    from pyops.models.commands.catalog import catalog
+    from pyops.models.data.load import data_names
 
     entries = catalog()
     if as_json:
@@ -149,8 +149,8 @@ def predict(
     invert: Annotated[bool, typer.Option("--invert", help="Exchange dark and bright first.")] = False,
 ) -> None:
     """Label images with a trained network; prints the labels and draws them under the pictures."""
-    from pyops.models.predict import PICTURE
-    from pyops.models.predict import predict as run_prediction
+    from pyops.models.commands.predict import PICTURE
+    from pyops.models.commands.predict import predict as run_prediction
 
     # A shell expands `--images *.png` to one option and further arguments.
     found = run_prediction(run, [*(images or []), *(more or [])], output, invert=invert)
@@ -165,7 +165,7 @@ def compare(
     output: Annotated[Path, typer.Option(help="PNG of the curves.")] = Path("runs/compare.png"),
 ) -> None:
     """Draw the curves of runs over each other; prints what they differ in and how they ended."""
-    from pyops.models.compare import compare as run_comparison
+    from pyops.models.commands.compare import compare as run_comparison
 
     found = run_comparison(runs, output)
     from rich.console import Console
@@ -192,7 +192,7 @@ def example(
 
     if name not in _EXAMPLES:
         raise NetworkError(unknown_name("example", name, _EXAMPLES))
-    for line in import_module(f"pyops.models.{name}").example(output):
+    for line in import_module(f"pyops.models.examples.{name}").example(output):
         print(line)
     print(f"picture: {output / f'{name}.png'}", file=sys.stderr)
 
@@ -205,7 +205,7 @@ def demo(
 ) -> None:
     """Train an MLP on handwritten digits with the fused kernels, and its plain torch twin."""
     use_huge_pages(huge_pages)
-    from pyops.models.demo import demo as run_demo
+    from pyops.models.commands.demo import demo as run_demo
 
     run_demo(output, epochs)
 

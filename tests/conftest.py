@@ -100,7 +100,9 @@ def threads() -> Iterator[None]:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training runs do not draw, which takes longer than the short ones: pictures hold their data as text."""
     for name in ("save_curves", "save_predictions"):
-        monkeypatch.setattr(f"pyops.models.results.{name}", lambda path, *data: path.write_text(repr(data)))
+        monkeypatch.setattr(
+            f"pyops.models.training.results.{name}", lambda path, *data: path.write_text(repr(data))
+        )
 
 
 @pytest.fixture

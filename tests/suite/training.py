@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pyops.models.checkpoint import load_checkpoint
-from pyops.models.config import TrainConfig
-from pyops.models.data import load_data
-from pyops.models.dataset import Dataset
+from pyops.models.data.dataset import Dataset
+from pyops.models.data.load import load_data
 from pyops.models.recipe import Recipe
-from pyops.models.train import build_trainer, train
-from pyops.models.trainer import Trainer
+from pyops.models.training.checkpoint import load_checkpoint
+from pyops.models.training.config import TrainConfig
+from pyops.models.training.train import build_trainer, train
+from pyops.models.training.trainer import Trainer
 
 from pyops import models
 

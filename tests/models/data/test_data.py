@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 from pyops.models import DataError
-from pyops.models import dataset as dataset_module
-from pyops.models.data import data_names, load_data
-from pyops.models.idx import read_idx
+from pyops.models.data import dataset as dataset_module
+from pyops.models.data.idx import read_idx
+from pyops.models.data.load import data_names, load_data
 
 STEMS = (
     "train-images-idx3-ubyte",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pyops.models import download, idx
-from pyops.models.data import load_data
-from pyops.models.download import fetch, md5_sum
+from pyops.models.data import download, idx
+from pyops.models.data.download import fetch, md5_sum
+from pyops.models.data.load import load_data
 from pyops.models.errors import DataError
 
 from tests.suite.training import run

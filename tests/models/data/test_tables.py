@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from pyops.models.data import load_data
+from pyops.models.data.load import load_data
 from pyops.models.errors import DataError, ModelsError
 from typer.testing import CliRunner
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from pyops.models import covariate_shift, himmelblau
 from pyops.models.errors import TrainError
+from pyops.models.examples import covariate_shift, himmelblau
 from typer.testing import CliRunner
 
 from pyops import cli

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from pyops.models.data import load_data
+from pyops.models.data.load import load_data
+from pyops.models.data.text import STEPS, decoded
 from pyops.models.errors import DataError, NetworkError
-from pyops.models.text import STEPS, decoded
 
 import pyops
 from pyops import models

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pyops.models.errors import ModelsError, TrainError
-from pyops.models.trainer import Trainer
+from pyops.models.training.trainer import Trainer
 
 from tests.suite.training import run
 

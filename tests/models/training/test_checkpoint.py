@@ -12,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pyops.models.checkpoint import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from pyops.models.errors import TrainError
 from pyops.models.files import atomic_write
+from pyops.models.training.checkpoint import (
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
 
 from tests.suite.processes import ROOT
 from tests.suite.training import folder_content, run
@@ -163,7 +168,7 @@ _KILLED_SAVER = """
 import os, sys
 from pathlib import Path
 import torch
-from pyops.models.checkpoint import save_checkpoint
+from pyops.models.training.checkpoint import save_checkpoint
 
 path, moment = Path(sys.argv[1]), sys.argv[2]
 save_checkpoint(path, {"value": torch.full((2**18,), 1.0)})

@@ -6,7 +6,8 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from pyops.models.config import (
+from pyops.models.errors import TrainError
+from pyops.models.training.config import (
     RECIPE_OPTIONS,
     TrainConfig,
     merged_config,
@@ -14,8 +15,7 @@ from pyops.models.config import (
     read_toml,
     write_toml,
 )
-from pyops.models.errors import TrainError
-from pyops.models.train import train
+from pyops.models.training.train import train
 from typer.testing import CliRunner
 
 from pyops import cli

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from pyops.models import registry
-from pyops.models.checkpoint import load_checkpoint
-from pyops.models.config import TrainConfig
-from pyops.models.distributed import ALONE, Workers
-from pyops.models.train import train
+from pyops.models.training.checkpoint import load_checkpoint
+from pyops.models.training.config import TrainConfig
+from pyops.models.training.distributed import ALONE, Workers
+from pyops.models.training.train import train
 
 from pyops import models
 from tests.suite.processes import ROOT
@@ -44,10 +44,10 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from pyops.models.config import TrainConfig
-from pyops.models.distributed import leave_group
+from pyops.models.training.config import TrainConfig
+from pyops.models.training.distributed import leave_group
 from pyops.models.errors import TrainError
-from pyops.models.train import train
+from pyops.models.training.train import train
 from tests.models.training import test_distributed as here
 
 root = Path(sys.argv[1])
@@ -157,7 +157,6 @@ def test_shares_cover_the_batch(samples):
 def test_the_module_is_a_program(tmp_path, monkeypatch):
     arguments = ["train.py", "softmax_regression", "--max-steps", "2", "--quiet", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.delitem(sys.modules, "pyops.models.train")  # or it would be imported twice
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("pyops.models.train", run_name="__main__")
     assert stopped.value.code == 0

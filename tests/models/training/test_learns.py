@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyops.models.data import load_data
+from pyops.models.data.load import load_data
 from pyops.models.tasks import PerceptronLoss
 from torch import nn
 

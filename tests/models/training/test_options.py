@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyops.models import cuda_graph
-from pyops.models.data import load_data
-from pyops.models.optimization import Updater
+from pyops.models.data.load import load_data
 from pyops.models.recipe import Recipe
+from pyops.models.training import cuda_graph
+from pyops.models.training.optimization import Updater
 from torch import nn
 
 from tests.suite import training

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from pyops.models import registry
-from pyops.models.checkpoint import load_checkpoint
-from pyops.models.config import read_toml
 from pyops.models.errors import TrainError
-from pyops.models.trainer import Trainer
+from pyops.models.training.checkpoint import load_checkpoint
+from pyops.models.training.config import read_toml
+from pyops.models.training.trainer import Trainer
 
 from pyops import models
 from tests.suite.processes import ROOT
@@ -269,7 +269,7 @@ def test_ctrl_c_on_the_command_line(tmp_path):
 def test_sigkill_while_training_and_resume(tmp_path, four_epochs):
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from pyops.models.train import TrainConfig, train\n"
+        "from pyops.models.training.train import TrainConfig, train\n"
         "train(TrainConfig('mlp', epochs=1000, batch_size=32, lr=0.5, output=sys.argv[1]))"
     )
     process = subprocess.Popen(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pyops.models.catalog import SECTIONS, catalog
-from pyops.models.compare import compare
-from pyops.models.data import load_data
+from pyops.models.commands.catalog import SECTIONS, catalog
+from pyops.models.commands.compare import compare
+from pyops.models.commands.predict import predict
+from pyops.models.data.images import read_image
+from pyops.models.data.load import load_data
 from pyops.models.errors import ModelsError
-from pyops.models.images import read_image
-from pyops.models.predict import predict
-from pyops.models.runs import read_run
+from pyops.models.training.finished_run import read_run
 from typer.testing import CliRunner
 
 from pyops import cli, models

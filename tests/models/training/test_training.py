@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from pyops.models import demo as demo_module
-from pyops.models.data import load_data
+from pyops.models.commands import demo as demo_module
+from pyops.models.data.load import load_data
 
 from pyops import models
 from tests.suite.training import FILES, assert_same_run, run

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyops.models.data import load_data
+from pyops.models.data.load import load_data
 
 from pyops import models
 from tests.suite.training import run, trainer_of

@@ -1,0 +1,61 @@
+"""Fetching the files of a data set: with retries, checked, and never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError, TrainError, first_line
+from ..files import atomic_write
+
+_ATTEMPTS, _TIMEOUT = 4, 30.0
+_FIRST_PAUSE = 1.0  # seconds, doubled after every failure
+
+
+def md5_sum(content: bytes) -> str:
+    """The sum that data sets are published with: against accidents, not against forgers."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
+    """Download one of ``urls``, which all lead to the same file, to ``path``.
+
+    Each is tried in turn, several times over, with growing pauses. ``path`` appears once its content is
+    complete and has the MD5 sum ``md5``.
+
+    Raises:
+        DataError: no attempt succeeded, or the file cannot be written.
+    """
+    print(f"downloading {path.name} ...", file=sys.stderr)
+    fault = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_PAUSE * 2 ** (attempt - 1))
+        for url in urls:
+            try:
+                with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+                    content = answer.read()
+            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+                fault = f"{url}: {first_line(error)}"
+                continue
+            found = md5_sum(content)
+            if found == md5:
+                _write(path, content)
+                return
+            fault = f"{url}: wrong checksum: MD5 {found}, expected {md5}"
+    raise DataError(f"{path.name} could not be downloaded in {_ATTEMPTS} attempts; the last: {fault}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
+    except (OSError, TrainError) as error:
+        raise DataError(f"{path} cannot be written: {first_line(error)}") from None

@@ -1,0 +1,1 @@
+"""Examples of the notes that are no networks; each file has a function ``example(output)``."""

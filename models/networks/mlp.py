@@ -1,0 +1,87 @@
+"""Multilayer perceptrons: hidden layers with ReLU between linear layers.
+
+    h = max(0, W1 x + b1),    o = W2 h + b2
+
+Without the non-linearity the two layers would compose to a single linear map, that is, to softmax
+regression. The network returns the logits o; softmax and cross-entropy are one operation, the loss.
+
+With dropout after each hidden layer the network cannot rely on single units, and overfits less:
+784-256-256-10 with 0.2 after the first and 0.5 after the second.
+
+Source: course notes, "Multilayer perceptron"; Zhang et al., Dive into Deep Learning, chapter 5.
+Shapes: images [N, C, H, W] -> hidden [N, num_hiddens] -> logits [N, num_classes]; the notes have
+784-256-10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import nn
+
+import pyops.nn
+
+from ..recipe import Recipe
+from ..registry import register
+from .tools.initialization import init_normal
+
+
+@register(
+    "mlp",
+    recipe=Recipe(num_epochs=10, lr=0.1, batch_size=256),
+    digits=Recipe(num_epochs=100, lr=1.0, batch_size=256),
+    xor=Recipe(num_epochs=40, lr=0.02, batch_size=4, optimizer="adam"),
+)
+def mlp(
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    num_hiddens: int = 256,
+    layers: ModuleType = pyops.nn,
+) -> nn.Module:
+    """Perceptron with one hidden ReLU layer on images [N, *image_shape].
+
+    All weights start from N(0, 0.01^2), biases at zero.
+    """
+    num_inputs = math.prod(image_shape)
+    net = layers.Sequential(
+        layers.Flatten(),
+        layers.Linear(num_inputs, num_hiddens),
+        layers.ReLU(),
+        layers.Linear(num_hiddens, num_classes),
+    )
+    return init_normal(net, std=0.01)
+
+
+@register(
+    "mlp_dropout",
+    recipe=Recipe(num_epochs=10, lr=0.5, batch_size=256),
+    digits=Recipe(num_epochs=60, lr=0.5, batch_size=128),
+)
+def mlp_dropout(
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    num_hiddens: int = 256,
+    dropout: float | None = None,
+    layers: ModuleType = pyops.nn,
+) -> nn.Module:
+    """Perceptron with two hidden ReLU layers, each followed by dropout, on images [N, *image_shape].
+
+    ``dropout`` replaces both probabilities, 0.2 and 0.5. All weights start from N(0, 0.01^2), biases at zero.
+    """
+    num_inputs = math.prod(image_shape)
+    first, second = (0.2, 0.5) if dropout is None else (dropout, dropout)
+    net = layers.Sequential(
+        layers.Flatten(),
+        layers.Linear(num_inputs, num_hiddens),
+        layers.ReLU(),
+        layers.Dropout(first),
+        layers.Linear(num_hiddens, num_hiddens),
+        layers.ReLU(),
+        layers.Dropout(second),
+        layers.Linear(num_hiddens, num_classes),
+    )
+    return init_normal(net, std=0.01)

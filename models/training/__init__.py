@@ -1,0 +1,1 @@
+"""Training a network: from the configuration to the files of results, and reading these back."""

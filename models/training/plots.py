@@ -1,0 +1,159 @@
+"""The pictures of a run. Drawn on Figure objects: no window, no global matplotlib state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..files import atomic_write
+
+_COLORS = {"train": "#1f77b4", "validation": "#2ca02c", "test": "#ff7f0e"}
+_WRONG_COLOR, _RIGHT_COLOR = "#c81e1e", "#333333"
+_COLUMNS, _SAMPLE_ROWS = 8, 4
+# In units of a column's width.
+_GAP, _CAPTION_HEIGHT = 0.08, 0.36
+_ROW_HEIGHT = 1 + _CAPTION_HEIGHT - 0.04
+
+
+def save_curves(
+    path: Path,
+    title: str,
+    history: dict[str, list[float]],
+    step_losses: Sequence[float],
+    panels: Mapping[str, str],
+) -> None:
+    """Draw quantities over the epochs, and the loss of every step, into the PNG ``path``.
+
+    ``history`` maps ``epoch`` (where each entry ended, in epochs; the last may be a fraction) and
+    ``PART_QUANTITY``, by part of the data, to equally long lists. ``panels`` maps the quantities that are
+    drawn, of which ``loss`` has to be one, to their labels.
+    """
+    figure = Figure(figsize=(0.5 + 4.75 * len(panels), 4), dpi=120, layout="constrained")
+    panels = {"loss": panels["loss"], **panels}  # first
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    epochs = history["epoch"]
+    steps = [epochs[-1] * (i + 1) / len(step_losses) for i in range(len(step_losses))]
+    all_axes[0].plot(steps, step_losses, color=_COLORS["train"], alpha=0.25, lw=0.8, label="train, step")
+    for axes, (key, label) in zip(all_axes, panels.items(), strict=True):
+        for part, color in _COLORS.items():
+            if f"{part}_{key}" in history:
+                axes.plot(epochs, history[f"{part}_{key}"], color=color, marker="o", ms=3, label=part)
+        _finish_axes(axes, label)
+        axes.set_title(f"final: test {history[f'test_{key}'][-1]:.4g}", fontsize=10)
+        if key == "accuracy":
+            axes.set_ylim(top=1.005)
+    all_axes[0].set_title(f"final: train {history['train_loss'][-1]:.4g}", fontsize=10)
+    all_axes[0].set_ylim(bottom=0)
+    figure.suptitle(title)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _finish_axes(axes: Axes, label: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_comparison(
+    path: Path, runs: Mapping[str, Mapping[str, Sequence[float]]], quantities: Sequence[str]
+) -> None:
+    """Draw ``quantities`` of histories (as of :func:`save_curves`) over each other into the PNG ``path``.
+
+    A run has one colour; test curves are drawn through, training curves dashed.
+    """
+    figure = Figure(figsize=(0.5 + 4.75 * len(quantities), 4.4), dpi=120, layout="constrained")
+    all_axes = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for axes, quantity in zip(all_axes, quantities, strict=True):
+        for number, (name, history) in enumerate(runs.items()):
+            style = {"color": f"C{number}", "marker": "o", "ms": 3}
+            axes.plot(history["epoch"], history[f"test_{quantity}"], label=name, **style)
+            axes.plot(history["epoch"], history[f"train_{quantity}"], ls="--", alpha=0.5, **style)
+        _finish_axes(axes, quantity.replace("_", " "))
+    figure.suptitle("test, and training dashed")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image [1 or 3, H, W] in [0, 1], on the CPU, with its caption of two lines; red where ``wrong``."""
+
+    image: torch.Tensor
+    caption: str
+    wrong: bool = False
+
+
+def save_predictions(
+    path: Path,
+    title: str,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    predictions: torch.Tensor,
+    class_names: Sequence[str],
+) -> None:
+    """Draw the first test images with true and predicted labels, then a row of wrong ones, if any.
+
+    Args:
+        images: [N, 1 or 3, H, W] in [0, 1]. labels, predictions: int64 [N]. All on the CPU.
+    """
+    wrong = (predictions != labels).nonzero().flatten().tolist()
+    shown = list(range(min(len(labels), _COLUMNS * _SAMPLE_ROWS)))
+    mistakes = [i for i in wrong if i not in shown][:_COLUMNS]
+
+    def tile(i: int) -> Tile:
+        truth, prediction = int(labels[i]), int(predictions[i])
+        text = f"true {class_names[truth]}\npredicted {class_names[prediction]}"
+        return Tile(images[i], text, truth != prediction)
+
+    last_row = "; last row: further wrong ones" if mistakes else ""
+    title = f"{title}: {len(wrong)} of {len(labels)} test images wrong{last_row}"
+    save_tiles(path, title, [tile(i) for i in shown], [tile(i) for i in mistakes])
+
+
+def save_tiles(
+    path: Path, title: str, tiles: Sequence[Tile], last_row: Sequence[Tile] = (), *, ink: bool = True
+) -> None:
+    """Draw ``tiles``, some in a row, into the PNG ``path``; those of ``last_row`` begin a row of their own.
+
+    Gray images are drawn as ink on paper, bright pixels dark, or without ``ink`` as they are.
+    """
+    rows = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
+    rows += [last_row] if last_row else []
+    # All tiles share one axes: forty axes of their own take a second to draw.
+    figure = Figure(figsize=(_COLUMNS * 1.2, len(rows) * _ROW_HEIGHT * 1.2 + 0.5), dpi=110)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    axes.set_axis_off()
+    for row, in_row in enumerate(rows):
+        for column, tile in enumerate(in_row):
+            _draw_tile(axes, tile, column * 1.0, row * _ROW_HEIGHT, "gray_r" if ink else "gray")
+    axes.set(xlim=(-0.08, _COLUMNS), ylim=(len(rows) * _ROW_HEIGHT - _CAPTION_HEIGHT, -_CAPTION_HEIGHT))
+    figure.suptitle(title)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw_tile(axes: Axes, tile: Tile, left: float, top: float, gray_map: str) -> None:
+    """Draw a tile at (left, top) with its caption above."""
+    color = _WRONG_COLOR if tile.wrong else _RIGHT_COLOR
+    gray = tile.image.shape[0] == 1
+    size = 1 - _GAP
+    axes.imshow(
+        tile.image[0].numpy() if gray else tile.image.permute(1, 2, 0).numpy(),
+        extent=(left, left + size, top + size, top),
+        cmap=gray_map if gray else None,
+        vmin=0,
+        vmax=1,
+    )
+    width = 2.5 if tile.wrong else 0.8
+    axes.add_patch(Rectangle((left, top), size, size, fill=False, ec=color, lw=width))
+    axes.text(left + size / 2, top - 0.04, tile.caption, color=color, fontsize=8, ha="center", va="bottom")

@@ -1,0 +1,147 @@
+"""What a run writes when it is over, and the TensorBoard events that grow while it goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+
+from ..data.dataset import Dataset, Unlabelled
+from ..data.text import decoded
+from ..files import atomic_write
+from ..networks.language_model import LanguageModel
+from .plots import save_curves, save_predictions
+from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS, MODEL = "metrics.json", "model.safetensors"
+_CONTINUATION = 300  # characters
+
+
+def write_results(folder: Path | None, title: str, trainer: Trainer, about: dict[str, Any]) -> dict[str, Any]:
+    """Write the model, the pictures and, last, the metrics, which are also returned.
+
+    ``about`` says what was trained: the first entries of the metrics. Of several processes all take part, and
+    those without a ``folder`` write nothing.
+    """
+    progress = trainer.progress
+    test = trainer.evaluate()
+    history = trainer.history_until_now(test)
+    final = {key: values[-1] for key, values in history.items() if key not in ("epoch", "lr")}
+    if trainer.has_stopped_early:
+        trainer.restore_best()
+        test = trainer.evaluate()
+        final |= trainer.named("test", test.loss, test.score)
+    metrics = {
+        **about,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        **final,
+        **_distance_to_solution(trainer),
+        "training_seconds": progress.seconds,
+        "samples_per_second": trainer.samples_per_second,
+        "torch_version": torch.__version__,
+        "history": history,
+        "step_losses": progress.step_losses,
+    }
+    if folder is not None:
+        _write_files(folder, title, trainer, metrics, test.predictions)
+    return metrics
+
+
+def _write_files(
+    folder: Path, title: str, trainer: Trainer, metrics: dict[str, Any], predictions: torch.Tensor
+) -> None:
+    progress, task = trainer.progress, trainer.task
+    with atomic_write(folder / MODEL) as file:
+        file.write(safetensors.torch.save(trainer.net.state_dict()))
+    panels = {name: name.replace("_", " ") for name in task.shown} | {"loss": task.loss_name}
+    save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels)
+    data = trainer.data.to(torch.device("cpu"))
+    if data.kind == "images" and data.class_names:
+        path = folder / "predictions.png"
+        targets = data.test_targets
+        save_predictions(path, title, data.test_inputs, targets, predictions, data.class_names)
+    if data.unlabelled is not None:
+        _write_submission(folder / "submission.csv", trainer, data.unlabelled, data.class_names)
+    if isinstance(trainer.net, LanguageModel):
+        _write_continuation(folder / "continuation.txt", trainer.net, data, trainer.device, metrics["seed"])
+    write_json(folder / METRICS, metrics)
+
+
+def _write_continuation(
+    path: Path, net: LanguageModel, data: Dataset, device: torch.device, seed: int
+) -> None:
+    """Write what the model continues the beginning of the test text with."""
+    prompt = torch.cat([data.test_inputs[0], data.test_targets[0, -1:]])
+    drawn = net.continued(prompt.to(device), _CONTINUATION, torch.Generator().manual_seed(seed))
+    with atomic_write(path) as file:
+        file.write(f"{decoded(prompt, data.class_names)}|{decoded(drawn, data.class_names)}\n".encode())
+
+
+@torch.no_grad()
+def _write_submission(path: Path, trainer: Trainer, rows: Unlabelled, class_names: Sequence[str]) -> None:
+    """Write the predictions of rows without targets, in the form that Kaggle takes."""
+    outputs = trainer.net(rows.inputs.to(trainer.device))
+    predictions = trainer.task.predict(outputs).flatten().tolist()
+    values = [class_names[value] for value in predictions] if class_names else predictions
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([rows.heading, rows.target])
+    writer.writerows(zip(rows.names, values, strict=True))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` atomically; infinity and NaN are errors, they are no JSON."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _distance_to_solution(trainer: Trainer) -> dict[str, float]:
+    """How far a linear network is from the map that made its data, where one did: the largest difference."""
+    solution, found = trainer.data.solution, list(trainer.net.parameters())
+    if solution is None or [p.shape for p in found] != [p.shape for p in solution]:
+        return {}
+    distances = [
+        (ours.detach().cpu() - truth).abs().max() for ours, truth in zip(found, solution, strict=True)
+    ]
+    return {"parameter_error": float(max(distances))}
+
+
+def log_steps(events: SummaryWriter, step_losses: list[float], first_step: int) -> None:
+    for step, loss in enumerate(step_losses[first_step:], start=first_step + 1):
+        events.add_scalar("loss/step", loss, step)
+
+
+def log_epoch(events: SummaryWriter, row: dict[str, float], step: int) -> None:
+    """One scalar per entry of a history row: ``test_accuracy`` becomes ``accuracy/test``."""
+    for key, value in row.items():
+        part, _, quantity = key.partition("_")
+        if quantity:
+            events.add_scalar(f"{quantity}/{part}", value, step)
+        elif key == "lr":
+            events.add_scalar(key, value, step)
+
+
+@contextmanager
+def event_writer(folder: Path, step: int, resume: bool) -> Iterator[SummaryWriter]:
+    """TensorBoard events in ``folder``; a new run removes old ones, a resumed run hides those that
+    a killed one wrote after its last checkpoint."""
+    from torch.utils.tensorboard import SummaryWriter  # half a second to import
+
+    if not resume:
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+    with SummaryWriter(str(folder), purge_step=step + 1 if resume else None) as writer:
+        yield writer
