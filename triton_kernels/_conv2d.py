@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 
 from ._common import cdiv, check_dense, check_floating, next_power_of_2
 from .activation import check_kind

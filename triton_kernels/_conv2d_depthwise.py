@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 
 from ._common import cdiv, launch
 from ._conv2d import (

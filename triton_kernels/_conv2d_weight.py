@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from pyops._library import triton_is_interpreted
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 
 from ._common import acc_dtype, cdiv, launch, next_power_of_2
 from ._conv2d import (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from pyops._library import implement
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 
 from ._conv2d import Shape, check_bias, check_conv2d, check_like_output, new_image
 from ._conv2d_correlation import correlate

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from pyops._library import implement
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 
 from ._common import check_floating
 from ._conv2d import Shape, check_bias, check_conv2d, check_image, memory_format, new_image

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import acc_dtype, check_device, check_shape, check_tensor, dense_order
-from .conv2d import is_channels_last
+from ..dtypes import acc_dtype
+from ..layouts import dense_order, is_channels_last
+from ._common import check_device, check_shape, check_tensor
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
 # Otherwise everything behind the outer dimensions is a row, in which channels alternate.
@@ -42,10 +43,6 @@ def in_order(tensor: Tensor | None, order: list[int] | None) -> Any:
     if tensor is None:
         return None
     return tensor.contiguous() if order is None else tensor.permute(order).contiguous()
-
-
-def inverse(order: list[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def check_arguments(

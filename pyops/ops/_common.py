@@ -1,4 +1,4 @@
-"""What the public functions of several ops share: argument checks, dtypes and layouts."""
+"""What the public functions of several ops share: argument checks and autograd."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
+from ..dtypes import acc_dtype
+
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-
-
-def acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float64 for float64, otherwise float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def reduction_code(
@@ -78,30 +75,6 @@ def class_weight(function: str, weight: Tensor | None, classes: int, like: Tenso
 def without_class_dim(shape: torch.Size) -> torch.Size:
     """Shape of the rows of a tensor of shape [C] or [N, C, *d]."""
     return shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
-
-
-def autocasts_to_float32(tensor: Tensor) -> bool:
-    """Whether torch's autocast is on for this tensor and would cast it to float32 for a loss."""
-    return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
-
-
-def dense_order(tensor: Tensor) -> list[int] | None:
-    """The permutation that makes ``tensor`` contiguous, largest stride first; None if there is none.
-
-    There is one for channels_last and transposed tensors: their memory has no gaps and no element twice.
-    """
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda i: (-strides[i], i))
-    return order if tensor.permute(order).is_contiguous() else None
-
-
-def laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
-    """``gradient`` with the strides of the dense tensor ``like``, copied if it has others."""
-    if like.is_contiguous():
-        return gradient.contiguous()
-    if gradient.stride() == like.stride():
-        return gradient
-    return torch.empty_like(like).copy_(gradient)
 
 
 def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -1,4 +1,4 @@
-"""What the pooling ops share: arguments, output sizes and memory formats."""
+"""What the pooling ops share: arguments and output sizes."""
 
 from __future__ import annotations
 
@@ -94,36 +94,3 @@ def check_windows(
             f"{function}: kernel_size {tuple(kernel)} with {prefix}dilation {tuple(dilation)} must fit into "
             f"the {pooled} of height and width {tuple(size)} with {prefix}padding {tuple(padding)}"
         )
-
-
-def resized(shape: Sequence[int], size: Sequence[int], channels_last: bool) -> list[int]:
-    """The shape of a tensor in memory order with another height and width."""
-    if channels_last:
-        return [shape[0], *size, shape[3]]
-    return [*shape[:-2], *size]
-
-
-def image_size(shape: Sequence[int], channels_last: bool) -> Sequence[int]:
-    """Height and width of a tensor of ``shape`` in memory order."""
-    return shape[1:3] if channels_last else shape[-2:]
-
-
-def lies_channels_last(input: Tensor) -> bool:
-    """Whether a [N, C, H, W] tensor is pooled, and its output returned, in channels_last order."""
-    if input.is_contiguous() or input.dim() != 4:
-        return False
-    if input.is_contiguous(memory_format=torch.channels_last):
-        return True
-    # torch's suggestion for tensors with gaps or other orders: channels innermost, images outermost.
-    n, c, h, w = input.stride()
-    return bool(0 < c <= w <= h <= n and c < h)
-
-
-def in_memory_order(tensor: Tensor, channels_last: bool) -> Tensor:
-    """A contiguous tensor: [N, H, W, C] if ``channels_last``, else in the given order of dimensions."""
-    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).contiguous()
-
-
-def in_torch_order(tensor: Tensor, channels_last: bool) -> Tensor:
-    """The inverse of :func:`in_memory_order`."""
-    return tensor.permute(0, 3, 1, 2) if channels_last else tensor

@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import (
-    apply,
-    autocasts_to_float32,
-    check_floating,
-    check_tensor,
-    dense_order,
-    laid_out_as,
-    refuse_leaf,
-)
+from ..dtypes import autocasts_to_float32
+from ..layouts import dense_order, laid_out_as
+from ._common import apply, check_floating, check_tensor, refuse_leaf
 
 IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS, ELU, GELU, GELU_TANH, SILU, HARDSWISH = range(12)
 

@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
 from ._common import apply
 from ._pooling import (
     IntOrPair,
     Pair,
     check_image,
     check_windows,
-    image_size,
-    in_memory_order,
-    lies_channels_last,
     output_sizes,
     pair,
-    resized,
     stride_pair,
 )
 
@@ -107,7 +104,7 @@ def _apply(
         output = apply(_Average, input, forward_op, (*first, *rest), backward_op, (size, *rest))
     else:
         output = forward_op(input, *first, *rest)
-    return output.permute(0, 3, 1, 2) if channels_last else output
+    return in_torch_order(output, channels_last)
 
 
 def avg_pool2d(

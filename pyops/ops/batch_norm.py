@@ -20,16 +20,17 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..dtypes import acc_dtype
+from ..layouts import inverse
 from ._batch_norm import (
     check_arguments,
     check_residual,
     in_order,
-    inverse,
     mask_elements,
     mask_shape,
     memory_order,
 )
-from ._common import acc_dtype, apply, check_floating, differentiable_gradients
+from ._common import apply, check_floating, differentiable_gradients
 from .activation import IDENTITY, RELU, parse
 
 

@@ -14,25 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..dtypes import autocast
+from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
 from ._common import apply, check_device, check_floating, check_shape, check_tensor
 from .activation import Activation, parse
-
-
-def is_channels_last(image: Tensor) -> bool:
-    """Whether outputs follow a dense 4-D tensor in having the channels last.
-
-    Where both formats are the same in memory, the strides tell what the tensor was made as, as they do torch.
-    """
-    if not image.is_contiguous():
-        return image.is_contiguous(memory_format=torch.channels_last)
-    _, channels, height, width = image.shape
-    strides = image.stride()
-    return strides[1] == 1 and strides[3] == channels and channels * height * width > 1
-
-
-def empty_image(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format)
 
 
 def output_shape(
@@ -220,7 +205,8 @@ def conv2d(
         images, more = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
         options = (bias, stride, padding, dilation, groups)
         return conv2d(images, weight, *options, activation=activation, residual=more)[0]
-    residual = None if residual is None else _as_under_autocast(residual, input)
+    if residual is not None:
+        _, residual = autocast(input, residual)
     input, weight, bias, geometry = prepare(name, input, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
         shape = tuple(output_shape(input, weight, *geometry[:3]))
@@ -258,9 +244,7 @@ def prepare(
     The input has one more row or column where ``padding="same"`` is uneven.
     """
     check_tensor(name, "weight", weight)
-    weight = _as_under_autocast(weight, input)
-    bias = None if bias is None else _as_under_autocast(bias, input)
-    input = _as_under_autocast(input, input)
+    input, weight, bias = autocast(input, weight, bias)
     _check_tensors(name, input, weight, bias, groups)
     strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
     if isinstance(padding, str):
@@ -274,27 +258,8 @@ def prepare(
 
 def for_kernels(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors as the raw ops take them: dense in one of the two formats, the bias contiguous."""
-    return _either_format(input), _either_format(weight), None if bias is None else bias.contiguous()
-
-
-def _as_under_autocast(tensor: Tensor, input: Tensor) -> Tensor:
-    """As torch's autocast, if it is on for ``input``, does to the arguments of ``conv2d``."""
-    if input.is_meta or not torch.is_autocast_enabled(input.device.type):
-        return tensor
-    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(input.device.type))
-
-
-def _either_format(image: Tensor) -> Tensor:
-    """The tensor if it is dense in one of the two formats, else a contiguous copy."""
-    if image.is_contiguous() or image.is_contiguous(memory_format=torch.channels_last):
-        return image
-    return image.contiguous()
-
-
-def dense(image: Tensor, channels_last: bool) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    images = dense_in_either_format(input), dense_in_either_format(weight)
+    return (*images, None if bias is None else bias.contiguous())
 
 
 def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:

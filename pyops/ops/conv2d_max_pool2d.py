@@ -37,10 +37,11 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..layouts import dense, empty_image, is_channels_last
 from ._common import apply, check_floating, differentiable_gradients
 from ._pooling import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
 from .activation import IDENTITY, RELU, Activation, parse
-from .conv2d import Geometry, conv2d, dense, empty_image, for_kernels, is_channels_last, output_shape, prepare
+from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
 from .max_pool2d import max_pool2d
 
 #: In ``argmax``: no element of the window gets a gradient.

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _library, backends, reference
+from ..dtypes import acc_dtype, autocasts_to_float32
 from ._common import (
-    acc_dtype,
     apply,
-    autocasts_to_float32,
     check_device,
     check_floating,
     check_shape,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import apply, check_device, check_floating, check_shape, check_tensor, dense_order, refuse_leaf
+from ..layouts import dense_order, inverse
+from ._common import apply, check_device, check_floating, check_shape, check_tensor, refuse_leaf
 from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, parse
 
 
@@ -196,13 +197,9 @@ def _plain(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace | None) -
     if not input.is_contiguous():
         order = dense_order(input)
         if order is not None:
-            return _plain(input.permute(order), seed, p, ops).permute(_inverse(order))
+            return _plain(input.permute(order), seed, p, ops).permute(inverse(order))
         input = input.contiguous()
     return reference.dropout(input, seed, p) if ops is None else _apply(input, seed, p, ops)
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _apply(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
@@ -246,7 +243,7 @@ def _fused(
     if residual is not None:
         residual = residual.contiguous()
     output = _apply_fused(input, bias, residual, seed, p, activation, dim)
-    return output if order is None else output.permute(_inverse(order))
+    return output if order is None else output.permute(inverse(order))
 
 
 def _apply_fused(

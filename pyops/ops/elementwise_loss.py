@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import acc_dtype, apply, dense_order, differentiable_gradients, take_written
+from ..dtypes import acc_dtype
+from ..layouts import dense_order, inverse
+from ._common import apply, differentiable_gradients, take_written
 
 # As in csrc/math/loss.h.
 MSE, L1, HUBER, SMOOTH_L1, BCE_WITH_LOGITS = range(5)
@@ -230,7 +232,7 @@ def _in_memory_order(
     )
     loss = _apply(input.contiguous(), target.contiguous(), factors, options, ops)
     if options[2] == 0 and order is not None:
-        loss = loss.permute(sorted(range(len(order)), key=order.__getitem__))
+        loss = loss.permute(inverse(order))
     return loss
 
 

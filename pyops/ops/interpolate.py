@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..layouts import strides_are_channels_last
 from ._common import apply, check_tensor
 
 
@@ -131,7 +132,7 @@ def interpolate(
     ops = backends.resolve(input)
     if ops is not None and input.is_contiguous():
         return _apply(input, sizes, factors, exact, False, ops)
-    channels_last = _has_channels_last(input)
+    channels_last = strides_are_channels_last(input)
     if ops is None:
         output = reference.interpolate_nearest(input, sizes, factors, exact)
         if not channels_last:
@@ -154,19 +155,6 @@ def _apply(
     if input.requires_grad and torch.is_grad_enabled():
         return apply(_Interpolate, input, sizes, factors, exact, channels_last, ops)
     return ops.interpolate_nearest_forward(input, sizes, factors, exact, channels_last)
-
-
-def _has_channels_last(input: Tensor) -> bool:
-    """The memory format that torch would choose for the output: by the order of the strides alone."""
-    if input.dim() < 4 or input.is_contiguous() or input.stride(1) == 0:
-        return False
-    least = 0
-    for dim in (1, *range(input.dim() - 1, 1, -1), 0):
-        stride = input.stride(dim)
-        if stride < least or (dim == 0 and least == input.stride(1)):
-            return False
-        least = stride * max(input.shape[dim], 1)
-    return True
 
 
 def _product(sizes: Sequence[int]) -> int:

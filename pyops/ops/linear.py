@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..dtypes import autocast
 from ._common import apply, check_tensor, differentiable_gradients
 from .activation import RELU, Activation, parse
 from .dropout import draw_seed
@@ -208,13 +209,10 @@ def linear(
             return torch.nn.functional.linear(input, weight, bias)
     elif not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    device = input.device
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        input, weight = _autocast(input), _autocast(weight)
-        bias = None if bias is None else _autocast(bias)
+    input, weight, bias = autocast(input, weight, bias)
     if bias is not None:
         bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
-    seed = draw_seed(device, generator) if training and dropout_p > 0.0 else None
+    seed = draw_seed(input.device, generator) if training and dropout_p > 0.0 else None
     ops = backends.resolve(input)
     if ops is None:
         return reference.linear(input, weight, bias, seed, dropout_p, *function)
@@ -223,13 +221,6 @@ def linear(
     if differentiable and torch.is_grad_enabled():
         return apply(_Linear, input, weight, bias, seed, (dropout_p, *function), ops)
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    """As torch's autocast does to the arguments of ``linear``."""
-    if not tensor.is_floating_point() or tensor.dtype is torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _operand(tensor: Tensor) -> Tensor:

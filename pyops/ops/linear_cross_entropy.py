@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..dtypes import acc_dtype
 from ._common import (
     REDUCTIONS,
-    acc_dtype,
     apply,
     check_device,
     check_floating,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._common import autocasts_to_float32, check_device, check_tensor, reduction_code
+from ..dtypes import autocasts_to_float32
+from ._common import check_device, check_tensor, reduction_code
 from .elementwise_loss import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1, Options, elementwise_loss
 
 

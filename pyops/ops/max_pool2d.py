@@ -17,19 +17,15 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
 from ._common import apply
 from ._pooling import (
     IntOrPair,
     Pair,
     check_image,
     check_windows,
-    image_size,
-    in_memory_order,
-    in_torch_order,
-    lies_channels_last,
     output_sizes,
     pair,
-    resized,
     stride_pair,
 )
 
@@ -222,8 +218,6 @@ def max_pool2d(
         if return_indices:
             size = image_size(input.shape, channels_last)
             result = result, ops.max_pool2d_indices(argmax, size, *windows)
-    if not channels_last:
-        return result
     if return_indices:
-        return result[0].permute(0, 3, 1, 2), result[1].permute(0, 3, 1, 2)
-    return result.permute(0, 3, 1, 2)
+        return in_torch_order(result[0], channels_last), in_torch_order(result[1], channels_last)
+    return in_torch_order(result, channels_last)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
+from ..dtypes import acc_dtype, autocasts_to_float32
 from ._common import (
-    acc_dtype,
     apply,
-    autocasts_to_float32,
     check_device,
     check_floating,
     class_indices,

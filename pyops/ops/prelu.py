@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import apply, check_device, check_floating, check_tensor, dense_order
+from ..dtypes import autocast
+from ..layouts import dense_order, inverse
+from ._common import apply, check_device, check_floating, check_tensor
 
 _library.define(
     "prelu_forward",
@@ -68,10 +70,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         return torch.nn.functional.prelu(input, weight)
     check_floating("prelu", "input", input)
     check_device("prelu", "weight", weight, input)
-    device_type = input.device.type
-    if not input.is_meta and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        input, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (input, weight))
+    input, weight = autocast(input, weight)
     _check_slopes(input, weight)
     ops = backends.resolve(input)
     dim = 1 if input.dim() > 1 else 0
@@ -80,8 +79,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     weight = weight.contiguous()
     if input.is_contiguous() or (order := dense_order(input)) is None:
         return _apply_prelu(input.contiguous(), weight, dim, ops)
-    inverse = sorted(range(input.dim()), key=order.__getitem__)
-    return _apply_prelu(input.permute(order), weight, order.index(dim), ops).permute(inverse)
+    return _apply_prelu(input.permute(order), weight, order.index(dim), ops).permute(inverse(order))
 
 
 def _check_slopes(input: Tensor, weight: Tensor) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..dtypes import autocast, autocast_dtype
 from ._common import check_device, check_floating, check_shape, check_tensor
 from .dropout import dropout as drop
 from .recurrent import GATES, GRU, LSTM, RNN_RELU, RNN_TANH, Weights, one_direction
@@ -348,15 +349,10 @@ def _cast(
     name: str, input: Tensor, hx: tuple[Tensor, ...], layers: list[Weights]
 ) -> tuple[Tensor, tuple[Tensor, ...], list[Weights]]:
     """The tensors in one dtype: autocast's where it is on; otherwise they must agree."""
-    device = input.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        amp = torch.get_autocast_dtype(device)
-
-        def lower(tensor: Tensor) -> Tensor:
-            return tensor if tensor.dtype is torch.float64 else tensor.to(amp)
-
-        input, hx = lower(input), tuple(map(lower, hx))
-        layers = [Weights._make(None if w is None else lower(w) for w in weights) for weights in layers]
+    if autocast_dtype(input) is not None:
+        layers = [Weights._make(autocast(input, *weights)[1:]) for weights in layers]
+        input, *states = autocast(input, *hx)
+        hx = tuple(states)
     dtype, where = input.dtype, input.device
     for tensors in (hx, *layers):
         for tensor in tensors:

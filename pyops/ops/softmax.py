@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends, reference
-from ._common import apply, autocasts_to_float32, check_floating
+from ..dtypes import autocasts_to_float32
+from ..layouts import dense_order, inverse
+from ._common import apply, check_floating
 
 _library.define(
     "softmax_forward",
@@ -103,14 +105,9 @@ def _softmax(
         return reference.softmax(input, dim, log)
     if input.is_contiguous():
         return _apply(input, dim % rank, log, ops)
-    # A dense tensor with permuted strides (channels_last, a transpose) is contiguous the other way round.
-    strides = input.stride()
-    order = sorted(range(rank), key=lambda i: (-strides[i], i))
-    permuted = input.permute(order)
-    if not permuted.is_contiguous():
+    if (order := dense_order(input)) is None:
         return _apply(input.contiguous(), dim % rank, log, ops)
-    inverse = sorted(range(rank), key=order.__getitem__)
-    return _apply(permuted, order.index(dim % rank), log, ops).permute(inverse)
+    return _apply(input.permute(order), order.index(dim % rank), log, ops).permute(inverse(order))
 
 
 def _apply(input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:

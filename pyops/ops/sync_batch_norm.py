@@ -16,7 +16,8 @@ import torch.distributed
 from torch import Tensor
 
 from .. import backends, reference
-from ._batch_norm import check_residual, check_vectors, in_order, inverse, memory_order
+from ..layouts import inverse
+from ._batch_norm import check_residual, check_vectors, in_order, memory_order
 from ._common import apply, check_floating
 from .activation import parse
 from .batch_norm import Options, kept_residual, needs_mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops._common import acc_dtype
+from ..dtypes import acc_dtype
 from ._common import reduce, row_class_weight
 
 

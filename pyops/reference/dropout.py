@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops._common import acc_dtype
+from ..dtypes import acc_dtype
 from .activation import activation, activation_gradient
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

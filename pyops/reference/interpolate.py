@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops._common import acc_dtype
+from ..dtypes import acc_dtype
 
 
 def interpolate_nearest(

@@ -11,7 +11,7 @@ import torch
 
 import pyops.functional as F
 import pyops.nn
-from pyops.ops.conv2d import is_channels_last
+from pyops.layouts import is_channels_last
 from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, CUDA_SOURCES, Backend, has_kernel, raw
 from tests.suite.cases import DTYPES, Case, name_of, pairwise, sweep

@@ -1,0 +1,42 @@
+"""The dtypes that ops compute in: accumulation, and what torch's autocast casts to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are kept in: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def autocasts_to_float32(tensor: Tensor) -> bool:
+    """Whether torch's autocast is on for this tensor and would cast it to float32 for a loss."""
+    return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """What torch's autocast casts the arguments of a product on this device to; None where it is off."""
+    device = input.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as torch's autocast, if it is on for ``input``, casts the arguments of a product.
+
+    As in torch, float64 and what is not floating-point stay as they are.
+    """
+    tensors = (input, *others)
+    dtype = autocast_dtype(input)
+    if dtype is None:
+        return tensors
+    return tuple(t if t is None or not _is_cast(t) else t.to(dtype) for t in tensors)
+
+
+def _is_cast(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype is not torch.float64
