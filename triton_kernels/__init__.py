@@ -3,44 +3,13 @@
 Importing this package registers the ops. :mod:`pyops.backends` does so the first time Triton is asked
 for, so that ``import pyops`` needs no Triton. With ``TRITON_INTERPRET=1`` in the environment the same
 kernels run in Triton's interpreter, on CPU tensors.
+
+An op is a file, or a family of ops a folder. ``tools`` is what they share: it registers nothing.
 """
 
-from . import (
-    activation,
-    avg_pool2d,
-    batch_norm,
-    conv2d,
-    conv2d_max_pool2d,
-    cross_entropy,
-    dropout,
-    embedding,
-    gemm,
-    interpolate,
-    linear,
-    loss,
-    max_pool2d,
-    nll_loss,
-    prelu,
-    recurrent,
-    softmax,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "activation",
-    "avg_pool2d",
-    "batch_norm",
-    "conv2d",
-    "conv2d_max_pool2d",
-    "cross_entropy",
-    "dropout",
-    "embedding",
-    "gemm",
-    "interpolate",
-    "linear",
-    "loss",
-    "max_pool2d",
-    "nll_loss",
-    "prelu",
-    "recurrent",
-    "softmax",
-]
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    if not _module.name.startswith(f"{__name__}.tools"):
+        importlib.import_module(_module.name)

@@ -12,11 +12,13 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import acc_dtype, cdiv, check_dense, check_floating, divide, launch, next_power_of_2
-from ._merge import merge_parts
-from .activation import activate, check_kind, derive_from_input, derive_from_output
+from .tools.activation import activate, check_kind, derive_from_input, derive_from_output
+from .tools.checks import acc_dtype, check_dense, check_floating
+from .tools.launch import cdiv, launch, next_power_of_2
+from .tools.math import divide
+from .tools.merge import merge_parts
+from .tools.philox import GROUP, element_draws, group_draws
 
-_GROUP: tl.constexpr = tl.constexpr(8)
 _STEPS: tl.constexpr = tl.constexpr(65536)
 _BLOCK = 1024
 _NUM_WARPS = 4
@@ -26,42 +28,6 @@ _NO_BIAS: tl.constexpr = tl.constexpr(0)
 _NEIGHBOURS: tl.constexpr = tl.constexpr(1)
 _SHARED: tl.constexpr = tl.constexpr(2)
 _ANY: tl.constexpr = tl.constexpr(3)
-
-# -------------------------------------------------------------------------------------- random numbers
-
-
-@triton.jit
-def _philox(seed_ptr, block):
-    """The four words of Philox blocks ``block``, int64: Philox4x32-10 (csrc/common/philox.h)."""
-    key = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
-    stream = tl.load(seed_ptr + 1).to(tl.uint64, bitcast=True)
-    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
-    number = block.to(tl.uint64, bitcast=True)
-    c0, c1 = number.to(tl.uint32), (number >> 32).to(tl.uint32)
-    c2 = tl.zeros_like(c0) + stream.to(tl.uint32)
-    c3 = tl.zeros_like(c0) + (stream >> 32).to(tl.uint32)
-    return tl.philox_impl(c0, c1, c2, c3, k0, k1, n_rounds=10)
-
-
-@triton.jit
-def group_draws(seed_ptr, group, SHAPE: tl.constexpr):
-    """Draws of the elements of ``group`` [..., G], as [..., 8 G]: ``SHAPE``.
-
-    Element 4 i + 2 j + k of a group has half k of word 2 i + j. A join makes its operands neighbours.
-    """
-    w0, w1, w2, w3 = _philox(seed_ptr, group)
-    low = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
-    high = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
-    return tl.reshape(tl.join(low, high), SHAPE)
-
-
-@triton.jit
-def element_draws(seed_ptr, element):
-    """Draws of single elements anywhere."""
-    w0, w1, w2, w3 = _philox(seed_ptr, element // _GROUP)
-    slot = (element % _GROUP).to(tl.int32)
-    word = tl.where(slot < 4, tl.where(slot < 2, w0, w1), tl.where(slot < 6, w2, w3))
-    return tl.where(slot % 2 == 1, word >> 16, word & 0xFFFF)
 
 
 @triton.jit
@@ -109,9 +75,9 @@ def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK:
         return x + tl.load(bias_ptr + (i // inner) % channels).to(x.dtype)
     else:
         # One division for eight elements.
-        first = group * _GROUP
+        first = group * GROUP
         channel = first % channels if BIAS == _NEIGHBOURS else (first // inner) % channels
-        step = tl.arange(0, _GROUP) if BIAS == _NEIGHBOURS else tl.zeros([_GROUP], tl.int32)
+        step = tl.arange(0, GROUP) if BIAS == _NEIGHBOURS else tl.zeros([GROUP], tl.int32)
         bias = tl.load(bias_ptr + tl.reshape(channel[:, None] + step[None, :], [BLOCK]))
         return x + bias.to(x.dtype)
 
@@ -125,7 +91,7 @@ def _forward_kernel(
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK
     i = first + tl.arange(0, BLOCK)
-    group = first // _GROUP + tl.arange(0, BLOCK // _GROUP)
+    group = first // GROUP + tl.arange(0, BLOCK // GROUP)
     x = _load(x_ptr, i, n, FULL)
     x = _add_bias(x, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
     x = activate(x, KIND, A, B, x_ptr.dtype.element_ty)
@@ -162,7 +128,7 @@ def _backward_kernel(
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK
     i = first + tl.arange(0, BLOCK)
-    group = first // _GROUP + tl.arange(0, BLOCK // _GROUP)
+    group = first // GROUP + tl.arange(0, BLOCK // GROUP)
     grad = _load(grad_ptr, i, n, FULL)
     if seed_ptr is not None:
         grad = _drop(grad, group_draws(seed_ptr, group, [BLOCK]), threshold)
@@ -225,7 +191,7 @@ def _column_kernel(
     for step in tl.range(0, steps):
         row = (part * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)
         i = row[:, None] * channels + column[None, :]
-        group = (row * channels + left)[:, None] // _GROUP + tl.arange(0, BLOCK_C // _GROUP)[None, :]
+        group = (row * channels + left)[:, None] // GROUP + tl.arange(0, BLOCK_C // GROUP)[None, :]
         mask = (row < rows)[:, None] & (column < channels)[None, :]
         sums += _gradient_tile(
             grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
@@ -255,8 +221,8 @@ def _row_kernel(
         j = first + tl.arange(0, BLOCK)
         i = j + (j // inner * (channels - 1) + channel) * inner
         # Without groups these numbers mean nothing and are not used.
-        start = first + tl.arange(0, BLOCK // _GROUP) * _GROUP
-        group = (start + (start // inner * (channels - 1) + channel) * inner) // _GROUP
+        start = first + tl.arange(0, BLOCK // GROUP) * GROUP
+        group = (start + (start // inner * (channels - 1) + channel) * inner) // GROUP
         sums += _gradient_tile(
             grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, j < outer * inner, threshold,
             KIND, A, B, FROM_OUTPUT, GROUPS, [BLOCK],
@@ -299,9 +265,9 @@ def _bias_shape(tensor: torch.Tensor, has_bias: bool, dim: int, op: str) -> tupl
 def _bias_mode(bias: torch.Tensor | None, channels: int, inner: int) -> int:
     if bias is None:
         return _NO_BIAS.value
-    if inner == 1 and channels % _GROUP.value == 0:
+    if inner == 1 and channels % GROUP.value == 0:
         return _NEIGHBOURS.value
-    return _SHARED.value if inner % _GROUP.value == 0 else _ANY.value
+    return _SHARED.value if inner % GROUP.value == 0 else _ANY.value
 
 
 def _check_companions(
@@ -413,7 +379,7 @@ def _backward_with_bias(
     device, acc = grad_bias.device, acc_dtype(grad_bias.dtype)
     meta = {**meta, "num_warps": _NUM_WARPS}
     if inner == 1:
-        block_c = min(max(next_power_of_2(channels), _GROUP.value), 256)
+        block_c = min(max(next_power_of_2(channels), GROUP.value), 256)
         block_r = _BLOCK // block_c
         tiles = cdiv(channels, block_c)
         steps, parts = _parts(cdiv(outer, block_r), 1024 // tiles)
@@ -421,7 +387,7 @@ def _backward_with_bias(
         launch(
             _column_kernel, tiles * parts, device,
             *tensors, partial, outer, channels, tiles, threshold, steps,
-            GROUPS=channels % _GROUP.value == 0, BLOCK_R=block_r, BLOCK_C=block_c, **meta,
+            GROUPS=channels % GROUP.value == 0, BLOCK_R=block_r, BLOCK_C=block_c, **meta,
         )  # fmt: skip
     else:
         steps, parts = _parts(cdiv(outer * inner, _BLOCK), 1024 // channels)
@@ -429,7 +395,7 @@ def _backward_with_bias(
         launch(
             _row_kernel, channels * parts, device,
             *tensors, partial, outer, channels, inner, threshold, steps,
-            GROUPS=inner % _GROUP.value == 0, BLOCK=_BLOCK, **meta,
+            GROUPS=inner % GROUP.value == 0, BLOCK=_BLOCK, **meta,
         )  # fmt: skip
     merge_parts(partial, grad_bias)
 

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import acc_dtype, cdiv, check_dense, check_floating, launch, next_power_of_2
+from .tools.checks import acc_dtype, check_dense, check_floating
+from .tools.launch import cdiv, launch, next_power_of_2
 
 _TILE = 4096  # elements of a gather's tile
 _CHUNK = 32  # sorted positions that one program sums

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from pyops._library import implement, triton_is_interpreted
 
-from ._common import acc_dtype, capability, cdiv, check_dense, check_floating, launch
-from .activation import activate
+from .tools.activation import activate
+from .tools.checks import acc_dtype, check_dense, check_floating
+from .tools.launch import capability, cdiv, launch
 
 # Neighbouring programs share this many rows of tiles, so that the operand tiles they read stay in L2.
 _GROUP_M = 8

@@ -10,7 +10,8 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import cdiv, check_dense, check_floating, launch
+from .tools.checks import check_dense, check_floating
+from .tools.launch import cdiv, launch
 
 _BLOCK = 1024
 _BACKWARD_BLOCK = 512

@@ -9,10 +9,10 @@ import torch
 
 from pyops._library import implement
 
-from ._common import check_dense, check_floating
-from .activation import CHEAP, check_kind
 from .dropout import bias_activation_dropout_backward, bias_activation_dropout_forward, check_mask
 from .gemm import _leading_stride, matmul
+from .tools.activation import CHEAP, check_kind
+from .tools.checks import check_dense, check_floating
 
 
 def _matrix(tensor: torch.Tensor, op: str, name: str) -> torch.Tensor:

@@ -8,23 +8,11 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import (
-    MEAN,
-    NONE,
-    acc_dtype,
-    block_of_elements,
-    cdiv,
-    check_dense,
-    check_floating,
-    check_reduction,
-    divide,
-    exp,
-    launch,
-    load_elements,
-    reduce_partials,
-    store_elements,
-)
-from ._math import log1p
+from .tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from .tools.elements import block_of_elements, load_elements, store_elements
+from .tools.launch import cdiv, launch
+from .tools.math import divide, exp, log1p
+from .tools.merge import reduce_partials
 
 # The kinds' numbers, as in csrc/math/loss.h.
 MSE: tl.constexpr = tl.constexpr(0)

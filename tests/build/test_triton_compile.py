@@ -62,7 +62,7 @@ _spilled_bytes: dict[str, int] = {}
 def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
     """Compile every kernel that case ``job[0]`` launches for capability ``job[1]``."""
     import triton
-    from pyops.triton_kernels import _common
+    from pyops.triton_kernels.tools.launch import record_launches
 
     case, capability = job
     # Spills are known only from what the assembler says, so it has to run.
@@ -70,7 +70,7 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.runtime.driver.set_active(_StandInDriver(capability))
     results = []
-    with _common.record_launches(divmod(capability, 10)) as launches:
+    with record_launches(divmod(capability, 10)) as launches:
         CASES[case]()
     for launch in launches:
         with contextlib.redirect_stdout(io.StringIO()) as assembler_log:

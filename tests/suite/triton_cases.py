@@ -16,14 +16,14 @@ def _empty(*shape: int, dtype: torch.dtype = FLOAT) -> torch.Tensor:
 
 
 def _softmax(shape: tuple[int, ...], dtype: torch.dtype, log: bool) -> None:
-    from pyops.triton_kernels import softmax
+    from pyops.triton_kernels.classes import softmax
 
     x = _empty(*shape, dtype=dtype)
     softmax.softmax_backward(x, softmax.softmax_forward(x, 1, log), 1, log)
 
 
 def _nll_loss(shape: tuple[int, ...], dtype: torch.dtype, reduction: int, weighted: bool) -> None:
-    from pyops.triton_kernels import nll_loss
+    from pyops.triton_kernels.classes import nll_loss
 
     acc = DOUBLE if dtype == DOUBLE else FLOAT
     target = _empty(shape[0], *shape[2:], dtype=torch.int64)
@@ -35,7 +35,7 @@ def _nll_loss(shape: tuple[int, ...], dtype: torch.dtype, reduction: int, weight
 def _max_pool2d(
     shape: tuple[int, ...], dtype: torch.dtype, kernel: int, stride: int, padding: int, channels_last: bool
 ) -> None:
-    from pyops.triton_kernels import max_pool2d
+    from pyops.triton_kernels.pooling import max_pool2d
 
     windows = ([kernel] * 2, [stride] * 2, [padding] * 2, [1, 1], False, channels_last)
     y, argmax = max_pool2d.max_pool2d_forward(_empty(*shape, dtype=dtype), *windows)
@@ -45,7 +45,7 @@ def _max_pool2d(
 
 
 def _avg_pool2d(shape: tuple[int, ...], dtype: torch.dtype, kernel: int, channels_last: bool) -> None:
-    from pyops.triton_kernels import avg_pool2d
+    from pyops.triton_kernels.pooling import avg_pool2d
 
     windows = ([kernel] * 2, [kernel] * 2, [0, 0], False, True, None, channels_last)
     y = avg_pool2d.avg_pool2d_forward(_empty(*shape, dtype=dtype), *windows)
@@ -56,7 +56,7 @@ def _avg_pool2d(shape: tuple[int, ...], dtype: torch.dtype, kernel: int, channel
 def _adaptive_avg_pool2d(
     shape: tuple[int, ...], dtype: torch.dtype, output: int, channels_last: bool
 ) -> None:
-    from pyops.triton_kernels import avg_pool2d
+    from pyops.triton_kernels.pooling import avg_pool2d
 
     y = avg_pool2d.adaptive_avg_pool2d_forward(_empty(*shape, dtype=dtype), [output] * 2, channels_last)
     size = list(shape[1:3] if channels_last else shape[2:])
@@ -71,7 +71,7 @@ def _cross_entropy(
     all_options: bool = False,
     inplace: bool = False,
 ) -> None:
-    from pyops.triton_kernels import cross_entropy
+    from pyops.triton_kernels.classes import cross_entropy
 
     acc = DOUBLE if dtype == DOUBLE else FLOAT
     row_shape = (shape[0], *shape[2:])
@@ -205,7 +205,7 @@ def _linear(
 
 def _recurrent(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype) -> None:
     """The time loops; of the products around them, which gemm's cases have, only the one of forward."""
-    from pyops.triton_kernels import recurrent
+    from pyops.triton_kernels.recurrent import recurrent
 
     gates = recurrent._GATES[kind] * hidden
     x, w_ih, w_hh = (
@@ -225,7 +225,7 @@ def _recurrent(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtyp
 def _batch_norm(
     shape: tuple[int, ...], dim: int, dtype: torch.dtype, kind: int = 1, *, residual: bool = False
 ) -> None:
-    from pyops.triton_kernels import batch_norm
+    from pyops.triton_kernels.batch_norm import batch_norm
 
     x, vector = _empty(*shape, dtype=dtype), _empty(shape[dim])
     r = x if residual else None
@@ -250,7 +250,7 @@ def _conv2d(
     residual: bool = False,
     precision: str = "tf32",
 ) -> None:
-    from pyops.triton_kernels import conv2d
+    from pyops.triton_kernels.conv2d import conv2d
 
     format = torch.channels_last if channels_last else torch.contiguous_format
     x = _empty(*shape, dtype=dtype).to(memory_format=format)
@@ -280,7 +280,7 @@ def _conv2d_max_pool2d(
     stride: int = 1,
     kind: int = 1,
 ) -> None:
-    from pyops.triton_kernels import conv2d_max_pool2d
+    from pyops.triton_kernels.conv2d import conv2d_max_pool2d
 
     format = torch.channels_last if channels_last else torch.contiguous_format
     x = _empty(*shape, dtype=dtype).to(memory_format=format)

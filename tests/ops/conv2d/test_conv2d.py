@@ -102,9 +102,9 @@ def test_triton_accuracy_in_other_dtypes(backend: Backend, case: Case, dtype: to
 def test_triton_offsets_of_64_bits(
     backend: Backend, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyops.triton_kernels import _conv2d
+    from pyops.triton_kernels.conv2d import geometry
 
-    monkeypatch.setattr(_conv2d, "NARROW_ELEMENTS", 1)
+    monkeypatch.setattr(geometry, "NARROW_ELEMENTS", 1)
     checks.check_accuracy(case, backend, dtype)
 
 
@@ -113,13 +113,13 @@ def test_triton_offsets_of_64_bits(
 def test_triton_accuracy_of_every_tile(
     backend: Backend, case: Case, dtype: torch.dtype, choice: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyops.triton_kernels import _conv2d_correlation, _conv2d_weight
+    from pyops.triton_kernels.conv2d import correlate, weight
 
     def take(key: Any, candidates: list[Any], run: Any, device: torch.device) -> Any:
         return candidates[min(choice, len(candidates) - 1)]
 
-    monkeypatch.setattr(_conv2d_correlation, "fastest", take)
-    monkeypatch.setattr(_conv2d_weight, "fastest", take)
+    monkeypatch.setattr(correlate, "fastest", take)
+    monkeypatch.setattr(weight, "fastest", take)
     checks.check_accuracy(case, backend, dtype)
 
 

@@ -200,16 +200,16 @@ MUTANTS = {
 
 TRITON_MUTANTS = {
     "conv2d_first_tap_of_a_phase_ignores_the_dilation": TritonMutant(
-        "_conv2d.py",
+        "conv2d/tiles.py",
         "first_tap = distance // common * inverse % step",
         "first_tap = distance % step",
         "conv2d_tiny_dilated",
     ),
     "conv2d_gate_stays_open": TritonMutant(
-        "_conv2d.py", "y.to(acc) <= 0.0", "y.to(acc) < 0.0", "conv2d_tiny_whole_images"
+        "conv2d/tiles.py", "y.to(acc) <= 0.0", "y.to(acc) < 0.0", "conv2d_tiny_whole_images"
     ),
     "conv2d_parts_take_the_same_pixels": TritonMutant(
-        "_conv2d_weight.py",
+        "conv2d/weight.py",
         "tl.range(part * steps, tl.minimum(part * steps + steps, blocks))",
         "tl.range(0, tl.minimum(steps, blocks))",
         "conv2d_tiny_parts",

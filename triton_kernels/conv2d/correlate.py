@@ -13,19 +13,11 @@ import triton.language as tl
 from pyops._library import triton_is_interpreted
 from pyops.layouts import is_channels_last
 
-from ._common import capability, cdiv, launch, next_power_of_2
-from ._conv2d import (
-    PixelTiles,
-    Shape,
-    axis_taps,
-    image_strides,
-    load_gated,
-    locate_pixels,
-    multiply_add,
-    precision,
-)
-from ._tuning import fastest
-from .activation import activate
+from ..tools.activation import activate
+from ..tools.launch import capability, cdiv, launch, next_power_of_2
+from ..tools.tuning import fastest
+from .geometry import Shape, image_strides, precision
+from .tiles import PixelTiles, axis_taps, load_gated, locate_pixels, multiply_add
 
 # Below so many channels in a group, taps and channels are one index.
 _FEW_CHANNELS = 16

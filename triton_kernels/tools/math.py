@@ -2,13 +2,43 @@
 csrc/math/normal.h.
 
 Arguments are float32 or float64 tensors. ``storage`` is the dtype that results are stored as, which may allow
-a faster exp (:func:`pyops.triton_kernels._common.exp`).
+a faster exp (:func:`exp`).
 """
 
 import triton
 import triton.language as tl
 
-from ._common import INFINITY, divide, exp
+INFINITY: tl.constexpr = tl.constexpr(float("inf"))
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950216293335)  # float32 nearest to log2(e) ...
+_LOG2_E_REST: tl.constexpr = tl.constexpr(1.9259629911266175e-08)  # ... and what is missing
+_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def exp(x, storage: tl.constexpr):
+    """exp(x), accurate enough for results stored as ``storage``.
+
+    For 16-bit results and float64, ``tl.exp`` is. In float32 it is exp2(x * log2 e), whose rounded
+    product costs up to |x| ulp; here the product's rounding error is carried along.
+    """
+    if storage == tl.float32:
+        # Outside these bounds exp is 0 or infinity, and products with infinity would give NaN.
+        x = tl.clamp(x, -104.0, 89.0, propagate_nan=tl.PropagateNan.ALL)
+        product = x * _LOG2_E
+        rest = tl.fma(x, _LOG2_E, -product) + x * _LOG2_E_REST
+        return tl.exp2(product) * (1.0 + rest * _LN_2)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded (Triton's float32 ``/`` is not)."""
+    if y.dtype.scalar == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
 
 # exp(r) = 1 + r + r^2 P(r), |r| <= log(2) / 2; highest power first.
 _EXP_32: tl.constexpr = tl.constexpr(

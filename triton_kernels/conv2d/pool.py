@@ -1,7 +1,7 @@
 """Kernels of the convolution that is pooled (conv2d_max_pool2d.py): maxima, and where their gradients belong.
 
 Tiles are pooled pixels x channels going forward and pixels of the convolution x channels going back, laid out
-as in _conv2d.py. Both compare and gather in the order of csrc/math/pooling.h.
+as in tiles.py. Both compare and gather in the order of csrc/math/pooling.h.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ import triton.language as tl
 from pyops._library import triton_is_interpreted
 from pyops.layouts import is_channels_last
 
-from . import _conv2d
-from ._common import INFINITY, cdiv, launch, next_power_of_2
-from ._conv2d import PixelTiles, Shape, axis_taps, image_strides, light_tile, locate_pixels, precision
-from ._conv2d_correlation import Tile, channels_innermost, split_depth, sum_terms
-from ._conv2d_weight import MANY_TILES, Parts, Sums
-from ._pooling import Axis, first_window
-from ._tuning import fastest
-from .activation import IDENTITY, RELU, activate, derive_from_input, derive_from_output
+from ..pooling.windows import Axis, first_window
+from ..tools.activation import IDENTITY, RELU, activate, derive_from_input, derive_from_output
+from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.math import INFINITY
+from ..tools.tuning import fastest
+from . import geometry
+from .correlate import Tile, channels_innermost, split_depth, sum_terms
+from .geometry import Shape, image_strides, precision
+from .tiles import PixelTiles, axis_taps, light_tile, locate_pixels
+from .weight import MANY_TILES, Parts, Sums
 
 NO_GRADIENT: tl.constexpr = tl.constexpr(255)
 
@@ -41,7 +43,7 @@ class Pool:
         axes = (self.height, self.width)
         sizes = [max(axis.size, axis.out) + 2 * axis.padding for axis in axes]
         steps = [value for axis in axes for value in (axis.stride, axis.dilation)]
-        return max(images * channels * sizes[0] * sizes[1], max(steps) ** 2) >= _conv2d.NARROW_ELEMENTS
+        return max(images * channels * sizes[0] * sizes[1], max(steps) ** 2) >= geometry.NARROW_ELEMENTS
 
 
 # ------------------------------------------------------------------------------------------- launchers

@@ -6,21 +6,11 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import (
-    MEAN,
-    NONE,
-    acc_dtype,
-    cdiv,
-    check_dense,
-    check_floating,
-    check_reduction,
-    divide,
-    launch,
-    locate_classes,
-    locate_rows,
-    reduce_partials,
-    row_tiles,
-)
+from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from ..tools.launch import cdiv, launch
+from ..tools.math import divide
+from ..tools.merge import reduce_partials
+from ..tools.rows import locate_classes, locate_rows, row_tiles
 
 _BLOCK = 1024
 

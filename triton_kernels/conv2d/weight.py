@@ -14,19 +14,13 @@ import triton.language as tl
 from pyops._library import triton_is_interpreted
 from pyops.layouts import is_channels_last
 
-from ._common import acc_dtype, cdiv, launch, next_power_of_2
-from ._conv2d import (
-    PixelTiles,
-    Shape,
-    image_strides,
-    load_gated,
-    locate_pixels,
-    multiply_add,
-    precision,
-)
-from ._conv2d_correlation import ENOUGH_TILES
-from ._merge import merge_parts
-from ._tuning import fastest
+from ..tools.checks import acc_dtype
+from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.merge import merge_parts
+from ..tools.tuning import fastest
+from .correlate import ENOUGH_TILES
+from .geometry import Shape, image_strides, precision
+from .tiles import PixelTiles, load_gated, locate_pixels, multiply_add
 
 # Below so many input channels in a group, a tile's columns are taps and channels.
 _FEW_CHANNELS = 32

@@ -8,20 +8,11 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import (
-    INFINITY,
-    check_dense,
-    check_floating,
-    divide,
-    exp,
-    finish_log_sum,
-    launch,
-    locate_classes,
-    locate_rows,
-    log_probability,
-    row_tiles,
-    shift_of,
-)
+from ..tools.checks import check_dense, check_floating
+from ..tools.launch import launch
+from ..tools.math import INFINITY, divide, exp
+from ..tools.rows import locate_classes, locate_rows, row_tiles
+from .online_softmax import finish_log_sum, log_probability, shift_of
 
 
 def _reduced_shape(tensor: torch.Tensor, dim: int, op: str) -> tuple[int, int, int]:

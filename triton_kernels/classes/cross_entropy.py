@@ -13,27 +13,12 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import (
-    INFINITY,
-    MEAN,
-    NONE,
-    RowTiles,
-    acc_dtype,
-    cdiv,
-    check_dense,
-    check_floating,
-    check_reduction,
-    divide,
-    exp,
-    finish_log_sum,
-    launch,
-    locate_classes,
-    locate_rows,
-    log_probability,
-    reduce_partials,
-    row_tiles,
-    shift_of,
-)
+from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from ..tools.launch import cdiv, launch
+from ..tools.math import INFINITY, divide, exp
+from ..tools.merge import reduce_partials
+from ..tools.rows import RowTiles, locate_classes, locate_rows, row_tiles
+from .online_softmax import finish_log_sum, log_probability, shift_of
 
 # Blocks of classes that one program of the backward kernel works on when it shares a row with others:
 # enough to prefetch one while another is computed.

@@ -15,13 +15,13 @@ import torch
 from pyops._library import implement
 from pyops.layouts import is_channels_last
 
-from ._common import check_floating
-from ._conv2d import Shape, check_bias, check_conv2d, check_image, memory_format, new_image
-from ._conv2d_correlation import correlate
-from ._conv2d_depthwise import correlate_depthwise, is_depthwise
-from ._conv2d_pool import NO_GRADIENT, Pool, correlate_and_pool, gather, pool_sums
-from ._pooling import windows
-from .activation import CHEAP, IDENTITY, RELU, check_kind
+from ..pooling.windows import windows
+from ..tools.activation import CHEAP, IDENTITY, RELU, check_kind
+from ..tools.checks import check_floating
+from .correlate import correlate
+from .depthwise import correlate_depthwise, is_depthwise
+from .geometry import Shape, check_bias, check_conv2d, check_image, memory_format, new_image
+from .pool import NO_GRADIENT, Pool, correlate_and_pool, gather, pool_sums
 
 _Pairs = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
 

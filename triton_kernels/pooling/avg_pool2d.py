@@ -9,8 +9,10 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import cdiv, check_floating, divide, launch, next_power_of_2
-from ._pooling import Axis, Image, check_pair, check_size, first_window, locate, tiles, windows
+from ..tools.checks import check_floating
+from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.math import divide
+from .windows import Axis, Image, check_pair, check_size, first_window, locate, tiles, windows
 
 
 def _check_divisor(divisor: int | None, op: str) -> int:

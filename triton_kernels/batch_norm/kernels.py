@@ -7,7 +7,7 @@ A program's tile is a piece of some rows: of one channel (``RUNS``), or of colum
 import triton
 import triton.language as tl
 
-from .activation import IDENTITY, RELU, activate, derive_from_input
+from ..tools.activation import IDENTITY, RELU, activate, derive_from_input
 
 # Where mean and rstd come from.
 OF_BATCH: tl.constexpr = tl.constexpr(0)

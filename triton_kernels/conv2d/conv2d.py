@@ -1,7 +1,7 @@
 """Two-dimensional convolution with bias, residual and activation; geometry as in csrc/math/conv2d.h.
 
-Implicit matrix products on tensor cores (_conv2d_correlation.py, _conv2d_weight.py); where a group has one
-input channel, sums over taps instead (_conv2d_depthwise.py).
+Implicit matrix products on tensor cores (correlate.py, weight.py); where a group has one
+input channel, sums over taps instead (depthwise.py).
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,12 @@ import torch
 from pyops._library import implement
 from pyops.layouts import is_channels_last
 
-from ._conv2d import Shape, check_bias, check_conv2d, check_like_output, new_image
-from ._conv2d_correlation import correlate
-from ._conv2d_depthwise import correlate_depthwise, is_depthwise, sum_products
-from ._conv2d_weight import sum_over_pixels
-from .activation import (
-    CHEAP,
-    IDENTITY,
-    RELU,
-    activation_backward,
-    activation_forward,
-    activation_forward_,
-    check_kind,
-)
+from ..activation import activation_backward, activation_forward, activation_forward_
+from ..tools.activation import CHEAP, IDENTITY, RELU, check_kind
+from .correlate import correlate
+from .depthwise import correlate_depthwise, is_depthwise, sum_products
+from .geometry import Shape, check_bias, check_conv2d, check_like_output, new_image
+from .weight import sum_over_pixels
 
 
 @implement("pyops_triton", "conv2d_forward")

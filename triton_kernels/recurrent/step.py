@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._math import logistic, tanh
-from .activation import RELU, TANH, activate, derive_from_output
+from ..tools.activation import RELU, TANH, activate, derive_from_output
+from ..tools.math import logistic, tanh
 
 # As in csrc/math/recurrent.h.
 RNN_TANH = tl.constexpr(0)

@@ -13,7 +13,10 @@ import torch
 
 from pyops._library import implement
 
-from ._batch_norm import (
+from ..tools.activation import check_kind
+from ..tools.checks import acc_dtype, check_dense, check_floating
+from ..tools.launch import cdiv, launch, next_power_of_2
+from .kernels import (
     GIVEN,
     OF_BATCH,
     RUNNING,
@@ -26,8 +29,6 @@ from ._batch_norm import (
     normalize_kernel,
     statistics_kernel,
 )
-from ._common import acc_dtype, cdiv, check_dense, check_floating, launch, next_power_of_2
-from .activation import check_kind
 
 _LONG_RUN = 64  # as in csrc/binding/batch_norm.h: the mask's rows depend on it
 _TILE = 2048

@@ -1,6 +1,6 @@
 """Recurrent layers, one direction of one layer per call.
 
-The products over all steps are those of gemm.py. A step is one kernel (_recurrent.py): a tile of sequences
+The products over all steps are those of gemm.py. A step is one kernel (step.py): a tile of sequences
 and units multiplies the state by the recurrent weights, gate by gate, and applies the cell. Where one program
 has all units of its sequences (up to 128, sequences of one length), it goes through all steps in one launch,
 with a barrier of its own threads in between and none between programs; otherwise there is a launch per step.
@@ -14,9 +14,10 @@ import torch
 
 from pyops._library import implement, triton_is_interpreted
 
-from ._common import acc_dtype, cdiv, check_dense, check_floating, launch, next_power_of_2
-from ._recurrent import GRU, LSTM, backward_kernel, forward_kernel
-from .gemm import matmul
+from ..gemm import matmul
+from ..tools.checks import acc_dtype, check_dense, check_floating
+from ..tools.launch import cdiv, launch, next_power_of_2
+from .step import GRU, LSTM, backward_kernel, forward_kernel
 
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # per unit, by kind
 _BLOCK_B = 16

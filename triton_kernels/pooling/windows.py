@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import cdiv, check_dense, next_power_of_2
+from ..tools.checks import check_dense
+from ..tools.launch import cdiv, next_power_of_2
 
 _INT_MAX = 2**31 - 1
 _TILE = 1024

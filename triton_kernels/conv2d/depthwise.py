@@ -9,18 +9,11 @@ import triton.language as tl
 
 from pyops.layouts import is_channels_last
 
-from ._common import cdiv, launch
-from ._conv2d import (
-    PixelTiles,
-    Shape,
-    axis_taps,
-    image_strides,
-    light_tile,
-    load_gated,
-    locate_pixels,
-)
-from ._conv2d_correlation import finish
-from ._conv2d_weight import MANY_TILES, Parts, Sums
+from ..tools.launch import cdiv, launch
+from .correlate import finish
+from .geometry import Shape, image_strides
+from .tiles import PixelTiles, axis_taps, light_tile, load_gated, locate_pixels
+from .weight import MANY_TILES, Parts, Sums
 
 
 def is_depthwise(shape: Shape) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from triton.runtime.errors import OutOfResources
 
-from . import _common
+from .launch import is_recording
 
 Candidate = TypeVar("Candidate")
 
@@ -44,7 +44,7 @@ def fastest(
 def _can_time(device: torch.device) -> bool:
     return (
         device.type == "cuda"
-        and not _common.is_recording()
+        and not is_recording()
         and not torch.cuda.is_current_stream_capturing()
         and os.environ.get("PYOPS_TRITON_TUNE", "1") != "0"
     )

@@ -8,8 +8,10 @@ import triton.language as tl
 
 from pyops._library import implement
 
-from ._common import INFINITY, check_dense, check_floating, launch
-from ._pooling import Axis, Image, check_size, first_tap, first_window, locate, tiles, windows
+from ..tools.checks import check_dense, check_floating
+from ..tools.launch import launch
+from ..tools.math import INFINITY
+from .windows import Axis, Image, check_size, first_tap, first_window, locate, tiles, windows
 
 _MAX_BYTE_POSITIONS = 255
 

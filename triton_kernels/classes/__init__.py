@@ -1,0 +1,1 @@
+"""What normalises or judges scores of classes: softmax and its losses."""

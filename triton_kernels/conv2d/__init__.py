@@ -1,0 +1,1 @@
+"""Two-dimensional convolution, alone and with max pooling."""
