@@ -22,7 +22,8 @@ class Network:
     ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised
     from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
     those tuned for a particular data set. ``data`` is the data set it is trained on by default,
-    ``data_of_files`` the one that is meant where a data root is given and no data set is named.
+    ``data_of_files`` the one that is meant where a data root is given and no data set is named. ``notes``
+    is its section of the course notes: the numbers of the sets that have it, and the subject.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Network:
     task: Task = CLASSIFICATION
     data: str = "digits"
     data_of_files: str | None = None
+    notes: str = ""
 
     def recipe_for(self, data: str) -> Recipe:
         """Default hyper-parameters on the data set named ``data``."""
@@ -77,6 +79,7 @@ def register(
     task: Task = CLASSIFICATION,
     data: str = "digits",
     data_of_files: str | None = None,
+    notes: str = "",
     **recipes: Recipe,
 ) -> Callable[[Callable], Callable]:
     """Decorator: make a network's builder known as ``name``; further keywords are recipes by data set."""
@@ -84,7 +87,7 @@ def register(
     def decorate(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _networks:
             raise ValueError(f"register: network {name!r} is already registered")
-        _networks[name] = Network(name, build, recipe, recipes, task, data, data_of_files)
+        _networks[name] = Network(name, build, recipe, recipes, task, data, data_of_files, notes)
         return build
 
     return decorate

@@ -21,7 +21,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_EXAMPLES = ("covariate_shift", "himmelblau")
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 HugePages = Annotated[
@@ -119,6 +118,7 @@ def list_networks(
 
     from pyops.models.commands.catalog import catalog
     from pyops.models.data.load import data_names
+    from pyops.models.examples import example_names
 
     entries = catalog()
     if as_json:
@@ -137,7 +137,7 @@ def list_networks(
         data = f"{entry.data} {'x'.join(map(str, entry.input_shape))}"
         table.add_row(entry.name, f"{entry.parameters:,}", in_the_notes, data, entry.notes)
     Console().print(table)
-    print(f"\nData: {', '.join(data_names())}\nExamples: {', '.join(_EXAMPLES)}")
+    print(f"\nData: {', '.join(data_names())}\nExamples: {', '.join(example_names())}")
 
 
 @app.command()
@@ -182,17 +182,13 @@ def compare(
 
 @app.command()
 def example(
-    name: Annotated[str, typer.Argument(help="himmelblau or covariate_shift.")],
+    name: Annotated[str, typer.Argument(help="A name that `pyops list` shows.")],
     output: Annotated[Path, typer.Option(help="Folder of the picture.")] = Path("runs/examples"),
 ) -> None:
     """Run an example of the notes that is no network: gradient descent, or importance weights."""
-    from importlib import import_module
+    from pyops.models.examples import get_example
 
-    from pyops.models.errors import NetworkError, unknown_name
-
-    if name not in _EXAMPLES:
-        raise NetworkError(unknown_name("example", name, _EXAMPLES))
-    for line in import_module(f"pyops.models.examples.{name}").example(output):
+    for line in get_example(name)(output):
         print(line)
     print(f"picture: {output / f'{name}.png'}", file=sys.stderr)
 

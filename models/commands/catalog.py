@@ -12,33 +12,6 @@ from ..data.dataset import Dataset
 from ..data.load import load_data
 from ..registry import Network, get_network, layer_library, network_names
 
-#: Sections of the course notes, by network: the numbers of the sets that have it, and its subject.
-SECTIONS = {
-    "alexnet": "002 004 AlexNet",
-    "batchnorm_lenet": "002 004 Batch normalisation",
-    "googlenet": "002 004 GoogLeNet",
-    "gru": "002 Recurrent networks",
-    "house_price": "001 003 Predicting house prices",
-    "lenet": "002 004 LeNet",
-    "linear_regression": "000 001 002 004 Linear regression",
-    "logistic_regression": "004 Logistic regression",
-    "lstm": "002 003 LSTM",
-    "mlp": "000 001 003 004 Multilayer perceptron",
-    "mlp_dropout": "003 004 Dropout",
-    "nin": "002 Network in network",
-    "perceptron": "000 002 004 Perceptron",
-    "resnet18": "004 ResNet",
-    "resnet34": "004 ResNet",
-    "resnet50": "004 ResNet",
-    "resnet56": "004 ResNet",
-    "rnn": "004 Recurrent networks",
-    "softmax_regression": "000 001 002 Softmax regression",
-    "vgg11": "002 004 VGG",
-    "vgg13": "002 004 VGG",
-    "vgg16": "002 004 VGG",
-    "vgg19": "002 004 VGG",
-}
-
 _FASHION_SIDE, _FASHION_CLASSES = 28, 10
 
 
@@ -47,7 +20,7 @@ class Entry:
     """A network as its default recipe trains it: ``input_shape`` is what it sees of its default data.
 
     ``notes_parameters`` is the number of parameters that a network of images has in the notes, where it is
-    trained on Fashion-MNIST and not made narrower; None for the others.
+    trained on Fashion-MNIST and not made narrower; None for the others. ``notes`` says where it is there.
     """
 
     name: str
@@ -86,7 +59,7 @@ def _entry(name: str, data: Dataset) -> Entry:
         network.task.name,
         network.data,
         data.input_shape,
-        SECTIONS.get(name, ""),
+        network.notes,
     )
 
 

@@ -1,1 +1,7 @@
-"""The networks, a file for each family; every file here is found and imported, so that it may register."""
+"""The networks, a file for each family. All files here are imported, so that each registers its networks."""
+
+from importlib import import_module
+from pathlib import Path
+
+for _file in sorted(Path(__file__).parent.glob("[!_]*.py")):
+    import_module(f"{__name__}.{_file.stem}")

@@ -31,6 +31,7 @@ _WINDOWS = (Window(11, stride=4, padding=1), _POOL, _POOL, _POOL)  # the others 
 
 @register(
     "alexnet",
+    notes="002 004 AlexNet",
     recipe=Recipe(num_epochs=10, lr=0.01, batch_size=128, resize=224),
     digits=Recipe(num_epochs=10, lr=0.001, batch_size=32, optimizer="adam", resize=65, options={"width": 4}),
 )

@@ -32,6 +32,7 @@ _WINDOWS = (Window(5, padding=2), Window(2, stride=2), Window(5), Window(2, stri
 
 @register(
     "batchnorm_lenet",
+    notes="002 004 Batch normalisation",
     recipe=Recipe(num_epochs=10, lr=1.0, batch_size=256, resize=28),
     digits=Recipe(num_epochs=10, lr=0.005, batch_size=32, optimizer="adam", resize=28),
 )

@@ -87,6 +87,7 @@ def _two_convolutions(
 
 @register(
     "googlenet",
+    notes="002 004 GoogLeNet",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=128, resize=96),
     digits=Recipe(num_epochs=12, lr=0.001, batch_size=32, optimizer="adam", resize=32, options={"width": 4}),
 )

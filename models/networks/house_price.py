@@ -26,6 +26,7 @@ from ..tasks import PRICES
 
 @register(
     "house_price",
+    notes="001 003 Predicting house prices",
     recipe=Recipe(num_epochs=150, lr=5.0, batch_size=64, optimizer="adam", weight_decay=0.08),
     task=PRICES,
     data="diabetes",

@@ -116,10 +116,11 @@ def language_model(
     return LanguageModel(name.upper(), num_outputs, hidden, embedding, num_layers, dropout, layers)
 
 
-def _register(name: str) -> Callable[..., nn.Module]:
-    return register(name, recipe=_RECIPE, task=LANGUAGE, data="text")(partial(language_model, name))
+def _register(name: str, notes: str) -> Callable[..., nn.Module]:
+    as_named = register(name, notes=notes, recipe=_RECIPE, task=LANGUAGE, data="text")
+    return as_named(partial(language_model, name))
 
 
-rnn = _register("rnn")  # of tanh units
-lstm = _register("lstm")
-gru = _register("gru")
+rnn = _register("rnn", "004 Recurrent networks")  # of tanh units
+lstm = _register("lstm", "002 003 LSTM")
+gru = _register("gru", "002 Recurrent networks")

@@ -29,6 +29,7 @@ _WINDOWS = (Window(5, padding=2), Window(2, stride=2), Window(5), Window(2, stri
 
 @register(
     "lenet",
+    notes="002 004 LeNet",
     recipe=Recipe(num_epochs=10, lr=0.9, batch_size=256, resize=28),
     # SGD needs thousands of steps to leave the plateau of its sigmoids; the digits have 45 an epoch.
     digits=Recipe(num_epochs=30, lr=0.005, batch_size=32, optimizer="adam", resize=28),

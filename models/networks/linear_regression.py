@@ -25,6 +25,7 @@ from .tools.initialization import init_normal
 
 @register(
     "linear_regression",
+    notes="000 001 002 004 Linear regression",
     recipe=Recipe(num_epochs=3, lr=0.03, batch_size=10),
     task=REGRESSION,
     data="linear",

@@ -26,6 +26,7 @@ from .tools.initialization import init_normal
 
 @register(
     "logistic_regression",
+    notes="004 Logistic regression",
     recipe=Recipe(num_epochs=30, lr=0.1, batch_size=32),
     task=LOGISTIC,
     data="breast_cancer",

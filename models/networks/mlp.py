@@ -30,6 +30,7 @@ from .tools.initialization import init_normal
 
 @register(
     "mlp",
+    notes="000 001 003 004 Multilayer perceptron",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=256),
     digits=Recipe(num_epochs=100, lr=1.0, batch_size=256),
     xor=Recipe(num_epochs=40, lr=0.02, batch_size=4, optimizer="adam"),
@@ -57,6 +58,7 @@ def mlp(
 
 @register(
     "mlp_dropout",
+    notes="003 004 Dropout",
     recipe=Recipe(num_epochs=10, lr=0.5, batch_size=256),
     digits=Recipe(num_epochs=60, lr=0.5, batch_size=128),
 )

@@ -29,6 +29,7 @@ _WINDOWS = (Window(11, stride=4), _POOL, _POOL, _POOL)  # the others keep the si
 
 @register(
     "nin",
+    notes="002 Network in network",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=128, resize=224),
     digits=Recipe(num_epochs=12, lr=0.001, batch_size=32, optimizer="adam", resize=67, options={"width": 2}),
 )

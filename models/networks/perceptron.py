@@ -25,6 +25,7 @@ from ..tasks import PERCEPTRON
 
 @register(
     "perceptron",
+    notes="000 002 004 Perceptron",
     recipe=Recipe(num_epochs=20, lr=1.0, batch_size=1),
     task=PERCEPTRON,
     data="xor",

@@ -38,6 +38,7 @@ from ..registry import register
 from .tools.initialization import init_he
 from .tools.shapes import divided, feature_map
 
+_SECTION = "004 ResNet"
 _NOTES = Recipe(num_epochs=10, lr=0.05, batch_size=256, resize=96)
 _DIGITS = Recipe(num_epochs=5, lr=0.05, batch_size=32, resize=32, options={"width": 4})
 
@@ -180,7 +181,12 @@ def resnet(
     return _network(modules, channels[-1], num_classes, layers)
 
 
-@register("resnet56", recipe=Recipe(num_epochs=10, lr=0.1, batch_size=128, resize=32), digits=_DIGITS)
+@register(
+    "resnet56",
+    notes=_SECTION,
+    recipe=Recipe(num_epochs=10, lr=0.1, batch_size=128, resize=32),
+    digits=_DIGITS,
+)
 def resnet56(
     image_shape: Sequence[int], num_classes: int, *, width: int = 1, layers: ModuleType = pyops.nn
 ) -> nn.Module:
@@ -202,7 +208,7 @@ def resnet56(
 
 
 def _register(name: str, block: _Block, *stages: tuple[int, int]) -> Callable[..., nn.Module]:
-    return register(name, recipe=_NOTES, digits=_DIGITS)(partial(resnet, name, block, stages))
+    return register(name, notes=_SECTION, recipe=_NOTES, digits=_DIGITS)(partial(resnet, name, block, stages))
 
 
 resnet18 = _register("resnet18", _basic, (64, 2), (128, 2), (256, 2), (512, 2))

@@ -27,6 +27,7 @@ from .tools.initialization import init_normal
 
 @register(
     "softmax_regression",
+    notes="000 001 002 Softmax regression",
     recipe=Recipe(num_epochs=10, lr=0.1, batch_size=256),
     digits=Recipe(num_epochs=30, lr=0.5, batch_size=32),
 )

@@ -26,6 +26,7 @@ from .tools.shapes import Window, divided, feature_map
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _HIDDEN = 4096
+_SECTION = "002 004 VGG"
 _NOTES = Recipe(num_epochs=10, lr=0.05, batch_size=128, resize=224)
 _DIGITS = Recipe(num_epochs=12, lr=0.0003, batch_size=32, optimizer="adam", resize=32, options={"width": 8})
 
@@ -83,7 +84,8 @@ def _block(number: int, in_channels: int, out_channels: int, layers: ModuleType)
 
 
 def _register(*convolutions: int) -> Callable[..., nn.Module]:
-    return register(_name(convolutions), recipe=_NOTES, digits=_DIGITS)(partial(vgg, convolutions))
+    as_named = register(_name(convolutions), notes=_SECTION, recipe=_NOTES, digits=_DIGITS)
+    return as_named(partial(vgg, convolutions))
 
 
 vgg11 = _register(1, 1, 2, 2, 2)
