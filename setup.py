@@ -23,6 +23,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
 #: Folders of the source tree, by the names of the packages that they are installed as.
 PACKAGE_FOLDERS = {
     "pyops": "pyops",
@@ -120,14 +121,14 @@ class BuildKernels(build_ext):
 
     def ninja_lines(self, torch_dir: Path, nvcc: str | None, archs: list[str]) -> list[str]:
         cxx = os.environ.get("CXX", "g++")
-        common = f"-std=c++17 -O3 {STABLE_ABI} -isystem {torch_dir}/include $flags -c $in -o $out"
+        common = f"-std=c++17 -O3 {STABLE_ABI} -I{CSRC} -isystem {torch_dir}/include $flags -c $in -o $out"
         # GCC takes its own AVX-512 headers to read uninitialised values (GCC bug 105593).
         warnings = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
         # libtorch.so needs libtorch_cuda.so where torch has CUDA, and exists everywhere.
         torch_libraries = f"-L{torch_dir}/lib -ltorch -ltorch_cpu"
         hidden = "-Xcompiler=-fPIC,-fvisibility=hidden"
         no_exports = (
-            f"--version-script={ROOT}/csrc/exports.map"  # templates of the standard library are not hidden
+            f"--version-script={CSRC}/exports.map"  # templates of the standard library are not hidden
         )
         rules = {
             "cxx": f"{cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
@@ -139,22 +140,27 @@ class BuildKernels(build_ext):
         lines = [f"rule {name}\n command = {command}" for name, command in rules.items()]
         lines = [f"{r}\n depfile = $out.d\n deps = gcc" if "$out.d" in r else r for r in lines]
 
-        def library(target: str, sources: list[Path], compile_rule: str, link_rule: str, flags: str) -> None:
-            objects = [self.work / target / f"{source.name}.o" for source in sources]
-            for source, o in zip(sources, objects, strict=True):
-                lines.append(f"build {o}: {compile_rule} {source}\n flags = {flags}")
-            lines.append(f"build {self.out}/{target}: {link_rule} {' '.join(map(str, objects))}")
+        def link(target: str, rule: str, objects: list[Path]) -> None:
+            lines.append(f"build {self.out}/{target}: {rule} {' '.join(map(str, objects))}")
             self.targets.append(f"{self.out}/{target}")
 
+        def library(target: str, folder: str, compile_rule: str, link_rule: str, flags: str) -> None:
+            suffix = {"cxx": "cpp", "nvcc": "cu"}[compile_rule]
+            sources = sorted(CSRC.glob(f"{folder}/**/*.{suffix}"))
+            objects = [self.work / target / f"{source.relative_to(CSRC)}.o" for source in sources]
+            for source, o in zip(sources, objects, strict=True):
+                lines.append(f"build {o}: {compile_rule} {source}\n flags = {flags}")
+            link(target, link_rule, objects)
+
         for isa, flags in CPU_FLAGS.items():
-            sources = sorted(ROOT.glob("csrc/cpu/*.cpp"))
-            library(f"_lib/libpyops_cpu_{isa}.so", sources, "cxx", "link", flags)
+            library(f"_lib/libpyops_cpu_{isa}.so", "cpu", "cxx", "link", flags)
         if nvcc:
-            sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
-            library("_lib/libpyops_cuda.so", sources, "nvcc", "link_cuda", gencode(archs))
+            library("_lib/libpyops_cuda.so", "cuda", "nvcc", "link_cuda", gencode(archs))
         module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
-        flags = f"-isystem {sysconfig.get_path('include')} -I{self.work}"
-        library(module, [ROOT / "csrc/build_info.cpp"], "cxx", "link_module", flags)
+        info = self.work / f"{module}.o"
+        lines.append(f"build {info}: cxx {CSRC}/build_info.cpp")
+        lines.append(f" flags = -isystem {sysconfig.get_path('include')} -I{self.work}")
+        link(module, "link_module", [info])
         return lines
 
     def get_outputs(self) -> list[str]:

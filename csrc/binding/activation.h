@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "../math/activation.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/activation.h"
 
 namespace pyops {
 

@@ -1,9 +1,9 @@
 // Checks of the batch normalisation ops that hold on every device.
 #pragma once
 
-#include "../math/activation.h"
-#include "../math/batch_norm.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/activation.h"
+#include "math/batch_norm.h"
 
 namespace pyops {
 

@@ -1,9 +1,9 @@
 // Checks of the two-dimensional convolution that hold on every device.
 #pragma once
 
-#include "../math/activation.h"
-#include "../math/conv2d.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/activation.h"
+#include "math/conv2d.h"
 
 namespace pyops {
 

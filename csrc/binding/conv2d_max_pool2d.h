@@ -2,8 +2,8 @@
 // pyops/ops/conv2d_max_pool2d.py.
 #pragma once
 
-#include "conv2d.h"
-#include "pooling.h"
+#include "binding/conv2d.h"
+#include "binding/pooling.h"
 
 namespace pyops {
 

@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "class_rows.h"
+#include "binding/class_rows.h"
 
 namespace pyops {
 

@@ -1,9 +1,9 @@
 // Checks of dropout and of its fusions that hold on every device.
 #pragma once
 
-#include "../math/activation.h"
-#include "../math/dropout.h"
-#include "softmax.h"
+#include "binding/softmax.h"
+#include "math/activation.h"
+#include "math/dropout.h"
 
 namespace pyops {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops {
 

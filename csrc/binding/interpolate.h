@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../math/interpolate.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/interpolate.h"
 
 namespace pyops {
 

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "dropout.h"
+#include "binding/dropout.h"
 
 namespace pyops {
 

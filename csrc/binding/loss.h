@@ -1,8 +1,8 @@
 // Arguments of the elementwise loss ops and their checks, on every device.
 #pragma once
 
-#include "../math/loss.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/loss.h"
 
 namespace pyops {
 

@@ -7,7 +7,7 @@
 #include <array>
 #include <optional>
 
-#include "tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops {
 

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "class_rows.h"
+#include "binding/class_rows.h"
 
 namespace pyops {
 

@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include "../math/pooling.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/pooling.h"
 
 namespace pyops {
 

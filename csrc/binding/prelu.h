@@ -1,8 +1,8 @@
 // Checks of the prelu ops that hold on every device.
 #pragma once
 
-#include "../common/macros.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "common/macros.h"
 
 namespace pyops {
 

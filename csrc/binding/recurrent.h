@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "../math/recurrent.h"
-#include "tensor.h"
+#include "binding/tensor.h"
+#include "math/recurrent.h"
 
 namespace pyops {
 

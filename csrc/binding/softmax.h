@@ -1,7 +1,7 @@
 // Checks of the softmax ops that hold on every device.
 #pragma once
 
-#include "tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops {
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <utility>
 
-#include "tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops {
 

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/dtypes.h"
+#include "common/dtypes.h"
 
 namespace pyops {
 

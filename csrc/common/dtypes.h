@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "macros.h"
+#include "common/macros.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

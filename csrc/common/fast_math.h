@@ -1,14 +1,14 @@
 // Scalar math for host and device under one set of names.
 //
-// The formulas in csrc/math call these unqualified; csrc/cpu/vec.h and vec_math.h add overloads for SIMD
-// vectors, which argument-dependent lookup finds, so that one formula serves a CUDA thread, a scalar loop and
-// a vector.
+// The formulas in csrc/math call these unqualified; csrc/cpu/simd/vec.h and cpu/simd/math.h add overloads for
+// SIMD vectors, which argument-dependent lookup finds, so that one formula serves a CUDA thread, a scalar
+// loop and a vector.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

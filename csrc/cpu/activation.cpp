@@ -1,9 +1,9 @@
 // Activations on the CPU.
-#include "activation.h"
+#include "cpu/activation.h"
 
-#include "../binding/activation.h"
-#include "elementwise.h"
-#include "output_cache.h"
+#include "binding/activation.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/simd/elementwise.h"
 
 namespace pyops::cpu {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../binding/tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops::cpu {
 

@@ -1,11 +1,11 @@
 // Dropout, and bias + activation + dropout + residual in one pass, on the CPU.
-#include "../binding/dropout.h"
+#include "binding/dropout.h"
 
 #include <numeric>
 
-#include "fused_epilogue.h"
-#include "output_cache.h"
-#include "parallel.h"
+#include "cpu/epilogue/fused.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
 
 namespace pyops::cpu {
 namespace {

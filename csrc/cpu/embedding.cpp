@@ -1,13 +1,13 @@
 // Embedding on the CPU: rows gathered forward; backward sorts the positions by row and sums rows in parallel.
-#include "../math/embedding.h"
+#include "math/embedding.h"
 
 #include <cstring>
 #include <memory>
 
-#include "../binding/embedding.h"
-#include "output_cache.h"
-#include "parallel.h"
-#include "rows.h"
+#include "binding/embedding.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/rows.h"
 
 namespace pyops::cpu {
 namespace {

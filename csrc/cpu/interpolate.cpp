@@ -1,12 +1,12 @@
 // Nearest-neighbour interpolation on the CPU: rows copied forward, gathered sums of output ranges backward.
-#include "../math/interpolate.h"
+#include "math/interpolate.h"
 
 #include <cstring>
 
-#include "../binding/interpolate.h"
-#include "output_cache.h"
-#include "parallel.h"
-#include "rows.h"
+#include "binding/interpolate.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/rows.h"
 
 namespace pyops::cpu {
 namespace {

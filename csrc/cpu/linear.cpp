@@ -1,22 +1,23 @@
-// linear with bias, activation and dropout on the CPU: the product by gemm.h (or torch's library where that
-// is faster), what follows it while the output is in cache.
-#include "../binding/linear.h"
+// linear with bias, activation and dropout on the CPU: the product by cpu/gemm/gemm.h (or torch's library
+// where that is faster), what follows it while the output is in cache.
+#include "binding/linear.h"
 
 #include <tuple>
 #include <type_traits>
 
-#include "../binding/matmul.h"
-#include "gemm_tensor.h"
-#include "matrix_epilogue.h"
-#include "output_cache.h"
+#include "binding/matmul.h"
+#include "cpu/epilogue/matrix.h"
+#include "cpu/gemm/operand.h"
+#include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
 namespace {
 
-// oneDNN multiplies bfloat16 pairs by an instruction that gemm.h does not have, but takes 10 us to begin.
-// Measured on Zen 4, one thread, times of gemm.h relative to oneDNN: [256, 784] x [784, 256] 2.0, [8, 784] x
-// [784, 256] 1.2, [32, 16] x [16, 16] 0.2; in float16, without its own instructions, 0.1 to 0.02. Products of
-// few rows or terms (gemm_thin.h) are ours. float32 and float64 are ours throughout: 0.5.
+// oneDNN multiplies bfloat16 pairs by an instruction that cpu/gemm/gemm.h does not have, but takes 10 us to
+// begin. Measured on Zen 4, one thread, times of cpu/gemm/gemm.h relative to oneDNN: [256, 784] x [784,
+// 256] 2.0, [8, 784] x [784, 256] 1.2, [32, 16] x [16, 16] 0.2; in float16, without its own instructions, 0.1
+// to 0.02. Products of few rows or terms (cpu/gemm/skinny.h) are ours. float32 and float64 are ours
+// throughout: 0.5.
 bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #if defined(__x86_64__)
   constexpr double kLeastWork = 1 << 21;

@@ -2,11 +2,11 @@
 //
 // Forward reads input and target once, backward reads them again and writes the gradient. A scalar loss can
 // write its gradient in the forward pass, so that backward reads nothing.
-#include "../math/loss.h"
+#include "math/loss.h"
 
-#include "../binding/loss.h"
-#include "loss_chunks.h"
-#include "output_cache.h"
+#include "binding/loss.h"
+#include "cpu/loss_chunks.h"
+#include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
 namespace {

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <functional>
 
-#include "../binding/loss.h"
-#include "elementwise.h"
+#include "binding/loss.h"
+#include "cpu/simd/elementwise.h"
 
 namespace pyops::cpu {
 

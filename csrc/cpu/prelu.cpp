@@ -3,15 +3,15 @@
 // The slopes repeat after a period of channels * inner elements. With a short period (one slope, channels
 // last, few pixels) the tensor is treated as rows of several periods, and vectors run along a row of slopes;
 // otherwise vectors run along the elements of one channel.
-#include "../math/prelu.h"
+#include "math/prelu.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "../binding/prelu.h"
-#include "output_cache.h"
-#include "parallel.h"
-#include "rows.h"
+#include "binding/prelu.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/rows.h"
 
 namespace pyops::cpu {
 namespace {

@@ -1,7 +1,7 @@
 // Activations on CUDA.
-#include "../binding/activation.h"
-#include "elementwise.cuh"
-#include "tensor.cuh"
+#include "binding/activation.h"
+#include "cuda/device/elementwise.cuh"
+#include "cuda/device/tensor.cuh"
 
 namespace pyops::cuda {
 namespace {

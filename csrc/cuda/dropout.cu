@@ -5,10 +5,10 @@
 // in order.
 #include <algorithm>
 
-#include "../binding/dropout.h"
-#include "dropout.cuh"
-#include "fused_epilogue.cuh"
-#include "tensor.cuh"
+#include "binding/dropout.h"
+#include "cuda/device/tensor.cuh"
+#include "cuda/dropout.cuh"
+#include "cuda/epilogue/fused.cuh"
 
 namespace pyops::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../binding/tensor.h"
+#include "binding/tensor.h"
 
 namespace pyops::cuda {
 

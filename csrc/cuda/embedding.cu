@@ -6,12 +6,12 @@
 // by as many threads as any other, always in the same order.
 #include <climits>
 
-#include "../binding/embedding.h"
-#include "../binding/sort.h"
-#include "../math/embedding.h"
-#include "memory.cuh"
-#include "reduce.cuh"
-#include "tensor.cuh"
+#include "binding/embedding.h"
+#include "binding/sort.h"
+#include "cuda/device/memory.cuh"
+#include "cuda/device/reduce.cuh"
+#include "cuda/device/tensor.cuh"
+#include "math/embedding.h"
 
 namespace pyops::cuda {
 namespace {

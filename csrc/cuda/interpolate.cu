@@ -3,10 +3,10 @@
 // Elements are taken in memory order. Where the channels are last and fill whole packs, a pack has one source
 // pixel; otherwise a pack of outputs collects single elements. Backward computes which outputs copied an
 // input element (NearestAxis::first_output) and adds them in order.
-#include "../binding/interpolate.h"
-#include "../math/interpolate.h"
-#include "memory.cuh"
-#include "tensor.cuh"
+#include "binding/interpolate.h"
+#include "cuda/device/memory.cuh"
+#include "cuda/device/tensor.cuh"
+#include "math/interpolate.h"
 
 namespace pyops::cuda {
 namespace {

@@ -1,10 +1,10 @@
 // linear with bias, activation and dropout on CUDA. The products are the vendor's, through torch; bias and
 // product are one call, activation and dropout one pass over its result, their derivatives and the bias's
 // gradient one pass over the gradient.
-#include "../binding/linear.h"
-#include "../binding/matmul.h"
-#include "dropout.cuh"
-#include "tensor.cuh"
+#include "binding/linear.h"
+#include "binding/matmul.h"
+#include "cuda/device/tensor.cuh"
+#include "cuda/dropout.cuh"
 
 namespace pyops::cuda {
 namespace {

@@ -1,9 +1,9 @@
 // Elementwise losses on CUDA: forward sums terms over 16-byte packs, backward writes their slopes.
-#include "../binding/loss.h"
-#include "../math/loss.h"
-#include "loss.cuh"
-#include "memory.cuh"
-#include "tensor.cuh"
+#include "binding/loss.h"
+#include "cuda/device/memory.cuh"
+#include "cuda/device/tensor.cuh"
+#include "cuda/loss.cuh"
+#include "math/loss.h"
 
 namespace pyops::cuda {
 namespace {

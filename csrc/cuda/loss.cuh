@@ -1,8 +1,8 @@
 // What the losses over class indices share: reading a target, and summing row losses in a fixed order.
 #pragma once
 
-#include "../binding/tensor.h"
-#include "reduce.cuh"
+#include "binding/tensor.h"
+#include "cuda/device/reduce.cuh"
 
 namespace pyops::cuda {
 

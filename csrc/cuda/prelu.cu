@@ -4,10 +4,10 @@
 // are neighbours, a group of threads takes such a run and leaves one sum. Otherwise (one slope, channels
 // last, few pixels) the tensor is seen as rows of whole periods of slopes: a thread keeps its columns, whose
 // slopes and sums stay in registers. A last kernel adds up the sums in a fixed order.
-#include "../binding/prelu.h"
-#include "../math/prelu.h"
-#include "rows.cuh"
-#include "tensor.cuh"
+#include "binding/prelu.h"
+#include "cuda/classes/rows.cuh"
+#include "cuda/device/tensor.cuh"
+#include "math/prelu.h"
 
 namespace pyops::cuda {
 namespace {

@@ -8,9 +8,9 @@
 
 #include <cstdint>
 
-#include "../common/fast_math.h"
-#include "../common/macros.h"
-#include "normal.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
+#include "math/normal.h"
 
 namespace pyops::math {
 

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "../common/dtypes.h"
-#include "../common/fast_math.h"
-#include "../common/macros.h"
-#include "../common/multiply_add.h"
+#include "common/dtypes.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
+#include "common/multiply_add.h"
 
 namespace pyops::math {
 

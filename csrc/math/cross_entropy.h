@@ -15,8 +15,8 @@
 //   dloss/dx_c = v [ (sum_j q_j + 2 z lse) p_c - q_c ].
 #pragma once
 
-#include "../common/macros.h"
-#include "softmax.h"
+#include "common/macros.h"
+#include "math/softmax.h"
 
 namespace pyops::math {
 

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../common/macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

@@ -1,7 +1,7 @@
 // Embedding: the norms of rows, and the factor that shortens a row whose norm is too large.
 #pragma once
 
-#include "../common/fast_math.h"
+#include "common/fast_math.h"
 
 namespace pyops::math {
 

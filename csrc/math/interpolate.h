@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../common/macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "../common/fast_math.h"
-#include "../common/macros.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

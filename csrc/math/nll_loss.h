@@ -1,7 +1,7 @@
 // Negative log-likelihood of one row: loss = -w_y log p_y, and its only non-zero derivative, -w_y.
 #pragma once
 
-#include "../common/macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

@@ -8,8 +8,8 @@
 
 #include <cstddef>
 
-#include "../common/fast_math.h"
-#include "../common/macros.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

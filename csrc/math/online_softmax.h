@@ -4,8 +4,8 @@
 // adding.
 #pragma once
 
-#include "../common/macros.h"
-#include "softmax.h"
+#include "common/macros.h"
+#include "math/softmax.h"
 
 namespace pyops::math {
 

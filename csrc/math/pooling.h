@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "../common/macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

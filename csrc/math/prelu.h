@@ -2,8 +2,8 @@
 // of numbers on the CPU. Where x is NaN, the slope's side is taken, as torch does.
 #pragma once
 
-#include "../common/fast_math.h"
-#include "../common/macros.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

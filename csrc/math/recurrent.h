@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "activation.h"
+#include "math/activation.h"
 
 namespace pyops::math {
 

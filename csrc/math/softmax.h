@@ -8,8 +8,8 @@
 //   softmax:      dx_c = y_c (g_c - sum_j g_j y_j)         log-softmax:  dx_c = g_c - exp(y_c) sum_j g_j
 #pragma once
 
-#include "../common/fast_math.h"
-#include "../common/macros.h"
+#include "common/fast_math.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

@@ -9,7 +9,7 @@
 // transposed. Multiplying by 1/2 is exact, so all rounding is that of a few additions.
 #pragma once
 
-#include "../common/macros.h"
+#include "common/macros.h"
 
 namespace pyops::math {
 

@@ -1,7 +1,7 @@
 """Average pooling, with sliding and with adaptive windows: schemas, autograd and public functions.
 
-Kernels: ``csrc/cpu/avg_pool2d.cpp``, ``csrc/cuda/avg_pool2d.cu``, ``triton_kernels/avg_pool2d.py``; the
-geometry is in ``csrc/math/pooling.h``.
+Kernels: ``pooling/avg_pool2d`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the geometry is in
+ ``csrc/math/pooling.h``.
 
 Tensors of the raw ops are contiguous, [N, H, W, C] with ``channels_last`` and else [N, C, H, W] or
 [C, H, W].

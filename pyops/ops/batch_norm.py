@@ -1,7 +1,7 @@
 """Batch normalisation with residual and activation: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/batch_norm.cpp``, ``csrc/cuda/batch_norm.cu``, ``triton_kernels/batch_norm.py``; the
-formulas are in ``csrc/math/batch_norm.h``.
+Kernels: ``batch_norm/`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the formulas are in
+ ``csrc/math/batch_norm.h``.
 
 Tensors of the raw ops are contiguous; ``dim`` is the dimension of the channels in them, the last one for
 channels_last. A batch's statistics are two vectors: ``mean`` in float64, because the mean of large values

@@ -1,7 +1,7 @@
 """Two-dimensional convolution with bias, residual and activation: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/conv2d.cpp``, ``csrc/cuda/conv2d.cu``; the geometry is in ``csrc/math/conv2d.h``. A
-backend without a kernel for it uses the reference formula.
+Kernels: ``conv2d/`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the geometry is in
+``csrc/math/conv2d.h``. A backend without a kernel for it uses the reference formula.
 """
 
 from __future__ import annotations

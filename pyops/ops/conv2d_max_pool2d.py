@@ -1,10 +1,10 @@
 """Convolution, bias, activation and max pooling in one: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/conv2d_max_pool2d.cpp``, ``csrc/cuda/conv2d_max_pool2d.cu``. The convolution's output is
-never written: forward writes the pooled output and one byte for each of its elements; backward turns the
-pooled gradient into the convolution's, from which ``conv2d_backward``, without activation and bias, forms the
-gradients of input and weight. Where a backend has no kernels, its ``conv2d`` and ``max_pool2d`` follow each
-other.
+Kernels: ``conv2d/conv2d_max_pool2d`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``. The
+convolution's output is never written: forward writes the pooled output and one byte for each of its
+elements; backward turns the pooled gradient into the convolution's, from which ``conv2d_backward``, without
+activation and bias, forms the gradients of input and weight. Where a backend has no kernels, its ``conv2d``
+and ``max_pool2d`` follow each other.
 
 The raw ops take ``input`` and ``weight`` as ``conv2d_forward`` does, and all tensors of the output's shape
 in one memory format: channels_last where input or weight is, by the strides, else contiguous. ``grad_conv``

@@ -2,8 +2,8 @@
 
 Forward reads the logits once and keeps two numbers per row (maximum and log-sum); backward reads them
 again and writes the gradient. On the CPU, forward writes the gradient of a scalar float32 or float64 loss
-at once, while the row is in cache. Kernels: ``csrc/cpu/cross_entropy.cpp``, ``csrc/cuda/cross_entropy.cu``,
-``triton_kernels/cross_entropy.py``; the formulas are in ``csrc/math/cross_entropy.h``.
+at once, while the row is in cache. Kernels: ``classes/cross_entropy`` in ``csrc/cpu``,
+``csrc/cuda`` and ``triton_kernels``; the formulas are in ``csrc/math/cross_entropy.h``.
 """
 
 from __future__ import annotations

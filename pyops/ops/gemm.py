@@ -1,6 +1,6 @@
 """Matrix multiply-accumulate, the building block of the fused linear ops. Not a public function.
 
-Kernels: ``csrc/cpu/gemm.cpp`` and ``triton_kernels/gemm.py``; CUDA C++ uses the vendor's library through
+Kernels: ``csrc/cpu/gemm/gemm.cpp`` and ``triton_kernels/gemm.py``; CUDA C++ uses the vendor's library through
 torch, which no kernel of ours would beat.
 """
 

@@ -1,7 +1,7 @@
 """Max pooling: schemas, autograd and public function.
 
-Kernels: ``csrc/cpu/max_pool2d.cpp``, ``csrc/cuda/max_pool2d.cu``, ``triton_kernels/max_pool2d.py``; the
-geometry is in ``csrc/math/pooling.h``.
+Kernels: ``pooling/max_pool2d`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the geometry is in
+ ``csrc/math/pooling.h``.
 
 Tensors of the raw ops are contiguous, [N, H, W, C] with ``channels_last`` and else [N, C, H, W] or
 [C, H, W]. ``argmax`` holds the position in its window of each maximum, row by row: one byte, or int32 when

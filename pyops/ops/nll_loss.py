@@ -1,7 +1,7 @@
 """Negative log-likelihood loss: schema, autograd and public function.
 
-Kernels: ``csrc/cpu/nll_loss.cpp``, ``csrc/cuda/nll_loss.cu``, ``triton_kernels/nll_loss.py``; the formula is
-in ``csrc/math/nll_loss.h``.
+Kernels: ``classes/nll_loss`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the formula is in
+ ``csrc/math/nll_loss.h``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recurrent layers: schemas, autograd and one direction of one layer. Not a public function.
 
 The public functions, which stack layers and directions, are in ``recurrent_stack.py``. Kernels:
-``csrc/cpu/recurrent.cpp``, ``csrc/cuda/recurrent.cu``, ``triton_kernels/recurrent.py``; the formulas are in
+``recurrent/`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the formulas are in
 ``csrc/math/recurrent.h``.
 
 Tensors of the raw ops are contiguous, of one dtype, for T steps of N sequences, I inputs and H units:

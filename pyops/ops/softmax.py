@@ -1,7 +1,7 @@
 """Softmax and log-softmax: schemas, autograd and public functions.
 
-Kernels: ``csrc/cpu/softmax.cpp``, ``csrc/cuda/softmax.cu``, ``triton_kernels/softmax.py``; the formulas are
-in ``csrc/math/softmax.h``.
+Kernels: ``classes/softmax`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the formulas are in
+ ``csrc/math/softmax.h``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import pytest
 from tests.suite.processes import ROOT
 
 LIBRARY = ROOT / "pyops" / "_lib" / "libpyops_cuda.so"
-SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
@@ -151,7 +151,7 @@ def test_packs_move_16_bytes_at_once(source: str, sass: Path) -> None:
         assert not re.search(r"\b(LDG|STG)\.E\.[US]8\b", code)
 
 
-@pytest.mark.parametrize("source", ["conv2d_products", "conv2d_weight", "conv2d_max_pool2d"])
+@pytest.mark.parametrize("source", ["products", "weight", "conv2d_max_pool2d"])
 def test_convolutions_run_on_tensor_cores(source: str, sass: Path) -> None:
     """Matrix instructions, their loads from shared memory, and asynchronous copies into it."""
     code = instructions(sass, source)
@@ -160,14 +160,14 @@ def test_convolutions_run_on_tensor_cores(source: str, sass: Path) -> None:
     for kernel in kernels:
         kind = kernel.splitlines()[0]
         # Only TF32 operands that are not innermost, the weight gradient's, are read word by word.
-        loads = ["LDS"] if "TensorCoresIf" in kind and source == "conv2d_weight" else ["LDSM"]
+        loads = ["LDS"] if "TensorCoresIf" in kind and source == "weight" else ["LDSM"]
         for instruction in ["HMMA", "LDGSTS", *loads]:
             assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"
 
 
 def test_recurrent_loops_run_on_tensor_cores(sass: Path) -> None:
     """What other blocks have written is read 16 bytes at once and past the L1 cache, which may be stale."""
-    kernels = instructions(sass, "recurrent_grid").split("Function : ")[1:]
+    kernels = instructions(sass, "grid").split("Function : ")[1:]
     assert kernels
     for kernel in kernels:
         kind = kernel.splitlines()[0]

@@ -34,7 +34,8 @@ TRITON_MUTANTS: dict[str, TritonMutant] = {
     name: mutant for module in MODULES for name, mutant in getattr(module, "TRITON_MUTANTS", {}).items()
 }
 
-SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+_CPU = ROOT / "csrc" / "cpu"
+SOURCES = sorted(str(path.relative_to(_CPU).with_suffix("")) for path in _CPU.rglob("*.cpp"))
 TORCH = Path(torch.__file__).parent
 
 # Of the baseline variant, and unoptimised: the compiler's time is what counts here.
@@ -52,8 +53,8 @@ def precompile_headers(folder: Path) -> list[str]:
 
 
 def compile_object(tree: Path, source: str, headers: list[str]) -> Path:
-    target = tree / f"{source}.o"
-    command = [*COMPILE, *headers, "-c", str(tree / "cpu" / f"{source}.cpp"), "-o", str(target)]
+    target = tree / f"{source.replace('/', '_')}.o"
+    command = [*COMPILE, f"-I{tree}", *headers, "-c", str(tree / "cpu" / f"{source}.cpp"), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 EMULATION_DIR = Path(__file__).resolve().parent
 ROOT = EMULATION_DIR.parents[1]
+CSRC = ROOT / "csrc"
 CACHE_DIR = ROOT / "build" / "cuda_emulation"
 
 NAMESPACE = "pyops_emulated"
@@ -58,12 +59,10 @@ def _torch_flags() -> tuple[list[str], list[str]]:
 def _hash(sources: list[Path], flags: list[str]) -> str:
     digest = hashlib.sha256(" ".join([str(compiler()), *flags]).encode())
     headers = [
-        path
-        for folder in ("binding", "common", "cuda", "math")
-        for path in (ROOT / "csrc" / folder).glob("*.*h")
+        path for folder in ("binding", "common", "cuda", "math") for path in (CSRC / folder).rglob("*.*h")
     ]
     for path in sorted({*sources, *headers, *EMULATION_DIR.glob("*.h")}):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -81,7 +80,7 @@ def compile_library(name: str, sources: list[Path], *, sanitize: bool = False, t
     """
     compile_flags, link_flags = _torch_flags() if torch else ([], [])
     flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", *_OPTIMISATION]
-    flags += [*(_SANITIZE if sanitize else ()), f"-I{EMULATION_DIR}", f"-I{ROOT / 'csrc'}", *compile_flags]
+    flags += [*(_SANITIZE if sanitize else ()), f"-I{EMULATION_DIR}", f"-I{CSRC}", *compile_flags]
     sources = [*sources, EMULATION_DIR / "emulator.cpp"]
     stem = f"{name}_asan" if sanitize else name
     library = CACHE_DIR / f"lib{stem}_{_hash(sources, flags)}.so"
@@ -89,7 +88,7 @@ def compile_library(name: str, sources: list[Path], *, sanitize: bool = False, t
         return library
     work = CACHE_DIR / f"{library.stem}.{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
-    objects = [work / f"{source.stem}.o" for source in sources]
+    objects = [work / f"{i}_{source.stem}.o" for i, source in enumerate(sources)]
     command = [str(compiler()), *flags]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(
@@ -115,7 +114,7 @@ def _run(command: list[str]) -> None:
 
 def build_ops(*, sanitize: bool = False) -> Path:
     """Compile every source of ``csrc/cuda``."""
-    return compile_library("pyops_emulated", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), sanitize=sanitize)
+    return compile_library("pyops_emulated", sorted((CSRC / "cuda").rglob("*.cu")), sanitize=sanitize)
 
 
 @functools.cache

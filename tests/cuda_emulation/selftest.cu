@@ -4,9 +4,9 @@
 #include <cstring>
 #include <exception>
 
-#include "cuda/grid_sync.cuh"
+#include "cuda/device/grid_sync.cuh"
+#include "cuda/device/mma.cuh"
 #include "cuda/launch.h"
-#include "cuda/mma.cuh"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""Elementary functions that Triton has not, or not accurately: the formulas of csrc/cpu/vec_math.h and
+"""Elementary functions that Triton has not, or not accurately: the formulas of csrc/cpu/simd/math.h and
 csrc/math/normal.h.
 
 Arguments are float32 or float64 tensors. ``storage`` is the dtype that results are stored as, which may allow

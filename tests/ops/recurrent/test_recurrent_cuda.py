@@ -1,5 +1,5 @@
-"""The ways in which CUDA runs the time loop of a recurrent layer (csrc/cuda/recurrent.cuh): which one is
-taken, and that it is right. Layers that fit one block are in test_recurrent.py."""
+"""The ways in which CUDA runs the time loop of a recurrent layer (csrc/cuda/recurrent/recurrent.cuh):
+which one is taken, and that it is right. Layers that fit one block are in test_recurrent.py."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ MUTANTS = {
         "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("activation",)
     ),
     "elementwise_loop_leaves_the_end_out": Mutant(
-        "cpu/elementwise.h", "for (; i < n; i += kLanes) {", "for (; i + kLanes <= n; i += kLanes) {",
+        "cpu/simd/elementwise.h", "for (; i < n; i += kLanes) {", "for (; i + kLanes <= n; i += kLanes) {",
         ("activation",),
     ),
 }  # fmt: skip

@@ -119,15 +119,18 @@ MUTANTS = {
         "math/pooling.h",
         "smaller(begin + axis.kernel, axis.in + axis.padding) - begin",
         "axis.kernel",
-        ("avg_pool2d",),
+        ("pooling/avg_pool2d",),
     ),
     "adaptive_windows_do_not_overlap": Mutant(
         "math/pooling.h",
         "quotient_up((k + 1) * n, m)",
         "quotient((k + 1) * n, m)",
-        ("avg_pool2d",),
+        ("pooling/avg_pool2d",),
     ),
     "average_gradient_repeats_the_row_of_another_image": Mutant(
-        "cpu/avg_pool2d.cpp", "image == last_image_ && rows", "last_image_ >= 0 && rows", ("avg_pool2d",)
+        "cpu/pooling/avg_pool2d.cpp",
+        "image == last_image_ && rows",
+        "last_image_ >= 0 && rows",
+        ("pooling/avg_pool2d",),
     ),
 }

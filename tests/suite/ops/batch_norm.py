@@ -166,32 +166,35 @@ MUTANTS = {
         "math/batch_norm.h",
         "a.m2 + b.m2 + delta * delta * a.count * part",
         "a.m2 + b.m2",
-        ("batch_norm",),
+        ("batch_norm/batch_norm",),
     ),
     "batch_norm_running_variance_is_biased": Mutant(
-        "math/batch_norm.h", "variance * (count / (count - 1.0))", "variance", ("batch_norm",)
+        "math/batch_norm.h", "variance * (count / (count - 1.0))", "variance", ("batch_norm/batch_norm",)
     ),
     "batch_norm_gradient_ignores_the_mean": Mutant(
-        "math/batch_norm.h", "-s * mean_grad - slope * rest", "-slope * rest", ("batch_norm",)
+        "math/batch_norm.h", "-s * mean_grad - slope * rest", "-slope * rest", ("batch_norm/batch_norm",)
     ),
     "batch_norm_eval_goes_through_the_batch": Mutant(
-        "cpu/batch_norm.cpp", "needs_input && training;", "needs_input;", ("batch_norm",)
+        "cpu/batch_norm/batch_norm.cpp",
+        "needs_input && training;",
+        "needs_input;",
+        ("batch_norm/batch_norm",),
     ),
     "batch_norm_mask_is_taken_before_the_residual": Mutant(
-        "cpu/batch_norm_run.h",
+        "cpu/batch_norm/run.h",
         "bits_above(v, math",
         "bits_above(residual ? v - load_lanes(residual + i, lanes) : v, math",
-        ("batch_norm",),
+        ("batch_norm/batch_norm",),
     ),
     "batch_norm_run_counts_the_missing_lanes": Mutant(
-        "cpu/batch_norm_blocks.h", "std::min<int64_t>(kLanes, n - i)), shift));",
+        "cpu/batch_norm/blocks.h", "std::min<int64_t>(kLanes, n - i)), shift));",
         "std::min<int64_t>(kLanes, n - i))));",
-        ("batch_norm",),
+        ("batch_norm/batch_norm",),
     ),
     "batch_norm_chunks_of_rows_are_about_different_shifts": Mutant(
-        "cpu/batch_norm_blocks.h",
+        "cpu/batch_norm/blocks.h",
         "const double apart = block.shift[i] - reference[i], within",
         "const double apart = 0, within",
-        ("batch_norm",),
+        ("batch_norm/batch_norm",),
     ),
 }  # fmt: skip

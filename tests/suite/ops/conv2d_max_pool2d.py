@@ -143,27 +143,27 @@ def run_sanitized(ops: Any) -> None:
 
 MUTANTS = {
     "dead_relu_passes_a_gradient": Mutant(
-        "cpu/conv2d_pool.h",
+        "cpu/conv2d/pool.h",
         "V(Acc(kNoGradient)), load<Acc>(positions + i)",
         "load<Acc>(positions + i), load<Acc>(positions + i)",
-        ("conv2d_max_pool2d",),
+        ("conv2d/conv2d_max_pool2d",),
     ),
     "bias_gradient_counts_dead_windows": Mutant(
-        "cpu/conv2d_max_pool2d.cpp",
+        "cpu/conv2d/conv2d_max_pool2d.cpp",
         "== dead ? none.v : grad.v",
         "== dead ? grad.v : grad.v",
-        ("conv2d_max_pool2d",),
+        ("conv2d/conv2d_max_pool2d",),
     ),
     "pooled_tile_lacks_its_last_row": Mutant(
-        "cpu/conv2d_pool.h",
+        "cpu/conv2d/pool.h",
         "std::min(axis_.in, start + reach + 1) - begin",
         "std::min(axis_.in, start + reach + (part == 0)) - begin",
-        ("conv2d_max_pool2d",),
+        ("conv2d/conv2d_max_pool2d",),
     ),
     "input_of_activation_is_picked_without_dilation": Mutant(
-        "cpu/conv2d_pool.h",
+        "cpu/conv2d/pool.h",
         "i * height.dilation * sums.row_stride",
         "i * sums.row_stride",
-        ("conv2d_max_pool2d",),
+        ("conv2d/conv2d_max_pool2d",),
     ),
 }

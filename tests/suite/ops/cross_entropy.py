@@ -148,7 +148,7 @@ def valid_arguments() -> dict[str, tuple]:
     }
 
 
-_CE = ("cross_entropy",)
+_CE = ("classes/cross_entropy",)
 MUTANTS = {
     "target_gradient_has_the_wrong_sign": Mutant(
         "math/cross_entropy.h",
@@ -163,19 +163,19 @@ MUTANTS = {
         _CE,
     ),
     "mean_divides_by_rows_instead_of_weights": Mutant(
-        "cpu/cross_entropy_rows.h", "sum.weight += p.class_weight(y);", "sum.weight += 1;", _CE
+        "cpu/classes/cross_entropy_rows.h", "sum.weight += p.class_weight(y);", "sum.weight += 1;", _CE
     ),
     "ignored_rows_are_not_skipped_forward": Mutant(
-        "cpu/cross_entropy_rows.h", "y != p.ignore_index) {", "y != -12345) {", _CE
+        "cpu/classes/cross_entropy_rows.h", "y != p.ignore_index) {", "y != -12345) {", _CE
     ),
     "ignored_rows_get_probabilities_as_gradient": Mutant(
-        "cpu/cross_entropy_rows.h",
+        "cpu/classes/cross_entropy_rows.h",
         "plan.zero = grad_lse == Acc(0);",
         "plan.zero = false;",
         _CE,
     ),
     "ignored_rows_are_multiplied_by_zero_in_panels": Mutant(
-        "cpu/cross_entropy_rows.h",
+        "cpu/classes/cross_entropy_rows.h",
         "select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0)))",
         "grad * keep.vec(i)",
         _CE,
@@ -190,16 +190,16 @@ MUTANTS = {
         _CE,
     ),
     "running_maximum_starts_at_zero": Mutant(
-        "cpu/rows.h",
+        "cpu/simd/rows.h",
         "MaxSum<acc_t<T>> r{-math::infinity<acc_t<T>>(), 0};",
         "MaxSum<acc_t<T>> r{0, 0};",
         _CE,
     ),
     "last_lane_of_a_partial_vector_is_lost": Mutant(
-        "cpu/rows.h", "store_partial(p, x, lanes);", "store_partial(p, x, lanes - 1);", _CE
+        "cpu/simd/rows.h", "store_partial(p, x, lanes);", "store_partial(p, x, lanes - 1);", _CE
     ),
     "missing_lanes_of_a_sum_of_exp_hold_zero": Mutant(
-        "cpu/rows.h",
+        "cpu/simd/rows.h",
         "reduce_row(x, n, acc_t<T>(0), -math::infinity<acc_t<T>>(), join, add<V>)",
         "reduce_row(x, n, acc_t<T>(0), acc_t<T>(0), join, add<V>)",
         _CE,

@@ -180,10 +180,10 @@ MUTANTS = {
         ("dropout",),
     ),
     "dropout_mask_of_a_piece_starts_at_its_block": Mutant(
-        "cpu/philox.h", "return draws_ + first % kDrawsPerBlock;", "return draws_;", ("dropout",)
+        "cpu/simd/philox.h", "return draws_ + first % kDrawsPerBlock;", "return draws_;", ("dropout",)
     ),
     "dropout_derivative_of_a_scaled_output": Mutant(
-        "cpu/fused_epilogue.h",
+        "cpu/epilogue/fused.h",
         "if (s.is_output) return v * unscale;",
         "if (s.is_output) return v;",
         ("dropout",),

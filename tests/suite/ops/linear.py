@@ -104,18 +104,18 @@ def valid_arguments() -> dict[str, tuple]:
 
 MUTANTS = {
     "column_sums_drop_the_last_block": Mutant(
-        "cpu/matrix_epilogue.h",
+        "cpu/epilogue/matrix.h",
         "for (int64_t b = 1; b < blocks; ++b) sum",
         "for (int64_t b = 1; b < blocks - 1; ++b) sum",
         ("linear",),
     ),
     "epilogue_runs_after_the_first_block_of_k": Mutant(
-        "cpu/gemm.h",
+        "cpu/gemm/gemm.h",
         "if (target.last) finished(row, rows);",
         "if (target.first) finished(row, rows);",
         ("linear",),
     ),
     "thin_products_forget_the_last_columns": Mutant(
-        "cpu/gemm_thin.h", "for (; j < end; ++j) {", "for (; j + 1 < end; ++j) {", ("gemm",)
+        "cpu/gemm/skinny.h", "for (; j < end; ++j) {", "for (; j + 1 < end; ++j) {", ("gemm/gemm",)
     ),
 }

@@ -82,12 +82,15 @@ def valid_arguments() -> dict[str, tuple]:
     }
 
 
-_SOURCE = ("linear_cross_entropy",)
+_SOURCE = ("classes/linear_cross_entropy",)
 MUTANTS = {
     "small_linear_cross_entropy_adds_to_uninitialised_logits": Mutant(
-        "cpu/linear_cross_entropy.cpp", "T(b ? 1 : 0)", "T(1)", _SOURCE
+        "cpu/classes/linear_cross_entropy.cpp", "T(b ? 1 : 0)", "T(1)", _SOURCE
     ),
     "small_linear_cross_entropy_sums_one_row_less_into_the_bias": Mutant(
-        "cpu/linear_cross_entropy.cpp", "column_sums(grad, rows,", "column_sums(grad, rows - 1,", _SOURCE
+        "cpu/classes/linear_cross_entropy.cpp",
+        "column_sums(grad, rows,",
+        "column_sums(grad, rows - 1,",
+        _SOURCE,
     ),
 }

@@ -78,24 +78,30 @@ def valid_arguments() -> dict[str, tuple]:
 
 MUTANTS = {
     "max_pool_lets_ties_go_to_the_last": Mutant(
-        "cpu/position_lanes.h", "(x.v > value.v) |", "(x.v >= value.v) |", ("max_pool2d",)
+        "cpu/pooling/position_lanes.h", "(x.v > value.v) |", "(x.v >= value.v) |", ("pooling/max_pool2d",)
     ),
     "max_pool_forgets_nan": Mutant(
-        "cpu/position_lanes.h", "(x.v > value.v) | (x.v != x.v);", "x.v > value.v;", ("max_pool2d",)
+        "cpu/pooling/position_lanes.h",
+        "(x.v > value.v) | (x.v != x.v);",
+        "x.v > value.v;",
+        ("pooling/max_pool2d",),
     ),
     "ceil_mode_keeps_a_window_behind_the_image": Mutant(
         "math/pooling.h",
         "(out - 1) * stride >= in + padding",
         "(out - 1) * stride > in + padding",
-        ("max_pool2d",),
+        ("pooling/max_pool2d",),
     ),
     "max_pool_keeps_rows_of_another_image": Mutant(
-        "cpu/strided_rows.h", "if (row_[slot] != row) {", "if (row_[slot] < 0) {", ("max_pool2d",)
+        "cpu/pooling/strided_rows.h",
+        "if (row_[slot] != row) {",
+        "if (row_[slot] < 0) {",
+        ("pooling/max_pool2d",),
     ),
     "max_pool_gradient_takes_the_wrong_tap": Mutant(
-        "cpu/max_pool_channels.h",
+        "cpu/pooling/max_pool_channels.h",
         "row_tap * width_.kernel + tap}",
         "row_tap * width_.kernel + tap + 1}",
-        ("max_pool2d",),
+        ("pooling/max_pool2d",),
     ),
 }

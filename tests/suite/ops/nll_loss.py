@@ -52,13 +52,19 @@ def valid_arguments() -> dict[str, tuple]:
 
 MUTANTS = {
     "nll_gradient_ignores_the_weight": Mutant(
-        "math/nll_loss.h", "return -weight * grad;", "return -grad + T(0) * weight;", ("nll_loss",)
+        "math/nll_loss.h", "return -weight * grad;", "return -grad + T(0) * weight;", ("classes/nll_loss",)
     ),
     "nll_gradient_of_a_mean_is_not_divided": Mutant(
-        "cpu/nll_loss.cpp", "if (reduction == Reduction::kMean) grad /= total;", "(void)total;", ("nll_loss",)
+        "cpu/classes/nll_loss.cpp",
+        "if (reduction == Reduction::kMean) grad /= total;",
+        "(void)total;",
+        ("classes/nll_loss",),
     ),
     # Noticed because fresh memory holds NaN.
     "gradient_is_not_zeroed_first": Mutant(
-        "cpu/nll_loss.cpp", "memset(image, 0, sizeof(T) * s.classes * s.inner);", "", ("nll_loss",)
+        "cpu/classes/nll_loss.cpp",
+        "memset(image, 0, sizeof(T) * s.classes * s.inner);",
+        "",
+        ("classes/nll_loss",),
     ),
 }

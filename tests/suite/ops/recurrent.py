@@ -236,25 +236,25 @@ def run_sanitized(ops: Any) -> None:
 
 MUTANTS = {
     "gru_reset_gate_ignores_what_it_resets": Mutant(
-        "math/recurrent.h", "dn * s_n * r * (one - r)", "dn * r * (one - r)", ("recurrent",)
+        "math/recurrent.h", "dn * s_n * r * (one - r)", "dn * r * (one - r)", ("recurrent/recurrent",)
     ),
     "lstm_forgets_the_gradient_of_its_cell": Mutant(
-        "math/recurrent.h", "dc_after + dh * o", "dh * o", ("recurrent",)
+        "math/recurrent.h", "dc_after + dh * o", "dh * o", ("recurrent/recurrent",)
     ),
     "recurrent_sequences_end_a_step_late": Mutant(
-        "cpu/recurrent_steps.h", "sequence < count ?", "sequence <= count ?", ("recurrent",)
+        "cpu/recurrent/steps.h", "sequence < count ?", "sequence <= count ?", ("recurrent/recurrent",)
     ),
     "recurrent_shares_begin_at_the_second": Mutant(
-        "cpu/recurrent_gradients.h",
+        "cpu/recurrent/gradients.h",
         "for (int64_t i = 0; i < count; ++i)",
         "for (int64_t i = 1; i < count; ++i)",
-        ("recurrent",),
+        ("recurrent/recurrent",),
     ),
     "recurrent_small_layers_keep_the_last_steps_only": Mutant(
-        "cpu/recurrent_gradients.h", "adds = true;", "adds = false;", ("recurrent",)
+        "cpu/recurrent/gradients.h", "adds = true;", "adds = false;", ("recurrent/recurrent",)
     ),
     "resident_product_keeps_the_last_block_only": Mutant(
-        "cpu/gemm_resident.h", "k == 0 && !adds", "!adds", ("recurrent",)
+        "cpu/gemm/prepacked.h", "k == 0 && !adds", "!adds", ("recurrent/recurrent",)
     ),
 }
 

@@ -50,9 +50,12 @@ def valid_arguments() -> dict[str, tuple]:
 
 MUTANTS = {
     "softmax_gradient_forgets_the_row_sum": Mutant(
-        "math/softmax.h", "return y * (grad - dot);", "return y * grad;", ("softmax",)
+        "math/softmax.h", "return y * (grad - dot);", "return y * grad;", ("classes/softmax",)
     ),
     "log_softmax_gradient_uses_the_log": Mutant(
-        "math/softmax.h", "return grad - exp(y) * grad_sum;", "return grad - y * grad_sum;", ("softmax",)
+        "math/softmax.h",
+        "return grad - exp(y) * grad_sum;",
+        "return grad - y * grad_sum;",
+        ("classes/softmax",),
     ),
 }

@@ -1,0 +1,85 @@
+// Two-dimensional convolution on the CPU.
+#include "cpu/conv2d/conv2d.h"
+
+#include <tuple>
+
+#include "cpu/activation.h"
+
+namespace pyops::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
+                                          std::optional<Tensor> residual, std::vector<int64_t> stride,
+                                          std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                          int64_t groups, int64_t kind, double a, double b,
+                                          bool save_input_of_activation) {
+  const char* op = "conv2d_forward";
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  check_bias(bias, op, input, shape);
+  check_like_output(residual, op, "residual", input, shape);
+  Tensor output = new_image(input, shape.output(), shape.channels_last);
+  Tensor saved = save_input_of_activation ? new_image(input, shape.output(), shape.channels_last)
+                                          : new_tensor(input, {0}, input.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    const std::vector<acc_t<T>> wide_bias = widened<T>(bias);
+    math::dispatch_activation<acc_t<T>>(kind, a, b, [&](const auto& activation) {
+      ActivationEpilogue<T, std::decay_t<decltype(activation)>> epilogue(activation);
+      epilogue.bias = bias ? wide_bias.data() : nullptr;
+      epilogue.residual = data_or_null<T>(residual);
+      epilogue.activation_input = save_input_of_activation ? data<T>(saved) : nullptr;
+      epilogue.output = data<T>(output);
+      const Conv2d<T> conv(flattened(shape), input, weight);
+      TileWriter<T> sink(epilogue, conv.output(data<T>(output)));
+      conv.forward(sink);
+    });
+  });
+  return {output, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
+    Tensor grad_output, Tensor input, Tensor weight, std::optional<Tensor> saved, std::vector<int64_t> stride,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, int64_t kind, double a,
+    double b, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias,
+    bool needs_residual) {
+  const char* op = "conv2d_backward";
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  const bool identity = kind == static_cast<int64_t>(math::ActivationKind::kIdentity);
+  check_like_output(grad_output, op, "grad_output", input, shape);
+  STD_TORCH_CHECK(identity || saved, op, ": saved must be given for an activation");
+  if (!identity) check_like_output(saved, op, "saved", input, shape);
+  // A new one each time: no two outputs may be one tensor.
+  const auto none = [&] { return new_tensor(input, {0}, input.scalar_type()); };
+  // ReLU's gradient is formed where it is read; what takes longer is formed once.
+  const bool gated =
+      kind == static_cast<int64_t>(math::ActivationKind::kRelu) && saved_is_output && !needs_residual;
+  const bool formed = (!identity && !gated) || needs_residual;
+  Tensor gradient = formed ? new_image(input, shape.output(), shape.channels_last) : grad_output;
+  Tensor grad_input = needs_input ? new_image(input, shape.input(), is_channels_last(input)) : none();
+  Tensor grad_weight = needs_weight ? new_image(weight, shape.weight(), is_channels_last(weight)) : none();
+  Tensor grad_bias = needs_bias ? new_tensor(input, {shape.out_channels}, input.scalar_type()) : none();
+  if (formed) {
+    activation_gradient(grad_output, identity ? grad_output : *saved, kind, a, b, identity || saved_is_output,
+                        op, gradient);
+  }
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
+    const T* const gate = gated ? static_cast<const T*>(saved->const_data_ptr()) : nullptr;
+    const Conv2d<T> conv(flattened(shape), input, weight);
+    if (needs_input) conv.input_gradient(grad, gate, data<T>(grad_input));
+    if (needs_weight || needs_bias) {
+      conv.weight_gradient(grad, gate, needs_weight ? data<T>(grad_weight) : nullptr,
+                           needs_bias ? data<T>(grad_bias) : nullptr);
+    }
+  });
+  return {grad_input, grad_weight, grad_bias, needs_residual ? gradient : none()};
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("conv2d_forward", TORCH_BOX(&pyops::cpu::conv2d_forward));
+  m.impl("conv2d_backward", TORCH_BOX(&pyops::cpu::conv2d_backward));
+}

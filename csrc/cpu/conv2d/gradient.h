@@ -1,0 +1,92 @@
+// The output's gradient as the weight gradient's kernels want it, and its sums, which are the bias's
+// gradient.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/conv2d/correlate.h"
+
+namespace pyops::cpu {
+
+// Some pixels' gradients of kLanes neighbouring channels, of which `count` exist, planar in memory:
+// to[pixel * width + channel].
+template <class T>
+void pack_planar_gradient(const ImageSource<T>& grad, int64_t from, int64_t pixels, int count, int64_t width,
+                          acc_t<T>* to) {
+  using Acc = acc_t<T>;
+  constexpr int n = Vec<Acc>::kLanes;
+  for_each_vector<Acc>(pixels, [&](int64_t p, int lanes) {
+    Vec<Acc> square[n];
+    const auto read = [&](int i, int some) {
+      const int64_t at = from + i * grad.channel_stride + p, ahead = at + 4 * n;  // of so many rows at a time
+      __builtin_prefetch(grad.values + ahead);
+      if (grad.gate != nullptr) __builtin_prefetch(grad.gate + ahead);
+      return grad.vector(at, some);
+    };
+    if (count == n && lanes == n) {  // the square stays in registers
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) square[i] = read(i, n);
+    } else {
+      for (int i = 0; i < n; ++i) square[i] = i < count ? read(i, lanes) : Vec<Acc>(Acc(0));
+    }
+    transpose<Acc>(square);
+    for (int i = 0; i < lanes; ++i) store(to + (p + i) * width, square[i]);
+  });
+}
+
+// A tile of one image's gradient of `outputs` channels, the first at element `origin`, as panels
+// [pixel][output channel] of `total` pixels, beginning with number `first`.
+template <class T>
+void pack_gradient(const ImageSource<T>& grad, int64_t origin, int64_t outputs, const ConvTile& tile,
+                   const ChannelPanels<acc_t<T>>& panels, int64_t first, int64_t total, acc_t<T>* packed) {
+  using Acc = acc_t<T>;
+  constexpr int64_t n = Vec<Acc>::kLanes;
+  const bool joined = tile.columns * grad.column_stride == grad.row_stride;
+  const int64_t rows = joined ? 1 : tile.rows, columns = joined ? tile.rows * tile.columns : tile.columns;
+  for (int64_t k = 0; k < panels.padded(); k += n) {
+    const int64_t panel = k / panels.kWide, width = panels.width(panel);
+    const int count = static_cast<int>(std::clamp<int64_t>(outputs - k, 0, n));
+    Acc* to = packed + panels.begin(panel) * total + first * width + k - panels.begin(panel);
+    for (int64_t row = 0; row < rows; ++row, to += columns * width) {
+      const int64_t from = origin + row * grad.row_stride + k * grad.channel_stride;
+      if (grad.channel_stride != 1) {
+        pack_planar_gradient(grad, from, columns, count, width, to);
+        continue;
+      }
+      for (int64_t p = 0; p < columns; ++p) {
+        const int64_t at = from + p * grad.column_stride;
+        store(to + p * width, count > 0 ? grad.vector(at, count) : Vec<Acc>(Acc(0)));
+      }
+    }
+  }
+}
+
+// Sums of packed panels over their pixels, added to `sums` or put there.
+template <class Acc>
+void add_packed(const ChannelPanels<Acc>& panels, int64_t pixels, const Acc* packed, Acc* sums,
+                bool accumulate) {
+  for (int64_t k = 0; k < panels.padded(); k += Vec<Acc>::kLanes) {
+    const int64_t panel = k / panels.kWide, width = panels.width(panel);
+    const Acc* const from = packed + panels.begin(panel) * pixels + k - panels.begin(panel);
+    Vec<Acc> total = Acc(0);
+    for (int64_t p = 0; p < pixels; ++p) total += load<Acc>(from + p * width);
+    store(sums + k, accumulate ? load<Acc>(sums + k) + total : total);
+  }
+}
+
+// Sums of `channels` planes, `plane` apart with rows of `line` elements, over a tile's pixels.
+template <class Acc>
+void add_planes(const ConvTile& tile, int64_t channels, int64_t line, int64_t plane, const Acc* planes,
+                Acc* sums, bool accumulate) {
+  for (int64_t k = 0; k < channels; ++k) {
+    Vec<Acc> total = Acc(0);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const Acc* const from = planes + k * plane + row * line;
+      for_each_vector<Acc>(tile.columns, [&](int64_t i, int lanes) { total += load_lanes(from + i, lanes); });
+    }
+    sums[k] = accumulate ? sums[k] + horizontal_sum(total) : horizontal_sum(total);
+  }
+}
+
+}  // namespace pyops::cpu

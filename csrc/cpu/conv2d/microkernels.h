@@ -1,0 +1,77 @@
+// Micro-kernels of the convolution. Each keeps a block of sums in registers and reads the image from a slab
+// (pack_input.h) through a table of offsets: nothing is unrolled into columns. They are compiled once, in
+// microkernels.cpp, and chosen here by the size of the block.
+#pragma once
+
+#include <cstdint>
+
+namespace pyops::cpu {
+
+// Blocks of sums, chosen so that they, a row of vectors and a broadcast fit the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kPixels = 14, kWeights = 12, kChannels = 6, kFewChannels = 3, kDotWeights = 5,
+                     kDotChannels = 4;
+#else
+inline constexpr int kPixels = 6, kWeights = 6, kChannels = 2, kFewChannels = 1, kDotWeights = 3,
+                     kDotChannels = 3;
+#endif
+inline constexpr int kChannelVectors = 2, kPixelVectors = 4, kMostPixelVectors = 8, kMostRun = 5;
+
+// c[pixel, channel] (+)= sum_d x[offsets[d] + pixel] * weight[d, channel] for neighbouring pixels and vectors
+// of channels, one broadcast per pixel: for many output channels. The panel of weights is aligned.
+template <class Acc>
+using PixelKernel = void (*)(int64_t depth, const Acc* x, const int64_t* offsets, const Acc* weight, Acc* c,
+                             int64_t ldc, bool accumulate);
+// Of 1 ... kPixels pixels and 1 or kChannelVectors vectors.
+template <class Acc>
+PixelKernel<Acc> pixel_kernel_of(int64_t pixels, int64_t vectors);
+
+// c[channel, pixel] (+)= sum_d weight[d, channel] * x[starts[j] + offsets[d] + lane] for vectors j of pixels,
+// one broadcast per output channel: for few of them.
+template <class Acc>
+using ChannelKernel = void (*)(int64_t depth, const Acc* x, const int64_t* starts, const int64_t* offsets,
+                               const Acc* weight, Acc* c, int64_t ldc, bool accumulate);
+// Of 1 ... kChannels channels and 1 or kPixelVectors vectors, or kFewChannels at most and kMostPixelVectors.
+template <class Acc>
+ChannelKernel<Acc> channel_kernel_of(int64_t channels, int64_t vectors);
+
+// Neighbouring images' pixels in a slab.
+struct WeightKernelPixels {
+  int64_t images;
+  int64_t image_stride;
+  int64_t rows;
+  int64_t row_stride;
+  int64_t columns;
+};
+
+// c[rows[g] + k, channel] (+)= sum over pixels of x[offsets[rows[g]] + k + image * image_stride +
+// row * row_stride + column] * grad[pixel, channel] for runs g of weights k that read neighbours, the pixels
+// of the packed gradient lying one after the other. Runs share a pointer; there are not enough registers for
+// one per weight.
+template <class Acc>
+using WeightKernel = void (*)(const WeightKernelPixels& pixels, const Acc* x, const int64_t* offsets,
+                              const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc, bool accumulate);
+// Of 1 ... kWeights / length runs of a length of 1 ... kMostRun, and 1 or kChannelVectors vectors.
+template <class Acc>
+WeightKernel<Acc> weight_kernel_of(int64_t length, int64_t runs, int64_t vectors);
+
+// c[i, channel] (+)= sum_s x[i, s] * grad[s, channel] for neighbouring channels i of a transformed input
+// (winograd.h) and vectors of channels of a transformed gradient.
+template <class Acc>
+using SquareKernel = void (*)(int64_t squares, const Acc* x, const Acc* grad, Acc* c, int64_t ldc,
+                              bool accumulate);
+// Of 1 ... kPixels channels and 1 or kChannelVectors vectors.
+template <class Acc>
+SquareKernel<Acc> square_kernel_of(int64_t channels, int64_t vectors);
+
+// c[weight, channel] (+)= sum over pixels of x[offsets[weight] + ...] * grad[channel * grad_stride + ...],
+// both planar, vectors along pixels: for few output channels.
+template <class Acc>
+using DotKernel = void (*)(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int64_t row_stride,
+                           const int64_t* offsets, const Acc* grad, int64_t grad_row_stride,
+                           int64_t grad_stride, Acc* c, int64_t ldc, bool accumulate);
+// Of 1 ... kDotWeights weights and 1 ... kDotChannels channels.
+template <class Acc>
+DotKernel<Acc> dot_kernel_of(int64_t weights, int64_t channels);
+
+}  // namespace pyops::cpu

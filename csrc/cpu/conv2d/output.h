@@ -1,0 +1,234 @@
+// Where the sums of a convolution go: what follows them, and the tensor.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv2d/pack_input.h"
+#include "cpu/simd/math.h"
+#include "cpu/simd/rows.h"
+#include "math/activation.h"
+
+namespace pyops::cpu {
+
+// An image tensor to be written; strides as in ImageSource.
+template <class T>
+struct ImageTarget {
+  T* values;
+  int64_t image_stride;
+  int64_t channel_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+// Turns sums into outputs: y = activation(sum + bias + residual).
+template <class T>
+class ConvEpilogue {
+ public:
+  using Acc = acc_t<T>;
+
+  const Acc* bias = nullptr;    // by output channel
+  const T* residual = nullptr;  // these two are laid out as the output
+  T* activation_input = nullptr;
+  T* output = nullptr;
+
+  virtual ~ConvEpilogue() = default;
+  // `rows` runs of `length` elements; run r begins at sums + r * sums_stride and at element
+  // at + r * stride of the tensors. Its channel is channel + r or, if channels run along it, channel + i.
+  virtual void write(int64_t rows, int64_t length, const Acc* sums, int64_t sums_stride, int64_t at,
+                     int64_t stride, int64_t channel, bool along_channels) const = 0;
+};
+
+template <class T, class Activation>
+class ActivationEpilogue : public ConvEpilogue<T> {
+ public:
+  using Acc = acc_t<T>;
+
+  explicit ActivationEpilogue(const Activation& activation) : activation_(activation) {}
+
+  void write(int64_t rows, int64_t length, const Acc* sums, int64_t sums_stride, int64_t at, int64_t stride,
+             int64_t channel, bool along_channels) const override {
+    for (int64_t r = 0; r < rows; ++r, sums += sums_stride, at += stride) {
+      const Acc* const bias = this->bias ? this->bias + channel + (along_channels ? 0 : r) : nullptr;
+      const Vec<Acc> row_bias = bias && !along_channels ? *bias : Acc(0);
+      for_each_vector<Acc>(length, [&](int64_t i, int lanes) {
+        Vec<Acc> v = load_lanes(sums + i, lanes);
+        if (bias) v += along_channels ? load_lanes(bias + i, lanes) : row_bias;
+        if (this->residual) v += load_lanes(this->residual + at + i, lanes);
+        if (this->activation_input) store_lanes(this->activation_input + at + i, v, lanes);
+        store_lanes(this->output + at + i, activation_.forward(v), lanes);
+      });
+    }
+  }
+
+ private:
+  Activation activation_;
+};
+
+// to[j, i] = from[i, j] for i < rows, j < columns, in whole squares of vectors: `from` may be read, and `to`
+// written, up to a vector behind the end of a row.
+template <class Acc>
+void transpose_block(const Acc* from, int64_t from_stride, int64_t rows, int64_t columns, Acc* to,
+                     int64_t to_stride) {
+  constexpr int n = Vec<Acc>::kLanes;
+  for (int64_t i = 0; i < rows; i += n) {
+    const int64_t height = std::min<int64_t>(n, rows - i);
+    for (int64_t j = 0; j < columns; j += n) {
+      const int64_t width = std::min<int64_t>(n, columns - j);
+      Vec<Acc> square[n];
+      for (int k = 0; k < n; ++k) {
+        square[k] = k < height ? load<Acc>(from + (i + k) * from_stride + j) : Vec<Acc>(Acc(0));
+      }
+      transpose<Acc>(square);
+      for (int k = 0; k < width; ++k) store(to + (j + k) * to_stride + i, square[k]);
+    }
+  }
+}
+
+// The tiles along an axis of outputs; they may overlap.
+class AxisTiles {
+ public:
+  AxisTiles() = default;
+  // `count` outputs in `parts` tiles of whole units but for the last.
+  AxisTiles(int64_t count, int64_t parts, int64_t unit) {
+    const EvenSplit split(ceil_div(count, unit), parts);
+    for (int64_t i = 0; i < parts; ++i) {
+      add(unit * split.begin(i), std::min(unit * split.size(i), count - unit * split.begin(i)));
+    }
+  }
+  void add(int64_t begin, int64_t size) {
+    runs_.push_back({begin, size});
+    largest_ = std::max(largest_, size);
+  }
+
+  int64_t parts() const { return static_cast<int64_t>(runs_.size()); }
+  int64_t begin(int64_t part) const { return runs_[part].begin; }
+  int64_t size(int64_t part) const { return runs_[part].size; }
+  int64_t largest() const { return largest_; }
+
+ private:
+  struct Run {
+    int64_t begin;
+    int64_t size;
+  };
+  std::vector<Run> runs_;
+  int64_t largest_ = 1;
+};
+
+// A tile's sums, of `channels` channels: element (row, column, channel) at
+// row * row_stride + column * column_stride + channel * channel_stride; channels or columns are neighbours.
+template <class Acc>
+struct TileSums {
+  Acc* values;
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t channel_stride;
+};
+
+// Writes a tile of one image and of channels [channel, channel + channels).
+template <class T>
+void write_tile(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out, int64_t image, int64_t channel,
+                int64_t channels, const math::CorrelationAxis& h, const math::CorrelationAxis& w,
+                const ConvTile& tile, const TileSums<acc_t<T>>& sums) {
+  using Acc = acc_t<T>;
+  constexpr int64_t n = Vec<Acc>::kLanes, kRun = 16 * n;
+  alignas(kVectorBytes) Acc block[n * (kRun + n)];
+  const bool sums_planar = sums.column_stride == 1 && sums.channel_stride != 1;
+  const bool planar = out.channel_stride != 1 || out.column_stride == 1;
+  // Rows that follow each other without a gap, here and there, are one long row.
+  const bool joined = tile.columns * sums.column_stride == sums.row_stride && w.target_step == 1 &&
+                      h.target_step == 1 && tile.columns * out.column_stride == out.row_stride;
+  const int64_t rows = joined ? 1 : tile.rows, columns = joined ? tile.rows * tile.columns : tile.columns;
+  const int64_t step = w.target_step * out.column_stride;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t start = image * out.image_stride + channel * out.channel_stride +
+                          ((tile.row + row) * h.target_step + h.target_first) * out.row_stride +
+                          (tile.column * w.target_step + w.target_first) * out.column_stride;
+    const Acc* const from = sums.values + row * sums.row_stride;
+    if (!planar && !sums_planar) {
+      epilogue.write(columns, channels, from, sums.column_stride, start, step, channel, true);
+      continue;
+    }
+    if (planar && sums_planar && step == 1) {
+      epilogue.write(channels, columns, from, sums.channel_stride, start, out.channel_stride, channel, false);
+      continue;
+    }
+    for (int64_t c = 0; c < channels; c += n) {
+      const int64_t some = std::min(n, channels - c);
+      for (int64_t j = 0; j < columns; j += planar ? kRun : n) {
+        const int64_t run = std::min(planar ? kRun : n, columns - j);
+        const Acc* const corner = from + j * sums.column_stride + c * sums.channel_stride;
+        const int64_t at = start + j * step + c * out.channel_stride;
+        if (!planar) {
+          transpose_block(corner, sums.channel_stride, some, run, block, n);
+          epilogue.write(run, some, block, n, at, step, channel + c, true);
+          continue;
+        }
+        const Acc* values = corner;
+        int64_t stride = sums.channel_stride;
+        if (!sums_planar) {
+          transpose_block(corner, sums.column_stride, run, some, block, kRun + n);
+          values = block;
+          stride = kRun + n;
+        }
+        if (step == 1) {
+          epilogue.write(some, run, values, stride, at, out.channel_stride, channel + c, false);
+          continue;
+        }
+        for (int64_t i = 0; i < some; ++i) {  // one phase of a gradient: nothing follows it
+          T* const to = out.values + at + i * out.channel_stride;
+          for (int64_t k = 0; k < run; ++k) to[k * step] = from_acc<T>(values[i * stride + k]);
+        }
+      }
+    }
+  }
+}
+
+// Where a convolution's sums go, tile by tile, from any thread.
+template <class T>
+class TileSink {
+ public:
+  using Acc = acc_t<T>;
+
+  struct Tiles {
+    AxisTiles rows;
+    AxisTiles columns;
+  };
+
+  virtual ~TileSink() = default;
+  // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs; where it can be, their
+  // sides are multiples of `unit`.
+  virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) {
+    const int64_t wide = std::max<int64_t>(1, pixels / unit / unit), across = ceil_div(columns, unit);
+    AxisTiles column_tiles(columns, ceil_div(across, wide), unit);
+    const int64_t high = std::max<int64_t>(1, pixels / unit / round_up(column_tiles.largest(), unit));
+    return {AxisTiles(rows, ceil_div(ceil_div(rows, unit), high), unit), column_tiles};
+  }
+  // Whether neighbouring channels are neighbours in memory, so that they should come together.
+  virtual bool joins_channels() const = 0;
+  // Takes a tile of one image and of channels [channel, channel + channels), whose sums it may change.
+  virtual void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
+                    const math::CorrelationAxis& w, const ConvTile& tile,
+                    const TileSums<Acc>& sums) const = 0;
+};
+
+// Writes them to an image.
+template <class T>
+class TileWriter : public TileSink<T> {
+ public:
+  TileWriter(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out) : epilogue_(epilogue), out_(out) {}
+
+  bool joins_channels() const override { return out_.channel_stride == 1; }
+  void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
+            const math::CorrelationAxis& w, const ConvTile& tile,
+            const TileSums<acc_t<T>>& sums) const override {
+    write_tile(epilogue_, out_, image, channel, channels, h, w, tile, sums);
+  }
+
+ private:
+  const ConvEpilogue<T>& epilogue_;
+  ImageTarget<T> out_;
+};
+
+}  // namespace pyops::cpu

@@ -1,0 +1,247 @@
+// Winograd's F(2 x 2, 3 x 3) (math/winograd.h) on the slabs of a tile (pack_input.h): the steps that forward
+// pass, data gradient and weight gradient put together.
+//
+// A tile is cut into squares of 2 x 2 outputs, those of several images where images are small. Its input is
+// transformed to [channel][16][square], planar as the slab is, its sums are [16][square][output channel], and
+// each of the 16 positions is a matrix product of its own. With 16 of 36 multiplications left, the products
+// are as accurate as the direct sums: fewer roundings make up for those of the transforms.
+//
+// A larger kernel is a sum of pieces of at most 3 x 3 taps, each of which reads the same source further down
+// or to the right: one channel counts as several. Of 5 x 5 taps' 100 multiplications 49 are left.
+//
+// What the transforms mix, an infinity or a NaN spreads over: to neighbours that it would not have reached.
+// The results then are not all finite; their reader must notice (not_finite) and sum directly instead.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/conv2d/correlate.h"
+#include "math/winograd.h"
+
+namespace pyops::cpu {
+
+// Squares of a tile, about: they, 64 channels and the sums of as many fit the L2 cache.
+inline constexpr int64_t kSquares = 64;
+// Terms of as many squares whose transformed input fits the L2 cache beside the sums.
+inline constexpr int64_t kSquareTerms = 64;
+// Input channels whose weights' gradients are summed together.
+inline constexpr int64_t kGradientChannels = 128;
+// Channels whose slab is filled and transformed in one go: it stays in the L1 cache.
+inline constexpr int64_t kSlabChannels = 16;
+
+// The taps of a kernel, a step of 1 apart, three by three; the last piece along an axis may have two.
+class WinogradPieces {
+ public:
+  WinogradPieces(const math::CorrelationAxis& h, const math::CorrelationAxis& w)
+      : down_(ceil_div(taps(h), 3)),
+        across_(ceil_div(taps(w), 3)),
+        last_is_low_(taps(h) % 3 != 0),
+        last_is_narrow_(taps(w) % 3 != 0) {}
+
+  int64_t count() const { return down_ * across_; }
+  // Of a piece's first tap.
+  int64_t row(int64_t piece) const { return piece / across_ * 3; }
+  int64_t column(int64_t piece) const { return piece % across_ * 3; }
+  // The piece of a tap, and the tap's number within it.
+  int64_t piece(int64_t row, int64_t column) const { return row / 3 * across_ + column / 3; }
+  static int64_t tap(int64_t row, int64_t column) { return row % 3 * 3 + column % 3; }
+  // Whether a piece has products at a position: the last along an axis knows nothing but the third taps.
+  bool has(int64_t piece, int64_t position) const {
+    const bool lacks_row = last_is_low_ && piece / across_ == down_ - 1;
+    const bool lacks_column = last_is_narrow_ && piece % across_ == across_ - 1;
+    return !(lacks_row && position / 4 == 3) && !(lacks_column && position % 4 == 3);
+  }
+
+ private:
+  static int64_t taps(const math::CorrelationAxis& axis) { return static_cast<int64_t>(axis.taps.size()); }
+
+  int64_t down_;
+  int64_t across_;
+  bool last_is_low_;
+  bool last_is_narrow_;
+};
+
+// Squares over rows x columns outputs.
+inline int64_t squares_of(int64_t rows, int64_t columns) { return ceil_div(rows, 2) * ceil_div(columns, 2); }
+
+// Both numbers of channels must be worth the transforms, and the images more than a few squares, of which not
+// too much hangs over their ends.
+template <class Acc>
+bool suits_winograd(const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t inputs,
+                    int64_t outputs, int64_t images) {
+  const auto is_plain = [](const math::CorrelationAxis& a) {
+    const int64_t taps = static_cast<int64_t>(a.taps.size());
+    return taps >= 3 && taps % 3 != 1 && a.max_shift - a.min_shift == taps - 1 && a.source_step == 1 &&
+           a.target_step == 1;
+  };
+  const int64_t squares = squares_of(h.count, w.count);
+  return std::is_same_v<Acc, float> && is_plain(h) && is_plain(w) && images * squares >= kSquares / 4 &&
+         5 * 4 * squares <= 9 * h.count * w.count && std::min(inputs, outputs) >= 16 &&
+         ChannelPanels<Acc>(outputs, Vec<Acc>::kLanes).vectors_along_channels;
+}
+
+// A tile's transformed input: [channel][16][square].
+template <class Acc>
+struct SquareLayout {
+  static constexpr int64_t n = Vec<Acc>::kLanes;
+
+  int64_t squares;  // and what the last row's vectors write behind them
+
+  // Of the squares over rows x columns outputs of each image. The last row of them is written in whole
+  // vectors.
+  static constexpr SquareLayout of(int64_t images, int64_t rows, int64_t columns) {
+    const int64_t wide = ceil_div(columns, 2);
+    return {round_up((images * ceil_div(rows, 2) - 1) * wide + round_up(wide, n), n)};
+  }
+  // From channel to channel; a cache line more, lest the channels of a square should all fall into the same
+  // set of the L1 cache.
+  constexpr int64_t channel() const { return 16 * squares + n; }
+};
+
+// The outputs of the squares over a tile; some may hang over the end of the image.
+inline ConvTile covered(const ConvTile& tile) {
+  return {tile.row, round_up(tile.rows, 2), tile.column, round_up(tile.columns, 2)};
+}
+
+// Transforms the slab of `channels` channels for rows * columns squares, positions position_stride apart.
+// Reads up to two vectors behind the slab's rows, and leaves as much of any value behind the squares.
+template <class Acc>
+void transform_input(const Acc* slab, const SlabShape& shape, int64_t channels, int64_t rows, int64_t columns,
+                     int64_t position_stride, int64_t channel_stride, Acc* to) {
+  using V = Vec<Acc>;
+  constexpr int n = V::kLanes;
+  constexpr auto lanes = std::make_integer_sequence<int, n>{};
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const Acc* const from = slab + c * shape.channel() + 2 * row * shape.columns;
+      Acc* const row_to = to + c * channel_stride + row * columns;
+      for (int64_t j = 0; j < columns; j += n) {
+        V input[4][4], transformed[4][4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const Acc* const at = from + i * shape.columns + 2 * j;
+          const V a = load<Acc>(at), b = load<Acc>(at + n), c = load<Acc>(at + 2), d = load<Acc>(at + 2 + n);
+          input[i][0] = every_other<0>(a, b, lanes);
+          input[i][1] = every_other<1>(a, b, lanes);
+          input[i][2] = every_other<0>(c, d, lanes);
+          input[i][3] = every_other<1>(c, d, lanes);
+        }
+        math::winograd_2d(input, transformed, math::winograd_input<V>);
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; ++p) store(row_to + p * position_stride + j, transformed[p / 4][p % 4]);
+      }
+    }
+  }
+}
+
+// Where the transformed input goes: of a piece of the kernel at a position.
+struct SquareStrides {
+  int64_t channel;
+  int64_t piece;
+  int64_t position;
+};
+
+// Input channels [first, first + count) of an image, for the squares of a tile, by way of a slab that stays
+// in the L1 cache. A piece that lacks taps also reads where they would, for positions that nobody needs.
+template <class T>
+void transform_channels(const ImageSource<T>& x, int64_t image, int64_t first, int64_t count,
+                        const math::CorrelationAxis& h, const math::CorrelationAxis& w,
+                        const WinogradPieces& pieces, const SlabShape& shape, const ConvTile& squares,
+                        const SquareStrides& strides, acc_t<T>* to) {
+  using Acc = acc_t<T>;
+  const int64_t behind = shape.columns + 4 * Vec<Acc>::kLanes;
+  Acc* const slab = conv_buffer<1, Acc>(kSlabChannels * shape.channel() + behind);
+  for (int64_t c = 0; c < count; c += kSlabChannels) {
+    const int64_t some = std::min(kSlabChannels, count - c);
+    fill_slab(x, image, first + c, some, h, w, shape, squares, slab);
+    for (int64_t piece = 0; piece < pieces.count(); ++piece) {
+      transform_input(slab + pieces.row(piece) * shape.columns + pieces.column(piece), shape, some,
+                      squares.rows / 2, squares.columns / 2, strides.position, strides.channel,
+                      to + c * strides.channel + piece * strides.piece);
+    }
+  }
+}
+
+// sums[16][square][channel] -> outputs [row][column][channel] of `line` columns; `padded` channels in both.
+// Adds a NaN to `not_finite` if a result is not finite.
+template <class Acc>
+void transform_output(const Acc* sums, int64_t position_stride, int64_t padded, int64_t rows, int64_t columns,
+                      int64_t line, Acc* to, Vec<Acc>& not_finite) {
+  using V = Vec<Acc>;
+  V check = not_finite;
+  for (int64_t square = 0; square < rows * columns; ++square) {
+    Acc* const corner = to + (square / columns * 2 * line + square % columns * 2) * padded;
+    for (int64_t k = 0; k < padded; k += V::kLanes) {
+      V product[4][4], output[2][2];
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; ++p)
+        product[p / 4][p % 4] = load<Acc>(sums + p * position_stride + square * padded + k);
+      math::winograd_2d(product, output, math::winograd_output<V>);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        check += output[i / 2][i % 2] * Acc(0);
+        store(corner + (i / 2 * line + i % 2) * padded + k, output[i / 2][i % 2]);
+      }
+    }
+  }
+  not_finite = check;
+}
+
+// A gradient [row][column][channel of `width`] of rows x columns outputs -> [square][channel of `width`] of
+// each position, positions `position_stride` apart.
+template <class Acc>
+void transform_output_gradient(const Acc* grad, int64_t rows, int64_t columns, int64_t width,
+                               int64_t position_stride, Acc* to) {
+  using V = Vec<Acc>;
+  const int64_t wide = ceil_div(columns, 2);
+  for (int64_t square = 0; square < ceil_div(rows, 2) * wide; ++square) {
+    const int64_t row = square / wide * 2, column = square % wide * 2;
+    for (int64_t k = 0; k < width; k += V::kLanes) {
+      V output[2][2], product[4][4];
+      for (int i = 0; i < 4; ++i) {
+        const bool exists = row + i / 2 < rows && column + i % 2 < columns;
+        output[i / 2][i % 2] =
+            exists ? load<Acc>(grad + ((row + i / 2) * columns + column + i % 2) * width + k) : V(Acc(0));
+      }
+      math::winograd_2d(output, product, math::winograd_output_gradient<V>);
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; ++p)
+        store(to + p * position_stride + square * width + k, product[p / 4][p % 4]);
+    }
+  }
+}
+
+// Weights [3][3][channel] -> the 16 positions, each to its own place; null where it is not needed.
+template <class Acc>
+void transform_weight(const Acc* weight, int64_t width, Acc* const (&to)[16]) {
+  using V = Vec<Acc>;
+  for (int64_t k = 0; k < width; k += V::kLanes) {
+    V taps[3][3], positions[4][4];
+    for (int i = 0; i < 9; ++i) taps[i / 3][i % 3] = load<Acc>(weight + i * width + k);
+    math::winograd_2d(taps, positions, math::winograd_weight<V>);
+    for (int p = 0; p < 16; ++p) {
+      if (to[p]) store(to[p] + k, positions[p / 4][p % 4]);
+    }
+  }
+}
+
+// The 16 positions of `padded` channels' gradients, one after the other -> [3][3][channel], in place. Whether
+// all are finite.
+template <class Acc>
+bool transform_weight_gradient(int64_t padded, Acc* sums) {
+  using V = Vec<Acc>;
+  V not_finite = Acc(0);
+  for (int64_t k = 0; k < padded; k += V::kLanes) {
+    V positions[4][4], taps[3][3];
+    for (int p = 0; p < 16; ++p) positions[p / 4][p % 4] = load<Acc>(sums + p * padded + k);
+    math::winograd_2d(positions, taps, math::winograd_weight_gradient<V>);
+    for (int i = 0; i < 9; ++i) {
+      not_finite += taps[i / 3][i % 3] * Acc(0);
+      store(sums + i * padded + k, taps[i / 3][i % 3]);
+    }
+  }
+  return horizontal_sum(not_finite) == 0;
+}
+
+}  // namespace pyops::cpu

@@ -1,0 +1,330 @@
+// Matrix multiplication for the CPU kernels: out[M, N] = a[M, K] @ b[K, N] + beta * out.
+//
+// The scheme is that of BLIS (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly
+// Instantiating BLAS Functionality", 2015). From the outside in:
+//
+//   gemm          cuts the output into tiles and hands them to threads
+//   multiply_tile walks one tile block by block over K, packing the operands as it goes
+//   pack          copies a block into panels: what the micro-kernel reads next lies next
+//   sweep         visits the micro-tiles of a packed block
+//   micro_kernel  keeps a micro-tile of the output in registers
+//
+// Threads never share an output element and K is always cut at the same places, so the result has
+// the same bits for any number of threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/gemm/pack.h"
+#include "cpu/gemm/skinny.h"
+
+namespace pyops::cpu {
+
+// ---------------------------------------------------------------------------------------------
+// Micro-kernel
+
+// c[rows, vectors * kLanes] = a @ b + beta * c for one panel of a and one of b.
+template <int rows, int vectors, class Acc>
+void micro_kernel(int64_t depth, const Acc* a, const Acc* b, Acc* c, int64_t ldc, Acc beta) {
+  using Native = typename Vec<Acc>::Native;
+  constexpr int n = Vec<Acc>::kLanes;
+  Native sum[rows][vectors] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    // c is needed when the loop is through and by then has come from memory.
+    __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + vectors * n - 1, 1);
+  }
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < depth; ++k, a += rows, b += vectors * n) {
+    // Not through load(): GCC would keep the copy in memory. Panels of b are aligned.
+    const auto* right = reinterpret_cast<const Native*>(b);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const Native left = a[i] - Native{};
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      Acc* to = c + i * ldc + j * n;
+      if (beta != Acc(0)) sum[i][j] += beta * load<Acc>(to).v;
+      store(to, Vec<Acc>(sum[i][j]));
+    }
+  }
+}
+
+template <class Acc>
+using MicroKernel = void (*)(int64_t, const Acc*, const Acc*, Acc*, int64_t, Acc);
+
+template <int vectors, class Acc, int... index>
+MicroKernel<Acc> micro_kernel_for(int64_t rows, std::integer_sequence<int, index...>) {
+  static constexpr MicroKernel<Acc> kernels[] = {micro_kernel<index + 1, vectors, Acc>...};
+  return kernels[rows - 1];
+}
+
+// ---------------------------------------------------------------------------------------------
+// Blocking
+
+// Where the sums of one block of K go. A K block either ends in `out` or, when `out` is too narrow
+// to hold partial sums and more blocks follow, in `partial`.
+template <class Acc, class Out>
+struct Target {
+  Out* out;
+  int64_t ldc;
+  Acc* partial;
+  int64_t partial_ld;
+  Acc beta;
+  bool first;
+  bool last;
+};
+
+// Adds a micro-tile that could not be written in place: at the right edge, or to a 16-bit output.
+// `partial`, if any, holds the sums of earlier K blocks and is padded to whole micro-tiles.
+template <class Acc, class Out>
+void merge(const Acc* sums, int64_t rows, int64_t columns, const Acc* partial, int64_t partial_ld, Out* out,
+           int64_t ldc, Acc beta) {
+  constexpr int n = Vec<Acc>::kLanes;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; j += n) {
+      const int lanes = static_cast<int>(std::min<int64_t>(n, columns - j));
+      Out* to = out + i * ldc + j;
+      Vec<Acc> x = load<Acc>(sums + i * GemmBlocking<Acc>::kMicroColumns + j);
+      if (partial != nullptr) x += load<Acc>(partial + i * partial_ld + j);
+      if (lanes == n) {
+        if (beta != Acc(0)) x.v += beta * load<Acc>(to).v;
+        store(to, x);
+      } else {
+        if (beta != Acc(0)) x.v += beta * load_partial<Acc>(to, lanes, Acc(0)).v;
+        store_partial(to, x, lanes);
+      }
+    }
+  }
+}
+
+// All micro-tiles of a packed block. The panel of b stays in L1 while those of a pass by.
+template <class Acc, class Out>
+void sweep(const EvenSplit& row_panels, int64_t columns, int64_t depth, const Acc* a, const Acc* b,
+           const Target<Acc, Out>& c) {
+  using Blocking = GemmBlocking<Acc>;
+  constexpr int wide = Blocking::kMicroColumns, narrow = Vec<Acc>::kLanes;
+  constexpr auto heights = std::make_integer_sequence<int, kMicroRows>{};
+  constexpr bool same = std::is_same_v<Acc, Out>;
+  alignas(kVectorBytes) Acc tile[kMicroRows * wide];
+  for (int64_t column = 0; column < columns; column += wide) {
+    const int64_t count = std::min<int64_t>(wide, columns - column);
+    for (int64_t p = 0; p < row_panels.parts; ++p) {
+      const int64_t row = row_panels.begin(p), rows = row_panels.size(p);
+      const MicroKernel<Acc> kernel = count > narrow ? micro_kernel_for<kMicroVectors, Acc>(rows, heights)
+                                                     : micro_kernel_for<1, Acc>(rows, heights);
+      const Acc* left = a + row * depth;
+      const Acc* right = b + column * depth;
+      Out* out = c.out + row * c.ldc + column;
+      Acc* partial = same ? nullptr : c.partial + row * c.partial_ld + column;
+      if (!same && !c.last) {
+        kernel(depth, left, right, partial, c.partial_ld, c.first ? Acc(0) : Acc(1));
+        continue;
+      }
+      const Acc beta = same && !c.first ? Acc(1) : c.beta;
+      if constexpr (same) {
+        if (count == wide || count == narrow) {
+          kernel(depth, left, right, out, c.ldc, beta);
+          continue;
+        }
+      }
+      kernel(depth, left, right, tile, wide, Acc(0));
+      merge(tile, rows, count, c.first ? nullptr : partial, c.partial_ld, out, c.ldc, beta);
+    }
+  }
+}
+
+// The calling thread's buffer for packed blocks. It is kept between calls, so its pages are
+// faulted in once; GemmBlocking bounds its size. Another `Owner` has another buffer.
+template <class Owner = void>
+void* workspace(size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t{kVectorBytes}); }
+  };
+  static thread_local std::unique_ptr<void, Free> buffer;
+  static thread_local size_t capacity = 0;
+  if (bytes > capacity) {
+    buffer.reset();
+    capacity = 0;
+    buffer.reset(::operator new(bytes, std::align_val_t{kVectorBytes}));
+    capacity = bytes;
+  }
+  return buffer.get();
+}
+
+// One tile of the output by one thread. finished(row, rows) is called for rows whose sums are final, which
+// are then still in cache.
+template <class T, class Out, class Finished>
+void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc,
+                   acc_t<T> beta, const Finished& finished) {
+  using Acc = acc_t<T>;
+  using Blocking = GemmBlocking<Acc>;
+  constexpr int n = Vec<Acc>::kLanes;
+  const int64_t depth_blocks = std::max<int64_t>(ceil_div(K, Blocking::kDepth), 1);
+  const int64_t max_depth = round_up(ceil_div(K, depth_blocks), n);
+  const EvenSplit row_blocks(ceil_div(M, kMicroRows), ceil_div(M, Blocking::kRows));
+  const int64_t max_rows = std::min(M, (row_blocks.base + 1) * kMicroRows);
+  const int64_t padded = round_up(N, Blocking::kMicroColumns);
+  const bool spill = !std::is_same_v<Acc, Out> && depth_blocks > 1;
+
+  const int64_t a_size = round_up(max_rows * max_depth + n, n), b_size = padded * max_depth + n;
+  Acc* packed_a = static_cast<Acc*>(workspace((a_size + b_size + (spill ? M * padded : 0)) * sizeof(Acc)));
+  Acc* packed_b = packed_a + a_size;
+  Acc* partial = spill ? packed_b + b_size : nullptr;
+
+  int64_t k = 0;
+  do {
+    const int64_t depth = std::min(max_depth, K - k);
+    pack_columns(Operand<T>{b.data + k * b.depth_stride, b.row_stride, b.depth_stride}, N, depth, packed_b);
+    for (int64_t block = 0; block < row_blocks.parts; ++block) {
+      const int64_t row = row_blocks.begin(block) * kMicroRows;
+      const int64_t rows = std::min(row_blocks.size(block) * kMicroRows, M - row);
+      const EvenSplit panels(rows, ceil_div(rows, kMicroRows));
+      pack_rows(Operand<T>{a.data + row * a.row_stride + k * a.depth_stride, a.row_stride, a.depth_stride},
+                panels, depth, packed_a);
+      const Target<Acc, Out> target{
+          out + row * ldc, ldc, partial + (spill ? row * padded : 0), padded, beta, k == 0, k + depth >= K};
+      sweep(panels, N, depth, packed_a, packed_b, target);
+      if (target.last) finished(row, rows);
+    }
+    k += max_depth;
+  } while (k < K);
+}
+
+// How many tiles M and N are cut into; none of them is empty.
+struct TileGrid {
+  int64_t rows;
+  int64_t columns;
+};
+
+// Tiles no larger than the caches like, and enough of them for all threads. Of the shapes that
+// keep every thread busy the one wins that packs least: packing an element costs about as much as
+// kPackingCost multiplications, and every tile packs its own rows and columns.
+inline TileGrid choose_grid(int64_t M, int64_t N, int64_t max_rows, int64_t max_columns,
+                            int64_t micro_columns, int64_t threads) {
+  constexpr int64_t kPackingCost = 16;
+  const int64_t most_rows = ceil_div(M, kMicroRows), most_columns = ceil_div(N, micro_columns);
+  const int64_t least_rows = ceil_div(M, max_rows), least_columns = ceil_div(N, max_columns);
+  TileGrid best{least_rows, least_columns};
+  double best_cost = -1;
+  for (int64_t rows = least_rows; rows < std::min(least_rows + threads, most_rows + 1); ++rows) {
+    const int64_t columns = std::min(std::max(least_columns, ceil_div(threads, rows)), most_columns);
+    const int64_t height = round_up(ceil_div(M, rows), kMicroRows);
+    const int64_t width = round_up(ceil_div(N, columns), micro_columns);
+    const double cost = double(ceil_div(rows * columns, threads)) *
+                        (double(height) * width + double(kPackingCost) * (height + width));
+    if (best_cost < 0 || cost < best_cost) {
+      best = {rows, columns};
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+// For callers that already run on one thread of many.
+struct Serial {
+  int64_t threads() const { return 1; }
+  template <class F>
+  void operator()(int64_t count, const F& body) const {
+    for (int64_t i = 0; i < count; ++i) body(i);
+  }
+};
+
+// The epilogue of a plain product.
+struct NoEpilogue {
+  void operator()(int64_t, int64_t, int64_t, int64_t) const {}
+};
+
+// out[M, N] = a[M, K] @ b[K, N] + beta * out, accumulated in acc_t<T>.
+//
+// The operand a has its rows along M, b along N. out is row-major with leading dimension ldc and
+// must not overlap a or b; for beta == 0 it is not read. Out is T or acc_t<T>.
+// parallel.threads() says how many threads there are, parallel(count, body) calls body(i) for
+// every i in [0, count), in any order and concurrency.
+//
+// epilogue(row, rows, column, columns) is called once for every element of the output, as part of some block
+// [row, row + rows) x [column, column + columns), when its sum has just been written. It runs on the thread
+// that wrote the block, concurrently with calls for other blocks, and may overwrite the block; whether blocks
+// are the same for every number of threads is not promised.
+template <class T, class Out, class Parallel, class Epilogue = NoEpilogue>
+void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc, acc_t<T> beta,
+          const Parallel& parallel, const Epilogue& epilogue = {}) {
+  using Blocking = GemmBlocking<acc_t<T>>;
+  // Below this, waking the other threads costs more than they save.
+  constexpr double kSerialWork = 1 << 19;
+  if (M == 0 || N == 0) return;
+  const bool serial = double(M) * double(N) * double(K) < kSerialWork;
+  if (serial ? thin_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
+             : thin_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
+    return;
+  }
+  const int64_t threads = serial ? 1 : std::max<int64_t>(parallel.threads(), 1);
+  const TileGrid grid = choose_grid(M, N, Blocking::template kTileRows<Out>,
+                                    Blocking::template kTileColumns<Out>, Blocking::kMicroColumns, threads);
+  const EvenSplit tile_rows(M, grid.rows);
+  // In whole micro-tiles: only the right edge of the output is ever narrower.
+  const EvenSplit tile_columns(ceil_div(N, Blocking::kMicroColumns), grid.columns);
+  std::atomic<int64_t> next{0};
+  // Tiles are claimed one by one: a thread that is held up does not hold up the others.
+  const auto work = [&](int64_t) {
+    for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < grid.rows * grid.columns;) {
+      const int64_t i = tile_rows.begin(tile % grid.rows);
+      const int64_t j = tile_columns.begin(tile / grid.rows) * Blocking::kMicroColumns;
+      const int64_t columns = std::min(tile_columns.size(tile / grid.rows) * Blocking::kMicroColumns, N - j);
+      multiply_tile(tile_rows.size(tile % grid.rows), columns, K,
+                    Operand<T>{a.data + i * a.row_stride, a.row_stride, a.depth_stride},
+                    Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride}, out + i * ldc + j,
+                    ldc, beta, [&](int64_t row, int64_t rows) { epilogue(i + row, rows, j, columns); });
+    }
+  };
+  if (threads == 1) {
+    work(0);
+  } else {
+    parallel(std::min(threads, grid.rows * grid.columns), work);
+  }
+}
+
+// What does not depend on the epilogue or the threads is compiled once, in gemm.cpp.
+#define PYOPS_GEMM_OPERAND(linkage, T)                                                      \
+  linkage template void pack_rows(const Operand<T>&, const EvenSplit&, int64_t, acc_t<T>*); \
+  linkage template void pack_columns(const Operand<T>&, int64_t, int64_t, acc_t<T>*);
+#define PYOPS_GEMM_OUTPUT(linkage, T, Out)                                                                 \
+  linkage template void dot_columns(int64_t, int64_t, const Operand<T>&, const Operand<T>&, Out*, int64_t, \
+                                    acc_t<T>, int64_t, int64_t);                                           \
+  linkage template void add_columns(int64_t, int64_t, const Operand<T>&, const Operand<T>&, Out*, int64_t, \
+                                    acc_t<T>, int64_t, int64_t);
+#define PYOPS_GEMM_SWEEP(linkage, Acc, Out)                                               \
+  linkage template void sweep(const EvenSplit&, int64_t, int64_t, const Acc*, const Acc*, \
+                              const Target<Acc, Out>&);
+#define PYOPS_GEMM_PARTS(linkage)                \
+  PYOPS_GEMM_OPERAND(linkage, float)             \
+  PYOPS_GEMM_OPERAND(linkage, double)            \
+  PYOPS_GEMM_OPERAND(linkage, bfloat16)          \
+  PYOPS_GEMM_OPERAND(linkage, float16)           \
+  PYOPS_GEMM_OUTPUT(linkage, float, float)       \
+  PYOPS_GEMM_OUTPUT(linkage, double, double)     \
+  PYOPS_GEMM_OUTPUT(linkage, bfloat16, bfloat16) \
+  PYOPS_GEMM_OUTPUT(linkage, bfloat16, float)    \
+  PYOPS_GEMM_OUTPUT(linkage, float16, float16)   \
+  PYOPS_GEMM_OUTPUT(linkage, float16, float)     \
+  PYOPS_GEMM_SWEEP(linkage, float, float)        \
+  PYOPS_GEMM_SWEEP(linkage, double, double)      \
+  PYOPS_GEMM_SWEEP(linkage, float, bfloat16)     \
+  PYOPS_GEMM_SWEEP(linkage, float, float16)
+PYOPS_GEMM_PARTS(extern)
+
+}  // namespace pyops::cpu

@@ -1,0 +1,361 @@
+// Average pooling on the CPU, with sliding and with adaptive windows.
+//
+// A window's sum is taken first down the columns, which is contiguous whatever the windows are, then along
+// the row; backward spreads in the same two steps. So an element is added once per row of windows that holds
+// it, not once per window.
+#include "binding/pooling.h"
+#include "cpu/pooling/strided_rows.h"
+#include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/lanes.h"
+#include "cpu/simd/math.h"
+
+namespace pyops::cpu {
+namespace {
+
+// An axis with its questions answered once for all rows.
+struct AverageAxis {
+  int64_t in;
+  int64_t out;
+  std::vector<math::Range> elements;  // by window
+  std::vector<int64_t> count;         // by window
+  std::vector<math::Range> windows;   // by element
+  std::optional<math::SlidingAxis> sliding;
+
+  template <class Axis>
+  AverageAxis(int64_t in_size, int64_t out_size, const Axis& axis) : in(in_size), out(out_size) {
+    for (int64_t window = 0; window < out; ++window) {
+      elements.push_back(axis.elements(window));
+      count.push_back(axis.count(window));
+    }
+    for (int64_t element = 0; element < in; ++element) windows.push_back(axis.windows(element));
+  }
+
+  static AverageAxis of(const math::SlidingAxis& axis, bool count_padding) {
+    AverageAxis made(axis.in, axis.out, math::AverageSlidingOf<int64_t>{axis, count_padding});
+    made.sliding = axis;
+    return made;
+  }
+  static AverageAxis adaptive(int64_t in, int64_t out) {
+    return {in, out, math::AverageAdaptiveOf<int64_t>{in, out}};
+  }
+
+  bool in_pairs() const {
+    return sliding && sliding->kernel == 2 && sliding->stride == 2 && sliding->padding == 0 && in == 2 * out;
+  }
+  bool whole() const { return out == 1 && elements[0].first == 0 && elements[0].end == in; }
+};
+
+struct AveragePlan {
+  AverageAxis height, width;
+  int64_t divisor;  // 0: the elements are counted
+
+  double divisor_of(int64_t row_window, int64_t column_window) const {
+    if (divisor != 0) return static_cast<double>(divisor);
+    return static_cast<double>(height.count[row_window]) * static_cast<double>(width.count[column_window]);
+  }
+
+  // One window over the whole of a contiguous plane.
+  bool global(int64_t inner) const { return inner == 1 && height.whole() && width.whole(); }
+};
+
+// What rows of the output and of the gradient share: how a row of windows lies over a row of elements.
+template <class T>
+class AverageRows {
+ public:
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  static constexpr int kLanes = V::kLanes;
+
+  AverageRows(const AveragePlan& plan, int64_t inner)
+      : plan_(plan), inner_(inner), divisors_(plan.width.out * inner + kLanes, 1) {
+    for (int64_t window = 0; window < plan.width.out; ++window) {
+      const Acc count = plan.divisor != 0 ? Acc(1) : static_cast<Acc>(plan.width.count[window]);
+      std::fill_n(divisors_.begin() + window * inner, inner, count);
+    }
+    pairs_ = inner == 1 && plan.width.in_pairs();
+    if (plan.width.sliding && inner < kLanes && !pairs_) layout_.emplace(*plan.width.sliding, inner);
+  }
+
+ protected:
+  // The divisors of neighbouring output elements of a row.
+  V divisors(int64_t row_window, int64_t i) const {
+    const Acc of_row = static_cast<Acc>(plan_.divisor != 0 ? plan_.divisor : plan_.height.count[row_window]);
+    return load<Acc>(divisors_.data() + i) * of_row;
+  }
+
+  // to[at] = the sum of from[k] over the blocks k of groups[at].
+  template <class To, class Divide>
+  void sum_blocks(const std::vector<math::Range>& groups, const Acc* from, To* to,
+                  const Divide& divide) const {
+    for (size_t at = 0; at < groups.size(); ++at) {
+      const math::Range blocks = groups[at];
+      const int64_t first = static_cast<int64_t>(at) * inner_;
+      if (inner_ == 1) {
+        Acc sum = 0;
+        for (int64_t k = blocks.first; k < blocks.end; ++k) sum += from[k];
+        to[at] = from_acc<To>(divide(V(sum), first).v[0]);
+        continue;
+      }
+      for_each_vector<Acc>(inner_, [&](int64_t c, int lanes) {
+        V sum = Acc(0);
+        for (int64_t k = blocks.first; k < blocks.end; ++k) sum += load<Acc>(from + k * inner_ + c);
+        store_lanes(to + first + c, divide(sum, first + c), lanes);
+      });
+    }
+  }
+
+  const AveragePlan& plan_;
+  int64_t inner_;
+  std::vector<Acc> divisors_;  // along a row of the output
+  bool pairs_;                 // whether a row's windows are two neighbours each
+  std::optional<SplitLayout<Acc>> layout_;
+};
+
+template <class T>
+class AverageForward : AverageRows<T> {
+  using Base = AverageRows<T>;
+  using Base::inner_, Base::plan_, Base::layout_;
+  using typename Base::Acc;
+  using typename Base::V;
+
+ public:
+  AverageForward(const AveragePlan& plan, int64_t inner)
+      : Base(plan, inner), columns_(plan.width.in * inner + V::kLanes) {
+    if (!layout_) return;
+    split_.assign(layout_->elements(), Acc(0));
+    offsets_ = layout_->offsets();
+  }
+
+  void row(const T* x, int64_t row, T* output) {
+    const int64_t image = row / plan_.height.out, window = row % plan_.height.out;
+    const int64_t width = plan_.width.in * inner_;
+    const math::Range rows = plan_.height.elements[window];
+    const T* const first = x + (image * plan_.height.in + rows.first) * width;
+    if (this->pairs_) return row_of_pairs(first, rows.end - rows.first, window, output);
+    for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
+      V sum = Acc(0);
+      for (int64_t r = 0; r < rows.end - rows.first; ++r) sum += load_lanes(first + r * width + i, lanes);
+      store(columns_.data() + i, sum);
+    });
+    const auto divide = [&](V sum, int64_t i) { return sum / this->divisors(window, i); };
+    if (!layout_) return this->sum_blocks(plan_.width.elements, columns_.data(), output, divide);
+    layout_->split_row(columns_.data(), split_.data(), Acc(0));
+    for_each_vector<Acc>(plan_.width.out * inner_, [&](int64_t i, int lanes) {
+      V sum = Acc(0);
+      for (int64_t offset : offsets_) sum += load<Acc>(split_.data() + offset + i);
+      store_lanes(output + i, divide(sum, i), lanes);
+    });
+  }
+
+ private:
+  void row_of_pairs(const T* first, int64_t rows, int64_t window, T* output) const {
+    constexpr int n = V::kLanes;
+    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
+    for_each_vector<Acc>(plan_.width.out, [&](int64_t i, int lanes) {
+      V low = Acc(0), high = Acc(0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* const from = first + r * plan_.width.in + 2 * i;
+        low += load_lanes(from, std::min(2 * lanes, n));
+        if (2 * lanes > n) high += load_lanes(from + n, 2 * lanes - n);
+      }
+      const V sum = every_other<0>(low, high, lanes_of) + every_other<1>(low, high, lanes_of);
+      store_lanes(output + i, sum / this->divisors(window, i), lanes);
+    });
+  }
+
+  std::vector<Acc> columns_;  // sums down the columns
+  std::vector<Acc> split_;
+  std::vector<int64_t> offsets_;
+};
+
+template <class T>
+class AverageBackward : AverageRows<T> {
+  using Base = AverageRows<T>;
+  using Base::inner_, Base::plan_, Base::layout_;
+  using typename Base::Acc;
+  using typename Base::V;
+
+ public:
+  AverageBackward(const AveragePlan& plan, int64_t inner) : Base(plan, inner) {
+    if (layout_) {
+      const math::SlidingAxis& axis = *plan.width.sliding;
+      blocks_ = (axis.in + axis.padding) / axis.stride + 1;
+      margin_ = layout_->reach * inner;
+      merged_elements_ = blocks_ * inner + 2 * V::kLanes;
+      merged_.resize(layout_->phases() * merged_elements_);
+      for (int64_t phase = 0; phase < layout_->phases(); ++phase) taps_.push_back(layout_->taps_of(phase));
+    }
+    windows_.assign(margin_ + std::max(plan.width.out, blocks_) * inner + V::kLanes, Acc(0));
+  }
+
+  void row(const T* grad_output, int64_t row, T* grad_input) {
+    const int64_t image = row / plan_.height.in;
+    const math::Range rows = plan_.height.windows[row % plan_.height.in];
+    const int64_t width = plan_.width.in * inner_;
+    if (image == last_image_ && rows == last_rows_) {
+      std::copy(grad_input - width, grad_input, grad_input);
+      return;
+    }
+    last_image_ = image;
+    last_rows_ = rows;
+    const int64_t n = plan_.width.out * inner_;
+    for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+      V sum = Acc(0);
+      for (int64_t window = rows.first; window < rows.end; ++window) {
+        const T* const from = grad_output + (image * plan_.height.out + window) * n + i;
+        sum += load_lanes(from, lanes) / this->divisors(window, i);
+      }
+      this->pairs_ ? store_pairs(sum, lanes, grad_input + 2 * i)
+                   : store_lanes(windows_.data() + margin_ + i, sum, lanes);
+    });
+    if (this->pairs_) return;
+    if (!layout_) {
+      return this->sum_blocks(plan_.width.windows, windows_.data(), grad_input,
+                              [](V sum, int64_t) { return sum; });
+    }
+    for (int64_t phase = 0; phase < layout_->phases(); ++phase) spread(phase);
+    layout_->merge_row(merged_.data(), merged_elements_, grad_input);
+  }
+
+ private:
+  static void store_pairs(V sum, int lanes, T* to) {
+    constexpr int n = V::kLanes;
+    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
+    store_lanes(to, interleave<0>(sum, sum, lanes_of), std::min(2 * lanes, n));
+    if (2 * lanes > n) store_lanes(to + n, interleave<1>(sum, sum, lanes_of), 2 * lanes - n);
+  }
+
+  void spread(int64_t phase) {
+    Acc* to = merged_.data() + phase * merged_elements_;
+    for (int64_t i = 0; i < blocks_ * inner_; i += V::kLanes) {
+      V sum = Acc(0);
+      for (const auto& tap : taps_[phase]) sum += load<Acc>(windows_.data() + tap.offset + i);
+      store(to + i, sum);
+    }
+  }
+
+  int64_t blocks_ = 0;  // of a phase of the padded row
+  int64_t margin_ = 0;  // zeros before the first window
+  int64_t merged_elements_ = 0;
+  std::vector<Acc> windows_;  // gradients summed over the rows of windows
+  std::vector<Acc> merged_;
+  std::vector<std::vector<typename SplitLayout<Acc>::PhaseTap>> taps_;  // by phase
+  int64_t last_image_ = -1;
+  math::Range last_rows_{0, -1};
+};
+
+template <class T>
+void global_forward(const AveragePlan& plan, const T* x, T* output, int64_t planes) {
+  using Acc = acc_t<T>;
+  const int64_t n = plan.height.in * plan.width.in;
+  const Acc divisor = static_cast<Acc>(plan.divisor_of(0, 0));
+  const auto join = [](Vec<Acc>& sum, int64_t, Vec<Acc> v) { sum += v; };
+  parallel_for(planes, n, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const Acc sum = horizontal_sum(reduce_row(x + p * n, n, Acc(0), Acc(0), join, add<Vec<Acc>>));
+      output[p] = from_acc<T>(sum / divisor);
+    }
+  });
+}
+
+template <class T>
+void global_backward(const AveragePlan& plan, const T* grad_output, T* grad_input, int64_t planes) {
+  using Acc = acc_t<T>;
+  const int64_t n = plan.height.in * plan.width.in;
+  const Acc divisor = static_cast<Acc>(plan.divisor_of(0, 0));
+  parallel_for(planes, n, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      std::fill_n(grad_input + p * n, n, from_acc<T>(to_acc(grad_output[p]) / divisor));
+  });
+}
+
+template <class Rows, class T>
+void for_each_row(const AveragePlan& plan, const Image& made, const T* from, T* to) {
+  parallel_for(made.rows(), made.row_elements() * 4, [&](int64_t begin, int64_t end) {
+    Rows rows(plan, made.inner);
+    for (int64_t row = begin; row < end; ++row) rows.row(from, row, to + row * made.row_elements());
+  });
+}
+
+Tensor forward(const Tensor& input, const Image& in, const AveragePlan& plan, const char* op) {
+  const Image out = in.resized(plan.height.out, plan.width.out);
+  Tensor output = new_output(input, out.shape, input.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    if (out.elements() == 0) return;
+    const T* x = static_cast<const T*>(input.const_data_ptr());
+    T* y = static_cast<T*>(output.mutable_data_ptr());
+    plan.global(in.inner) ? global_forward(plan, x, y, in.outer)
+                          : for_each_row<AverageForward<T>>(plan, out, x, y);
+  });
+  return output;
+}
+
+Tensor backward(const Tensor& grad_output, const Image& out, const AveragePlan& plan, const char* op) {
+  const Image in = out.resized(plan.height.in, plan.width.in);
+  Tensor grad_input = new_output(grad_output, in.shape, grad_output.scalar_type());
+  dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    if (in.elements() == 0) return;
+    const T* g = static_cast<const T*>(grad_output.const_data_ptr());
+    T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    plan.global(in.inner) ? global_backward(plan, g, dx, in.outer)
+                          : for_each_row<AverageBackward<T>>(plan, in, g, dx);
+  });
+  return grad_input;
+}
+
+AveragePlan sliding_plan(const Windows& windows, bool count_include_pad, int64_t divisor) {
+  return {AverageAxis::of(windows.height(), count_include_pad),
+          AverageAxis::of(windows.width(), count_include_pad), divisor};
+}
+
+AveragePlan adaptive_plan(const Sizes& in, const Sizes& out) {
+  return {AverageAxis::adaptive(in[0], out[0]), AverageAxis::adaptive(in[1], out[1]), 0};
+}
+
+Tensor avg_pool2d_forward(Tensor input, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode,
+                          bool count_include_pad, std::optional<int64_t> divisor_override,
+                          bool channels_last) {
+  const char* op = "avg_pool2d_forward";
+  const Image in = Image::of(input, channels_last, op, "input");
+  const Windows windows = Windows::of({in.height, in.width}, kernel, stride, padding, {1, 1}, ceil_mode, op);
+  const int64_t divisor = check_divisor(divisor_override, op);
+  return forward(input, in, sliding_plan(windows, count_include_pad, divisor), op);
+}
+
+Tensor avg_pool2d_backward(Tensor grad_output, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
+                           bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override,
+                           bool channels_last) {
+  const char* op = "avg_pool2d_backward";
+  const Image out = Image::of(grad_output, channels_last, op, "grad_output");
+  const Windows windows = Windows::of(input_size, kernel, stride, padding, {1, 1}, ceil_mode, op);
+  windows.check_output(out, op, "grad_output");
+  const int64_t divisor = check_divisor(divisor_override, op);
+  return backward(grad_output, out, sliding_plan(windows, count_include_pad, divisor), op);
+}
+
+Tensor adaptive_avg_pool2d_forward(Tensor input, Sizes output_size, bool channels_last) {
+  const char* op = "adaptive_avg_pool2d_forward";
+  const Image in = Image::of(input, channels_last, op, "input");
+  check_adaptive({in.height, in.width}, output_size, op);
+  return forward(input, in, adaptive_plan({in.height, in.width}, output_size), op);
+}
+
+Tensor adaptive_avg_pool2d_backward(Tensor grad_output, Sizes input_size, bool channels_last) {
+  const char* op = "adaptive_avg_pool2d_backward";
+  const Image out = Image::of(grad_output, channels_last, op, "grad_output");
+  check_adaptive(input_size, {out.height, out.width}, op);
+  return backward(grad_output, out, adaptive_plan(input_size, {out.height, out.width}), op);
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("avg_pool2d_forward", TORCH_BOX(&pyops::cpu::avg_pool2d_forward));
+  m.impl("avg_pool2d_backward", TORCH_BOX(&pyops::cpu::avg_pool2d_backward));
+  m.impl("adaptive_avg_pool2d_forward", TORCH_BOX(&pyops::cpu::adaptive_avg_pool2d_forward));
+  m.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&pyops::cpu::adaptive_avg_pool2d_backward));
+}

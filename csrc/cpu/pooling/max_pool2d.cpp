@@ -1,0 +1,84 @@
+// Max pooling on the CPU. Forward keeps where in its window each maximum was; backward gathers: every element
+// of the input sums the gradients of the windows it is the maximum of, in the order of the windows.
+#include "cpu/pooling/max_pool.h"
+#include "cpu/runtime/output_cache.h"
+
+namespace pyops::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes stride, Sizes padding,
+                                              Sizes dilation, bool ceil_mode, bool channels_last) {
+  const char* op = "max_pool2d_forward";
+  check_floating(input, op, "input");
+  const Image in = Image::of(input, channels_last, op, "input");
+  const Windows windows =
+      Windows::of({in.height, in.width}, kernel, stride, padding, dilation, ceil_mode, op);
+  const Image out = windows.output_of(in);
+  Tensor output = new_output(input, out.shape, input.scalar_type());
+  Tensor argmax = new_output(input, out.shape, windows.argmax_type());
+  dispatch_argmax(input.scalar_type(), windows, op, [&](auto tag, auto position) {
+    using T = decltype(tag);
+    using A = decltype(position);
+    const T* x = static_cast<const T*>(input.const_data_ptr());
+    T* y = static_cast<T*>(output.mutable_data_ptr());
+    A* at = static_cast<A*>(argmax.mutable_data_ptr());
+    const auto pool = [&](auto& rows, int64_t row) {
+      rows.forward(x, row, y + row * out.row_elements(), at + row * out.row_elements());
+    };
+    const int64_t work = std::min<int64_t>(windows.positions(), 1 << 16);
+    wide<acc_t<T>>(in) ? for_each_row<MaxPoolChannels<T, A>>(out, windows, work, pool)
+                       : for_each_row<MaxPoolRows<T, A>>(out, windows, work, pool);
+  });
+  return {output, argmax};
+}
+
+Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, Sizes kernel, Sizes stride,
+                           Sizes padding, Sizes dilation, bool ceil_mode, bool channels_last) {
+  const char* op = "max_pool2d_backward";
+  const Windows windows = Windows::of(input_size, kernel, stride, padding, dilation, ceil_mode, op);
+  const Image out = windows.check_backward(grad_output, argmax, channels_last, op);
+  const Image in = windows.input_of(out);
+  Tensor grad_input = new_output(grad_output, in.shape, grad_output.scalar_type());
+  dispatch_argmax(grad_output.scalar_type(), windows, op, [&](auto tag, auto position) {
+    using T = decltype(tag);
+    using A = decltype(position);
+    const T* g = static_cast<const T*>(grad_output.const_data_ptr());
+    const A* at = static_cast<const A*>(argmax.const_data_ptr());
+    T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    max_pool_gradient(in, windows, g, at, dx, [](int64_t) {});
+  });
+  return grad_input;
+}
+
+Tensor max_pool2d_indices(Tensor argmax, Sizes input_size, Sizes kernel, Sizes stride, Sizes padding,
+                          Sizes dilation, bool ceil_mode, bool channels_last) {
+  const char* op = "max_pool2d_indices";
+  const Windows windows = Windows::of(input_size, kernel, stride, padding, dilation, ceil_mode, op);
+  const Image out = windows.check_argmax(argmax, channels_last, op);
+  Tensor indices = new_output(argmax, out.shape, ScalarType::Long);
+  const auto expand = [&](auto position) {
+    using A = decltype(position);
+    const A* at = static_cast<const A*>(argmax.const_data_ptr());
+    int64_t* to = static_cast<int64_t*>(indices.mutable_data_ptr());
+    parallel_for(out.rows(), out.row_elements() * 4, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t i = 0; i < out.row_elements(); ++i) {
+          const int64_t element = row * out.row_elements() + i;
+          to[element] = math::flat_index(windows.height(), windows.width(), row % out.height, i / out.inner,
+                                         at[element]);
+        }
+      }
+    });
+  };
+  windows.argmax_type() == ScalarType::Byte ? expand(uint8_t{}) : expand(int32_t{});
+  return indices;
+}
+
+}  // namespace
+}  // namespace pyops::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("max_pool2d_forward", TORCH_BOX(&pyops::cpu::max_pool2d_forward));
+  m.impl("max_pool2d_backward", TORCH_BOX(&pyops::cpu::max_pool2d_backward));
+  m.impl("max_pool2d_indices", TORCH_BOX(&pyops::cpu::max_pool2d_indices));
+}

@@ -1,0 +1,214 @@
+// Rows whose elements are used `stride` apart, as pooling windows and convolutions use them.
+//
+// A row of blocks (one element, or the channels of a pixel) is split by block index modulo the stride. Then
+// what one tap of neighbouring windows needs is contiguous, whatever stride and dilation are, and vectors run
+// along the windows. The padding is part of the split row, so that no window is a special case. Merging is
+// the way back.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/simd/rows.h"
+#include "math/pooling.h"
+
+namespace pyops::cpu {
+
+template <class Acc, size_t... kIndex>
+PYOPS_HD Vec<Acc> shuffle_lanes(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kIndex...>) {
+#if defined(__clang__)
+  return typename Vec<Acc>::Native(__builtin_shufflevector(a.v, b.v, kIndex...));
+#else
+  return typename Vec<Acc>::Native(
+      __builtin_shuffle(a.v, b.v, typename Vec<Acc>::NativeInt{static_cast<int>(kIndex)...}));
+#endif
+}
+
+// Lane i of (a, b) becomes lane kStep * i + kFirst: every second lane, for instance.
+template <int kFirst, class Acc, size_t... kLane>
+PYOPS_HD Vec<Acc> second_lanes(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kLane...>) {
+  return shuffle_lanes(a, b, std::index_sequence<(2 * kLane + kFirst)...>{});
+}
+template <class Acc>
+PYOPS_HD Vec<Acc> even_lanes(Vec<Acc> a, Vec<Acc> b) {
+  return second_lanes<0>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
+}
+template <class Acc>
+PYOPS_HD Vec<Acc> odd_lanes(Vec<Acc> a, Vec<Acc> b) {
+  return second_lanes<1>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
+}
+
+// a0 b0 a1 b1 ... from the lower or the upper half of both.
+template <int kHalf, class Acc, size_t... kLane>
+PYOPS_HD Vec<Acc> interleave(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kLane...>) {
+  constexpr size_t kLanes = sizeof...(kLane);
+  return shuffle_lanes(a, b,
+                       std::index_sequence<(kLane / 2 + kHalf * kLanes / 2 + (kLane % 2 ? kLanes : 0))...>{});
+}
+template <class Acc>
+PYOPS_HD Vec<Acc> interleave_lower(Vec<Acc> a, Vec<Acc> b) {
+  return interleave<0>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
+}
+template <class Acc>
+PYOPS_HD Vec<Acc> interleave_upper(Vec<Acc> a, Vec<Acc> b) {
+  return interleave<1>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
+}
+
+// Up to a vector of elements from x + at of a row of `size`, `fill` behind its end.
+template <class Acc, class T>
+PYOPS_HD Vec<Acc> load_within(const T* x, int64_t at, int64_t size, Acc fill) {
+  constexpr int kLanes = Vec<Acc>::kLanes;
+  const int64_t left = size - at;
+  if (left >= kLanes) return load<Acc>(x + at);
+  return left <= 0 ? Vec<Acc>(fill) : load_partial<Acc>(x + at, static_cast<int>(left), fill);
+}
+
+// How the split rows of one axis lie in memory: an array ("phase") per residue of the padded block index that
+// any tap needs.
+template <class Acc>
+struct SplitLayout {
+  static constexpr int kSlack = Vec<Acc>::kLanes;  // behind a phase: vectors may read and write past its end
+
+  math::SlidingAxis axis;
+  int64_t inner;
+  std::vector<int64_t> residues;  // by phase: those of taps 0, 1, ... until they repeat
+  int64_t reach;                  // windows from a tap's phase start to its use: shift of the last tap
+  int64_t phase_elements;
+
+  SplitLayout(const math::SlidingAxis& along, int64_t block) : axis(along), inner(block) {
+    int64_t residue = 0;
+    do {
+      residues.push_back(residue);
+      residue = (residue + axis.dilation) % axis.stride;
+    } while (residue != 0 && static_cast<int64_t>(residues.size()) < axis.kernel);
+    reach = shift(axis.kernel - 1);
+    phase_elements = (axis.out + reach) * inner + kSlack;
+  }
+
+  int64_t phases() const { return static_cast<int64_t>(residues.size()); }
+  int64_t elements() const { return phases() * phase_elements; }
+  int64_t phase(int64_t tap) const { return tap % phases(); }
+  int64_t shift(int64_t tap) const { return tap * axis.dilation / axis.stride; }
+  bool alternates() const { return axis.stride == 2 && inner == 1 && phases() == 2; }
+
+  // Where the blocks of window 0, 1, ... lie for each tap.
+  std::vector<int64_t> offsets() const {
+    std::vector<int64_t> offsets;
+    for (int64_t tap = 0; tap < axis.kernel; ++tap)
+      offsets.push_back(phase(tap) * phase_elements + shift(tap) * inner);
+    return offsets;
+  }
+
+  // The taps whose elements are in a phase, last first, so that their windows come in order; each with where
+  // window 0 of a row with `reach` blocks of margin stands to an element of block 0.
+  struct PhaseTap {
+    int64_t tap;
+    int64_t offset;
+  };
+  std::vector<PhaseTap> taps_of(int64_t phase) const {
+    std::vector<PhaseTap> taps;
+    for (int64_t tap = axis.kernel - 1; tap >= 0; --tap)
+      if (this->phase(tap) == phase) taps.push_back({tap, (reach - shift(tap)) * inner});
+    return taps;
+  }
+
+  // Splits `row` into `split`, which is filled with `fill` where a row has no elements.
+  template <class T>
+  void split_row(const T* row, Acc* split, Acc fill) const {
+    if (alternates()) return split_alternating(row, split, fill);
+    const int64_t blocks = axis.out + reach;
+    for (int64_t k = 0; k < phases(); ++k) {
+      Acc* to = split + k * phase_elements;
+      const int64_t residue = residues[k];
+      int64_t q = residue < axis.padding ? (axis.padding - residue + axis.stride - 1) / axis.stride : 0;
+      int64_t at = q * axis.stride + residue - axis.padding;
+      if (axis.stride == 1) {
+        const int64_t n = std::min(axis.in, blocks - q) * inner;
+        for (int64_t i = 0; i < n; i += kSlack) store(to + q * inner + i, load_within(row, i, n, fill));
+        continue;
+      }
+      for (; at < axis.in && q < blocks; ++q, at += axis.stride)
+        for (int64_t c = 0; c < inner; ++c) to[q * inner + c] = to_acc(row[at * inner + c]);
+    }
+  }
+
+  // The way back for gradients: element `at` of the row from its block in `split`, whose phases begin with
+  // padded block 0. Elements that no tap reaches become zero.
+  template <class T>
+  void merge_row(const Acc* split, int64_t split_phase_elements, T* row) const {
+    if (alternates()) return merge_alternating(split, split + split_phase_elements, row);
+    if (axis.stride == 1) {
+      return for_each_vector<Acc>(axis.in * inner, [&](int64_t i, int lanes) {
+        store_lanes(row + i, load<Acc>(split + axis.padding * inner + i), lanes);
+      });
+    }
+    if (phases() < axis.stride) std::fill(row, row + axis.in * inner, from_acc<T>(Acc(0)));
+    for (int64_t k = 0; k < phases(); ++k) {
+      const Acc* from = split + k * split_phase_elements;
+      const int64_t residue = residues[k];
+      int64_t q = residue < axis.padding ? (axis.padding - residue + axis.stride - 1) / axis.stride : 0;
+      int64_t at = q * axis.stride + residue - axis.padding;
+      for (; at < axis.in; ++q, at += axis.stride)
+        for (int64_t c = 0; c < inner; ++c) row[at * inner + c] = from_acc<T>(from[q * inner + c]);
+    }
+  }
+
+ private:
+  template <class T>
+  void split_alternating(const T* row, Acc* even, Acc fill) const {
+    Acc* odd = even + phase_elements;
+    const int64_t blocks = axis.out + reach;
+    int64_t q = (axis.padding + 1) / 2;
+    if (axis.padding % 2) odd[q - 1] = to_acc(row[0]);
+    for (int64_t at = 2 * q - axis.padding; at < axis.in && q <= blocks; q += kSlack, at += 2 * kSlack) {
+      const Vec<Acc> a = load_within(row, at, axis.in, fill),
+                     b = load_within(row, at + kSlack, axis.in, fill);
+      store(even + q, even_lanes(a, b));
+      store(odd + q, odd_lanes(a, b));
+    }
+  }
+
+  template <class T>
+  void merge_alternating(const Acc* even, const Acc* odd, T* row) const {
+    const bool odd_first = axis.padding % 2;
+    const Acc* first = (odd_first ? odd : even) + axis.padding / 2;
+    const Acc* second = odd_first ? even + axis.padding / 2 + 1 : odd + axis.padding / 2;
+    for (int64_t i = 0; 2 * i < axis.in; i += kSlack) {
+      const Vec<Acc> a = load<Acc>(first + i), b = load<Acc>(second + i);
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = 2 * i + half * kSlack;
+        const int lanes = static_cast<int>(std::min<int64_t>(kSlack, axis.in - at));
+        if (lanes > 0) store_lanes(row + at, half ? interleave_upper(a, b) : interleave_lower(a, b), lanes);
+      }
+    }
+  }
+};
+
+// Rows that were prepared and are kept while windows come back to them. Rows that are used together must be
+// less than `rows` apart.
+template <class Element>
+class RowRing {
+ public:
+  RowRing(int64_t rows, int64_t elements, Element fill)
+      : elements_(elements), data_(rows * elements, fill), row_(rows, -1) {}
+
+  // Row number `row`, after prepare(memory) if it is not there.
+  template <class F>
+  Element* get(int64_t row, const F& prepare) {
+    const int64_t slot = row % static_cast<int64_t>(row_.size());
+    Element* memory = data_.data() + slot * elements_;
+    if (row_[slot] != row) {
+      prepare(memory);
+      row_[slot] = row;
+    }
+    return memory;
+  }
+
+ private:
+  int64_t elements_;
+  std::vector<Element> data_;
+  std::vector<int64_t> row_;
+};
+
+}  // namespace pyops::cpu

@@ -1,0 +1,236 @@
+// What follows the time loop backward: the gradients of the parameters, from the gradients of the gates'
+// arguments, d [rows, gradients].
+//
+// One product yields all of them: d.t() @ factors, whose rows are [h_before | x | 1]: the column of ones
+// gives the biases' gradients. In small layers chunks of the sequences have shares of it that are summed up
+// in order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/recurrent/backward.h"
+
+namespace pyops::cpu {
+
+// The columns of the factors and of a share [gradients, columns]; those of states and inputs begin at a
+// vector.
+struct FactorColumns {
+  template <class Acc>
+  static FactorColumns of(const RecurrentShape& s, Acc) {
+    constexpr int n = Vec<Acc>::kLanes;
+    const int64_t inputs = round_up(s.hidden, n);
+    return {inputs, inputs + s.inputs, inputs + round_up(s.inputs + 1, n)};
+  }
+
+  int64_t inputs;  // where x begins
+  int64_t one;
+  int64_t all;
+};
+
+// The factors of the sequences [begin, end) at step t become terms of `factors` from `first` on; returns how
+// many they are.
+template <class T>
+int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, const BackwardTensors<T>& at,
+                    const T* input, const RecurrentShape& s, int64_t first,
+                    ResidentMatrix<acc_t<T>>& factors) {
+  using Acc = acc_t<T>;
+  const auto columns = FactorColumns::of(s, Acc());
+  const StepRows now = walk.rows(t), before = walk.rows(walk.before(t));
+  const int64_t count = std::min(end, now.count) - begin;
+  // Those that have begun before have a step before this one.
+  const int64_t begun = std::clamp<int64_t>(before.count - begin, 0, count);
+  const auto put_states = [&](int64_t from, int64_t rows, const T* states) {
+    factors.put_rows(first + from, rows, 0, columns.inputs, states, s.hidden, s.hidden, Acc(0));
+  };
+  put_states(0, begun, at.output + (before.first + begin) * s.hidden);
+  put_states(begun, count - begun, at.h_0 + (begin + begun) * s.hidden);
+  factors.put_rows(first, count, columns.inputs, columns.all - columns.inputs,
+                   input + (now.first + begin) * s.inputs, s.inputs, s.inputs, Acc(1));
+  return count;
+}
+
+// Calls f(row, rows, column) for the tasks of d.t() @ factors: of rows [row, row + rows) of the product the
+// columns from `column` on are asked for. Of the GRU's last block, the input's, those are the columns of x
+// and 1. Tasks have at most task_rows rows, and all threads as many; for_tasks(count, f) calls f(i) for every
+// i in [0, count).
+template <class Acc, class ForTasks, class F>
+void for_each_product(const RecurrentShape& s, int64_t threads, int64_t task_rows, const ForTasks& for_tasks,
+                      const F& f) {
+  constexpr int64_t wide = GemmBlocking<Acc>::kMicroColumns;
+  const auto in_tasks = [&](int64_t rows) {
+    return EvenSplit(rows, std::clamp<int64_t>(threads * ceil_div(rows, threads * task_rows), 1,
+                                               std::max<int64_t>(rows, 1)));
+  };
+  const EvenSplit all = in_tasks(s.gates), rest = in_tasks(s.gradients - s.gates);
+  const int64_t inputs = FactorColumns::of(s, Acc()).inputs / wide * wide;
+  for_tasks(all.parts + (s.gradients > s.gates ? rest.parts : 0), [&](int64_t i) {
+    if (i < all.parts) return f(all.begin(i), all.size(i), int64_t{0});
+    f(s.gates + rest.begin(i - all.parts), rest.size(i - all.parts), inputs);
+  });
+}
+
+// Where the gradients of the parameters go; the first two or the last two may be null.
+template <class T>
+struct ParameterGradients {
+  T* weight_ih;
+  T* weight_hh;
+  T* bias_ih;
+  T* bias_hh;
+};
+
+// Row `row` of d.t() @ factors, the sum of `count` shares that are `apart` from each other, in order, to the
+// gradients it belongs to. `shift`: of GradientBlocks, times H.
+template <class T>
+void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* shares, int64_t count,
+                       int64_t apart, int64_t shift, const ParameterGradients<T>& to) {
+  using Acc = acc_t<T>;
+  const auto columns = FactorColumns::of(s, Acc());
+  const auto store_sums = [&](const Acc* from, int64_t numbers, T* sums) {
+    for_each_vector<Acc>(numbers, [&](int64_t j, int lanes) {
+      Vec<Acc> sum = Acc(0);
+      for (int64_t i = 0; i < count; ++i) sum += load_lanes(from + i * apart + j, lanes);
+      store_lanes(sums + j, sum, lanes);
+    });
+  };
+  if (row < s.gates) {  // a share of the state
+    const int64_t j = (row - shift + s.gates) % s.gates;
+    if (to.weight_hh) store_sums(shares, s.hidden, to.weight_hh + j * s.hidden);
+    if (to.bias_hh) store_sums(shares + columns.one, 1, to.bias_hh + j);
+  }
+  if (row >= shift) {  // of the input
+    const int64_t j = row - shift;
+    if (to.weight_ih) store_sums(shares + columns.inputs, s.inputs, to.weight_ih + j * s.inputs);
+    if (to.bias_ih) store_sums(shares + columns.one, 1, to.bias_ih + j);
+  }
+}
+
+// The gradients of the parameters by one product, whose tasks store what they have found.
+template <class T>
+void store_products(const RecurrentShape& s, const T* d, const ResidentMatrix<acc_t<T>>& factors,
+                    int64_t shift, const ParameterGradients<T>& to) {
+  using Acc = acc_t<T>;
+  struct ProductScratch;
+  // The more rows in a task the less often the factors are read. Their sums should stay in the L2 cache.
+  constexpr int64_t kMostSums = 128 << 10, kFewestRows = 4 * kMicroRows;
+  const int64_t columns = factors.columns(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
+  const int64_t task_rows = std::max(kMostSums / columns, kFewestRows);
+  const auto claimed = [&](int64_t tasks, const auto& task) {
+    parallel_claim(tasks, double(factors.depth()) * s.gates * columns, task);
+  };
+  for_each_product<Acc>(s, threads, task_rows, claimed, [&](int64_t row, int64_t rows, int64_t column) {
+    const int64_t sums_size = round_up(rows * columns, 16);
+    Acc* const sums =
+        static_cast<Acc*>(workspace<ProductScratch>((sums_size + factors.scratch_size(rows)) * sizeof(Acc)));
+    factors.multiply_from(column, rows, Operand<T>{d + row, 1, s.gradients}, sums, columns, false,
+                          sums + sums_size);
+    for (int64_t i = 0; i < rows; ++i) {
+      store_product_row(s, row + i, sums + i * columns, 1, 0, shift, to);
+    }
+  });
+}
+
+// ---- small layers ---------------------------------------------------------------------------------------
+
+// The sum of `count` shares of the product, in order.
+template <class T>
+void store_shares(const RecurrentShape& s, const acc_t<T>* shares, int64_t count, int64_t shift,
+                  const ParameterGradients<T>& to) {
+  const int64_t columns = FactorColumns::of(s, acc_t<T>()).all;
+  parallel_for(s.gradients, count * columns, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      store_product_row(s, row, shares + row * columns, count, s.gradients * columns, shift, to);
+    }
+  });
+}
+
+// Small weights and many sequences: the products then read as much memory as the loop. A thread does them
+// every few steps, while the gate gradients of a few sequences lie in its caches; they never leave them.
+// Chunks are cut by the problem, because their shares are summed up, in order. Zero: not such a layer.
+inline int64_t local_chunks(const RecurrentShape& s) {
+  constexpr int64_t kFewest = 8, kMost = 32, kFewestSequences = 8, kSequences = 32;
+  const int64_t batch = s.sequences.batch();
+  if ((s.inputs + s.hidden) * s.gates > kMostSmallWeights || s.inputs == 0) return 0;
+  return batch < kFewest * kFewestSequences ? 0 : std::clamp(batch / kSequences, kFewest, kMost);
+}
+
+// The loop of one chunk and its share.
+template <class T, class Cell>
+class LocalBackward {
+ public:
+  using Acc = acc_t<T>;
+
+  LocalBackward(const BackwardLoop<T, Cell>& loop, const BackwardTensors<T>& tensors, const Walk& walk,
+                const RecurrentShape& shape, const T* input, Acc* shares)
+      : loop_(loop), at_(tensors), walk_(walk), shape_(shape), input_(input), shares_(shares) {}
+
+  void operator()(int64_t chunk, int64_t begin, int64_t end) const {
+    const EvenSplit parts(end - begin, ceil_div(end - begin, kMostSequences));
+    for (int64_t i = 0; i < parts.parts; ++i) {
+      run_part(chunk, begin + parts.begin(i), begin + parts.begin(i) + parts.size(i), i > 0);
+    }
+  }
+
+ private:
+  // Of the sequences that are in the loop together, and rows whose products are formed together.
+  static constexpr int64_t kMostSequences = 32, kRows = 256;
+
+  void run_part(int64_t chunk, int64_t begin, int64_t end, bool adds) const {
+    const RecurrentShape& s = shape_;
+    const int64_t columns = FactorColumns::of(s, Acc()).all;
+    const int64_t packed_size = round_up(ResidentMatrix<Acc>(columns, kRows).packed_size(), 16);
+    Acc* const packed = static_cast<Acc*>(
+        workspace<LocalBackward>(packed_size * sizeof(Acc) + kRows * s.gradients * sizeof(T)));
+    T* const d = reinterpret_cast<T*>(packed + packed_size);
+    int64_t rows = 0, first_step = 0, last_step = 0;  // what d holds
+    const auto add_products = [&] {
+      if (rows == 0 || shares_ == nullptr) return;
+      ResidentMatrix<Acc> factors(columns, rows);
+      factors.place(packed);
+      for (int64_t t = first_step, row = 0;; t += walk_.reverse ? 1 : -1) {
+        row += put_factors(walk_, t, begin, end, at_, input_, s, row, factors);
+        if (t == last_step) break;
+      }
+      add_to_share(factors, d, shares_ + chunk * s.gradients * columns, adds);
+      adds = true;
+    };
+    loop_.run(begin, end, [&](int64_t t, int64_t active) {
+      if (rows + active > kRows) {
+        add_products();
+        rows = 0;
+      }
+      if (shares_ != nullptr) {
+        fetch_all(input_ + (walk_.rows(t).first + begin) * s.inputs, active * s.inputs);
+      }
+      if (rows == 0) first_step = t;
+      last_step = t;
+      T* const to = d + rows * s.gradients;
+      rows += active;
+      return to;
+    });
+    add_products();
+  }
+
+  // One share: d.t() @ factors, added to it or not.
+  void add_to_share(const ResidentMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
+    struct ProductScratch;
+    const int64_t columns = factors.columns();
+    for_each_product<Acc>(
+        shape_, 1, 4 * kMicroRows, Serial{}, [&](int64_t row, int64_t rows, int64_t column) {
+          Acc* const scratch =
+              static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
+          factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
+                                columns, adds, scratch);
+        });
+  }
+
+  const BackwardLoop<T, Cell>& loop_;
+  const BackwardTensors<T>& at_;
+  const Walk& walk_;
+  const RecurrentShape& shape_;
+  const T* const input_;
+  Acc* const
+      shares_;  // [chunks, gradients, columns of the factors]; null: no parameter's gradient is asked for
+};
+
+}  // namespace pyops::cpu

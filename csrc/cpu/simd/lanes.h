@@ -1,0 +1,52 @@
+// Exchanges between the lanes of vectors.
+#pragma once
+
+#include <utility>
+
+#include "cpu/simd/vec.h"
+
+namespace pyops::cpu {
+
+// Lanes 0, 2, 4, ... (odd = 0) or 1, 3, 5, ... of a and b.
+template <int odd, class Acc, int... lane>
+PYOPS_HD Vec<Acc> every_other(Vec<Acc> a, Vec<Acc> b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return Vec<Acc>(__builtin_shufflevector(a.v, b.v, (2 * lane + odd)...));
+#else
+  using Lanes = typename Vec<Acc>::NativeInt;
+  return Vec<Acc>(__builtin_shuffle(a.v, b.v, Lanes{(2 * lane + odd)...}));
+#endif
+}
+
+// a0 b0 a1 b1 ... : the lower halves of a and b interleaved for half = 0, the upper for half = 1.
+template <int half, class Acc, int... lane>
+PYOPS_HD Vec<Acc> interleave(Vec<Acc> a, Vec<Acc> b, std::integer_sequence<int, lane...>) {
+  constexpr int n = Vec<Acc>::kLanes;
+#if defined(__clang__)
+  return Vec<Acc>(__builtin_shufflevector(a.v, b.v, (half * n / 2 + lane / 2 + lane % 2 * n)...));
+#else
+  using Lanes = typename Vec<Acc>::NativeInt;
+  return Vec<Acc>(__builtin_shuffle(a.v, b.v, Lanes{(half * n / 2 + lane / 2 + lane % 2 * n)...}));
+#endif
+}
+
+// Transposes a square of kLanes vectors. Interleaving row i with row i + n/2 rotates the bits of
+// the (row, lane) index by one, so log2(n) rounds exchange row and lane.
+template <class Acc>
+PYOPS_HD void transpose(Vec<Acc> (&rows)[Vec<Acc>::kLanes]) {
+  constexpr int n = Vec<Acc>::kLanes;
+  constexpr auto lanes = std::make_integer_sequence<int, n>{};
+#pragma GCC unroll 8
+  for (int round = 1; round < n; round *= 2) {
+    Vec<Acc> next[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + n / 2], lanes);
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + n / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
+}  // namespace pyops::cpu

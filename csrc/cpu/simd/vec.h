@@ -1,0 +1,271 @@
+// SIMD vectors of float or double, as wide as the instruction set this file is compiled for.
+//
+// Built on the compiler's vector extensions, so one source serves SSE2, AVX2, AVX-512 and any other
+// target; intrinsics appear only where the compiler cannot be led to the right instruction. Memory may
+// hold 16-bit types: loads widen to float, stores round once.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtypes.h"
+#include "common/fast_math.h"
+
+namespace pyops::cpu {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// The compiler's own vector types, spelt out per lane type because the attribute is lost on a dependent one.
+template <class T>
+struct NativeVectors;
+template <>
+struct NativeVectors<float> {
+  typedef float Lanes __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct NativeVectors<double> {
+  typedef double Lanes __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+struct Vec {
+  static constexpr int kLanes = kVectorBytes / sizeof(T);
+  using Native = typename NativeVectors<T>::Lanes;
+  using NativeInt = typename NativeVectors<T>::Bits;
+
+  Native v;
+
+  Vec() = default;
+  PYOPS_HD Vec(Native native) : v(native) {}
+  PYOPS_HD Vec(T scalar) : v(scalar - Native{}) {}
+
+  PYOPS_HD Vec& operator+=(Vec other) {
+    v += other.v;
+    return *this;
+  }
+};
+
+template <class T>
+PYOPS_HD Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return a.v + b.v;
+}
+template <class T>
+PYOPS_HD Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return a.v - b.v;
+}
+template <class T>
+PYOPS_HD Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return a.v * b.v;
+}
+template <class T>
+PYOPS_HD Vec<T> operator+(Vec<T> a, T b) {
+  return a.v + Vec<T>(b).v;
+}
+template <class T>
+PYOPS_HD Vec<T> operator-(Vec<T> a, T b) {
+  return a.v - Vec<T>(b).v;
+}
+template <class T>
+PYOPS_HD Vec<T> operator*(Vec<T> a, T b) {
+  return a.v * Vec<T>(b).v;
+}
+
+template <class T>
+PYOPS_HD Vec<T> select_greater(Vec<T> a, Vec<T> b, Vec<T> if_greater, Vec<T> otherwise) {
+  return Vec<T>(a.v > b.v ? if_greater.v : otherwise.v);
+}
+
+template <class T>
+PYOPS_HD Vec<T> select_at_most(Vec<T> a, Vec<T> b, Vec<T> if_at_most, Vec<T> otherwise) {
+  return Vec<T>(a.v <= b.v ? if_at_most.v : otherwise.v);
+}
+
+// Keeps the first operand's NaN out of the result: max(NaN, b) is b. (The sum of exp carries the NaN.)
+PYOPS_HD Vec<float> max(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return Vec<float>::Native(_mm512_max_ps(a.v, b.v));
+#elif defined(__AVX2__)
+  return Vec<float>::Native(_mm256_max_ps(a.v, b.v));
+#else
+  return Vec<float>(a.v > b.v ? a.v : b.v);
+#endif
+}
+PYOPS_HD Vec<double> max(Vec<double> a, Vec<double> b) {
+#if defined(__AVX512F__)
+  return Vec<double>::Native(_mm512_max_pd(a.v, b.v));
+#elif defined(__AVX2__)
+  return Vec<double>::Native(_mm256_max_pd(a.v, b.v));
+#else
+  return Vec<double>(a.v > b.v ? a.v : b.v);
+#endif
+}
+
+// Folds the lanes in halves: a fixed tree, so the result depends on the vector alone.
+template <class T, class Join>
+PYOPS_HD T fold_lanes(Vec<T> x, const Join& join) {
+  T lanes[Vec<T>::kLanes];
+  memcpy(lanes, &x.v, sizeof(lanes));
+  for (int width = Vec<T>::kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = join(lanes[i], lanes[i + width]);
+  }
+  return lanes[0];
+}
+
+template <class T>
+PYOPS_HD T horizontal_sum(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_add_ps(x.v);
+#endif
+  return fold_lanes(x, [](T a, T b) { return a + b; });
+}
+
+template <class T>
+PYOPS_HD T horizontal_max(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_max_ps(x.v);
+#endif
+  return fold_lanes(x, [](T a, T b) { return a > b ? a : b; });
+}
+
+// Coefficients of exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2)/2. float: Cephes expf (Moshier), relative error
+// 2e-8; double: the Taylor series to r^13, whose first dropped term is below 2^-57.
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2e = 1.44269504088896341f;
+  static constexpr float kLn2High = 0.693359375f;
+  static constexpr float kLn2Low = -2.12194440e-4f;
+  static constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kOverflow = 88.7228394f;
+  static constexpr float kUnderflow = -87.3365479f;  // below, the result would be subnormal; it becomes 0
+  static constexpr int kMantissaBits = 23;
+  static constexpr float kPolynomial[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                          4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2e = 1.4426950408889634074;
+  static constexpr double kLn2High = 6.93145751953125e-1;
+  static constexpr double kLn2Low = 1.42860682030941723212e-6;
+  static constexpr double kRoundMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kOverflow = 709.782712893383973;
+  static constexpr double kUnderflow = -708.39641853226408;
+  static constexpr int kMantissaBits = 52;
+  static constexpr double kPolynomial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                           1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                           1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
+};
+
+// exp(x) = 2^n exp(r), x = n ln 2 + r. NaN stays NaN, -inf gives 0, large x gives infinity.
+template <class T>
+PYOPS_HD Vec<T> exp(Vec<T> x) {
+  using K = ExpConstants<T>;
+  using V = Vec<T>;
+  const V n = (x * K::kLog2e + K::kRoundMagic) - K::kRoundMagic;
+  const V r = (x - n * K::kLn2High) - n * K::kLn2Low;
+  V p = K::kPolynomial[0];
+  for (size_t i = 1; i < sizeof(K::kPolynomial) / sizeof(T); ++i) p = p * r + K::kPolynomial[i];
+  const V y = p * (r * r) + (r + T(1));
+  // Adding n to the exponent bits multiplies by 2^n. Out-of-range n is overruled by the two selects.
+  const typename V::NativeInt exponent = __builtin_convertvector(n.v, typename V::NativeInt)
+                                         << K::kMantissaBits;
+  typename V::Native scaled = (typename V::Native)((typename V::NativeInt)y.v + exponent);
+  scaled = x.v < V(K::kUnderflow).v ? V(T(0)).v : scaled;
+  return x.v > V(K::kOverflow).v ? V(math::infinity<T>()).v : scaled;
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+template <class Acc, class T>
+PYOPS_HD Vec<Acc> load(const T* p) {
+  using V = Vec<Acc>;
+  if constexpr (std::is_same_v<T, Acc>) {
+    typename V::Native v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+    typedef uint32_t Word __attribute__((vector_size(kVectorBytes)));
+    Half bits;
+    memcpy(&bits, p, sizeof(bits));
+    return (typename V::Native)(__builtin_convertvector(bits, Word) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return typename V::Native(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p)));
+#elif defined(__F16C__)
+    return typename V::Native(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
+#else
+    Acc lanes[V::kLanes];
+    for (int i = 0; i < V::kLanes; ++i) lanes[i] = to_acc(p[i]);
+    return load<Acc>(lanes);
+#endif
+  }
+}
+
+template <class T, class Acc>
+PYOPS_HD void store(T* p, Vec<Acc> x) {
+  if constexpr (std::is_same_v<T, Acc>) {
+    memcpy(p, &x.v, sizeof(x.v));
+  } else if constexpr (std::is_same_v<T, float16>) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < Vec<Acc>::kLanes; ++i) p[i] = from_acc<T>(x.v[i]);
+#endif
+  } else {
+    typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+    typedef uint32_t Word __attribute__((vector_size(kVectorBytes)));
+    const Word bits = (Word)x.v;
+    Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    rounded = x.v == x.v ? rounded : Word{} + 0x7fc0u;
+    const Half halves = __builtin_convertvector(rounded, Half);
+    memcpy(p, &halves, sizeof(halves));
+  }
+}
+
+// The first `count` lanes from memory, the others `fill`. Never touches memory past `count`.
+template <class Acc, class T>
+PYOPS_HD Vec<Acc> load_partial(const T* p, int count, Acc fill) {
+  using V = Vec<Acc>;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return typename V::Native(_mm512_mask_loadu_ps(V(fill).v, __mmask16((1u << count) - 1u), p));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return typename V::Native(_mm512_mask_loadu_pd(V(fill).v, __mmask8((1u << count) - 1u), p));
+  }
+#endif
+  Acc lanes[V::kLanes];
+  for (int i = 0; i < V::kLanes; ++i) lanes[i] = i < count ? to_acc(p[i]) : fill;
+  return load<Acc>(lanes);
+}
+
+template <class T, class Acc>
+PYOPS_HD void store_partial(T* p, Vec<Acc> x, int count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1u), x.v);
+  } else if constexpr (std::is_same_v<T, double>) {
+    return _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1u), x.v);
+  }
+#endif
+  T lanes[Vec<Acc>::kLanes];
+  store(lanes, x);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+}  // namespace pyops::cpu

@@ -1,0 +1,123 @@
+// What the convolution's kernels know of its geometry: csrc/math/conv2d.h in the numbers of a GPU.
+#pragma once
+
+#include <limits>
+
+#include "binding/conv2d.h"
+#include "cuda/device/memory.cuh"
+#include "cuda/device/tensor.cuh"
+#include "math/pooling.h"
+
+namespace pyops::cuda {
+
+// n / divisor for 0 <= n < 2^31 and a divisor known on the host, by one multiplication (Granlund and
+// Montgomery 1994, "Division by Invariant Integers using Multiplication").
+struct Divisor {
+  int divisor = 1;
+  uint32_t multiplier = 1;
+  int shift = 0;
+
+  static Divisor of(int divisor) {
+    Divisor d{divisor, 0, 0};
+    while ((int64_t{1} << d.shift) < divisor) ++d.shift;
+    const uint64_t excess = (uint64_t{1} << d.shift) - static_cast<uint64_t>(divisor);
+    d.multiplier = static_cast<uint32_t>((excess << 32) / static_cast<uint64_t>(divisor) + 1);
+    return d;
+  }
+  PYOPS_HD int divide(int n) const {
+    const auto high =
+        static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier >> 32);
+    return static_cast<int>((high + static_cast<uint32_t>(n)) >> shift);
+  }
+};
+
+// In elements.
+struct ImageStrides {
+  int64_t image;
+  int64_t channel;
+  int64_t row;
+  int64_t column;
+
+  static ImageStrides of(int64_t channels, int64_t height, int64_t width, bool channels_last) {
+    if (channels_last) return {channels * height * width, 1, width * channels, channels};
+    return {channels * height * width, height * width, width, 1};
+  }
+};
+
+// One axis of a correlation: output i is a sum over taps t of source[i * source_step + offset(t)] *
+// weight[kernel(t)]. The taps of a phase are an arithmetic sequence, whatever stride and dilation are.
+struct ConvPhase {
+  int count = 0;  // outputs
+  int target_first = 0;
+  int taps = 0;
+  int first_offset = 0;
+  int offset_step = 0;
+  int first_kernel = 0;
+  int kernel_step = 0;
+  Divisor by_taps;
+
+  static ConvPhase of(const math::CorrelationAxis& axis) {
+    ConvPhase p;
+    p.count = static_cast<int>(axis.count);
+    p.target_first = static_cast<int>(axis.target_first);
+    p.taps = static_cast<int>(axis.taps.size());
+    p.by_taps = Divisor::of(p.taps > 0 ? p.taps : 1);
+    std::vector<math::ConvTap> taps = axis.taps;
+    std::sort(taps.begin(), taps.end(),
+              [](const math::ConvTap& a, const math::ConvTap& b) { return a.kernel < b.kernel; });
+    const auto offset = [&](const math::ConvTap& tap) {
+      return static_cast<int>(tap.shift * axis.source_step + tap.phase + axis.source_first);
+    };
+    if (p.taps > 0) {
+      p.first_offset = offset(taps[0]);
+      p.first_kernel = static_cast<int>(taps[0].kernel);
+    }
+    if (p.taps > 1) {
+      p.offset_step = offset(taps[1]) - p.first_offset;
+      p.kernel_step = static_cast<int>(taps[1].kernel) - p.first_kernel;
+    }
+    return p;
+  }
+};
+
+// The axis in 32 bits.
+inline void check_narrow(const math::ConvAxis& axis, const char* op) {
+  STD_TORCH_CHECK(axis.input + 2 * axis.padding + axis.extent() + axis.stride < (int64_t{1} << 30), op,
+                  ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
+}
+
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// A tensor [images, groups x channels, height, width] that a kernel reads.
+template <class T>
+struct ConvSource {
+  const T* data;
+  ImageStrides strides;
+  int channels;  // per group
+  bool packs;    // 16 bytes of neighbouring channels can be read at once
+
+  static ConvSource of(const T* data, const ImageStrides& strides, int64_t channels) {
+    constexpr int kSize = kPackBytes / sizeof(T);
+    const bool aligned = reinterpret_cast<uintptr_t>(data) % kPackBytes == 0;
+    return {data, strides, static_cast<int>(channels),
+            strides.channel == 1 && aligned && channels % kSize == 0};
+  }
+};
+
+// Where the weight of (group, output, input, row, column) is, for either direction.
+struct WeightStrides {
+  int64_t group;
+  int64_t output;
+  int64_t input;
+  int64_t row;
+  int64_t column;
+};
+
+inline WeightStrides weight_strides(const Conv2dShape& s, bool channels_last, bool transposed) {
+  const int64_t inputs = s.in_channels / s.groups, outputs = s.out_channels / s.groups;
+  const ImageStrides k = ImageStrides::of(inputs, s.height.kernel, s.width.kernel, channels_last);
+  return {outputs * k.image, transposed ? k.channel : k.image, transposed ? k.image : k.channel, k.row,
+          k.column};
+}
+
+}  // namespace pyops::cuda

@@ -1,0 +1,100 @@
+// 16-byte accesses to rows of any alignment.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtypes.h"
+#include "cuda/launch.h"
+
+namespace pyops::cuda {
+
+constexpr int kPackBytes = 16;
+constexpr int64_t kMaxPacks = 1 << 30;
+
+// As many elements as one 16-byte access moves. Its words are taken apart by shifts: a memcpy between them
+// and an array of elements makes nvcc access memory byte by byte.
+template <class T>
+struct Pack {
+  static constexpr int kSize = kPackBytes / sizeof(T);
+  uint4 bits;
+};
+
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+  return {*reinterpret_cast<const uint4*>(p)};
+}
+
+// Returns the pack as a value the compiler knows nothing about. A pack that is widened twice with a long way
+// between would otherwise be widened once and kept as floats, in twice the registers.
+template <class T>
+__device__ __forceinline__ Pack<T> forget_widened(Pack<T> pack) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(pack.bits.x), "+r"(pack.bits.y), "+r"(pack.bits.z), "+r"(pack.bits.w));
+#endif
+  return pack;
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ void widen(const Pack<T>& pack, acc_t<T> (&values)[kSize]) {
+  static_assert(kSize == Pack<T>::kSize);
+  const uint32_t words[4] = {pack.bits.x, pack.bits.y, pack.bits.z, pack.bits.w};
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    if constexpr (sizeof(T) == 2) {
+      values[k] = to_acc(T{static_cast<uint16_t>(words[k / 2] >> (k % 2 * 16))});
+    } else if constexpr (sizeof(T) == 4) {
+      values[k] = bit_cast<T>(words[k]);
+    } else {
+      values[k] = bit_cast<T>(static_cast<uint64_t>(words[2 * k + 1]) << 32 | words[2 * k]);
+    }
+  }
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&values)[kSize]) {
+  static_assert(kSize == Pack<T>::kSize);
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    if constexpr (sizeof(T) == 2) {
+      words[k / 2] |= static_cast<uint32_t>(from_acc<T>(values[k]).bits) << (k % 2 * 16);
+    } else if constexpr (sizeof(T) == 4) {
+      words[k] = bit_cast<uint32_t>(values[k]);
+    } else {
+      const uint64_t bits = bit_cast<uint64_t>(values[k]);
+      words[2 * k] = static_cast<uint32_t>(bits);
+      words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
+    }
+  }
+  // A plain assignment is split into four stores. This one is cached as usual, and whole.
+  __stwb(reinterpret_cast<uint4*>(p), uint4{words[0], words[1], words[2], words[3]});
+}
+
+// n contiguous elements from p: single ones up to a 16-byte boundary, packs, single ones after the last.
+// Packs are counted in 32 bits to save registers; rows of more than kMaxPacks must not claim to be aligned.
+struct RowSplit {
+  int head;
+  int packs;
+  int64_t tail;  // where the single elements start again
+
+  // Without `aligned`, because another row must be accessed alongside and its boundaries lie elsewhere, all
+  // elements are single.
+  template <class T>
+  static __device__ __forceinline__ RowSplit of(const T* p, int64_t n, bool aligned) {
+    constexpr int kSize = Pack<T>::kSize;
+    const int past = static_cast<int>(reinterpret_cast<uintptr_t>(p) / sizeof(T) % kSize);
+    const int head = (kSize - past) % kSize;
+    if (!aligned || head >= n) return {0, 0, 0};
+    const int64_t packs = (n - head) / kSize;
+    return {head, static_cast<int>(packs), head + packs * kSize};
+  }
+};
+
+// Whether pointers into tensors of one dtype reach 16-byte boundaries at the same element.
+template <class... Pointers>
+bool same_alignment(const void* first, const Pointers*... others) {
+  const auto phase = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes; };
+  return ((phase(first) == phase(others)) && ...);
+}
+
+}  // namespace pyops::cuda
