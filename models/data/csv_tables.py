@@ -19,7 +19,7 @@ import torch
 
 from ..errors import DataError, first_line, unknown_name
 from .dataset import Dataset, Unlabelled
-from .tables import no_files, sklearn_datasets
+from .scikit_learn import sklearn_datasets
 
 if TYPE_CHECKING:
     import pandas
@@ -60,9 +60,8 @@ def load_csv(root: Path | None, target: str | None, fill_missing: bool | None) -
     return _load(root, Columns("csv", target, None, bool(fill_missing)))
 
 
-def load_diabetes(root: Path | None) -> Dataset:
+def load_diabetes() -> Dataset:
     """442 patients by 10 measures, and the progress of their diabetes in a year, 80 : 20."""
-    no_files("diabetes", root)
     table = sklearn_datasets("diabetes").load_diabetes(as_frame=True, scaled=False).frame
     return _dataset(table, None, Columns("diabetes", "target", None, False), "diabetes")
 

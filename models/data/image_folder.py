@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import DataError
 from .dataset import Dataset
 from .images import image_files, read_image
-from .tables import split_by_class
+from .scikit_learn import split_by_class
 
 _COLORLESS_MODES = ("1", "L", "LA", "I", "I;16")
 _MOST_BYTES = 4 * 2**30

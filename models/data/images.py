@@ -1,4 +1,4 @@
-"""Image files as tensors."""
+"""Images as tensors, and the files they are read from."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def image_files(folder: Path) -> list[Path]:
     """The image files in ``folder``, not in folders within it, by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+
+
+def scaled(images: torch.Tensor, largest: int) -> torch.Tensor:
+    """[N, H, W] of 0..largest -> float32 [N, 1, H, W] of 0..1."""
+    return images.to(torch.float32).div_(largest).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The data sets by name. ``digits``, the tables and the text need no files, MNIST and Fashion-MNIST do."""
+"""The data sets by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from ..errors import DataError, unknown_name
 from .csv_tables import load_csv, load_diabetes, load_house_prices
 from .dataset import Dataset
-from .idx import DIGIT_NAMES, FASHION_NAMES, idx_loader, scaled
 from .image_folder import load_image_folder
-from .tables import load_breast_cancer, load_linear, load_xor, no_files, sklearn_datasets, split_by_class
+from .mnist import DIGIT_NAMES, FASHION_NAMES, mnist_loader
+from .scikit_learn import load_breast_cancer, load_digits
+from .synthetic import load_linear, load_xor
 from .text import load_text
 
 
@@ -38,46 +39,41 @@ def load_data(
         raise DataError(f"{name} is no CSV table: leave out target and fill_missing")
     if name not in _PUBLIC and download:
         raise DataError(f"{name} is not downloaded: leave out download")
+    if name in _BUILT_IN:
+        if root is not None:
+            raise DataError(f"{name} reads no files: leave out the data root")
+        return _BUILT_IN[name]()
     path = None if root is None else Path(root)
     if name in _TABLES:
         return _TABLES[name](path, target, fill_missing)
-    return _PUBLIC[name](path, download) if name in _PUBLIC else _LOADERS[name](path)
+    return _PUBLIC[name](path, download) if name in _PUBLIC else _FILES[name](path)
 
 
 def data_names() -> list[str]:
     """Names that :func:`load_data` knows."""
-    return sorted((*_LOADERS, *_PUBLIC, *_TABLES))
+    return sorted((*_BUILT_IN, *_FILES, *_TABLES, *_PUBLIC))
 
 
-def _load_digits(root: Path | None) -> Dataset:
-    """1797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition, test part), 80 : 20."""
-    no_files("digits", root)
-    digits = sklearn_datasets("digits").load_digits()
-    train_x, test_x, train_y, test_y = split_by_class(digits.images, digits.target)
-    return Dataset(
-        "digits",
-        scaled(train_x, 16),
-        train_y.long(),
-        scaled(test_x, 16),
-        test_y.long(),
-        DIGIT_NAMES,
-    )
-
-
-_LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
+#: They need no files.
+_BUILT_IN: dict[str, Callable[[], Dataset]] = {
     "breast_cancer": load_breast_cancer,
     "diabetes": load_diabetes,
-    "digits": _load_digits,
-    "images": load_image_folder,
+    "digits": load_digits,
     "linear": load_linear,
-    "text": load_text,
     "xor": load_xor,
 }
-_PUBLIC: dict[str, Callable[[Path | None, bool], Dataset]] = {
-    "fashion_mnist": idx_loader("fashion_mnist", "FashionMNIST", FASHION_NAMES),
-    "mnist": idx_loader("mnist", "MNIST", DIGIT_NAMES),
+#: They are read from files of yours; text has a default.
+_FILES: dict[str, Callable[[Path | None], Dataset]] = {
+    "images": load_image_folder,
+    "text": load_text,
 }
+#: They are read from tables of yours, one column of which is predicted.
 _TABLES: dict[str, Callable[[Path | None, str | None, bool | None], Dataset]] = {
     "csv": load_csv,
     "house_prices": load_house_prices,
+}
+#: They are read from public files, which can be downloaded.
+_PUBLIC: dict[str, Callable[[Path | None, bool], Dataset]] = {
+    "fashion_mnist": mnist_loader("fashion_mnist", "FashionMNIST", FASHION_NAMES),
+    "mnist": mnist_loader("mnist", "MNIST", DIGIT_NAMES),
 }

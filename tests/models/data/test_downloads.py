@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pyops.models.data import download, idx
+from pyops.models.data import download, mnist
 from pyops.models.data.download import fetch, md5_sum
 from pyops.models.data.load import load_data
 from pyops.models.errors import DataError
@@ -67,8 +67,8 @@ def server(monkeypatch):
     """A server of a small MNIST that the reader takes for the public one."""
     server = Server(mnist_files())
     monkeypatch.setattr(download, "_FIRST_PAUSE", 0.0)
-    monkeypatch.setitem(idx.SOURCES, "mnist", (server.url,))
-    monkeypatch.setitem(idx.MD5_SUMS, "mnist", {name: md5_sum(c) for name, c in server.files.items()})
+    monkeypatch.setitem(mnist.SOURCES, "mnist", (server.url,))
+    monkeypatch.setitem(mnist.MD5_SUMS, "mnist", {name: md5_sum(c) for name, c in server.files.items()})
     yield server
     server.http.shutdown()
 
@@ -104,7 +104,7 @@ def test_failures_are_tried_again(server, tmp_path, fault):
 
 
 def test_the_next_source_is_tried(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(idx.SOURCES, "mnist", ("http://127.0.0.1:9/", server.url))
+    monkeypatch.setitem(mnist.SOURCES, "mnist", ("http://127.0.0.1:9/", server.url))
     load_data("mnist", tmp_path, download=True)
     assert len(server.requests) == 4
 
