@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ..data.load import load_data
 from ..registry import get_network
+from ..training.build import build_trainer
 from ..training.config import TrainConfig
-from ..training.train import build_trainer, train
+from ..training.train import train
 from ..training.trainer import Trainer
 
 _NETWORK, _DATA = "mlp", "digits"

@@ -17,6 +17,7 @@ from ..data.dataset import Dataset, Unlabelled
 from ..data.text import decoded
 from ..files import atomic_write
 from ..networks.language_model import LanguageModel
+from ..tasks import Task
 from .plots import save_curves, save_predictions
 from .trainer import Trainer
 
@@ -100,6 +101,16 @@ def _write_submission(path: Path, trainer: Trainer, rows: Unlabelled, class_name
     writer.writerows(zip(rows.names, values, strict=True))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
+
+
+def in_words(task: Task, results: dict[str, Any], part: str, *, spread: bool = False) -> str:
+    """What sums up ``results``, in words; with the standard deviation of each if ``spread``."""
+    words = []
+    for name in task.shown:
+        key = f"{part}_{name}"
+        deviation = f" +- {results[f'{key}_std']:.4f}" if spread else ""
+        words.append(f"{part} {name.replace('_', ' ')} {results[key]:.4f}{deviation}")
+    return ", ".join(words)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ import torch
 from pyops.models.data.dataset import Dataset
 from pyops.models.data.load import load_data
 from pyops.models.recipe import Recipe
+from pyops.models.training.build import build_trainer
 from pyops.models.training.checkpoint import load_checkpoint
 from pyops.models.training.config import TrainConfig
-from pyops.models.training.train import build_trainer, train
+from pyops.models.training.train import train
 from pyops.models.training.trainer import Trainer
 
 from pyops import models

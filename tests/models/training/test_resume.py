@@ -269,7 +269,8 @@ def test_ctrl_c_on_the_command_line(tmp_path):
 def test_sigkill_while_training_and_resume(tmp_path, four_epochs):
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from pyops.models.training.train import TrainConfig, train\n"
+        "from pyops.models.training.config import TrainConfig\n"
+        "from pyops.models.training.train import train\n"
         "train(TrainConfig('mlp', epochs=1000, batch_size=32, lr=0.5, output=sys.argv[1]))"
     )
     process = subprocess.Popen(
