@@ -8,7 +8,7 @@ import torch.nn
 from torch import Tensor
 
 from .. import functional as F
-from ..ops.activation import parse
+from ..kinds import parse
 from ..ops.sync_batch_norm import sync_batch_norm
 
 

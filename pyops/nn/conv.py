@@ -8,7 +8,7 @@ import torch.nn
 from torch import Tensor
 
 from .. import functional as F
-from ..ops.activation import parse
+from ..kinds import parse
 
 
 class Conv2d(torch.nn.Conv2d):

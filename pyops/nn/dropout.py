@@ -4,7 +4,7 @@ import torch.nn
 from torch import Tensor
 
 from .. import functional as F
-from ..ops.activation import Activation
+from ..kinds import Activation
 
 
 class Dropout(torch.nn.Dropout):

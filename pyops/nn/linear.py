@@ -6,7 +6,7 @@ import torch.nn
 from torch import Tensor
 
 from .. import functional as F
-from ..ops.activation import parse
+from ..kinds import parse
 
 
 class Linear(torch.nn.Linear):

@@ -1,4 +1,4 @@
-"""Activation functions: what describes one, schemas, autograd and public functions.
+"""Activation functions: schemas, autograd and public functions.
 
 Kernels: ``csrc/cpu/activation.cpp``, ``csrc/cuda/activation.cu``, ``triton_kernels/activation.py``; the
 formulas are in ``csrc/math/activation.h``.
@@ -7,79 +7,31 @@ formulas are in ``csrc/math/activation.h``.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import autocasts_to_float32
+from ..kinds import (
+    ELU,
+    GELU,
+    GELU_TANH,
+    HARDSWISH,
+    LEAKY_RELU,
+    RELU,
+    SELU,
+    SIGMOID,
+    SILU,
+    SOFTPLUS,
+    TANH,
+    Activation,
+)
 from ..layouts import dense_order, laid_out_as
-from ._common import apply, check_floating, check_tensor, refuse_leaf
-
-IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS, ELU, GELU, GELU_TANH, SILU, HARDSWISH = range(12)
-
-_FROM_OUTPUT = frozenset({IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, ELU})
-
-
-class Activation(NamedTuple):
-    """An activation as the raw ops take it: its number in ``csrc/math/activation.h`` and its parameters.
-
-    ``a`` is the slope of leaky_relu, beta of softplus, alpha of elu; ``b`` is softplus's threshold.
-    """
-
-    kind: int
-    a: float = 0.0
-    b: float = 0.0
-
-    @property
-    def from_output(self) -> bool:
-        """Whether the derivative is a formula of the output: no other tensor has to be kept.
-
-        Not softplus: at its threshold, input and output leave the smooth part at different values. Not
-        leaky_relu and elu with a negative parameter, whose output does not tell the input's sign.
-        """
-        return self.kind in _FROM_OUTPUT and (self.a >= 0 or self.kind not in (LEAKY_RELU, ELU))
-
-    def keeps_output(self, dtype: torch.dtype) -> bool:
-        """Whether backward should get the output of this dtype, and not the input, as its saved tensor.
-
-        16 bits of elu's and selu's output near saturation do not hold the slope, which is the distance from
-        it; as in torch, the input is kept then.
-        """
-        return self.from_output and (self.kind not in (SELU, ELU) or dtype.itemsize > 2)
-
-
-_BY_NAME = {
-    "relu": Activation(RELU),
-    "leaky_relu": Activation(LEAKY_RELU, 0.01),
-    "sigmoid": Activation(SIGMOID),
-    "tanh": Activation(TANH),
-    "selu": Activation(SELU),
-    "softplus": Activation(SOFTPLUS, 1.0, 20.0),
-    "elu": Activation(ELU, 1.0),
-    "gelu": Activation(GELU),
-    "gelu_tanh": Activation(GELU_TANH),
-    "silu": Activation(SILU),
-    "hardswish": Activation(HARDSWISH),
-}
-_IDENTITY = Activation(IDENTITY)
-
-
-def parse(function: str, activation: str | None) -> Activation:
-    """The activation of that name with torch's default parameters; None is the identity.
-
-    Raises:
-        ValueError: there is no such activation; the message, in the name of ``function``, lists them.
-    """
-    if activation is None:
-        return _IDENTITY
-    found = _BY_NAME.get(activation) if isinstance(activation, str) else None
-    if found is None:
-        names = ", ".join(map(repr, _BY_NAME))
-        raise ValueError(f"{function}: activation must be None or one of {names}, got {activation!r}")
-    return found
-
+from ..reference import activation as reference
+from .tools.autograd import apply
+from .tools.checks import check_floating, check_tensor, refuse_leaf
 
 _library.define(
     "activation_forward",

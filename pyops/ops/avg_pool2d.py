@@ -15,18 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
-from ._common import apply
-from ._pooling import (
-    IntOrPair,
-    Pair,
-    check_image,
-    check_windows,
-    output_sizes,
-    pair,
-    stride_pair,
-)
+from ..reference import pooling as reference
+from .tools.autograd import apply
+from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
 
 _NO_DILATION = (1, 1)
 

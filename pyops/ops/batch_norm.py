@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import acc_dtype
+from ..kinds import IDENTITY, RELU, parse
 from ..layouts import inverse
-from ._batch_norm import (
+from ..reference import batch_norm as reference
+from .tools.autograd import apply, differentiable_gradients
+from .tools.batch_norm import (
     check_arguments,
     check_residual,
     in_order,
@@ -30,8 +33,7 @@ from ._batch_norm import (
     mask_shape,
     memory_order,
 )
-from ._common import apply, check_floating, differentiable_gradients
-from .activation import IDENTITY, RELU, parse
+from .tools.checks import check_floating
 
 
 def _fake_forward(

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import autocast
+from ..kinds import Activation, parse
 from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
-from ._common import apply, check_device, check_floating, check_shape, check_tensor
-from .activation import Activation, parse
+from ..reference import conv2d as reference
+from .tools.autograd import apply
+from .tools.checks import check_device, check_floating, check_shape, check_tensor
 
 
 def output_shape(

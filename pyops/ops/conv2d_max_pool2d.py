@@ -36,13 +36,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
+from ..kinds import IDENTITY, RELU, Activation, parse
 from ..layouts import dense, empty_image, is_channels_last
-from ._common import apply, check_floating, differentiable_gradients
-from ._pooling import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
-from .activation import IDENTITY, RELU, Activation, parse
+from ..reference import conv2d_max_pool2d as reference
 from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
 from .max_pool2d import max_pool2d
+from .tools.autograd import apply, differentiable_gradients
+from .tools.checks import check_floating
+from .tools.windows import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
 
 #: In ``argmax``: no element of the window gets a gradient.
 NO_GRADIENT = 255

@@ -16,20 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
-from ._common import (
-    apply,
-    check_device,
-    check_floating,
-    check_shape,
-    class_indices,
-    class_weight,
-    differentiable_gradients,
-    reduction_code,
-    take_written,
-    without_class_dim,
-)
+from ..reference import cross_entropy as reference
+from .tools.autograd import apply, differentiable_gradients, take_written
+from .tools.checks import check_device, check_floating, reduction_code
+from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
 _OPTIONS = "int reduction, int ignore_index, float label_smoothing, float z_loss"
 _SAVED = (
@@ -269,7 +261,7 @@ def cross_entropy(
     classes = input.size(1) if input.dim() > 1 else input.size(0)
     weight = class_weight(name, weight, classes, input)
     if sample_weight is not None:
-        sample_weight = _row_weights(name, sample_weight, row_shape, input)
+        sample_weight = row_weights(name, sample_weight, row_shape, input)
     options = (code, ignore_index, float(label_smoothing), float(z_loss))
 
     ops = backends.resolve(input)
@@ -301,17 +293,6 @@ def _with_probabilities(
         dtype = torch.promote_types(target.dtype, logits.dtype)
         return logits.to(dtype), target.to(dtype)
     return logits, target
-
-
-def _row_weights(name: str, sample_weight: Tensor, row_shape: torch.Size, like: Tensor) -> Tensor:
-    check_floating(name, "sample_weight", sample_weight)
-    check_device(name, "sample_weight", sample_weight, like)
-    try:
-        expanded = sample_weight.to(acc_dtype(like.dtype)).expand(row_shape)
-    except RuntimeError:
-        check_shape(name, "sample_weight", sample_weight, tuple(row_shape), "one weight per row")
-        raise
-    return expanded.contiguous()
 
 
 def _fused(

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
+from ..kinds import IDENTITY, LEAKY_RELU, RELU, Activation, parse
 from ..layouts import dense_order, inverse
-from ._common import apply, check_device, check_floating, check_shape, check_tensor, refuse_leaf
-from .activation import IDENTITY, LEAKY_RELU, RELU, Activation, parse
+from ..reference import dropout as reference
+from .tools.autograd import apply
+from .tools.checks import check_device, check_floating, check_shape, check_tensor, refuse_leaf
 
 
 def _fake_backward(

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import acc_dtype
+from ..kinds import BCE_WITH_LOGITS
 from ..layouts import dense_order, inverse
-from ._common import apply, differentiable_gradients, take_written
-
-# As in csrc/math/loss.h.
-MSE, L1, HUBER, SMOOTH_L1, BCE_WITH_LOGITS = range(5)
+from ..reference import loss as reference
+from .tools.autograd import apply, differentiable_gradients, take_written
 
 # Element i of a contiguous input has entry i // inner % numel of weight and pos_weight.
 _TENSORS = (

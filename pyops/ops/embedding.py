@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import _library, backends, reference
-from ._common import apply, check_device, check_tensor
+from .. import _library, backends
+from ..reference import embedding as reference
+from .tools.autograd import apply
+from .tools.checks import check_device, check_tensor
 
 _library.define(
     "embedding_forward",

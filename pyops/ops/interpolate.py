@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..layouts import strides_are_channels_last
-from ._common import apply, check_tensor
+from ..reference import interpolate as reference
+from .tools.autograd import apply
+from .tools.checks import check_tensor
 
 
 def _fake(

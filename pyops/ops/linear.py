@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import autocast
-from ._common import apply, check_tensor, differentiable_gradients
-from .activation import RELU, Activation, parse
+from ..kinds import RELU, Activation, parse
+from ..reference import linear as reference
+from ..reference.dropout import bias_activation_dropout_gradient
 from .dropout import draw_seed
+from .tools.autograd import apply, differentiable_gradients
+from .tools.checks import check_tensor
 
 
 def _fake_forward(
@@ -140,7 +143,7 @@ def _differentiable(
         formula = partial(_formula, tensors, seed, options)
         found = iter(differentiable_gradients(formula, wanted, (grad,)))
         return tuple(next(found) if needed else None for needed in needs)
-    dz, grad_bias = reference.bias_activation_dropout_gradient(
+    dz, grad_bias = bias_activation_dropout_gradient(
         grad, output_or_bias, None, seed, p, kind, a, b, grad.dim() - 1, True, needs[2]
     )
     grad_weight = None

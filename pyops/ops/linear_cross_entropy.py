@@ -15,30 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import acc_dtype
-from ._common import (
-    REDUCTIONS,
-    apply,
-    check_device,
-    check_floating,
-    check_shape,
-    class_indices,
-    class_weight,
-    differentiable_gradients,
-    reduction_code,
-    take_written,
-    without_class_dim,
-)
-from .cross_entropy import _row_weights
+from ..kinds import SUM
+from ..reference import linear_cross_entropy as reference
+from .tools.autograd import apply, differentiable_gradients, take_written
+from .tools.checks import check_device, check_floating, check_shape, reduction_code
+from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
 #: Bytes of logits held at a time: enough rows for an efficient GEMM, few enough for the last-level cache
 #: of a CPU, and for a GPU to be busy.
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 _MIN_CHUNK_ROWS = 64
-
-_SUM = REDUCTIONS["sum"]
-
 
 #: Most multiplications in one matrix product for which a C++ call does everything at once, on one thread.
 _SMALL_PRODUCT = 1 << 20
@@ -161,10 +149,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = _Gradients(hidden, linear_weight, needs) if any(needs) else None
         for rows in p.chunks(hidden.size(0)):
             logits = p.logits(buffer, hidden[rows], linear_weight, bias)
-            loss, stats, divisor = p.loss(logits, rows, _SUM)
+            loss, stats, divisor = p.loss(logits, rows, SUM)
             total += loss
             if ctx.gradients is not None:
-                grad = p.differentiate_(logits, rows, one, stats, divisor, _SUM)
+                grad = p.differentiate_(logits, rows, one, stats, divisor, SUM)
                 ctx.gradients.add(p, rows, grad, hidden, linear_weight)
         ctx.divisor = p.divisor().to(dtype) if reduction == 1 else None
         return total if ctx.divisor is None else total / ctx.divisor
@@ -322,7 +310,7 @@ def linear_cross_entropy(
     weight = class_weight(name, weight, logits_shape[0], input)
     row_shape = without_class_dim(full_shape)
     if sample_weight is not None:
-        sample_weight = _row_weights(name, sample_weight, row_shape, input)
+        sample_weight = row_weights(name, sample_weight, row_shape, input)
     arguments = (input, linear_weight, linear_bias, target, weight, sample_weight, options, chunk_size)
     return _run(*arguments).to(result_dtype).view(row_shape if code == 0 else ())
 

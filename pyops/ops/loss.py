@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .. import backends
 from ..dtypes import autocasts_to_float32
-from ._common import check_device, check_tensor, reduction_code
-from .elementwise_loss import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1, Options, elementwise_loss
+from ..kinds import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1
+from .elementwise_loss import Options, elementwise_loss
+from .tools.checks import check_device, check_tensor, reduction_code
 
 
 def mse_loss(

@@ -12,18 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
-from ._common import (
-    apply,
-    check_device,
-    check_floating,
-    class_indices,
-    class_weight,
-    differentiable_gradients,
-    reduction_code,
-    without_class_dim,
-)
+from ..reference import nll_loss as reference
+from .tools.autograd import apply, differentiable_gradients
+from .tools.checks import check_device, check_floating, reduction_code
+from .tools.classes import class_indices, class_weight, without_class_dim
 
 
 def _fake_forward(

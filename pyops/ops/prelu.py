@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import autocast
 from ..layouts import dense_order, inverse
-from ._common import apply, check_device, check_floating, check_tensor
+from ..reference import prelu as reference
+from .tools.autograd import apply
+from .tools.checks import check_device, check_floating, check_tensor
 
 _library.define(
     "prelu_forward",

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
-from ._common import apply, differentiable_gradients
-
-RNN_TANH, RNN_RELU, LSTM, GRU = range(4)  # csrc/math/recurrent.h has the same numbers
+from .. import _library, backends
+from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
+from ..reference import recurrent as reference
+from .tools.autograd import apply, differentiable_gradients
 
 GATES = {RNN_TANH: 1, RNN_RELU: 1, LSTM: 4, GRU: 3}
 

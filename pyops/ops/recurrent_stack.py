@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..dtypes import autocast, autocast_dtype
-from ._common import check_device, check_floating, check_shape, check_tensor
+from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from .dropout import dropout as drop
-from .recurrent import GATES, GRU, LSTM, RNN_RELU, RNN_TANH, Weights, one_direction
+from .recurrent import GATES, Weights, one_direction
+from .tools.checks import check_device, check_floating, check_shape, check_tensor
 
 _NAMES = {RNN_TANH: "rnn_tanh", RNN_RELU: "rnn_relu", LSTM: "lstm", GRU: "gru"}
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library, backends, reference
+from .. import _library, backends
 from ..dtypes import autocasts_to_float32
 from ..layouts import dense_order, inverse
-from ._common import apply, check_floating
+from ..reference import softmax as reference
+from .tools.autograd import apply
+from .tools.checks import check_floating
 
 _library.define(
     "softmax_forward",

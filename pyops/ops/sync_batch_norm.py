@@ -15,12 +15,14 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from .. import backends, reference
+from .. import backends
+from ..kinds import parse
 from ..layouts import inverse
-from ._batch_norm import check_residual, check_vectors, in_order, memory_order
-from ._common import apply, check_floating
-from .activation import parse
+from ..reference import batch_norm as reference
 from .batch_norm import Options, kept_residual, needs_mask
+from .tools.autograd import apply
+from .tools.batch_norm import check_residual, check_vectors, in_order, memory_order
+from .tools.checks import check_floating
 
 
 def _gathered(tensor: Tensor, group: Any) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kinds import MEAN, NONE
+
 
 def reduce(loss: Tensor, divisor: Tensor | int, reduction: int) -> Tensor:
     """The losses, their sum over ``divisor`` or their sum, by the reduction's number."""
-    if reduction == 0:
+    if reduction == NONE:
         return loss
-    return loss.sum() / divisor if reduction == 1 else loss.sum()
+    return loss.sum() / divisor if reduction == MEAN else loss.sum()
 
 
 def row_class_weight(like: Tensor, target: Tensor, weight: Tensor | None, ignored: Tensor) -> Tensor:

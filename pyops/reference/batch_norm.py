@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtypes import acc_dtype
 from .activation import activation
 
 
@@ -38,7 +39,7 @@ def batch_norm(
     b: float,
 ) -> Tensor:
     """activation(batch_norm(input) + residual); in training, the running statistics are updated."""
-    x = input.to(torch.float64 if input.dtype is torch.float64 else torch.float32)
+    x = input.to(acc_dtype(input.dtype))
     shape = [-1 if d == dim else 1 for d in range(x.dim())]
     if input.numel() == 0:  # nothing to take statistics of
         var = x.new_ones(x.shape[dim])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import acc_dtype
+from ..kinds import HUBER, L1, MSE, NONE, SMOOTH_L1
 from ._common import reduce
 
 
@@ -18,20 +19,20 @@ def elementwise_loss(
     parameter: float,
     reduction: int,
 ) -> Tensor:
-    """Loss number ``kind`` (see ``csrc/math/loss.h``) of tensors of one shape.
+    """The loss of that ``kind`` (:mod:`pyops.kinds`) of tensors of one shape.
 
     ``weight`` and ``pos_weight`` are broadcast to that shape. The losses of the elements are in the dtype of
     ``input``, their mean or sum is in the accumulation dtype.
     """
     x, y = input.to(acc_dtype(input.dtype)), target.to(acc_dtype(input.dtype))
     functional = torch.nn.functional
-    if kind == 0:
+    if kind == MSE:
         loss = functional.mse_loss(x, y, reduction="none")
-    elif kind == 1:
+    elif kind == L1:
         loss = functional.l1_loss(x, y, reduction="none")
-    elif kind == 2:
+    elif kind == HUBER:
         loss = functional.huber_loss(x, y, reduction="none", delta=parameter)
-    elif kind == 3:
+    elif kind == SMOOTH_L1:
         loss = functional.smooth_l1_loss(x, y, reduction="none", beta=parameter)
     else:
         log_weight = 1 if pos_weight is None else 1 + (pos_weight.to(x.dtype) - 1) * y
@@ -41,6 +42,6 @@ def elementwise_loss(
         weight = weight.to(x.dtype)
         loss = loss * weight
         # The weighted means of mse_loss and l1_loss are over the weights.
-        divisor = weight.sum() if kind < 2 else divisor
+        divisor = weight.sum() if kind in (MSE, L1) else divisor
     loss = reduce(loss, divisor, reduction)
-    return loss.to(input.dtype) if reduction == 0 else loss
+    return loss.to(input.dtype) if reduction == NONE else loss

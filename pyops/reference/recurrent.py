@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_RNN_TANH, _RNN_RELU, _LSTM, _GRU = range(4)
+from ..dtypes import acc_dtype
+from ..kinds import LSTM, RNN_RELU, RNN_TANH
 
 
 def recurrent(
@@ -24,7 +25,7 @@ def recurrent(
     ``weights`` are weight_ih, weight_hh, bias_ih, bias_hh and the LSTM's projection weight_hr.
     """
     dtype = input.dtype
-    acc = torch.float64 if dtype is torch.float64 else torch.float32
+    acc = acc_dtype(dtype)
     w_ih, w_hh, b_ih, b_hh, w_hr = (None if w is None else w.to(acc) for w in weights)
     assert w_ih is not None
     x = torch.nn.functional.linear(input.to(acc), w_ih, b_ih)
@@ -59,11 +60,11 @@ def _cell(
     """h and c after one step; ``x`` [N, G H] is the input's share of the gates."""
     assert w_hh is not None
     from_h = torch.nn.functional.linear(h, w_hh, b_hh)
-    if kind == _RNN_TANH:
+    if kind == RNN_TANH:
         return torch.tanh(x + from_h), None
-    if kind == _RNN_RELU:
+    if kind == RNN_RELU:
         return torch.relu(x + from_h), None
-    if kind == _LSTM:
+    if kind == LSTM:
         assert c is not None
         i, f, g, o = (x + from_h).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

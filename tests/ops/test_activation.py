@@ -10,7 +10,7 @@ import torch.nn.functional as T
 
 import pyops
 import pyops.functional as F
-from pyops.ops.activation import Activation, parse
+from pyops.kinds import Activation, parse
 from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from tests.suite.cases import Case, sweep

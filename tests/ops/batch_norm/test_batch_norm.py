@@ -10,7 +10,7 @@ import torch
 
 import pyops
 import pyops.functional as F
-from pyops.ops._batch_norm import mask_elements
+from pyops.ops.tools.batch_norm import mask_elements
 from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from tests.suite.cases import Case, sweep

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
-from pyops.ops._batch_norm import mask_shape
+from pyops.ops.tools.batch_norm import mask_shape
 
 from ..backends import Backend
 from ..cases import Case, Op, normal, uniform

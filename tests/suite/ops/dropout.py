@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
+from pyops.kinds import Activation
 from pyops.ops import dropout as implementation
-from pyops.ops.activation import Activation
 
 from ..backends import Backend
 from ..cases import Case, Op, normal

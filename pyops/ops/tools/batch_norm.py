@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dtypes import acc_dtype
-from ..layouts import dense_order, is_channels_last
-from ._common import check_device, check_shape, check_tensor
+from ...dtypes import acc_dtype
+from ...layouts import dense_order, is_channels_last
+from .checks import check_device, check_shape, check_tensor
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
 # Otherwise everything behind the outer dimensions is a row, in which channels alternate.

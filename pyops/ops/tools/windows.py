@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._common import check_tensor
+from .checks import check_tensor
 
 Pair = list[int]
 IntOrPair = int | list[int] | tuple[int, ...]

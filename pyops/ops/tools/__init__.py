@@ -1,0 +1,1 @@
+"""What several ops need: checks of arguments, windows, autograd. No tool imports an op."""

@@ -1,0 +1,56 @@
+"""Checks of arguments: errors that name the function, the argument, what was expected and what was given."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import _reduction
+
+from ...kinds import MEAN, NONE, SUM
+
+_REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+def check_tensor(function: str, name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{function}: {name} must be a Tensor, got {type(tensor).__name__}")
+
+
+def check_floating(function: str, name: str, tensor: Tensor) -> None:
+    check_tensor(function, name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{function}: {name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_device(function: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    check_tensor(function, name, tensor)
+    if tensor.device != like.device:
+        raise RuntimeError(
+            f"{function}: {name} must be on {like.device} as the input is, got {tensor.device}"
+        )
+
+
+def check_shape(function: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{function}: {name} must have shape {tuple(shape)} ({meaning}), got {tuple(tensor.shape)}"
+        )
+
+
+def reduction_code(
+    function: str, reduction: str, size_average: bool | None = None, reduce: bool | None = None
+) -> int:
+    """The reduction's number; torch's deprecated ``size_average`` and ``reduce`` go before it."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    code = _REDUCTIONS.get(reduction)
+    if code is None:
+        raise ValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    return code
+
+
+def refuse_leaf(function: str, input: Tensor) -> None:
+    """Raise torch's error for an in-place operation on a leaf that requires grad, or on a view of one."""
+    base = input if input._base is None else input._base
+    if base.is_leaf and base.requires_grad:
+        what = "a leaf Variable" if base is input else "a view of a leaf Variable"
+        raise RuntimeError(f"{function}: {what} that requires grad is being used in an in-place operation.")

@@ -1,0 +1,46 @@
+"""What the losses over classes share: targets, weights and the shapes of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...dtypes import acc_dtype
+from .checks import check_device, check_floating, check_shape
+
+
+def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``target`` as int64 class indices of ``shape``; uint8 is widened as torch does."""
+    if target.dtype is not torch.int64:
+        if target.dtype is not torch.uint8:
+            raise TypeError(f"{function}: target must hold int64 class indices, got {target.dtype}")
+        target = target.long()
+    check_shape(function, "target", target, shape, "the input's shape without its class dimension")
+    return target.contiguous()
+
+
+def class_weight(function: str, weight: Tensor | None, classes: int, like: Tensor) -> Tensor | None:
+    """``weight`` of shape (C,) in the accumulation dtype of ``like``, or None."""
+    if weight is None:
+        return None
+    check_floating(function, "weight", weight)
+    check_device(function, "weight", weight, like)
+    check_shape(function, "weight", weight, (classes,), "one weight per class")
+    return weight.to(acc_dtype(like.dtype)).contiguous()
+
+
+def without_class_dim(shape: torch.Size) -> torch.Size:
+    """Shape of the rows of a tensor of shape [C] or [N, C, *d]."""
+    return shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+
+
+def row_weights(function: str, sample_weight: Tensor, row_shape: torch.Size, like: Tensor) -> Tensor:
+    """``sample_weight``, one per row, in the accumulation dtype of ``like``."""
+    check_floating(function, "sample_weight", sample_weight)
+    check_device(function, "sample_weight", sample_weight, like)
+    try:
+        expanded = sample_weight.to(acc_dtype(like.dtype)).expand(row_shape)
+    except RuntimeError:
+        check_shape(function, "sample_weight", sample_weight, tuple(row_shape), "one weight per row")
+        raise
+    return expanded.contiguous()
