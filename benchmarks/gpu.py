@@ -2,10 +2,11 @@
 
 ``python benchmarks/gpu.py`` (or ``python -m pyops.benchmarks.gpu``) builds the CUDA library for the
 GPU that is there, runs the whole test suite (it finds the GPU by itself), compute-sanitizer on a
-sample, and the benchmarks; logs, raw results and a report go to
-``benchmarks/results/<date>-<gpu>-<commit>/`` (or there below ``$OUT``). No network; torch, Triton,
-NumPy and pytest are enough. Every step is a process of its own with a time limit; one that fails does
-not stop the next. Exit code: 0 when all passed or when there is no GPU, else 1.
+sample, and the benchmarks. The numbers go into the tables of ``benchmarks/results``; how each step ended
+and the log go into ``benchmarks/results/<date>-<gpu>-<commit>/``. With ``OUT=DIR`` all of them go into such
+a folder in DIR. No network; torch, Triton, NumPy and pytest are enough. Every step is a process of its own
+with a time limit; one that fails does not stop the next. Exit code: 0 when all passed or when there is no
+GPU, else 1.
 
 Only the standard library is imported here: pyops may not be built yet when this starts.
 """
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LOG = "log.txt"
 STEPS = ("build", "tests", "quick", "memcheck", "racecheck", "graphs", "benchmarks")
 _PROBE = """
 import json, torch
@@ -60,7 +63,7 @@ class Outcome:
     status: str  # passed, FAILED, TIMED OUT, left out
     seconds: float
     detail: str = ""
-    log: str = ""
+    output: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -82,9 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no CUDA GPU in sight ({facts['reason']}): nothing to do", flush=True)
         return 0
     deadline = time.monotonic() + given.budget
-    folder = _results_folder(facts)
-    print(f"{facts['gpu']}; results go to {folder}", flush=True)
-    (folder / "machine.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    folder = _folder(facts)
+    print(f"{facts['gpu']}; what happens is told in {folder}", flush=True)
     outcomes = []
     for name in STEPS:  # in this order whatever the order they were asked in
         if name in steps:
@@ -119,7 +121,9 @@ def _commit() -> str:
     revision = _output([*git, "rev-parse", "--short=10", "HEAD"])
     if revision is None:
         return os.environ.get("PYOPS_COMMIT", "unknown")
-    dirty = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    # Results of an earlier run are no change to what is measured.
+    others = [".", f":!{RESULTS.relative_to(ROOT)}"]
+    dirty = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", *others])
     return revision + ("-dirty" if dirty else "")
 
 
@@ -141,8 +145,8 @@ def _tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=f"{home}/bin:{home}/compute-sanitizer")
 
 
-def _results_folder(facts: dict[str, Any]) -> Path:
-    base = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
+def _folder(facts: dict[str, Any]) -> Path:
+    base = Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", facts["gpu"]).strip("-")
     folder = base / f"{facts['date'][:10]}-{gpu}-{facts['commit']}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,13 +175,14 @@ def _make_step(name: str, facts: dict[str, Any], folder: Path, remaining: float)
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name == "memcheck" else {}
         sample = [python, "-m", "pyops.benchmarks.sanitizer_sample"]
         return Step(name, [sanitizer, "--tool", name, "--error-exitcode", "99", *sample], 60, environment)
-    files = ["--json", str(folder / f"{name}.json"), "--markdown", str(folder / f"{name}.md")]
+    # Older results are replaced case by case: what quick measured stays where time ends the benchmarks.
+    run += ["--results", str(folder if os.environ.get("OUT") else RESULTS)]
     if name == "quick":
-        return Step(name, [*run, "--quick", *files], 80)
+        return Step(name, [*run, "--quick"], 80)
     limit = min(remaining, 90.0) if name == "graphs" else remaining
     more = ["--cuda-graph", "--quick"] if name == "graphs" else []
     # The run's own limit stops it between cases, with everything written; the step's is a backstop.
-    return Step(name, [*run, *more, *files, "--time-limit", str(max(10, int(limit - 30)))], limit)
+    return Step(name, [*run, *more, "--time-limit", str(max(10, int(limit - 30)))], limit)
 
 
 def _tests_step(python: str) -> Step:
@@ -202,17 +207,20 @@ def _run_step(name: str, facts: dict[str, Any], folder: Path, deadline: float) -
     limit = min(step.limit_s, remaining)
     print(f"\n=== {name}: {' '.join(step.command)} (limit {limit:.0f} s)", flush=True)
     start = time.monotonic()
-    log = folder / f"{name}.log"
-    code = _stream(step, log, limit)
+    code, output = _stream(step, folder / LOG, limit)
     seconds = time.monotonic() - start
     status = "TIMED OUT" if code is None else "passed" if code == 0 else "FAILED"
-    outcome = Outcome(name, status, seconds, _detail(log, code), log.name)
+    outcome = Outcome(name, status, seconds, _detail(output, code), output)
     print(f"=== {name}: {status} after {seconds:.0f} s", flush=True)
     return outcome
 
 
-def _stream(step: Step, log: Path, limit_s: float) -> int | None:
-    """Run a step, its output shown and logged as it comes; None when the limit ended it."""
+def _stream(step: Step, log: Path, limit_s: float) -> tuple[int | None, list[str]]:
+    """Run a step, its output shown and added to the log as it comes.
+
+    Returns:
+        Its exit code, None when the limit ended it, and the lines of its output.
+    """
     environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
@@ -229,9 +237,13 @@ def _stream(step: Step, log: Path, limit_s: float) -> int | None:
         start_new_session=True,
     )
 
+    output: list[str] = []
+
     def copy() -> None:
-        with log.open("w", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"=== {step.name}: {' '.join(step.command)}\n")
             for line in process.stdout:
+                output.append(line.rstrip("\n"))
                 file.write(line)
                 file.flush()
                 print(f"  {line}", end="", flush=True)
@@ -245,14 +257,14 @@ def _stream(step: Step, log: Path, limit_s: float) -> int | None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         reader.join(timeout=10)
-        return None
+        return None, output
     reader.join(timeout=10)
-    return process.returncode
+    return process.returncode, output
 
 
-def _detail(log: Path, code: int | None) -> str:
-    """The line of a log that says most: pytest's and the sanitizer's summary, else the last one."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _detail(output: list[str], code: int | None) -> str:
+    """The line of a step's output that says most: pytest's and the sanitizer's summary, else the last one."""
+    lines = [line.strip() for line in output if line.strip()]
     for pattern in (r"\d+ passed|\d+ failed", r"(ERROR|RACECHECK) SUMMARY"):
         found = [line for line in lines if re.search(pattern, line)]
         if found:
@@ -268,18 +280,13 @@ def _summary(outcomes: list[Outcome]) -> list[str]:
 def _write_report(facts: dict[str, Any], outcomes: list[Outcome], folder: Path) -> None:
     lines = [f"# pyops on {facts['gpu']}, {facts['date'][:10]}, commit {facts['commit']}", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += ["", "| step | outcome | seconds | | log |", "|---|---|---|---|---|"]
+    lines += ["", "| step | outcome | seconds | |", "|---|---|---|---|"]
     for o in outcomes:
         detail = o.detail.replace("|", "\\|")
-        lines.append(f"| {o.name} | {o.status} | {o.seconds:.0f} | {detail} | {o.log} |")
+        lines.append(f"| {o.name} | {o.status} | {o.seconds:.0f} | {detail} |")
     for outcome in outcomes:
-        if outcome.log and (outcome.failed or outcome.name == "tests"):
-            tail = (folder / outcome.log).read_text(encoding="utf-8").splitlines()[-40:]
-            lines += ["", f"## End of {outcome.log}", "", "```", *tail, "```"]
-    for name in ("benchmarks", "graphs", "quick"):
-        path = folder / f"{name}.md"
-        if path.exists():
-            lines += ["", f"<!-- {path.name} -->", "", path.read_text(encoding="utf-8")]
+        if outcome.output and (outcome.failed or outcome.name == "tests"):
+            lines += ["", f"## End of {outcome.name}", "", "```", *outcome.output[-40:], "```"]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

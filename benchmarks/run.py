@@ -11,9 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,8 +23,9 @@ from .measure.case import Case
 from .measure.checks import WrongResult
 from .measure.harness import FULL, QUICK, Result, Settings, measure
 from .measure.overhead import measure_overhead
-from .report import tables as report
+from .report import store, text
 from .report.progress import Progress
+from .report.rows import NOT_STARTED, Raw, from_raw
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Options:
     quick: bool = False
     json_path: Path | None = None
     markdown_path: Path | None = None
+    results_folder: Path | None = None
     overhead: bool = True
     default_allocator: bool = False
     time_limit_s: float | None = None
@@ -51,6 +51,7 @@ def run(
     quick: bool = False,
     *,
     markdown_path: Path | None = None,
+    results_folder: Path | None = None,
     with_overhead: bool = True,
     default_allocator: bool = False,
     compiled: bool | None = None,
@@ -65,6 +66,7 @@ def run(
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; the GPU when there is one by default.
         quick: few small cases, short rounds, no torch.compile.
         markdown_path: the report as Markdown.
+        results_folder: takes the results into its tables (:mod:`pyops.benchmarks.report.store`), too.
         with_overhead: also measure microseconds per call at the smallest size.
         default_allocator: measure again in a second process without huge pages (CPU).
         compiled: whether torch.compile is a baseline; None: unless ``quick``.
@@ -89,6 +91,7 @@ def run(
         quick=quick,
         json_path=json_path,
         markdown_path=markdown_path,
+        results_folder=results_folder,
         overhead=with_overhead,
         default_allocator=default_allocator and chosen.type == "cpu",
         time_limit_s=time_limit_s,
@@ -98,19 +101,19 @@ def run(
     except ValueError as error:  # an op without benchmarks; anything else is a bug and shows itself
         print(error, file=sys.stderr)
         return 2
-    report.show(raw)
-    for path in (json_path, markdown_path):
+    text.show(from_raw(raw))
+    for path in (json_path, markdown_path, results_folder):
         if path is not None:
             print(f"written: {path}")
     return 1 if any(f["kind"] in ("wrong", "error") for f in raw["failures"]) else 0
 
 
-def collect(options: Options) -> report.Raw:
+def collect(options: Options) -> Raw:
     """Measure everything and return the raw results (also written as they come)."""
     started = time.monotonic()
     device = options.device
     todo = _plan(options)
-    raw: report.Raw = {
+    raw: Raw = {
         "machine": machine.stamp(device),
         "settings": asdict(options.settings),
         "ceilings": None,
@@ -127,7 +130,7 @@ def collect(options: Options) -> report.Raw:
         for case, mode, section in todo:
             progress.start(f"{case.name} {mode}")
             if options.time_limit_s and time.monotonic() - started > options.time_limit_s:
-                _fail(raw, case, mode, "not started", "the time limit was reached")
+                _fail(raw, case, mode, section, NOT_STARTED, "the time limit was reached")
                 progress.done("not started: time limit")
                 continue
             progress.done(_one(raw, case, mode, section, options, measured))
@@ -150,7 +153,7 @@ def _plan(options: Options) -> list[tuple[Case, str, str]]:
 
 
 def _one(
-    raw: report.Raw,
+    raw: Raw,
     case: Case,
     mode: str,
     section: str,
@@ -164,11 +167,12 @@ def _one(
         else:
             result = measure(case, mode, options.device, options.settings, ceilings=measured)
     except torch.OutOfMemoryError as error:
-        return _fail(raw, case, mode, "skipped", f"out of memory: {str(error).splitlines()[0]}")
+        return _fail(raw, case, mode, section, "skipped", f"out of memory: {str(error).splitlines()[0]}")
     except Exception as error:
         # One broken case must not hide the others: it is listed, and the exit code says so.
         kind = "wrong" if isinstance(error, WrongResult) else "error"
-        return _fail(raw, case, mode, kind, " ".join(f"{type(error).__name__}: {error}".split()))
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(raw, case, mode, section, kind, message)
     finally:
         if options.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -181,13 +185,13 @@ def _summary(result: Result) -> str:
     return f"{', '.join(parts)} against {result.best_baseline}"
 
 
-def _fail(raw: report.Raw, case: Case, mode: str, kind: str, message: str) -> str:
-    failure = {"case": case.name, "mode": mode, "kind": kind, "message": message[:600]}
+def _fail(raw: Raw, case: Case, mode: str, section: str, kind: str, message: str) -> str:
+    failure = {"case": case.name, "mode": mode, "section": section, "kind": kind, "message": message[:600]}
     raw["failures"].append(failure)
     return f"{kind}: {message[:160]}"
 
 
-def _default_allocator(raw: report.Raw, options: Options) -> str:
+def _default_allocator(raw: Raw, options: Options) -> str:
     """The same cases in a process whose allocator is left as torch ships it: the setting is read once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raw.json"
@@ -201,23 +205,24 @@ def _default_allocator(raw: report.Raw, options: Options) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if not path.exists():
             message = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raw["failures"].append(
-                {"case": "all", "mode": "default allocator", "kind": "error", "message": message[0]}
-            )
+            failure = {"case": "all", "mode": "", "kind": "error", "message": message[0]}
+            raw["failures"].append({**failure, "section": "default_allocator"})
             return f"error: {message[0]}"
         raw["default_allocator"] = json.loads(path.read_text(encoding="utf-8"))["results"]
     return f"{len(raw['default_allocator'])} cases"
 
 
-def _write(raw: report.Raw, options: Options) -> None:
-    writers: list[tuple[Path | None, Callable[[Any], str]]] = [
-        (options.json_path, lambda r: json.dumps(r, indent=1) + "\n"),
-        (options.markdown_path, report.markdown),
+def _write(raw: Raw, options: Options) -> None:
+    writers: list[tuple[Path | None, Callable[[], str]]] = [
+        (options.json_path, lambda: json.dumps(raw, indent=1) + "\n"),
+        (options.markdown_path, lambda: text.markdown(from_raw(raw))),
     ]
     for path, render in writers:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(render(raw), encoding="utf-8")
+            path.write_text(render(), encoding="utf-8")
+    if options.results_folder is not None:
+        store.add(from_raw(raw), options.results_folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -227,10 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="raw results")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
     parser.add_argument(
-        "--report",
+        "--results",
         type=Path,
         metavar="DIR",
-        help="the full report: DIR/<device>-<date>.json and .md, default allocator included",
+        help="put the results into the tables of DIR, over older ones, and render its reports",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU when there is one)")
     parser.add_argument("--quick", action="store_true", help="few cases, short, no torch.compile")
@@ -246,21 +251,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    json_path, markdown_path = given.json, given.markdown
-    if given.report is not None:
-        kind = (given.device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
-        day = datetime.now(UTC).strftime("%Y-%m-%d")
-        stem = given.report / f"{kind}-{day}"
-        json_path = json_path or stem.with_suffix(".json")
-        markdown_path = markdown_path or stem.with_suffix(".md")
     return run(
         given.ops,
-        json_path,
+        given.json,
         given.device,
         given.quick,
-        markdown_path=markdown_path,
+        markdown_path=given.markdown,
+        results_folder=given.results,
         with_overhead=not given.no_overhead,
-        default_allocator=given.default_allocator or given.report is not None,
+        default_allocator=given.default_allocator,
         compiled=False if given.no_compile else None,
         cuda_graph=given.cuda_graph,
         time_limit_s=given.time_limit,

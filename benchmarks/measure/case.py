@@ -104,6 +104,10 @@ class Case:
         """``margin`` with this case's options bound."""
         return _bind(self.margin, self.options) if self.margin else None
 
+    def algorithm(self, inputs: Inputs) -> str:
+        """Which of its algorithms pyops serves this case by; "" where the op has one only."""
+        return ""
+
     def labels(self, mode: str) -> list[str]:
         """Names of what a contender returns to be checked."""
         if mode != FORWARD_BACKWARD:

@@ -98,6 +98,8 @@ class Result:
     peak: dict[str, memory.Peak] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    #: By pyops contender, where the op chooses among several.
+    algorithm: dict[str, str] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     flops: int = 0
@@ -209,6 +211,8 @@ def measure(
         for contender in contenders:
             contender.before_block()
             result.peak[contender.name] = memory.peak(contender.call, device, contender.before_call)
+            if contender.subject:
+                result.algorithm[contender.name] = case.algorithm(contender.inputs)
         _time(contenders, clock, settings, device, result)
         if case.mask is None:
             for contender in contenders:

@@ -15,6 +15,7 @@ import pyops
 from pyops import _library, backends
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = "benchmarks/results"
 THP_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 _TRUE = ("1", "y", "yes", "on", "true")
 
@@ -90,7 +91,10 @@ def commit() -> str:
         revision = _first_line(["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"])
     if revision is None:
         return os.environ.get("PYOPS_COMMIT", "unknown")
-    changed = _first_line(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    # Results of an earlier run are no change to what is measured.
+    changed = _first_line(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}"]
+    )
     return revision + ("-dirty" if changed else "")
 
 
@@ -137,34 +141,3 @@ def _first_line(command: list[str]) -> str | None:
         return None
     lines = done.stdout.strip().splitlines()
     return lines[0].strip() if lines else None
-
-
-def describe(facts: dict[str, Any]) -> list[str]:
-    """The stamp as lines of text for a report."""
-    lines = []
-    # (On a GPU the device does the work, and the test suite that ran just before is no neighbour.)
-    if "gpu" not in facts and (facts["load_average"] or 0.0) > 0.5:
-        lines.append(
-            f"**NOT A QUIET MACHINE** (load average {facts['load_average']} before the run): a smoke "
-            "test, not a measurement; thread pools that wait for a core make ratios meaningless"
-        )
-    if "gpu" in facts:
-        lines.append(
-            f"GPU {facts['gpu']} (sm_{facts['gpu_capability'].replace('.', '')}, "
-            f"{facts['gpu_multiprocessors']} SMs, {facts['gpu_memory_gib']} GiB, "
-            f"L2 {facts['gpu_l2_mib']} MiB), driver {facts['driver']}, CUDA {facts['cuda']}, "
-            f"Triton {facts['triton']}"
-        )
-    libraries = ", ".join(facts["pyops_libraries"].values()) or "no compiled library"
-    lines += [
-        f"CPU {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"{facts['memory_gib']} GiB, load average at the start {facts['load_average']}",
-        f"pyops {facts['pyops']} at {facts['commit']} ({libraries}; "
-        f"backends: {', '.join(facts['pyops_backends'])})",
-        f"torch {facts['torch']} ({facts['torch_cpu_capability']}), Python {facts['python']}, "
-        f"{facts['platform']}",
-        f"huge pages in torch's CPU allocator: {'on' if facts['thp_allocator'] else 'off'} "
-        f"({THP_VARIABLE}); kernel: {facts['thp_kernel']}",
-        f"measured {facts['date']}",
-    ]
-    return lines

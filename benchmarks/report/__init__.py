@@ -1,1 +1,1 @@
-"""What a run found, as tables: on the terminal and in Markdown."""
+"""What a run found: rows from raw results (``rows``), kept in CSV (``store``), shown as tables (``text``)."""

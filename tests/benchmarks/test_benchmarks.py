@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pyops.benchmarks import cases, gpu, run
+from pyops.benchmarks import cases, run
 from pyops.benchmarks.cases import inference, training_step
 from pyops.benchmarks.cases.tools.traffic import rows_traffic
 from pyops.benchmarks.measure import ceilings, checks, harness, memory
 from pyops.benchmarks.measure.case import FORWARD, FORWARD_BACKWARD, TRAINING_STEP, Case, Inputs, Traffic
 from pyops.benchmarks.measure.clocks import HostClock
-from pyops.benchmarks.report import tables as report
+from pyops.benchmarks.report import store, text
+from pyops.benchmarks.report.rows import from_raw
 
 import pyops.functional
 from pyops import backends
@@ -326,9 +326,9 @@ def test_run_writes_json_and_markdown(small_registry, tmp_path, capsys):
     assert raw["results"][0]["case"] == "cross_entropy tiny float32"
     for key in ("cpu", "cores", "torch", "pyops", "commit", "pyops_libraries", "thp_allocator", "date"):
         assert key in raw["machine"]
-    for text in (text_path.read_text(), report.plain(raw), capsys.readouterr().out):
-        assert "cross_entropy tiny float32" in text
-        assert "Where we lose" in text
+    for shown in (text_path.read_text(), text.plain(from_raw(raw)), capsys.readouterr().out):
+        assert "cross_entropy tiny float32" in shown
+        assert "Where we lose" in shown
 
 
 def test_run_reports_a_wrong_result_and_fails(small_registry, replaced, tmp_path):
@@ -345,56 +345,12 @@ def test_run_names_the_ops_it_knows(small_registry, capsys):
     assert "op must be one of cross_entropy, got cross_entropi" in capsys.readouterr().err
 
 
-def test_losses_are_listed_in_time_and_memory():
-    result = {
-        "case": "op [1]",
-        "mode": FORWARD,
-        "best_baseline": "eager",
-        "speedup": {"pyops cpp": {"median": 0.5, "q1": 0.4, "q3": 0.6}},
-        "peak": {"pyops cpp": {"allocated": 4 << 20}, "eager": {"allocated": 1 << 20}},
-    }
-    lines = report.losses({"results": [result], "overhead": []})
-    assert lines == [
-        "op [1] fwd, pyops cpp: 0.50x against eager (0.40-0.60)",
-        "op [1] fwd, pyops cpp: peak memory 4.0 MiB against 1.0 of eager",
-    ]
-
-
-def test_gpu_run_without_a_gpu_says_so_and_is_no_failure(monkeypatch, capsys):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu.main([]) == 0
-    assert capsys.readouterr().out.startswith("no CUDA GPU in sight")
-
-
-def test_gpu_step_output_is_logged_and_its_limit_kept(tmp_path):
-    program = "import time; print('started', flush=True); time.sleep(60)"
-    log = tmp_path / "step.log"
-    assert gpu._stream(gpu.Step("s", [sys.executable, "-c", program], 5), log, 1.0) is None
-    assert log.read_text() == "started\n"
-    failing = gpu.Step("f", [sys.executable, "-c", "print('3 passed'); raise SystemExit(4)"], 5)
-    assert gpu._stream(failing, log, 20.0) == 4
-    assert gpu._detail(log, 4) == "3 passed"
-
-
-def test_gpu_run_goes_on_after_a_failing_step_and_reports_all(monkeypatch, tmp_path, capsys):
-    facts = {"gpu": "Test GPU 1", "date": "2026-01-02T03:04:05Z", "commit": "abc", "arch": "9.0"}
-    programs = {"build": "raise SystemExit(3)", "tests": "print('5 passed in 1s')"}
-
-    def make_step(name, facts, folder, remaining):
-        if name not in programs:
-            return "not needed"
-        return gpu.Step(name, [sys.executable, "-c", programs[name]], 20)
-
-    monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setattr(gpu, "probe", lambda: facts)
-    monkeypatch.setattr(gpu, "_make_step", make_step)
-    assert gpu.main(["--steps", "memcheck,tests,build"]) == 1
-    text = (tmp_path / "2026-01-02-Test-GPU-1-abc" / "report.md").read_text()
-    assert "| build | FAILED |" in text
-    assert "| tests | passed |" in text
-    assert "5 passed in 1s" in text
-    assert "| memcheck | left out | 0 | not needed |" in text
-    assert "build       FAILED" in capsys.readouterr().out
+def test_run_puts_its_results_into_tables(small_registry, tmp_path):
+    assert run.run([], None, "cpu", True, results_folder=tmp_path) == 0
+    found = store.read(tmp_path)
+    assert {row.name for row in found.rows} == {"cross_entropy tiny float32"}
+    assert {row.contender for row in found.rows} == {"pyops cpp", "eager"}
+    assert (tmp_path / f"{store.slug(found.runs[0].machine)}.md").exists()
 
 
 def _dropout_case() -> Case:

@@ -1,0 +1,97 @@
+"""Reports: what is kept of a run, and that the committed ones are rendered from what is kept."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from dataclasses import fields, replace
+from pathlib import Path
+
+from pyops.benchmarks import run
+from pyops.benchmarks.measure.case import FORWARD
+from pyops.benchmarks.report import store, tables
+from pyops.benchmarks.report.rows import Report, Row, Run
+
+
+def small_report(
+    date: str = "2026-01-02T00:00:00Z", case: str = "[1]", speedup: float = 0.5, algorithm: str = ""
+) -> Report:
+    """One case on a machine of its own, as a run would report it."""
+    facts = {field.name: "1" for field in fields(Run)} | {"machine": "A CPU 2 cores", "date": date, "gpu": ""}
+    key = ("A CPU 2 cores", "time", "op", case, "float32", FORWARD)
+    ratio = {"speedup": speedup, "speedup_q1": 0.4, "speedup_q3": 0.6, "algorithm": algorithm}
+    rows = [
+        Row(*key, "pyops cpp", 1000.0, **ratio, peak_bytes=4 << 20, date=date),
+        Row(*key, "eager", 1000.0 * speedup, peak_bytes=1 << 20, date=date),
+    ]
+    return Report([Run(**facts)], rows)
+
+
+def test_losses_are_listed_in_time_and_memory():
+    lines = tables.losses(small_report(speedup=0.5))
+    assert lines == [
+        "op [1] float32 fwd, pyops cpp: 0.50x against eager (0.40-0.60)",
+        "op [1] float32 fwd, pyops cpp: peak memory 4.0 MiB against 1.0 of eager",
+    ]
+
+
+def test_rows_survive_the_tables_and_newer_ones_replace_older(tmp_path):
+    old, new = small_report("2026-01-02T00:00:00Z"), small_report("2026-01-03T00:00:00Z", speedup=1.25)
+    other = small_report("2026-01-01T00:00:00Z", case="[2, 3]", algorithm="winograd")
+    for report in (new, old, other):
+        store.add(report, tmp_path)
+    found = store.read(tmp_path)
+    assert found.rows == [*new.rows, *other.rows]
+    assert found.runs == [*other.runs, *new.runs]
+    shown = (tmp_path / "a-cpu-2-cores.md").read_text()
+    assert "| op [1] float32 | fwd | cpp | 1.000 | 1.250 | - | - | 1.25x | 0.40-0.60 | - | 2 | - |" in shown
+    assert (
+        "| op [2, 3] float32 | fwd | cpp | 1.000 | 0.500 | - | - | 0.50x | 0.40-0.60 | - | 1 | winograd |"
+        in shown
+    )
+    assert "run 2: measured 2026-01-03T00:00:00Z" in shown
+
+
+def test_a_case_that_was_not_started_keeps_its_older_rows(tmp_path):
+    store.add(small_report("2026-01-02T00:00:00Z"), tmp_path)
+    late = small_report("2026-01-03T00:00:00Z")
+    row = replace(late.rows[0], contender="", microseconds=None, speedup=None, note="not started: time limit")
+    store.add(Report(late.runs, [row]), tmp_path)
+    assert [found.date[:10] for found in store.read(tmp_path).runs] == ["2026-01-02"]
+    failed = replace(row, note="wrong: far off")
+    store.add(Report(late.runs, [failed]), tmp_path)
+    assert tables.problems(store.read(tmp_path)) == ["op [1] float32 fwd: wrong: far off"]
+    assert tables.losses(store.read(tmp_path)) == []
+
+
+def test_committed_reports_are_rendered_from_the_committed_tables():
+    committed = {path.name: path.read_text() for path in store.FOLDER.iterdir() if path.is_file()}
+    committed.pop("README.md")
+    assert committed == store.files(store.read(store.FOLDER)), "run python -m pyops.benchmarks.report"
+
+
+def test_cases_measure_and_report_import_one_way():
+    """``measure`` knows no case, a report knows neither, and no module imports in a circle."""
+    folder = Path(run.__file__).parent
+    imports = {path.relative_to(folder): _imports(path, folder) for path in folder.rglob("*.py")}
+    for path, found in imports.items():
+        banned = {"measure": {"cases", "report"}, "cases": {"report"}, "report": {"cases", "measure"}}
+        assert not {other.parts[0] for other in found} & banned.get(path.parts[0], set()), path
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
+
+
+def _imports(path: Path, folder: Path) -> set[Path]:
+    """The modules below ``folder`` that the one at ``path`` imports, by their files."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1] / Path(*(node.module or "").split("."))
+            modules = [base, *(base / alias.name for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyops.benchmarks"):
+            base = folder / Path(*node.module.split(".")[2:])
+            modules = [base, *(base / alias.name for alias in node.names)]
+        else:
+            continue
+        files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
+        found |= {file.relative_to(folder) for file in files if file.exists()}
+    return found
