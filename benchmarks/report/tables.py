@@ -126,7 +126,7 @@ def _memory_table(groups: list[Group]) -> Table:
 
 
 def _overhead_table(groups: list[Group]) -> Table:
-    # Runs of old did not measure the default.
+    # Older runs did not measure the default.
     names = sorted({name for group in groups for name in group.subjects}, key=lambda n: (n != DEFAULT, n))
     rows = []
     for group in groups:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import graphlib
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,6 +9,8 @@ from pyops.benchmarks import run
 from pyops.benchmarks.measure.case import FORWARD
 from pyops.benchmarks.report import store, tables
 from pyops.benchmarks.report.rows import Report, Row, Run
+
+from ..suite.imports import imports
 
 
 def small_report(
@@ -71,27 +71,7 @@ def test_committed_reports_are_rendered_from_the_committed_tables():
 
 
 def test_cases_measure_and_report_import_one_way():
-    """``measure`` knows no case, a report knows neither, and no module imports in a circle."""
-    folder = Path(run.__file__).parent
-    imports = {path.relative_to(folder): _imports(path, folder) for path in folder.rglob("*.py")}
-    for path, found in imports.items():
-        banned = {"measure": {"cases", "report"}, "cases": {"report"}, "report": {"cases", "measure"}}
-        assert not {other.parts[0] for other in found} & banned.get(path.parts[0], set()), path
-    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError
-
-
-def _imports(path: Path, folder: Path) -> set[Path]:
-    """The modules below ``folder`` that the one at ``path`` imports, by their files."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1] / Path(*(node.module or "").split("."))
-            modules = [base, *(base / alias.name for alias in node.names)]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyops.benchmarks"):
-            base = folder / Path(*node.module.split(".")[2:])
-            modules = [base, *(base / alias.name for alias in node.names)]
-        else:
-            continue
-        files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
-        found |= {file.relative_to(folder) for file in files if file.exists()}
-    return found
+    """``measure`` knows no case, and a report knows neither."""
+    above = {"measure": {"cases", "report"}, "cases": {"report"}, "report": {"cases", "measure"}}
+    for file, imported in imports(Path(run.__file__).parent, "pyops.benchmarks").items():
+        assert not {other.parts[0] for other in imported} & above.get(file.parts[0], set()), file
