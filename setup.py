@@ -1,7 +1,8 @@
 """Build of the compiled kernels, and which packages there are; all else about pyops is in pyproject.toml.
 
 Sources and packages are globbed, so adding an op or a folder never edits this file. ninja builds
-  pyops/_lib/libpyops_cpu_{baseline,avx2,avx512}.so   the same csrc/cpu sources, one loaded at run time
+  pyops/_lib/libpyops_cpu_{baseline,avx2,avx512}.so   the same csrc/cpu sources, one loaded at run time;
+                                                      by default only this machine's (PYOPS_CPU_VARIANTS)
   pyops/_lib/libpyops_cuda.so                         csrc/cuda, when asked for or when torch has CUDA
   pyops/_build_info.*.so                              pybind11 module that says what was built, and how
 against LibTorch's Stable ABI: one build runs on every torch >= 2.11, and the CUDA library builds on a
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -32,6 +34,7 @@ PACKAGE_FOLDERS = {
     "pyops.benchmarks": "benchmarks",
 }
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11
+#: The compiler's flags of each variant of the CPU library, the least demanding first.
 CPU_FLAGS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):
     CPU_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
@@ -53,6 +56,29 @@ def find_torch() -> tuple[Path, dict]:
         f"pyops builds against the torch of your environment, and {sys.prefix} has none.\n"
         "Install it first, for example:\n    pip install 'torch>=2.11'\nthen run this command again."
     )
+
+
+def cpu_variants(cxx: str) -> list[str]:
+    """Variants of the CPU library to build: PYOPS_CPU_VARIANTS=native (the default), all or names by commas.
+
+    ``native`` is the one that this machine loads. It is what a build for one's own machine needs; what is
+    built for others, as a wheel is, needs them all.
+    """
+    setting = os.environ.get("PYOPS_CPU_VARIANTS", "native")
+    if setting == "all":
+        return list(CPU_FLAGS)
+    if setting == "native":
+        query = [*shlex.split(cxx), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+        answer = subprocess.run(query, capture_output=True, text=True, check=False)
+        if answer.returncode:
+            return list(CPU_FLAGS)  # the compiler does not know this machine: build for any
+        has = {line.split()[1].strip("_").lower() for line in answer.stdout.splitlines()}
+        needs = {name: {flag[2:] for flag in flags.split()} for name, flags in CPU_FLAGS.items()}
+        return [[name for name in CPU_FLAGS if needs[name] <= has][-1]]
+    names = [name.strip() for name in setting.split(",")]
+    if unknown := [name for name in names if name not in CPU_FLAGS]:
+        sys.exit(f"PYOPS_CPU_VARIANTS must be native, all or some of {', '.join(CPU_FLAGS)}, got {unknown}")
+    return [name for name in CPU_FLAGS if name in names]
 
 
 def find_nvcc(torch_has_cuda: bool) -> str | None:
@@ -106,21 +132,30 @@ class BuildKernels(build_ext):
         torch_dir, torch_facts = find_torch()
         nvcc = find_nvcc(torch_facts.get("cuda") is not None)
         archs = cuda_archs(nvcc) if nvcc else []
+        self.cxx = os.environ.get("CXX", "g++")
+        self.cpu_flags = {name: CPU_FLAGS[name] for name in cpu_variants(self.cxx)}
         self.work = Path(self.build_temp).resolve() / "kernels"
         self.out = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / "pyops"
         for folder in (self.work, self.out / "_lib"):
             folder.mkdir(parents=True, exist_ok=True)
-        facts = {"torch": torch_facts["__version__"], "cpu": CPU_FLAGS, "cuda_archs": archs, "nvcc": nvcc}
+        facts = {
+            "torch": torch_facts["__version__"],
+            "cpu": self.cpu_flags,
+            "cuda_archs": archs,
+            "nvcc": nvcc,
+        }
         (self.work / "build_facts.h").write_text(f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')
-        print(f"pyops: torch {facts['torch']}; CPU: {', '.join(CPU_FLAGS)}; CUDA: {archs}", flush=True)
+        print(f"pyops: torch {facts['torch']}; CPU: {', '.join(self.cpu_flags)}; CUDA: {archs}", flush=True)
         (self.work / "build.ninja").write_text("\n".join(self.ninja_lines(torch_dir, nvcc, archs)) + "\n")
         ninja = shutil.which("ninja") or sys.exit("pyops: building needs ninja: pip install ninja")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         if subprocess.run([ninja, "--quiet", *jobs, "-C", self.work]).returncode:
             sys.exit("pyops: the build of the kernels failed; the compiler's message is above")
+        for library in (self.out / "_lib").glob("*.so"):
+            if str(library) not in self.targets:
+                library.unlink()  # of an earlier build with other settings: it must not be loaded
 
     def ninja_lines(self, torch_dir: Path, nvcc: str | None, archs: list[str]) -> list[str]:
-        cxx = os.environ.get("CXX", "g++")
         common = f"-std=c++17 -O3 {STABLE_ABI} -I{CSRC} -isystem {torch_dir}/include $flags -c $in -o $out"
         # GCC takes its own AVX-512 headers to read uninitialised values (GCC bug 105593).
         warnings = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
@@ -131,11 +166,11 @@ class BuildKernels(build_ext):
             f"--version-script={CSRC}/exports.map"  # templates of the standard library are not hidden
         )
         rules = {
-            "cxx": f"{cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
+            "cxx": f"{self.cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
             "nvcc": f"{nvcc} {hidden} -lineinfo --expt-relaxed-constexpr -DUSE_CUDA {common} -MD -MF $out.d",
-            "link": f"{cxx} -shared $in -o $out -Wl,{no_exports},--no-as-needed {torch_libraries}",
+            "link": f"{self.cxx} -shared $in -o $out -Wl,{no_exports},--no-as-needed {torch_libraries}",
             "link_cuda": f"{nvcc} -shared $in -o $out -Xlinker {no_exports},--no-as-needed {torch_libraries}",
-            "link_module": f"{cxx} -shared $in -o $out",
+            "link_module": f"{self.cxx} -shared $in -o $out",
         }
         lines = [f"rule {name}\n command = {command}" for name, command in rules.items()]
         lines = [f"{r}\n depfile = $out.d\n deps = gcc" if "$out.d" in r else r for r in lines]
@@ -152,8 +187,8 @@ class BuildKernels(build_ext):
                 lines.append(f"build {o}: {compile_rule} {source}\n flags = {flags}")
             link(target, link_rule, objects)
 
-        for isa, flags in CPU_FLAGS.items():
-            library(f"_lib/libpyops_cpu_{isa}.so", "cpu", "cxx", "link", flags)
+        for variant, flags in self.cpu_flags.items():
+            library(f"_lib/libpyops_cpu_{variant}.so", "cpu", "cxx", "link", flags)
         if nvcc:
             library("_lib/libpyops_cuda.so", "cuda", "nvcc", "link_cuda", gencode(archs))
         module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -85,8 +85,12 @@ def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+#: Variants of the CPU library by the instruction sets they use, the least demanding first.
+CPU_VARIANTS = ("baseline", "avx2", "avx512")
+
+
 def cpu_variant() -> str:
-    """The instruction-set variant to load: ``avx512``, ``avx2`` or ``baseline``.
+    """The most demanding variant that may be loaded: ``avx512``, ``avx2`` or ``baseline``.
 
     Follows torch's own choice, so ``ATEN_CPU_CAPABILITY`` forces ours as well.
     """
@@ -98,11 +102,26 @@ def cpu_variant() -> str:
 
 def load_libraries() -> None:
     """Load one CPU library and, where torch has CUDA, the CUDA library. Call after the schemas exist."""
-    _load("cpp", LIBRARY_DIR / f"libpyops_cpu_{cpu_variant()}.so")
+    _load_cpu()
     if torch.version.cuda is None:
         load_errors["cuda"] = f"torch {torch.__version__} was built without CUDA"
     else:
         _load("cuda", LIBRARY_DIR / "libpyops_cuda.so")
+
+
+def _load_cpu() -> None:
+    """Load the most demanding variant that was built and may be loaded."""
+    paths = {name: LIBRARY_DIR / f"libpyops_cpu_{name}.so" for name in CPU_VARIANTS}
+    built = [name for name, path in paths.items() if path.exists()]
+    allowed = CPU_VARIANTS[: CPU_VARIANTS.index(cpu_variant()) + 1]
+    usable = [name for name in built if name in allowed]
+    if usable or not built:
+        _load("cpp", paths[usable[-1] if usable else cpu_variant()])
+    else:
+        load_errors["cpp"] = (
+            f"the CPU library was built for {' and '.join(built)} only, and {' or '.join(allowed)} is needed "
+            "here (reinstall here, or with PYOPS_CPU_VARIANTS=all)"
+        )
 
 
 def _load(backend: str, path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
 
 import pyops
+from pyops import _library
 
 
 def test_info_is_json() -> None:
@@ -18,14 +21,15 @@ def test_info_names_versions_and_what_is_loaded() -> None:
     info = pyops.info()
     assert info["pyops"] == pyops.__version__
     assert info["torch"] == torch.__version__
-    assert info["loaded"]["cpp"] == f"libpyops_cpu_{pyops._library.cpu_variant()}.so"
+    assert info["loaded"]["cpp"] in [f"libpyops_cpu_{name}.so" for name in info["build"]["cpu"]]
     assert info["threads"] == torch.get_num_threads()
 
 
 def test_info_tells_how_it_was_built() -> None:
     build = pyops.info()["build"]
     assert "missing" not in build, build
-    assert "baseline" in build["cpu"]
+    assert build["cpu"]
+    assert set(build["cpu"]) <= set(_library.CPU_VARIANTS)
     assert build["torch"]
     assert build["compiler"]
 
@@ -37,3 +41,33 @@ def test_info_gives_each_backend_or_why_it_is_missing() -> None:
     assert backends["cpu"]["cuda"] == "it serves cuda tensors"
     available = [name for name, reason in backends["cpu"].items() if reason == "available"]
     assert set(available) == set(pyops.available_backends("cpu")) & set(pyops.backends.BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "expected"),
+    [
+        ("AVX512", ["baseline", "avx2", "avx512"], "avx512"),
+        ("AVX512_BF16", ["avx512"], "avx512"),
+        ("AVX512", ["baseline", "avx2"], "avx2"),
+        ("AVX2", ["baseline", "avx2", "avx512"], "avx2"),
+        ("DEFAULT", ["baseline", "avx512"], "baseline"),
+        ("AVX2", ["avx512"], "was built for avx512 only, and baseline or avx2 is needed"),
+        ("AVX2", [], "libpyops_cpu_avx2.so was not built"),
+    ],
+)
+def test_most_demanding_variant_that_may_run_is_loaded(
+    capability: str, built: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in built:
+        (tmp_path / f"libpyops_cpu_{name}.so").touch()
+    monkeypatch.setattr(_library, "LIBRARY_DIR", tmp_path)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    for table in ("load_errors", "loaded"):
+        monkeypatch.setattr(_library, table, {})
+    _library._load_cpu()
+    if expected in _library.CPU_VARIANTS:
+        assert (_library.loaded, _library.load_errors) == ({"cpp": f"libpyops_cpu_{expected}.so"}, {})
+    else:
+        assert not _library.loaded
+        assert expected in _library.load_errors["cpp"]

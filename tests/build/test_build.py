@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pyops
 from tests.suite.processes import ROOT
 
 LIBRARIES = sorted((ROOT / "pyops" / "_lib").glob("*.so"))
@@ -69,7 +74,7 @@ def registers(library: Path) -> set[str]:
 @needs_objdump
 @pytest.mark.parametrize("library", CPU_LIBRARIES, ids=lambda p: p.name)
 def test_variant_uses_its_instruction_set_and_none_above(library: Path) -> None:
-    if not (ROOT / "pyops" / "_lib" / "libpyops_cpu_avx2.so").exists():
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("not x86: there is one variant")
     wanted = {
         "baseline": {"xmm"},
@@ -84,3 +89,40 @@ def test_variant_uses_its_instruction_set_and_none_above(library: Path) -> None:
 def test_library_does_not_bind_to_a_particular_openmp(library: Path) -> None:
     """Threads are torch's own pool; a second OpenMP runtime would oversubscribe the cores."""
     assert not [s for s in symbols(library, "--undefined-only") if s.startswith(("GOMP", "omp_", "__kmpc"))]
+
+
+@pytest.fixture(scope="module")
+def setup_functions() -> dict[str, Any]:
+    """The functions of setup.py, run to say its version."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["setup.py", "-q", "--version"])
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "variants"),
+    [
+        ("all", ["baseline", "avx2", "avx512"]),
+        ("avx512, baseline", ["baseline", "avx512"]),
+        ("native", [pyops._library.cpu_variant()]),
+        (None, [pyops._library.cpu_variant()]),
+    ],
+)
+def test_variants_to_build(
+    setting: str | None, variants: list[str], setup_functions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if setting is None:
+        monkeypatch.delenv("PYOPS_CPU_VARIANTS", raising=False)
+    else:
+        monkeypatch.setenv("PYOPS_CPU_VARIANTS", setting)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        variants = ["baseline"]
+    assert setup_functions["cpu_variants"]("g++") == variants
+
+
+def test_unknown_variant_to_build_is_refused(
+    setup_functions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYOPS_CPU_VARIANTS", "avx2,sse9")
+    with pytest.raises(SystemExit, match=r"native, all or some of baseline.*'sse9'"):
+        setup_functions["cpu_variants"]("g++")
