@@ -7,7 +7,7 @@
 #include "binding/embedding.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 namespace {

@@ -11,7 +11,7 @@
 #include "binding/prelu.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 namespace {

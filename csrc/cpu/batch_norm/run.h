@@ -6,9 +6,9 @@
 #include <cstdint>
 
 #include "cpu/epilogue/fused.h"
+#include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "cpu/simd/multiply_add.h"
-#include "cpu/simd/rows.h"
 #include "math/batch_norm.h"
 
 namespace pyops::cpu {

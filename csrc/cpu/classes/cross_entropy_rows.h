@@ -1,10 +1,10 @@
-// The loops of cross-entropy over groups of rows (see panels.h): the formulas of csrc/math are applied
+// The loops of cross-entropy over groups of rows (see row_groups.h): the formulas of csrc/math are applied
 // to vectors along the classes when these are contiguous (inner == 1), otherwise to vectors across
 // neighbouring rows.
 #pragma once
 
 #include "binding/cross_entropy.h"
-#include "cpu/classes/panels.h"
+#include "cpu/classes/max_sum.h"
 #include "math/cross_entropy.h"
 
 namespace pyops::cpu {

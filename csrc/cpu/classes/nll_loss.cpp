@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "binding/nll_loss.h"
-#include "cpu/classes/panels.h"
+#include "cpu/classes/row_groups.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {

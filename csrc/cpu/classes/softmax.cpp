@@ -2,7 +2,7 @@
 #include "math/softmax.h"
 
 #include "binding/softmax.h"
-#include "cpu/classes/panels.h"
+#include "cpu/classes/max_sum.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "cpu/conv2d/winograd.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 namespace {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cpu/conv2d/pack_input.h"
+#include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
-#include "cpu/simd/rows.h"
 #include "math/activation.h"
 
 namespace pyops::cpu {

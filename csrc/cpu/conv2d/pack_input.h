@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cpu/gemm/pack.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 #include "math/conv2d.h"
 
 namespace pyops::cpu {

@@ -245,11 +245,11 @@ class PoolSink : public TileSink<T> {
         continue;
       }
       const Vec<Acc> a = load<Acc>(x), b = load<Acc>(x + n);
-      maximum.push(even_lanes(a, b), at);
+      maximum.push(every_other<0>(a, b), at);
       if (!pairs || tap + 1 == width.kernel) continue;
       ++tap;
       at += 1;
-      maximum.push(odd_lanes(a, b), at);
+      maximum.push(every_other<1>(a, b), at);
     }
   }
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "cpu/gemm/pack.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 

@@ -111,7 +111,6 @@ void transform_input(const Acc* slab, const SlabShape& shape, int64_t channels, 
                      int64_t position_stride, int64_t channel_stride, Acc* to) {
   using V = Vec<Acc>;
   constexpr int n = V::kLanes;
-  constexpr auto lanes = std::make_integer_sequence<int, n>{};
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t row = 0; row < rows; ++row) {
       const Acc* const from = slab + c * shape.channel() + 2 * row * shape.columns;
@@ -122,10 +121,10 @@ void transform_input(const Acc* slab, const SlabShape& shape, int64_t channels, 
         for (int i = 0; i < 4; ++i) {
           const Acc* const at = from + i * shape.columns + 2 * j;
           const V a = load<Acc>(at), b = load<Acc>(at + n), c = load<Acc>(at + 2), d = load<Acc>(at + 2 + n);
-          input[i][0] = every_other<0>(a, b, lanes);
-          input[i][1] = every_other<1>(a, b, lanes);
-          input[i][2] = every_other<0>(c, d, lanes);
-          input[i][3] = every_other<1>(c, d, lanes);
+          input[i][0] = every_other<0>(a, b);
+          input[i][1] = every_other<1>(a, b);
+          input[i][2] = every_other<0>(c, d);
+          input[i][3] = every_other<1>(c, d);
         }
         math::winograd_2d(input, transformed, math::winograd_input<V>);
 #pragma GCC unroll 16

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "cpu/simd/philox.h"
-#include "cpu/simd/rows.h"
 #include "math/activation.h"
 
 namespace pyops::cpu {

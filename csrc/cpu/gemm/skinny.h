@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "cpu/gemm/pack.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 

@@ -151,7 +151,6 @@ class AverageForward : AverageRows<T> {
  private:
   void row_of_pairs(const T* first, int64_t rows, int64_t window, T* output) const {
     constexpr int n = V::kLanes;
-    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
     for_each_vector<Acc>(plan_.width.out, [&](int64_t i, int lanes) {
       V low = Acc(0), high = Acc(0);
       for (int64_t r = 0; r < rows; ++r) {
@@ -159,7 +158,7 @@ class AverageForward : AverageRows<T> {
         low += load_lanes(from, std::min(2 * lanes, n));
         if (2 * lanes > n) high += load_lanes(from + n, 2 * lanes - n);
       }
-      const V sum = every_other<0>(low, high, lanes_of) + every_other<1>(low, high, lanes_of);
+      const V sum = every_other<0>(low, high) + every_other<1>(low, high);
       store_lanes(output + i, sum / this->divisors(window, i), lanes);
     });
   }
@@ -221,9 +220,8 @@ class AverageBackward : AverageRows<T> {
  private:
   static void store_pairs(V sum, int lanes, T* to) {
     constexpr int n = V::kLanes;
-    constexpr auto lanes_of = std::make_integer_sequence<int, n>{};
-    store_lanes(to, interleave<0>(sum, sum, lanes_of), std::min(2 * lanes, n));
-    if (2 * lanes > n) store_lanes(to + n, interleave<1>(sum, sum, lanes_of), 2 * lanes - n);
+    store_lanes(to, interleave<0>(sum, sum), std::min(2 * lanes, n));
+    if (2 * lanes > n) store_lanes(to + n, interleave<1>(sum, sum), 2 * lanes - n);
   }
 
   void spread(int64_t phase) {

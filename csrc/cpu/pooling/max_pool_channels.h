@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/pooling/position_lanes.h"
-#include "cpu/simd/rows.h"
 #include "math/pooling.h"
 
 namespace pyops::cpu {

@@ -10,50 +10,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/simd/rows.h"
+#include "cpu/simd/lanes.h"
+#include "cpu/simd/loops.h"
 #include "math/pooling.h"
 
 namespace pyops::cpu {
-
-template <class Acc, size_t... kIndex>
-PYOPS_HD Vec<Acc> shuffle_lanes(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kIndex...>) {
-#if defined(__clang__)
-  return typename Vec<Acc>::Native(__builtin_shufflevector(a.v, b.v, kIndex...));
-#else
-  return typename Vec<Acc>::Native(
-      __builtin_shuffle(a.v, b.v, typename Vec<Acc>::NativeInt{static_cast<int>(kIndex)...}));
-#endif
-}
-
-// Lane i of (a, b) becomes lane kStep * i + kFirst: every second lane, for instance.
-template <int kFirst, class Acc, size_t... kLane>
-PYOPS_HD Vec<Acc> second_lanes(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kLane...>) {
-  return shuffle_lanes(a, b, std::index_sequence<(2 * kLane + kFirst)...>{});
-}
-template <class Acc>
-PYOPS_HD Vec<Acc> even_lanes(Vec<Acc> a, Vec<Acc> b) {
-  return second_lanes<0>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
-}
-template <class Acc>
-PYOPS_HD Vec<Acc> odd_lanes(Vec<Acc> a, Vec<Acc> b) {
-  return second_lanes<1>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
-}
-
-// a0 b0 a1 b1 ... from the lower or the upper half of both.
-template <int kHalf, class Acc, size_t... kLane>
-PYOPS_HD Vec<Acc> interleave(Vec<Acc> a, Vec<Acc> b, std::index_sequence<kLane...>) {
-  constexpr size_t kLanes = sizeof...(kLane);
-  return shuffle_lanes(a, b,
-                       std::index_sequence<(kLane / 2 + kHalf * kLanes / 2 + (kLane % 2 ? kLanes : 0))...>{});
-}
-template <class Acc>
-PYOPS_HD Vec<Acc> interleave_lower(Vec<Acc> a, Vec<Acc> b) {
-  return interleave<0>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
-}
-template <class Acc>
-PYOPS_HD Vec<Acc> interleave_upper(Vec<Acc> a, Vec<Acc> b) {
-  return interleave<1>(a, b, std::make_index_sequence<Vec<Acc>::kLanes>{});
-}
 
 // Up to a vector of elements from x + at of a row of `size`, `fill` behind its end.
 template <class Acc, class T>
@@ -164,8 +125,8 @@ struct SplitLayout {
     for (int64_t at = 2 * q - axis.padding; at < axis.in && q <= blocks; q += kSlack, at += 2 * kSlack) {
       const Vec<Acc> a = load_within(row, at, axis.in, fill),
                      b = load_within(row, at + kSlack, axis.in, fill);
-      store(even + q, even_lanes(a, b));
-      store(odd + q, odd_lanes(a, b));
+      store(even + q, every_other<0>(a, b));
+      store(odd + q, every_other<1>(a, b));
     }
   }
 
@@ -179,7 +140,7 @@ struct SplitLayout {
       for (int half = 0; half < 2; ++half) {
         const int64_t at = 2 * i + half * kSlack;
         const int lanes = static_cast<int>(std::min<int64_t>(kSlack, axis.in - at));
-        if (lanes > 0) store_lanes(row + at, half ? interleave_upper(a, b) : interleave_lower(a, b), lanes);
+        if (lanes > 0) store_lanes(row + at, half ? interleave<1>(a, b) : interleave<0>(a, b), lanes);
       }
     }
   }

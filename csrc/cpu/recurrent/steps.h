@@ -15,8 +15,8 @@
 #include "binding/recurrent.h"
 #include "cpu/gemm/prepacked.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
-#include "cpu/simd/rows.h"
 
 namespace pyops::cpu {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "cpu/runtime/parallel.h"
+#include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
-#include "cpu/simd/rows.h"
 
 namespace pyops::cpu {
 

@@ -268,4 +268,27 @@ PYOPS_HD void store_partial(T* p, Vec<Acc> x, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+// The first `lanes` elements of a vector at p: all of them in most calls.
+template <class T>
+Vec<acc_t<T>> load_lanes(const T* p, int lanes, acc_t<T> fill = 0) {
+  return lanes == Vec<acc_t<T>>::kLanes ? load<acc_t<T>>(p) : load_partial<acc_t<T>>(p, lanes, fill);
+}
+
+template <class T>
+void store_lanes(T* p, Vec<acc_t<T>> x, int lanes) {
+  if (lanes == Vec<acc_t<T>>::kLanes) {
+    store(p, x);
+  } else {
+    store_partial(p, x, lanes);
+  }
+}
+
+// The first `lanes` lanes, zeros behind them.
+template <class Acc>
+Vec<Acc> first_lanes(Vec<Acc> v, int lanes) {
+  Acc values[Vec<Acc>::kLanes];
+  store(values, v);
+  return load_lanes(values, lanes);
+}
+
 }  // namespace pyops::cpu

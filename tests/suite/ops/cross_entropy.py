@@ -190,16 +190,16 @@ MUTANTS = {
         _CE,
     ),
     "running_maximum_starts_at_zero": Mutant(
-        "cpu/simd/rows.h",
+        "cpu/classes/max_sum.h",
         "MaxSum<acc_t<T>> r{-math::infinity<acc_t<T>>(), 0};",
         "MaxSum<acc_t<T>> r{0, 0};",
         _CE,
     ),
     "last_lane_of_a_partial_vector_is_lost": Mutant(
-        "cpu/simd/rows.h", "store_partial(p, x, lanes);", "store_partial(p, x, lanes - 1);", _CE
+        "cpu/simd/vec.h", "store_partial(p, x, lanes);", "store_partial(p, x, lanes - 1);", _CE
     ),
     "missing_lanes_of_a_sum_of_exp_hold_zero": Mutant(
-        "cpu/simd/rows.h",
+        "cpu/classes/max_sum.h",
         "reduce_row(x, n, acc_t<T>(0), -math::infinity<acc_t<T>>(), join, add<V>)",
         "reduce_row(x, n, acc_t<T>(0), acc_t<T>(0), join, add<V>)",
         _CE,

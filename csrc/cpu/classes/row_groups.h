@@ -1,5 +1,8 @@
-// How the class-row ops share their work: one row at a time where classes are contiguous, a panel of
-// neighbouring rows where they are strided.
+// How the ops over rows of classes share their work.
+//
+// Where a row's classes are contiguous, vectors run along the classes. Otherwise the classes of a row are
+// `inner` elements apart and the same class of neighbouring rows is contiguous: vectors run across a panel
+// of rows.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +10,22 @@
 
 #include "binding/class_rows.h"
 #include "cpu/runtime/parallel.h"
-#include "cpu/simd/rows.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
+
+// A number for each of the rows that vectors run across.
+template <class Acc>
+struct Panel {
+  static constexpr int kRows = kUnroll * Vec<Acc>::kLanes;
+  alignas(kVectorBytes) Acc rows[kRows];
+
+  Acc& operator[](int64_t i) { return rows[i]; }
+  const Acc& operator[](int64_t i) const { return rows[i]; }
+  Vec<Acc> vec(int64_t i) const { return load<Acc>(rows + i); }
+  void set(int64_t i, Vec<Acc> v) { store(rows + i, v); }
+  void fill(Acc value) { std::fill(rows, rows + kRows, value); }
+};
 
 // A group of `width` neighbouring rows: rows first_row .. first_row + width - 1; the first class of the first
 // row is at element `offset`, that of the next `classes` further when classes are contiguous, else 1 further.
