@@ -15,7 +15,7 @@ class Sequences {
  public:
   Sequences(int64_t steps, int64_t batch) : steps_(steps), batch_(batch) {}
   explicit Sequences(const Tensor& sizes) : steps_(sizes.size(0)), batch_(0) {
-    const int64_t* values = static_cast<const int64_t*>(sizes.const_data_ptr());
+    const int64_t* values = data<int64_t>(sizes);
     counts_.assign(values, values + steps_);
     batch_ = steps_ ? counts_[0] : 0;
     offsets_.resize(steps_ + 1);
@@ -79,7 +79,7 @@ inline Sequences check_batch_sizes(const Tensor& input, const Tensor& h_0,
   STD_TORCH_CHECK(
       sizes.is_cpu() && sizes.dim() == 1 && sizes.is_contiguous() && sizes.scalar_type() == ScalarType::Long,
       op, ": batch_sizes must be a contiguous vector of int64 on the CPU, got shape ", shape_string(sizes));
-  const int64_t* values = static_cast<const int64_t*>(sizes.const_data_ptr());
+  const int64_t* values = data<int64_t>(sizes);
   int64_t rows = 0, largest = h_0.size(0);
   for (int64_t t = 0; t < sizes.size(0); ++t) {
     STD_TORCH_CHECK(0 < values[t] && values[t] <= largest, op,

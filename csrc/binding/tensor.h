@@ -1,6 +1,6 @@
 // What every op's C++ entry needs from torch: LibTorch Stable ABI aliases, checks, dtype dispatch.
 //
-// Nothing here may use an unstable at:: or c10:: symbol; tests/build/test_build.py looks at the built library.
+// Nothing here may use an unstable at:: or c10:: symbol: tests/build/test_build.py reads the library.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -134,9 +134,20 @@ inline Reduction check_reduction(int64_t reduction, const char* op) {
   return static_cast<Reduction>(reduction);
 }
 
+// A tensor's memory as elements of type T.
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
 template <class T>
 const T* data_or_null(const std::optional<Tensor>& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+  return t ? data<T>(*t) : nullptr;
 }
 
 // Calls f with a value of the C++ type that `type` stands for: dispatch_floating(t, op, [&](auto tag) {

@@ -11,16 +11,6 @@ namespace {
 // An element's work beside a copy's: exp and a division take about as long as four.
 constexpr int64_t kCost = 4;
 
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 void forward_into(const Tensor& input, Tensor& output, int64_t kind, double a, double b, const char* op) {
   dispatch_typed_activation(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& functor) {
     using T = decltype(tag);

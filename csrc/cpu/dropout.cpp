@@ -99,7 +99,7 @@ void forward(const Activation& activation, const Tensor& input, const Rows& rows
              const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
              const std::optional<Tensor>& seed, double p, T* y) {
   using Acc = acc_t<T>;
-  const T* x = static_cast<const T*>(input.const_data_ptr());
+  const T* x = data<T>(input);
   const T* r = data_or_null<T>(residual);
   const Bias<T> biases(data_or_null<T>(bias), rows);
   for_each_piece<Acc>(rows, seed, p, [&](auto& mask, int64_t row, int64_t begin, int64_t count) {
@@ -222,7 +222,7 @@ Tensor dropout(Tensor input, Tensor seed, double p) {
     using T = decltype(tag);
     const Rows rows = Rows::of(bias_shape(input, false, 0, op), false);
     forward<T>(OneActivation<math::Identity<acc_t<T>>>{}, input, rows, {}, {}, seed, p,
-               static_cast<T*>(output.mutable_data_ptr()));
+               mutable_data<T>(output));
   });
   return output;
 }
@@ -235,7 +235,7 @@ void dropout_(Tensor input, Tensor seed, double p) {
     using T = decltype(tag);
     const Rows rows = Rows::of(bias_shape(input, false, 0, op), false);
     forward<T>(OneActivation<math::Identity<acc_t<T>>>{}, input, rows, {}, {}, seed, p,
-               static_cast<T*>(input.mutable_data_ptr()));
+               mutable_data<T>(input));
   });
 }
 
@@ -256,7 +256,7 @@ Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
   dispatch_fused(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
     const Rows rows = Rows::of(shape, bias.has_value());
-    forward<T>(activation, input, rows, bias, residual, seed, p, static_cast<T*>(output.mutable_data_ptr()));
+    forward<T>(activation, input, rows, bias, residual, seed, p, mutable_data<T>(output));
   });
   return output;
 }
@@ -275,17 +275,16 @@ std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, 
   dispatch_fused(type, kind, a, b, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
     const Rows rows = Rows::of(shape, needs_bias || bias.has_value());
-    const Backward<T, std::decay_t<decltype(activation)>> backward{
-        activation,
-        static_cast<const T*>(grad_output.const_data_ptr()),
-        data_or_null<T>(saved),
-        saved_is_output,
-        Bias<T>(data_or_null<T>(bias), rows),
-        static_cast<T*>(grad_input.mutable_data_ptr()),
-        rows,
-        seed,
-        p};
-    T* db = static_cast<T*>(grad_bias.mutable_data_ptr());
+    const Backward<T, std::decay_t<decltype(activation)>> backward{activation,
+                                                                   data<T>(grad_output),
+                                                                   data_or_null<T>(saved),
+                                                                   saved_is_output,
+                                                                   Bias<T>(data_or_null<T>(bias), rows),
+                                                                   mutable_data<T>(grad_input),
+                                                                   rows,
+                                                                   seed,
+                                                                   p};
+    T* db = mutable_data<T>(grad_bias);
     if (!needs_bias) {
       backward.without_bias_gradient();
     } else if (rows.total == 0) {

@@ -76,17 +76,13 @@ struct WordOf {
 Tensor embedding_forward(Tensor weight, Tensor indices) {
   const char* op = "embedding_forward";
   const EmbeddingShape s = check_embedding_table(weight, indices, op);
-  dispatch_index(indices, [&](auto tag) {
-    check_range(static_cast<const decltype(tag)*>(indices.const_data_ptr()), s, op);
-  });
+  dispatch_index(indices, [&](auto tag) { check_range(data<decltype(tag)>(indices), s, op); });
   Tensor output = new_output(weight, embedded_shape(indices, s.dim), weight.scalar_type());
   dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
     using Word = typename WordOf<decltype(tag)>::type;
     dispatch_index(indices, [&](auto index) {
       using Index = decltype(index);
-      gather(static_cast<const Word*>(weight.const_data_ptr()),
-             static_cast<const Index*>(indices.const_data_ptr()),
-             static_cast<Word*>(output.mutable_data_ptr()), s);
+      gather(data<Word>(weight), data<Index>(indices), mutable_data<Word>(output), s);
     });
   });
   return output;
@@ -201,11 +197,11 @@ Tensor embedding_backward(Tensor grad_output, Tensor indices, int64_t num_weight
   dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     dispatch_index(indices, [&](auto index) {
-      const auto* positions = static_cast<const decltype(index)*>(indices.const_data_ptr());
+      const auto* positions = data<decltype(index)>(indices);
       check_range(positions, s, op);
       if (s.rows * s.dim == 0) return;
-      sum_rows(static_cast<const T*>(grad_output.const_data_ptr()), sort_positions(positions, s, padding_idx),
-               s, scale_grad_by_freq, static_cast<T*>(grad_weight.mutable_data_ptr()));
+      sum_rows(data<T>(grad_output), sort_positions(positions, s, padding_idx), s, scale_grad_by_freq,
+               mutable_data<T>(grad_weight));
     });
   });
   return grad_weight;
@@ -269,11 +265,10 @@ void embedding_renorm_(Tensor weight, Tensor indices, double max_norm, double no
   dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     dispatch_index(indices, [&](auto index) {
-      const auto* positions = static_cast<const decltype(index)*>(indices.const_data_ptr());
+      const auto* positions = data<decltype(index)>(indices);
       check_range(positions, s, op);
       if (s.dim == 0) return;
-      renorm_rows(static_cast<T*>(weight.mutable_data_ptr()), used_rows(positions, s), s, max_norm,
-                  norm_type);
+      renorm_rows(mutable_data<T>(weight), used_rows(positions, s), s, max_norm, norm_type);
     });
   });
 }

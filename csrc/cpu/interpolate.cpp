@@ -188,8 +188,7 @@ Tensor interpolate_nearest_forward(Tensor input, std::vector<int64_t> output_siz
     using Word = std::conditional_t<sizeof(tag) == 2, uint16_t,
                                     std::conditional_t<sizeof(tag) == 4, uint32_t, uint64_t>>;
     if (s.output_elements() == 0) return;
-    forward(static_cast<const Word*>(input.const_data_ptr()), static_cast<Word*>(output.mutable_data_ptr()),
-            s);
+    forward(data<Word>(input), mutable_data<Word>(output), s);
   });
   return output;
 }
@@ -204,8 +203,7 @@ Tensor interpolate_nearest_backward(Tensor grad_output, std::vector<int64_t> inp
   dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     if (s.input_elements() == 0) return;
-    backward(static_cast<const T*>(grad_output.const_data_ptr()),
-             static_cast<T*>(grad_input.mutable_data_ptr()), s);
+    backward(data<T>(grad_output), mutable_data<T>(grad_input), s);
   });
   return grad_input;
 }

@@ -29,18 +29,14 @@ bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #endif
 }
 
-template <class T>
-T* pointer(const Tensor* t) {
-  return t ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;
-}
-
 template <class T, class Sum>
 MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Tensor* saved,
                                 const Tensor& output, int64_t N, const LinearEpilogue& e) {
   MatrixEpilogue epilogue;
+  T* const z = saved ? mutable_data<T>(*saved) : nullptr;
   with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
     epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
-        sums, bias, pointer<T>(saved), pointer<T>(&output), N, activation, seed_data(e.seed), e.p};
+        sums, bias, z, mutable_data<T>(output), N, activation, seed_data(e.seed), e.p};
   });
   return epilogue;
 }
@@ -69,7 +65,7 @@ void forward_by_gemm(const Tensor& output, const Tensor* saved, const Tensor& in
   constexpr bool kInPlace = std::is_same_v<T, Acc>;
   std::optional<Tensor> scratch;
   if (!kInPlace) scratch = new_output(input, {s.M, s.N}, accumulate_type(input.scalar_type()));
-  Acc* const sums = pointer<Acc>(scratch ? &*scratch : saved ? saved : &output);
+  Acc* const sums = mutable_data<Acc>(scratch ? *scratch : saved ? *saved : output);
   const auto run = [&](const auto& epilogue) {
     gemm(s.M, s.N, s.K, rows_of<T>(input), rows_of<T>(weight), sums, s.N, Acc(0), ThreadPool{}, epilogue);
   };
@@ -85,7 +81,7 @@ void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor&
   const Tensor& z = saved ? *saved : output;
   library_linear(matrix_view(z, s.M, s.N), matrix_view(input, s.M, s.K), weight, bias);
   if (e.is_identity()) return;
-  const auto epilogue = forward_epilogue<T, T>(pointer<T>(&z), nullptr, nullptr, output, s.N, e);
+  const auto epilogue = forward_epilogue<T, T>(mutable_data<T>(z), nullptr, nullptr, output, s.N, e);
   parallel_for(s.M, s.N, [&](int64_t begin, int64_t end) { epilogue(begin, end - begin, 0, s.N); });
 }
 
@@ -118,16 +114,17 @@ Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tenso
                             bool saved_is_output, Tensor* grad_bias, const LinearShape& s,
                             const LinearEpilogue& e) {
   using Acc = acc_t<T>;
-  const T* const grad = static_cast<const T*>(grad_output.const_data_ptr());
+  const T* const grad = data<T>(grad_output);
   if (e.is_identity()) {
-    if (grad_bias) column_sums(grad, s.M, s.N, pointer<T>(grad_bias));
+    if (grad_bias) column_sums(grad, s.M, s.N, mutable_data<T>(*grad_bias));
     return grad_output;
   }
   Tensor dz = new_output(grad_output, s.output, grad_output.scalar_type());
   const EpilogueSaved<T> from{data_or_null<T>(saved), saved_is_output, {}};
   with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
-    T* const to = pointer<T>(&dz);
-    sum_rows(s.M, s.N, pointer<T>(grad_bias), [&](int64_t begin, int64_t end, Acc* sums) {
+    T* const to = mutable_data<T>(dz);
+    T* const total = grad_bias ? mutable_data<T>(*grad_bias) : nullptr;
+    sum_rows(s.M, s.N, total, [&](int64_t begin, int64_t end, Acc* sums) {
       DropoutMask<Acc> mask(seed_data(e.seed), e.p);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t at = row * s.N;
@@ -144,7 +141,7 @@ void input_gradient(const Tensor& out, const Tensor& dz, const Tensor& weight, c
   if (library_is_faster(out.scalar_type(), s.M, s.K, s.N)) {
     return library_mm(matrix_view(out, s.M, s.K), matrix_view(dz, s.M, s.N), weight);
   }
-  gemm(s.M, s.K, s.N, rows_of<T>(dz), transposed(rows_of<T>(weight)), pointer<T>(&out), s.K, acc_t<T>(0),
+  gemm(s.M, s.K, s.N, rows_of<T>(dz), transposed(rows_of<T>(weight)), mutable_data<T>(out), s.K, acc_t<T>(0),
        ThreadPool{});
 }
 
@@ -155,7 +152,7 @@ void weight_gradient(const Tensor& out, const Tensor& dz, const Tensor& input, c
     const Tensor transposed = torch::stable::transpose(matrix_view(dz, s.M, s.N), 0, 1);
     return library_mm(out, transposed, matrix_view(input, s.M, s.K));
   }
-  gemm(s.N, s.K, s.M, transposed(rows_of<T>(dz)), transposed(rows_of<T>(input)), pointer<T>(&out), s.K,
+  gemm(s.N, s.K, s.M, transposed(rows_of<T>(dz)), transposed(rows_of<T>(input)), mutable_data<T>(out), s.K,
        acc_t<T>(0), ThreadPool{});
 }
 

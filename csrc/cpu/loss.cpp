@@ -32,13 +32,13 @@ std::tuple<Tensor, Tensor> elementwise_loss_forward(Tensor input, Tensor target,
     using T = decltype(tag);
     using Acc = acc_t<T>;
     LossTensors<T> tensors(a);
-    if (a.per_element()) tensors.all.value = static_cast<T*>(loss.mutable_data_ptr());
+    if (a.per_element()) tensors.all.value = mutable_data<T>(loss);
     const TermSum sum = tensors.visit_all(input.numel(), cost_of(a), chunk_visitor<true, false, Acc>(a));
     const double denominator = divisor_of(a, sum.weight);
     if (!a.per_element()) {
-      *static_cast<Acc*>(loss.mutable_data_ptr()) = static_cast<Acc>(sum.loss / denominator);
+      *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);
     }
-    *static_cast<Acc*>(divisor.mutable_data_ptr()) = static_cast<Acc>(denominator);
+    *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
   });
   return {loss, divisor};
 }
@@ -55,8 +55,8 @@ struct Gradients {
 
   template <class T>
   void connect(Chunk<T>& chunk) const {
-    chunk.gradient = static_cast<T*>(input.mutable_data_ptr());
-    if (target.numel() > 0) chunk.negated_gradient = static_cast<T*>(target.mutable_data_ptr());
+    chunk.gradient = mutable_data<T>(input);
+    if (target.numel() > 0) chunk.negated_gradient = mutable_data<T>(target);
   }
 };
 
@@ -98,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_loss_forward_with_grad(
     const T denominator = static_cast<T>(divisor_of(a, weights));
     const TermSum sum =
         tensors.visit_all(count, cost_of(a), chunk_visitor<true, true, T>(a, T(1) / denominator));
-    *static_cast<T*>(loss.mutable_data_ptr()) = static_cast<T>(sum.loss / denominator);
-    *static_cast<T*>(divisor.mutable_data_ptr()) = denominator;
+    *mutable_data<T>(loss) = static_cast<T>(sum.loss / denominator);
+    *mutable_data<T>(divisor) = denominator;
   });
   return {loss, divisor, gradients.input, gradients.target};
 }
@@ -121,10 +121,9 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(Tensor grad_loss, Tensor in
     gradients.connect(tensors.all);
     Acc scale = 1;
     if (a.per_element()) {
-      tensors.all.upstream = static_cast<const T*>(grad_loss.const_data_ptr());
+      tensors.all.upstream = data<T>(grad_loss);
     } else {
-      scale = *static_cast<const Acc*>(grad_loss.const_data_ptr()) /
-              *static_cast<const Acc*>(divisor.const_data_ptr());
+      scale = *data<Acc>(grad_loss) / *data<Acc>(divisor);
     }
     tensors.visit_all(input.numel(), cost_of(a), chunk_visitor<false, true, Acc>(a, scale));
   });
@@ -141,9 +140,9 @@ void elementwise_loss_regrade_(Tensor gradient, Tensor grad_loss) {
   check_shape(grad_loss, op, "grad_loss", {});
   dispatch_accumulating(type, op, [&](auto tag) {
     using T = decltype(tag);
-    const T upstream = *static_cast<const T*>(grad_loss.const_data_ptr());
+    const T upstream = *data<T>(grad_loss);
     if (upstream == T(1)) return;
-    T* const values = static_cast<T*>(gradient.mutable_data_ptr());
+    T* const values = mutable_data<T>(gradient);
     elementwise(gradient.numel(), 1, [=](Vec<T> v) { return v * upstream; }, values, values);
   });
 }

@@ -161,8 +161,7 @@ struct LossTensors {
   Repeated<T> pos_weight;
 
   explicit LossTensors(const LossArguments& a)
-      : all{static_cast<const T*>(a.input.const_data_ptr()),
-            static_cast<const T*>(a.target.const_data_ptr())},
+      : all{data<T>(a.input), data<T>(a.target)},
         weight(a.weight, a.weight_inner),
         pos_weight(a.pos_weight, a.pos_weight_inner) {}
 

@@ -164,8 +164,7 @@ Tensor prelu_forward(Tensor input, Tensor weight, int64_t dim) {
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     if (shape.numel() == 0) return;
-    forward(shape, static_cast<const T*>(input.const_data_ptr()),
-            static_cast<const T*>(weight.const_data_ptr()), static_cast<T*>(output.mutable_data_ptr()));
+    forward(shape, data<T>(input), data<T>(weight), mutable_data<T>(output));
   });
   return output;
 }
@@ -177,16 +176,16 @@ std::tuple<Tensor, Tensor> prelu_backward(Tensor grad_output, Tensor input, Tens
   Tensor grad_weight = new_tensor(weight, shape_of(weight), weight.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
-    const T* const g = static_cast<const T*>(grad_output.const_data_ptr());
-    const T* const x = static_cast<const T*>(input.const_data_ptr());
-    const T* const w = static_cast<const T*>(weight.const_data_ptr());
-    T* const dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    const T* const g = data<T>(grad_output);
+    const T* const x = data<T>(input);
+    const T* const w = data<T>(weight);
+    T* const dx = mutable_data<T>(grad_input);
     std::vector<double> partials;
     if (shape.numel() > 0) {
       partials =
           shape.inner >= kLongRun ? backward_runs(shape, g, x, w, dx) : backward_rows(shape, g, x, w, dx);
     }
-    finish(partials, shape.channels, static_cast<T*>(grad_weight.mutable_data_ptr()));
+    finish(partials, shape.channels, mutable_data<T>(grad_weight));
   });
   return {grad_input, grad_weight};
 }

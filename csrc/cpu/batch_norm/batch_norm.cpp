@@ -53,14 +53,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
     using T = decltype(tag);
     using Acc = acc_t<T>;
     const bool own = training && !statistics && s.numel() > 0;
-    if (!own && !statistics) running_statistics<T>(given, s, eps, written<double>(mean), written<Acc>(rstd));
+    if (!own && !statistics)
+      running_statistics<T>(given, s, eps, mutable_data<double>(mean), mutable_data<Acc>(rstd));
     Forward<T> forward{s,
                        given,
                        data<T>(input),
-                       written<T>(output),
-                       save_mask ? written<uint8_t>(mask) : nullptr,
-                       written<double>(mean),
-                       written<Acc>(rstd),
+                       mutable_data<T>(output),
+                       save_mask ? mutable_data<uint8_t>(mask) : nullptr,
+                       mutable_data<double>(mean),
+                       mutable_data<Acc>(rstd),
                        own,
                        eps,
                        streams(output),
@@ -86,7 +87,7 @@ Tensor batch_norm_statistics(Tensor input, int64_t dim) {
     } else if (s.numel() > 0) {
       column_moments(Columns::of(s), data<T>(input), moments.data());
     }
-    double* const to = written<double>(statistics);
+    double* const to = mutable_data<double>(statistics);
     for (int64_t c = 0; c < s.channels; ++c) to[c] = moments[c].mean, to[s.channels + c] = moments[c].m2;
   });
   return statistics;
@@ -114,8 +115,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     auto backward = Backward<T>::of(s, saved, grad_output, input, kind, a, b);
     const bool through_statistics = needs_input && training;
     const bool sums_needed = needs_affine || (through_statistics && !mean_gradients);
-    const GradientOutputs<T> to{written_or_null<T>(grad_input, needs_input),
-                                written_or_null<T>(grad_residual, needs_residual), through_statistics,
+    const GradientOutputs<T> to{needs_input ? mutable_data<T>(grad_input) : nullptr,
+                                needs_residual ? mutable_data<T>(grad_residual) : nullptr, through_statistics,
                                 streams(input)};
     backward.with_kind([&](auto of) { backward.template run<decltype(of)::value>(to, sums_needed); });
     if (!needs_affine) return;
@@ -139,7 +140,7 @@ Tensor batch_norm_backward_sums(Tensor grad_output, Tensor input, std::optional<
     using T = decltype(tag);
     auto backward = Backward<T>::of(s, saved, grad_output, input, kind, a, b);
     backward.with_kind([&](auto of) { backward.template sum_all<decltype(of)::value>(); });
-    double* const to = written<double>(result);
+    double* const to = mutable_data<double>(result);
     for (int64_t c = 0; c < s.channels; ++c) {
       to[c] = backward.sums[c].grad, to[s.channels + c] = backward.sums[c].product;
     }

@@ -20,21 +20,6 @@ inline bool streams(const Tensor& output) {
 // Makes streamed stores visible before another thread is told about them.
 inline void end_of_streams() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
-template <class T>
-const T* data(const std::optional<Tensor>& t) {
-  return data_or_null<T>(t);
-}
-
-template <class T>
-T* written(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-template <class T>
-T* written_or_null(const Tensor& t, bool needed) {
-  return needed ? written<T>(t) : nullptr;
-}
-
 // A vector of the parameters' dtype, T or what it accumulates in, in the latter; `fill` where there is none.
 template <class T>
 std::vector<acc_t<T>> channel_values(const std::optional<Tensor>& t, int64_t channels, acc_t<T> fill) {
@@ -42,7 +27,7 @@ std::vector<acc_t<T>> channel_values(const std::optional<Tensor>& t, int64_t cha
   if (!t) return values;
   dispatch_floating(t->scalar_type(), "batch_norm", [&](auto tag) {
     using P = decltype(tag);
-    const P* const from = data<P>(t);
+    const P* const from = data<P>(*t);
     for (int64_t c = 0; c < channels; ++c) values[c] = static_cast<acc_t<T>>(to_acc(from[c]));
   });
   return values;
@@ -53,7 +38,7 @@ template <class F>
 void update_channels(const Tensor& to, int64_t channels, const F& f) {
   dispatch_floating(to.scalar_type(), "batch_norm", [&](auto tag) {
     using P = decltype(tag);
-    P* const values = written<P>(to);
+    P* const values = mutable_data<P>(to);
     for (int64_t c = 0; c < channels; ++c) {
       values[c] = from_acc<P>(static_cast<acc_t<P>>(f(static_cast<double>(to_acc(values[c])), c)));
     }
@@ -109,7 +94,7 @@ struct Forward {
 
   // Mean and rstd of channels [begin, end): of the batch, given, or running.
   void finish(int64_t begin, int64_t end) {
-    const double* const statistics = data<double>(given.statistics);
+    const double* const statistics = data_or_null<double>(given.statistics);
     for (int64_t c = begin; c < end; ++c) {
       if (statistics) {
         mean[c] = statistics[c];
@@ -124,7 +109,7 @@ struct Forward {
 
   template <class Activation>
   void apply(const Runs& runs, const Activation& activation, int64_t begin, int64_t end) const {
-    const T* const residual = data<T>(given.residual);
+    const T* const residual = data_or_null<T>(given.residual);
     runs.for_each_block(begin, end, batch_statistics, [&](int64_t channel, int64_t block) {
       const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
       runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
@@ -137,7 +122,7 @@ struct Forward {
 
   template <class Activation>
   void apply(const Columns& columns, const Activation& activation) const {
-    const T* const residual = data<T>(given.residual);
+    const T* const residual = data_or_null<T>(given.residual);
     columns.for_each_piece(
         batch_statistics, [&](int64_t, int64_t row, int64_t end, int64_t column, int64_t n) {
           const EachColumn<Acc> channels{table.view(), column};
@@ -182,13 +167,14 @@ struct Backward {
 
   static Backward of(const BatchNormShape& s, const BatchNormSaved& saved, const Tensor& grad,
                      const Tensor& x, int64_t kind, double a, double b) {
-    Backward backward{s,
-                      saved,
-                      {data<T>(grad), data<T>(x), data<T>(saved.residual), data<uint8_t>(saved.mask)},
-                      {kind, a, b},
-                      channel_values<T>(saved.weight, s.channels, 1),
-                      std::vector<GradientSums>(s.channels),
-                      Table<T>(s)};
+    Backward backward{
+        s,
+        saved,
+        {data<T>(grad), data<T>(x), data_or_null<T>(saved.residual), data_or_null<uint8_t>(saved.mask)},
+        {kind, a, b},
+        channel_values<T>(saved.weight, s.channels, 1),
+        std::vector<GradientSums>(s.channels),
+        Table<T>(s)};
     const auto bias = channel_values<T>(saved.bias, s.channels, 0);
     for (int64_t c = 0; c < s.channels; ++c) {
       backward.table.set(
@@ -224,7 +210,7 @@ struct Backward {
 
   // The part of the gradient that goes through the batch's statistics.
   void set_gradients(int64_t begin, int64_t end) {
-    const double* const means = data<double>(saved.mean_gradients);
+    const double* const means = data_or_null<double>(saved.mean_gradients);
     const double count = static_cast<double>(s.count());
     for (int64_t c = begin; c < end; ++c) {
       const double grad = means ? means[c] : sums[c].grad / count;

@@ -28,14 +28,14 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
   dispatch_floating(logits.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    Acc* out = static_cast<Acc*>(loss.mutable_data_ptr());
-    const LossSum sum = forward_rows(Problem<T>(a), per_row ? out : nullptr,
-                                     static_cast<Acc*>(stats.mutable_data_ptr()), [](RowGroup) {});
+    Acc* out = mutable_data<Acc>(loss);
+    const LossSum sum =
+        forward_rows(Problem<T>(a), per_row ? out : nullptr, mutable_data<Acc>(stats), [](RowGroup) {});
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message(op, sum.bad_target, a.shape.classes, ignore_index));
     const double denominator = a.reduction == Reduction::kMean ? sum.weight : 1.0;
     if (!per_row) *out = static_cast<Acc>(sum.loss / denominator);
-    *static_cast<Acc*>(divisor.mutable_data_ptr()) = static_cast<Acc>(denominator);
+    *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
   });
   return {loss, stats, divisor};
 }
@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
     using T = decltype(tag);
     using Acc = acc_t<T>;
     const Problem<T> p(a);
-    Acc* const row_stats = static_cast<Acc*>(stats.mutable_data_ptr());
-    T* const dx = static_cast<T*>(grad_logits.mutable_data_ptr());
+    Acc* const row_stats = mutable_data<Acc>(stats);
+    T* const dx = mutable_data<T>(grad_logits);
     const Acc denominator = static_cast<Acc>(a.reduction == Reduction::kMean ? target_weight(p) : 1.0);
     const Acc one = 1;
     const Upstream<Acc> up{&one, nullptr, row_stats, one / denominator, false};
@@ -68,8 +68,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
                                      [&](RowGroup group) { write_group(p, up, group, dx); });
     STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message("cross_entropy_forward", sum.bad_target,
                                                             a.shape.classes, ignore_index));
-    *static_cast<Acc*>(loss.mutable_data_ptr()) = static_cast<Acc>(sum.loss / denominator);
-    *static_cast<Acc*>(divisor.mutable_data_ptr()) = denominator;
+    *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);
+    *mutable_data<Acc>(divisor) = denominator;
   });
   return {loss, stats, divisor, grad_logits};
 }
@@ -81,11 +81,10 @@ void run_backward(const char* op, const CrossEntropyArguments& a, const Tensor& 
   dispatch_floating(a.logits.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    const Acc* denominator = static_cast<const Acc*>(divisor.const_data_ptr());
-    const Upstream<Acc> up{static_cast<const Acc*>(grad_loss.const_data_ptr()), data_or_null<Acc>(grad_lse),
-                           static_cast<const Acc*>(stats.const_data_ptr()), Acc(1) / *denominator,
-                           a.reduction == Reduction::kNone};
-    backward_rows(Problem<T>(a), up, static_cast<T*>(grad_logits.mutable_data_ptr()));
+    const Acc* denominator = data<Acc>(divisor);
+    const Upstream<Acc> up{data<Acc>(grad_loss), data_or_null<Acc>(grad_lse), data<Acc>(stats),
+                           Acc(1) / *denominator, a.reduction == Reduction::kNone};
+    backward_rows(Problem<T>(a), up, mutable_data<T>(grad_logits));
   });
 }
 
@@ -104,9 +103,7 @@ void cross_entropy_regrade_(Tensor grad_logits, Tensor grad_loss, Tensor logits,
   check_type(grad_logits, op, "grad_logits", logits.scalar_type());
   check_shape(grad_logits, op, "grad_logits", shape_of(logits));
   const bool is_double = grad_loss.scalar_type() == ScalarType::Double;
-  const void* upstream = grad_loss.const_data_ptr();
-  const double value =
-      is_double ? *static_cast<const double*>(upstream) : *static_cast<const float*>(upstream);
+  const double value = is_double ? *data<double>(grad_loss) : *data<float>(grad_loss);
   if (value != 1.0) run_backward(op, a, grad_loss, std::nullopt, stats, divisor, grad_logits);
 }
 

@@ -26,10 +26,10 @@ struct Problem {
   Acc weight_sum;  // over all classes; read with label smoothing only
 
   explicit Problem(const CrossEntropyArguments& a)
-      : logits(static_cast<const T*>(a.logits.const_data_ptr())),
+      : logits(data<T>(a.logits)),
         has_probabilities(a.has_probabilities),
-        index(a.has_probabilities ? nullptr : static_cast<const int64_t*>(a.target.const_data_ptr())),
-        target(a.has_probabilities ? static_cast<const T*>(a.target.const_data_ptr()) : nullptr),
+        index(a.has_probabilities ? nullptr : data<int64_t>(a.target)),
+        target(a.has_probabilities ? data<T>(a.target) : nullptr),
         weight(data_or_null<Acc>(a.weight)),
         sample_weight(data_or_null<Acc>(a.sample_weight)),
         params{Acc(a.label_smoothing), Acc(a.z_loss), Acc(a.shape.classes)},

@@ -35,9 +35,8 @@ void form_logits(const Tensor& hidden, const Tensor& matrix, const std::optional
   const int64_t rows = hidden.size(0), features = hidden.size(1), classes = matrix.size(0);
   const T* b = data_or_null<T>(bias);
   for (int64_t row = 0; b && row < rows; ++row) std::copy(b, b + classes, logits + row * classes);
-  gemm(rows, classes, features, Operand<T>{static_cast<const T*>(hidden.const_data_ptr()), features, 1},
-       Operand<T>{static_cast<const T*>(matrix.const_data_ptr()), features, 1}, logits, classes, T(b ? 1 : 0),
-       Serial{});
+  gemm(rows, classes, features, Operand<T>{data<T>(hidden), features, 1},
+       Operand<T>{data<T>(matrix), features, 1}, logits, classes, T(b ? 1 : 0), Serial{});
 }
 
 struct Gradients {
@@ -51,16 +50,14 @@ template <class T>
 void spread_gradient(const T* grad, const Tensor& hidden, const Tensor& matrix, const Gradients& out) {
   const int64_t rows = hidden.size(0), features = hidden.size(1), classes = matrix.size(0);
   if (out.hidden.numel() > 0) {
-    gemm(rows, features, classes, Operand<T>{grad, classes, 1},
-         Operand<T>{static_cast<const T*>(matrix.const_data_ptr()), 1, features},
-         static_cast<T*>(out.hidden.mutable_data_ptr()), features, T(0), Serial{});
+    gemm(rows, features, classes, Operand<T>{grad, classes, 1}, Operand<T>{data<T>(matrix), 1, features},
+         mutable_data<T>(out.hidden), features, T(0), Serial{});
   }
   if (out.matrix.numel() > 0) {
-    gemm(classes, features, rows, Operand<T>{grad, 1, classes},
-         Operand<T>{static_cast<const T*>(hidden.const_data_ptr()), 1, features},
-         static_cast<T*>(out.matrix.mutable_data_ptr()), features, T(0), Serial{});
+    gemm(classes, features, rows, Operand<T>{grad, 1, classes}, Operand<T>{data<T>(hidden), 1, features},
+         mutable_data<T>(out.matrix), features, T(0), Serial{});
   }
-  if (out.bias.numel() > 0) column_sums(grad, rows, classes, static_cast<T*>(out.bias.mutable_data_ptr()));
+  if (out.bias.numel() > 0) column_sums(grad, rows, classes, mutable_data<T>(out.bias));
 }
 
 // A scalar loss and the gradients for an upstream gradient of 1, empty where they are not needed.
@@ -83,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
                       new_output(hidden, needs_bias ? std::vector<int64_t>{classes} : none, type)};
   const auto run = [&](auto tag) {
     using T = decltype(tag);
-    T* const scores = static_cast<T*>(logits.mutable_data_ptr());
+    T* const scores = mutable_data<T>(logits);
     form_logits(hidden, matrix, bias, scores);
     const Problem<T> p(a);
     std::vector<T> stats(2 * rows);
@@ -94,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
                                      [&](RowGroup group) { write_group(p, up, group, scores); });
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message("cross_entropy_forward", sum.bad_target, classes, ignore_index));
-    *static_cast<T*>(loss.mutable_data_ptr()) = static_cast<T>(sum.loss / denominator);
+    *mutable_data<T>(loss) = static_cast<T>(sum.loss / denominator);
     spread_gradient(scores, hidden, matrix, out);
   };
   type == ScalarType::Double ? run(double{}) : run(float{});

@@ -14,8 +14,8 @@ template <class T>
 LossSum forward(const Tensor& log_probs, const Tensor& target, const std::optional<Tensor>& weight,
                 const ClassRows& s, int64_t ignore_index, acc_t<T>* row_loss) {
   using Acc = acc_t<T>;
-  const T* x = static_cast<const T*>(log_probs.const_data_ptr());
-  const int64_t* y = static_cast<const int64_t*>(target.const_data_ptr());
+  const T* x = data<T>(log_probs);
+  const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
   return parallel_sum<LossSum>(s.rows(), 1, [&](int64_t begin, int64_t end) {
     LossSum sum;
@@ -61,11 +61,11 @@ std::tuple<Tensor, Tensor> nll_loss_forward(Tensor log_probs, Tensor target, std
   dispatch_floating(log_probs.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    Acc* out = static_cast<Acc*>(loss.mutable_data_ptr());
+    Acc* out = mutable_data<Acc>(loss);
     const LossSum sum = forward<T>(log_probs, target, weight, s, ignore_index, per_row ? out : nullptr);
     STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message(op, sum.bad_target, s.classes, ignore_index));
     if (!per_row) *out = static_cast<Acc>(reduction == Reduction::kMean ? sum.loss / sum.weight : sum.loss);
-    *static_cast<Acc*>(total_weight.mutable_data_ptr()) = static_cast<Acc>(sum.weight);
+    *mutable_data<Acc>(total_weight) = static_cast<Acc>(sum.weight);
   });
   return {loss, total_weight};
 }
@@ -75,11 +75,11 @@ void backward(const Tensor& grad_loss, const Tensor& target, const std::optional
               const Tensor& total_weight, const ClassRows& s, Reduction reduction, int64_t ignore_index,
               Tensor& grad_input) {
   using Acc = acc_t<T>;
-  const Acc* g = static_cast<const Acc*>(grad_loss.const_data_ptr());
-  const Acc total = *static_cast<const Acc*>(total_weight.const_data_ptr());
-  const int64_t* y = static_cast<const int64_t*>(target.const_data_ptr());
+  const Acc* g = data<Acc>(grad_loss);
+  const Acc total = *data<Acc>(total_weight);
+  const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
-  T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+  T* dx = mutable_data<T>(grad_input);
   parallel_for(s.batch, s.classes * s.inner, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* image = dx + n * s.classes * s.inner;

@@ -92,8 +92,8 @@ void for_each_row(const ReducedShape& s, const Row& row, const PanelF& panel) {
 
 template <bool kLog, class T>
 void forward(const Tensor& input, Tensor& output, const ReducedShape& s) {
-  const T* x = static_cast<const T*>(input.const_data_ptr());
-  T* y = static_cast<T*>(output.mutable_data_ptr());
+  const T* x = data<T>(input);
+  T* y = mutable_data<T>(output);
   for_each_row<acc_t<T>>(
       s, [&](int64_t at) { forward_row<kLog>(x + at, y + at, s.classes); },
       [&](int64_t at, int64_t width) { forward_panel<kLog>(x + at, y + at, s.classes, s.inner, width); });
@@ -101,9 +101,9 @@ void forward(const Tensor& input, Tensor& output, const ReducedShape& s) {
 
 template <bool kLog, class T>
 void backward(const Tensor& grad_output, const Tensor& output, Tensor& grad_input, const ReducedShape& s) {
-  const T* g = static_cast<const T*>(grad_output.const_data_ptr());
-  const T* y = static_cast<const T*>(output.const_data_ptr());
-  T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+  const T* g = data<T>(grad_output);
+  const T* y = data<T>(output);
+  T* dx = mutable_data<T>(grad_input);
   for_each_row<acc_t<T>>(
       s, [&](int64_t at) { backward_row<kLog>(g + at, y + at, dx + at, s.classes); },
       [&](int64_t at, int64_t width) {

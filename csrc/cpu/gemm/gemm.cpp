@@ -49,8 +49,8 @@ struct Extent {
 
 template <class T, class Out>
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double beta) {
-  gemm(a.size(0), b.size(1), a.size(1), rows_of<T>(a), transposed(rows_of<T>(b)),
-       static_cast<Out*>(out.mutable_data_ptr()), b.size(1), static_cast<acc_t<T>>(beta), ThreadPool{});
+  gemm(a.size(0), b.size(1), a.size(1), rows_of<T>(a), transposed(rows_of<T>(b)), mutable_data<Out>(out),
+       b.size(1), static_cast<acc_t<T>>(beta), ThreadPool{});
 }
 
 // out[M, N] = a[M, K] @ b[K, N] + beta * out, accumulated in float32 (float64 for double).

@@ -23,9 +23,8 @@ Operand<T> transposed(const Operand<T>& x) {
 // the right operand, whose rows are the columns of t, it is transposed(rows_of(t)).
 template <class T>
 Operand<T> rows_of(const Tensor& t) {
-  const T* data = static_cast<const T*>(t.const_data_ptr());
-  if (t.dim() == 2) return {data, step(t, 0), step(t, 1)};
-  return {data, t.size(t.dim() - 1), 1};
+  if (t.dim() == 2) return {data<T>(t), step(t, 0), step(t, 1)};
+  return {data<T>(t), t.size(t.dim() - 1), 1};
 }
 
 }  // namespace pyops::cpu

@@ -282,8 +282,8 @@ Tensor forward(const Tensor& input, const Image& in, const AveragePlan& plan, co
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     if (out.elements() == 0) return;
-    const T* x = static_cast<const T*>(input.const_data_ptr());
-    T* y = static_cast<T*>(output.mutable_data_ptr());
+    const T* x = data<T>(input);
+    T* y = mutable_data<T>(output);
     plan.global(in.inner) ? global_forward(plan, x, y, in.outer)
                           : for_each_row<AverageForward<T>>(plan, out, x, y);
   });
@@ -296,8 +296,8 @@ Tensor backward(const Tensor& grad_output, const Image& out, const AveragePlan& 
   dispatch_floating(grad_output.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     if (in.elements() == 0) return;
-    const T* g = static_cast<const T*>(grad_output.const_data_ptr());
-    T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    const T* g = data<T>(grad_output);
+    T* dx = mutable_data<T>(grad_input);
     plan.global(in.inner) ? global_backward(plan, g, dx, in.outer)
                           : for_each_row<AverageBackward<T>>(plan, in, g, dx);
   });

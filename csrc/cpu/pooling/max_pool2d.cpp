@@ -19,9 +19,9 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
   dispatch_argmax(input.scalar_type(), windows, op, [&](auto tag, auto position) {
     using T = decltype(tag);
     using A = decltype(position);
-    const T* x = static_cast<const T*>(input.const_data_ptr());
-    T* y = static_cast<T*>(output.mutable_data_ptr());
-    A* at = static_cast<A*>(argmax.mutable_data_ptr());
+    const T* x = data<T>(input);
+    T* y = mutable_data<T>(output);
+    A* at = mutable_data<A>(argmax);
     const auto pool = [&](auto& rows, int64_t row) {
       rows.forward(x, row, y + row * out.row_elements(), at + row * out.row_elements());
     };
@@ -42,9 +42,9 @@ Tensor max_pool2d_backward(Tensor grad_output, Tensor argmax, Sizes input_size, 
   dispatch_argmax(grad_output.scalar_type(), windows, op, [&](auto tag, auto position) {
     using T = decltype(tag);
     using A = decltype(position);
-    const T* g = static_cast<const T*>(grad_output.const_data_ptr());
-    const A* at = static_cast<const A*>(argmax.const_data_ptr());
-    T* dx = static_cast<T*>(grad_input.mutable_data_ptr());
+    const T* g = data<T>(grad_output);
+    const A* at = data<A>(argmax);
+    T* dx = mutable_data<T>(grad_input);
     max_pool_gradient(in, windows, g, at, dx, [](int64_t) {});
   });
   return grad_input;
@@ -58,8 +58,8 @@ Tensor max_pool2d_indices(Tensor argmax, Sizes input_size, Sizes kernel, Sizes s
   Tensor indices = new_output(argmax, out.shape, ScalarType::Long);
   const auto expand = [&](auto position) {
     using A = decltype(position);
-    const A* at = static_cast<const A*>(argmax.const_data_ptr());
-    int64_t* to = static_cast<int64_t*>(indices.mutable_data_ptr());
+    const A* at = data<A>(argmax);
+    int64_t* to = mutable_data<int64_t>(indices);
     parallel_for(out.rows(), out.row_elements() * 4, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         for (int64_t i = 0; i < out.row_elements(); ++i) {

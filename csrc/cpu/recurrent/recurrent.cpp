@@ -15,16 +15,6 @@
 namespace pyops::cpu {
 namespace {
 
-template <class T>
-T* pointer(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 // A matrix that stays, in memory of the output cache.
 template <class T>
 class StoredMatrix {
@@ -105,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     using Acc = acc_t<T>;
     if (!in_loop) {
       gemm(rows, s.gates, s.inputs, Operand<T>{data<T>(input), s.inputs, 1}, rows_of<T>(weight_ih),
-           pointer<T>(x), s.gates, Acc(0), ThreadPool{});
+           mutable_data<T>(x), s.gates, Acc(0), ThreadPool{});
     }
     math::dispatch_cell<Acc>(kind, [&](auto cell) {
       using Cell = decltype(cell);
@@ -114,11 +104,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
       if (in_loop) input_weights.emplace(input, s.gates, s.inputs, rows_of<T>(weight_ih));
       const std::vector<Acc> bias = joined_bias<T>(bias_ih, bias_hh, s, Cell::kSplitsBias);
       const ForwardTensors<T> tensors{data<T>(x),
-                                      saves ? pointer<T>(gates) : nullptr,
-                                      saves ? pointer<T>(extra) : nullptr,
-                                      pointer<T>(output),
-                                      pointer<T>(h_n),
-                                      pointer<T>(c_n),
+                                      saves ? mutable_data<T>(gates) : nullptr,
+                                      saves ? mutable_data<T>(extra) : nullptr,
+                                      mutable_data<T>(output),
+                                      mutable_data<T>(h_n),
+                                      mutable_data<T>(c_n),
                                       data<T>(h_0),
                                       data_or_null<T>(c_0),
                                       bias.data()};
@@ -137,8 +127,10 @@ struct Gradients {
 template <class T>
 ParameterGradients<T> parameters_of(const Gradients& grads) {
   const bool weights = grads.weight_hh.numel() > 0, biases = grads.bias_hh.numel() > 0;
-  return {weights ? pointer<T>(grads.weight_ih) : nullptr, weights ? pointer<T>(grads.weight_hh) : nullptr,
-          biases ? pointer<T>(grads.bias_ih) : nullptr, biases ? pointer<T>(grads.bias_hh) : nullptr};
+  return {weights ? mutable_data<T>(grads.weight_ih) : nullptr,
+          weights ? mutable_data<T>(grads.weight_hh) : nullptr,
+          biases ? mutable_data<T>(grads.bias_ih) : nullptr,
+          biases ? mutable_data<T>(grads.bias_hh) : nullptr};
 }
 
 // The loop for all sequences, then the sums over all rows.
@@ -150,7 +142,7 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
   constexpr int kShift = GradientBlocks<Cell>::kShift;
   const int64_t rows = s.sequences.rows(), batch = s.sequences.batch();
   const Tensor memory = new_output(input, {rows, s.gradients}, input.scalar_type());
-  T* const d = pointer<T>(memory);
+  T* const d = mutable_data<T>(memory);
   run_chunks(
       chunk_bounds(s.sequences, chunks_for_threads(s.sequences)), [&](int64_t, int64_t begin, int64_t end) {
         loop.run(begin, end,
@@ -186,7 +178,7 @@ void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loo
   const bool needs_sums = parameters.weight_hh || parameters.bias_hh;
   const Tensor memory =
       new_output(input, {needs_sums ? count * share_size : 0}, accumulate_type(input.scalar_type()));
-  Acc* const shares = needs_sums ? pointer<Acc>(memory) : nullptr;
+  Acc* const shares = needs_sums ? mutable_data<Acc>(memory) : nullptr;
   run_chunks(bounds, LocalBackward<T, Cell>(loop, tensors, walk, s, data<T>(input), shares));
   if (needs_sums) {
     store_shares(s, shares, count, GradientBlocks<Cell>::kShift * s.hidden, parameters);
@@ -231,9 +223,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                                        data<T>(output),
                                        data<T>(h_0),
                                        data_or_null<T>(c_0),
-                                       needs_input ? pointer<T>(grads.input) : nullptr,
-                                       needs_state ? pointer<T>(grads.h_0) : nullptr,
-                                       pointer<T>(grads.c_0)};
+                                       needs_input ? mutable_data<T>(grads.input) : nullptr,
+                                       needs_state ? mutable_data<T>(grads.h_0) : nullptr,
+                                       mutable_data<T>(grads.c_0)};
       const BackwardLoop<T, Cell> loop(tensors, weights.matrix, in_loop ? &input_weights->matrix : nullptr,
                                        walk, s.hidden);
       const int64_t chunks = local_chunks(s);

@@ -10,11 +10,6 @@
 namespace pyops::cuda {
 namespace {
 
-template <class T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return pyops::data_or_null<T>(t);
-}
-
 unsigned finish_blocks(int64_t channels) {
   constexpr int64_t kPerBlock = kFinishThreads / kWarpSize;
   return static_cast<unsigned>((channels + kPerBlock - 1) / kPerBlock);

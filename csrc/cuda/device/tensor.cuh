@@ -1,4 +1,4 @@
-// What the launchers need of a tensor: typed pointers, its device and that device's current stream.
+// What the launchers need of a tensor: its device and that device's current stream.
 #pragma once
 
 #include "binding/tensor.h"
@@ -13,15 +13,5 @@ struct DeviceScope {
   DeviceGuard guard;
   cudaStream_t stream;
 };
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 }  // namespace pyops::cuda

@@ -21,7 +21,7 @@ bool launch_grid(const Kernel& kernel, int tiles_of_rows, int64_t depth, const D
   const int64_t groups = ceil_div(tiles, ceil_div(tiles, most_groups));
   const StepsOnDevice steps = steps_on_device(call);
   const Tensor counters = new_tensor(call.weight_hh, {tiles}, ScalarType::Int);
-  unsigned* const zeros = static_cast<unsigned*>(counters.mutable_data_ptr());
+  unsigned* const zeros = mutable_data<unsigned>(counters);
   check(cudaMemsetAsync(zeros, 0, tiles * sizeof(unsigned), call.stream), "clearing counters");
   launch_cooperative(kernel, dim3(static_cast<unsigned>(columns), static_cast<unsigned>(groups)),
                      kGridThreads, shared, call.stream, at, steps.steps, hidden, data<T>(call.weight_hh),

@@ -228,7 +228,7 @@ StepsOnDevice steps_on_device(const RecurrentCall& call) {
   const bool dense = sequences.is_dense();
   constexpr int64_t kChunk = std::size(OffsetChunk{}.values);
   Tensor offsets = new_tensor(call.weight_hh, {dense ? 0 : steps + 1}, ScalarType::Long);
-  int64_t* const to = static_cast<int64_t*>(offsets.mutable_data_ptr());
+  int64_t* const to = mutable_data<int64_t>(offsets);
   for (int64_t first = 0; !dense && first <= steps; first += kChunk) {
     OffsetChunk chunk;
     const int64_t count = std::min(kChunk, steps + 1 - first);
