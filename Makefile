@@ -20,11 +20,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format bench gpu build clean
+.PHONY: help demo test lint format stubs bench gpu build clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test lint format bench gpu build clean"
+	@echo "targets: demo test lint format stubs bench gpu build clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -38,10 +38,14 @@ lint: $(READY)
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES)
 
-format: $(READY)
+format: $(READY) stubs
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+# What editors and type checkers know of names that are found at run time.
+stubs:
+	python3 .ci/stubs.py
 
 bench: $(READY)
 	PYTHONPATH=. $(PY) -m pyops bench

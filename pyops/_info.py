@@ -25,10 +25,10 @@ def _triton_version() -> str | None:
 
 def _build_facts() -> dict[str, Any]:
     try:
-        from . import _build_info  # type: ignore[attr-defined]
+        from ._build_info import compiler, facts_json
     except ImportError as error:
         return {"missing": f"the build facts are not available: {error}"}
-    return {**json.loads(_build_info.facts_json), "compiler": _build_info.compiler}
+    return {**json.loads(facts_json), "compiler": compiler}
 
 
 def _devices() -> list[str]:

@@ -5,6 +5,22 @@ from torch import Tensor
 
 from .. import functional as F
 
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "Hardswish",
+    "LeakyReLU",
+    "LogSoftmax",
+    "PReLU",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+]
+
 
 class Softmax(torch.nn.Softmax):
     """:class:`torch.nn.Softmax` through :func:`pyops.functional.softmax`; any shape, same shape out."""

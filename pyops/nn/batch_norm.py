@@ -11,6 +11,8 @@ from .. import functional as F
 from ..kinds import parse
 from ..ops.sync_batch_norm import sync_batch_norm
 
+__all__ = ["BatchNorm1d", "BatchNorm2d", "SyncBatchNorm"]
+
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     """What the modules share; torch's class of the same rank checks the input's dimensions.

@@ -10,6 +10,8 @@ from torch import Tensor
 from .. import functional as F
 from ..kinds import parse
 
+__all__ = ["Conv2d", "LazyConv2d"]
+
 
 class Conv2d(torch.nn.Conv2d):
     """:class:`torch.nn.Conv2d` through :func:`pyops.functional.conv2d`.

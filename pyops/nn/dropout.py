@@ -6,6 +6,8 @@ from torch import Tensor
 from .. import functional as F
 from ..kinds import Activation
 
+__all__ = ["Dropout"]
+
 
 class Dropout(torch.nn.Dropout):
     """:class:`torch.nn.Dropout` through :func:`pyops.functional.dropout`; any shape, same shape out.

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .. import functional as F
 
+__all__ = ["Embedding"]
+
 
 class Embedding(torch.nn.Embedding):
     """:class:`torch.nn.Embedding` through :func:`pyops.functional.embedding`: (*) to (*, embedding_dim)."""

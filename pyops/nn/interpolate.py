@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .. import functional as F
 
+__all__ = ["Upsample", "UpsamplingNearest2d"]
+
 
 class Upsample(torch.nn.Upsample):
     """:class:`torch.nn.Upsample` through :func:`pyops.functional.interpolate`; same shapes."""

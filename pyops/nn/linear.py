@@ -8,6 +8,8 @@ from torch import Tensor
 from .. import functional as F
 from ..kinds import parse
 
+__all__ = ["LazyLinear", "Linear"]
+
 
 class Linear(torch.nn.Linear):
     """:class:`torch.nn.Linear` through :func:`pyops.functional.linear`; (*, in) to (*, out).

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .. import functional as F
 
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
+
 
 class MaxPool2d(torch.nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d` through :func:`pyops.functional.max_pool2d`; same shapes."""

@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional as F
 
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
 _FUNCTIONS: dict[str, Any] = {"RNN_TANH": F.rnn_tanh, "RNN_RELU": F.rnn_relu, "LSTM": F.lstm, "GRU": F.gru}
 
 

@@ -1,49 +1,10 @@
-"""The ops: one module each, with schema, fake kernel, autograd and public function."""
+"""The ops: one module each, with schema, fake kernel, autograd and public functions.
 
-from . import (
-    activation,
-    avg_pool2d,
-    batch_norm,
-    conv2d,
-    conv2d_max_pool2d,
-    cross_entropy,
-    dropout,
-    elementwise_loss,
-    embedding,
-    gemm,
-    interpolate,
-    linear,
-    linear_cross_entropy,
-    loss,
-    max_pool2d,
-    nll_loss,
-    prelu,
-    recurrent,
-    recurrent_stack,
-    softmax,
-    sync_batch_norm,
-)
+Importing this package imports them all. A module's ``__all__`` names the functions that
+:mod:`pyops.functional` has of it.
+"""
 
-__all__ = [
-    "activation",
-    "avg_pool2d",
-    "batch_norm",
-    "conv2d",
-    "conv2d_max_pool2d",
-    "cross_entropy",
-    "dropout",
-    "elementwise_loss",
-    "embedding",
-    "gemm",
-    "interpolate",
-    "linear",
-    "linear_cross_entropy",
-    "loss",
-    "max_pool2d",
-    "nll_loss",
-    "prelu",
-    "recurrent",
-    "recurrent_stack",
-    "softmax",
-    "sync_batch_norm",
-]
+from .._modules import load as _load
+
+#: The modules, in alphabetical order.
+MODULES = _load(__name__)

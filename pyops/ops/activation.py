@@ -33,6 +33,8 @@ from ..reference import activation as reference
 from .tools.autograd import apply
 from .tools.checks import check_floating, check_tensor, refuse_leaf
 
+__all__ = ["elu", "gelu", "hardswish", "leaky_relu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
+
 _library.define(
     "activation_forward",
     "(Tensor input, int kind, float a, float b) -> Tensor",

@@ -21,6 +21,8 @@ from ..reference import pooling as reference
 from .tools.autograd import apply
 from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
 
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d"]
+
 _NO_DILATION = (1, 1)
 
 

@@ -35,6 +35,8 @@ from .tools.batch_norm import (
 )
 from .tools.checks import check_floating
 
+__all__ = ["batch_norm"]
+
 
 def _fake_forward(
     input: Tensor,

@@ -21,6 +21,8 @@ from ..reference import conv2d as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_shape, check_tensor
 
+__all__ = ["conv2d"]
+
 
 def output_shape(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]

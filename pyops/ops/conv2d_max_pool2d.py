@@ -46,6 +46,8 @@ from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_floating
 from .tools.windows import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
 
+__all__ = ["conv2d_max_pool2d"]
+
 #: In ``argmax``: no element of the window gets a gradient.
 NO_GRADIENT = 255
 

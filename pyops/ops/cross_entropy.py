@@ -23,6 +23,8 @@ from .tools.autograd import apply, differentiable_gradients, take_written
 from .tools.checks import check_device, check_floating, reduction_code
 from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
+__all__ = ["cross_entropy"]
+
 _OPTIONS = "int reduction, int ignore_index, float label_smoothing, float z_loss"
 _SAVED = (
     "Tensor grad_loss, Tensor? grad_lse, {logits} logits, Tensor target, Tensor? weight, "

@@ -22,6 +22,8 @@ from ..reference import dropout as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_shape, check_tensor, refuse_leaf
 
+__all__ = ["dropout"]
+
 
 def _fake_backward(
     grad_output: Tensor,

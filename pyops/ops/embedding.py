@@ -17,6 +17,8 @@ from ..reference import embedding as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_tensor
 
+__all__ = ["embedding"]
+
 _library.define(
     "embedding_forward",
     "(Tensor weight, Tensor indices) -> Tensor",

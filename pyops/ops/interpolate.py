@@ -20,6 +20,8 @@ from ..reference import interpolate as reference
 from .tools.autograd import apply
 from .tools.checks import check_tensor
 
+__all__ = ["interpolate"]
+
 
 def _fake(
     tensor: Tensor, size: Sequence[int], scale_factors: Sequence[float], exact: bool, channels_last: bool

@@ -22,6 +22,8 @@ from .dropout import draw_seed
 from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_tensor
 
+__all__ = ["linear"]
+
 
 def _fake_forward(
     input: Tensor,

@@ -23,6 +23,8 @@ from .tools.autograd import apply, differentiable_gradients, take_written
 from .tools.checks import check_device, check_floating, check_shape, reduction_code
 from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
+__all__ = ["linear_cross_entropy"]
+
 #: Bytes of logits held at a time: enough rows for an efficient GEMM, few enough for the last-level cache
 #: of a CPU, and for a GPU to be busy.
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}

@@ -18,6 +18,8 @@ from ..kinds import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1
 from .elementwise_loss import Options, elementwise_loss
 from .tools.checks import check_device, check_tensor, reduction_code
 
+__all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
+
 
 def mse_loss(
     input: Tensor,

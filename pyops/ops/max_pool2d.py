@@ -22,6 +22,8 @@ from ..reference import pooling as reference
 from .tools.autograd import apply
 from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
 
+__all__ = ["max_pool2d"]
+
 _MAX_BYTE_POSITIONS = 255
 
 

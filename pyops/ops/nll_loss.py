@@ -19,6 +19,8 @@ from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_device, check_floating, reduction_code
 from .tools.classes import class_indices, class_weight, without_class_dim
 
+__all__ = ["nll_loss"]
+
 
 def _fake_forward(
     log_probs: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int

@@ -19,6 +19,8 @@ from ..reference import prelu as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_tensor
 
+__all__ = ["prelu"]
+
 _library.define(
     "prelu_forward",
     "(Tensor input, Tensor weight, int dim) -> Tensor",

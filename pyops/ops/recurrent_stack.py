@@ -17,6 +17,8 @@ from .dropout import dropout as drop
 from .recurrent import GATES, Weights, one_direction
 from .tools.checks import check_device, check_floating, check_shape, check_tensor
 
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell"]
+
 _NAMES = {RNN_TANH: "rnn_tanh", RNN_RELU: "rnn_relu", LSTM: "lstm", GRU: "gru"}
 
 

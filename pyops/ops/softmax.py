@@ -20,6 +20,8 @@ from ..reference import softmax as reference
 from .tools.autograd import apply
 from .tools.checks import check_floating
 
+__all__ = ["log_softmax", "softmax"]
+
 _library.define(
     "softmax_forward",
     "(Tensor input, int dim, bool log) -> Tensor",

@@ -1,0 +1,32 @@
+"""Modules found by where they stand, and the names that they declare: no list of them is kept."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+
+def load(package: str) -> list[ModuleType]:
+    """Import the modules of ``package``, in alphabetical order; its subpackages and ``_private`` ones not."""
+    found = pkgutil.iter_modules(sys.modules[package].__path__)
+    names = sorted(m.name for m in found if not m.ispkg and not m.name.startswith("_"))
+    return [importlib.import_module(f"{package}.{name}") for name in names]
+
+
+def public_names(modules: Iterable[ModuleType]) -> dict[str, Any]:
+    """What the modules declare in ``__all__``, by name.
+
+    Raises:
+        ImportError: two modules declare the same name.
+    """
+    found: dict[str, Any] = {}
+    for module in modules:
+        for name in getattr(module, "__all__", ()):
+            if name in found:
+                raise ImportError(f"{module.__name__} declares {name!r}, which another module has already")
+            found[name] = getattr(module, name)
+    return dict(sorted(found.items()))

@@ -1,0 +1,43 @@
+# Written by .ci/stubs.py: `make stubs`.
+
+from .ops.activation import elu as elu
+from .ops.activation import gelu as gelu
+from .ops.activation import hardswish as hardswish
+from .ops.activation import leaky_relu as leaky_relu
+from .ops.activation import relu as relu
+from .ops.activation import selu as selu
+from .ops.activation import sigmoid as sigmoid
+from .ops.activation import silu as silu
+from .ops.activation import softplus as softplus
+from .ops.activation import tanh as tanh
+from .ops.avg_pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
+from .ops.avg_pool2d import avg_pool2d as avg_pool2d
+from .ops.batch_norm import batch_norm as batch_norm
+from .ops.conv2d import conv2d as conv2d
+from .ops.conv2d_max_pool2d import conv2d_max_pool2d as conv2d_max_pool2d
+from .ops.cross_entropy import cross_entropy as cross_entropy
+from .ops.dropout import dropout as dropout
+from .ops.embedding import embedding as embedding
+from .ops.interpolate import interpolate as interpolate
+from .ops.linear import linear as linear
+from .ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from .ops.loss import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+from .ops.loss import huber_loss as huber_loss
+from .ops.loss import l1_loss as l1_loss
+from .ops.loss import mse_loss as mse_loss
+from .ops.loss import smooth_l1_loss as smooth_l1_loss
+from .ops.max_pool2d import max_pool2d as max_pool2d
+from .ops.nll_loss import nll_loss as nll_loss
+from .ops.prelu import prelu as prelu
+from .ops.recurrent_stack import gru as gru
+from .ops.recurrent_stack import gru_cell as gru_cell
+from .ops.recurrent_stack import lstm as lstm
+from .ops.recurrent_stack import lstm_cell as lstm_cell
+from .ops.recurrent_stack import rnn_relu as rnn_relu
+from .ops.recurrent_stack import rnn_relu_cell as rnn_relu_cell
+from .ops.recurrent_stack import rnn_tanh as rnn_tanh
+from .ops.recurrent_stack import rnn_tanh_cell as rnn_tanh_cell
+from .ops.softmax import log_softmax as log_softmax
+from .ops.softmax import softmax as softmax
+
+__all__: list[str]
