@@ -8,6 +8,11 @@
 
 namespace pyops {
 
+inline void check_activation_kind(const math::ActivationParams& params, const char* op) {
+  STD_TORCH_CHECK(math::dispatch_activation<float>(params, [](auto) {}), op,
+                  ": there is no activation of kind ", params.kind);
+}
+
 inline void check_activation_backward(const Tensor& grad_output, const Tensor& saved, const char* op) {
   check_packed(saved, op, "saved", saved);
   check_packed(grad_output, op, "grad_output", saved);
@@ -18,26 +23,27 @@ inline void check_activation_backward(const Tensor& grad_output, const Tensor& s
 
 // Calls f(tag, functor) for the tensor's dtype and the activation.
 template <class F>
-void dispatch_typed_activation(ScalarType type, int64_t kind, double a, double b, const char* op,
+void dispatch_typed_activation(ScalarType type, const math::ActivationParams& params, const char* op,
                                const F& f) {
   dispatch_floating(type, op, [&](auto tag) {
     const bool known = math::dispatch_activation<acc_t<decltype(tag)>>(
-        kind, a, b, [&](const auto& functor) { f(tag, functor); });
-    STD_TORCH_CHECK(known, op, ": kind must be in [0, 11], got ", kind);
+        params, [&](const auto& functor) { f(tag, functor); });
+    STD_TORCH_CHECK(known, op, ": kind must be in [0, 11], got ", params.kind);
   });
 }
 
 // Calls f(tag, derivative) with derivative(saved, grad) for a saved output or input.
 template <class F>
-void dispatch_activation_derivative(ScalarType type, int64_t kind, double a, double b, bool saved_is_output,
-                                    const char* op, const F& f) {
-  dispatch_typed_activation(type, kind, a, b, op, [&](auto tag, const auto& functor) {
+void dispatch_activation_derivative(ScalarType type, const math::ActivationParams& params,
+                                    bool saved_is_output, const char* op, const F& f) {
+  dispatch_typed_activation(type, params, op, [&](auto tag, const auto& functor) {
     using Functor = std::decay_t<decltype(functor)>;
     if (!saved_is_output) return f(tag, math::FromInput<Functor>{functor});
     if constexpr (Functor::kFromOutput) {
       f(tag, math::FromOutput<Functor>{functor});
     } else {
-      STD_TORCH_CHECK(false, op, ": the derivative of kind ", kind, " needs the input, not the output");
+      STD_TORCH_CHECK(false, op, ": the derivative of kind ", params.kind,
+                      " needs the input, not the output");
     }
   });
 }

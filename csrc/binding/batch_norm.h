@@ -1,8 +1,8 @@
 // Checks of the batch normalisation ops that hold on every device.
 #pragma once
 
+#include "binding/activation.h"
 #include "binding/tensor.h"
-#include "math/activation.h"
 #include "math/batch_norm.h"
 
 namespace pyops {
@@ -66,19 +66,12 @@ inline void check_channel_pair(const std::optional<Tensor>& t, const char* op, c
   check_shape(*t, op, name, {2, shape.channels});
 }
 
-inline void check_activation_kind(int64_t kind, const char* op) {
-  STD_TORCH_CHECK(math::dispatch_activation<float>(kind, 0, 0, [](auto) {}), op,
-                  ": there is no activation of kind ", kind);
-}
-
-inline bool is_relu(int64_t kind) { return kind == static_cast<int64_t>(math::ActivationKind::kRelu); }
-
 // What the forward is given beside the input.
 struct BatchNormArguments {
   std::optional<Tensor> weight, bias, residual, running_mean, running_var, statistics;
 
-  BatchNormShape check(const Tensor& input, int64_t dim, bool training, int64_t kind, bool save_mask,
-                       const char* op) const {
+  BatchNormShape check(const Tensor& input, int64_t dim, bool training, const math::ActivationParams& params,
+                       bool save_mask, const char* op) const {
     const BatchNormShape shape = BatchNormShape::of(input, dim, op);
     check_channel_vector(weight, op, "weight", input, shape);
     check_channel_vector(bias, op, "bias", input, shape);
@@ -86,10 +79,11 @@ struct BatchNormArguments {
     check_channel_vector(running_var, op, "running_var", input, shape);
     check_like_input(residual, op, "residual", input);
     check_channel_pair(statistics, op, "statistics", input, shape);
-    check_activation_kind(kind, op);
+    check_activation_kind(params, op);
     STD_TORCH_CHECK(training || statistics || (running_mean && running_var), op,
                     ": running_mean and running_var must be given unless training");
-    STD_TORCH_CHECK(!save_mask || is_relu(kind), op, ": save_mask is for relu, got kind ", kind);
+    STD_TORCH_CHECK(!save_mask || params.is(math::ActivationKind::kRelu), op,
+                    ": save_mask is for relu, got kind ", params.kind);
     return shape;
   }
 };
@@ -100,8 +94,8 @@ struct BatchNormSaved {
   Tensor mean, rstd;
   std::optional<Tensor> mean_gradients;
 
-  BatchNormShape check(const Tensor& grad_output, const Tensor& input, int64_t dim, int64_t kind,
-                       const char* op) const {
+  BatchNormShape check(const Tensor& grad_output, const Tensor& input, int64_t dim,
+                       const math::ActivationParams& params, const char* op) const {
     const BatchNormShape shape = BatchNormShape::of(input, dim, op);
     check_like_input(grad_output, op, "grad_output", input);
     check_channel_vector(weight, op, "weight", input, shape);
@@ -114,12 +108,13 @@ struct BatchNormSaved {
     check_dense(rstd, op, "rstd", input);
     check_type(rstd, op, "rstd", accumulate_type(input.scalar_type()));
     check_shape(rstd, op, "rstd", {shape.channels});
-    check_activation_kind(kind, op);
+    check_activation_kind(params, op);
     if (mask) {
       check_dense(*mask, op, "mask", input);
       check_type(*mask, op, "mask", ScalarType::Byte);
       check_shape(*mask, op, "mask", {shape.rows(), shape.mask_bytes()});
-      STD_TORCH_CHECK(is_relu(kind), op, ": a mask is for relu, got kind ", kind);
+      STD_TORCH_CHECK(params.is(math::ActivationKind::kRelu), op, ": a mask is for relu, got kind ",
+                      params.kind);
     }
     return shape;
   }

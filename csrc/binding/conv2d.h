@@ -1,8 +1,8 @@
 // Checks of the two-dimensional convolution that hold on every device.
 #pragma once
 
+#include "binding/activation.h"
 #include "binding/tensor.h"
-#include "math/activation.h"
 #include "math/conv2d.h"
 
 namespace pyops {
@@ -68,7 +68,7 @@ inline math::ConvAxis conv_axis(const char* op, int64_t input, int64_t kernel, i
 
 inline Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::vector<int64_t>& stride,
                                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                                int64_t groups, int64_t kind, const char* op) {
+                                int64_t groups, const math::ActivationParams& params, const char* op) {
   check_image(input, op, "input", input);
   check_image(weight, op, "weight", input);
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
@@ -79,8 +79,7 @@ inline Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const
       weight.size(1) >= 1 && input.size(1) % groups == 0 && input.size(1) / groups == weight.size(1), op,
       ": input must have ", weight.size(1), " channels in each of ", groups, " groups, got shape ",
       shape_string(input));
-  STD_TORCH_CHECK(math::dispatch_activation<float>(kind, 0, 0, [](auto) {}), op,
-                  ": there is no activation of kind ", kind);
+  check_activation_kind(params, op);
   return {input.size(0),
           input.size(1),
           weight.size(0),

@@ -11,9 +11,8 @@ namespace pyops {
 constexpr int64_t kNoGradient = 255;
 
 // Whether backward needs neither input nor output of the activation: argmax tells all.
-inline bool keeps_nothing(int64_t kind) {
-  return kind == static_cast<int64_t>(math::ActivationKind::kIdentity) ||
-         kind == static_cast<int64_t>(math::ActivationKind::kRelu);
+inline bool keeps_nothing(const math::ActivationParams& params) {
+  return params.is(math::ActivationKind::kIdentity) || params.is(math::ActivationKind::kRelu);
 }
 
 inline Windows check_pool(const Sizes& conv_size, const Sizes& kernel, const Sizes& stride,
@@ -41,12 +40,12 @@ struct PooledGradient {
 };
 
 inline PooledGradient check_pooled_gradient(const Tensor& grad_output, const Tensor& argmax,
-                                            const std::optional<Tensor>& saved, int64_t kind,
-                                            const Windows& windows, const char* op) {
+                                            const std::optional<Tensor>& saved,
+                                            const math::ActivationParams& params, const Windows& windows,
+                                            const char* op) {
   check_floating(grad_output, op, "grad_output");
   check_image(grad_output, op, "grad_output", grad_output);
-  STD_TORCH_CHECK(math::dispatch_activation<float>(kind, 0, 0, [](auto) {}), op,
-                  ": there is no activation of kind ", kind);
+  check_activation_kind(params, op);
   const int64_t images = grad_output.size(0), channels = grad_output.size(1);
   const Sizes shape{images, channels, windows.height().out, windows.width().out};
   check_shape(grad_output, op, "grad_output", shape);
@@ -61,7 +60,7 @@ inline PooledGradient check_pooled_gradient(const Tensor& grad_output, const Ten
   };
   check_format(grad_output, "grad_output");
   check_format(argmax, "argmax");
-  if (!keeps_nothing(kind)) {
+  if (!keeps_nothing(params)) {
     STD_TORCH_CHECK(saved, op, ": saved must be given for this activation");
     check_type(*saved, op, "saved", grad_output.scalar_type());
     check_shape(*saved, op, "saved", shape);

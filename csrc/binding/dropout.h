@@ -1,8 +1,8 @@
 // Checks of dropout and of its fusions that hold on every device.
 #pragma once
 
+#include "binding/activation.h"
 #include "binding/softmax.h"
-#include "math/activation.h"
 #include "math/dropout.h"
 
 namespace pyops {
@@ -46,38 +46,38 @@ inline void check_bias(const std::optional<Tensor>& bias, const char* op, const 
 }
 
 // Whether the activation's derivative can be formed from its output; an error if there is no such activation.
-inline bool is_from_output(int64_t kind, double a, const char* op) {
+inline bool is_from_output(const math::ActivationParams& params, const char* op) {
   bool from_output = false;
-  const bool known = math::dispatch_activation<float>(
-      kind, a, 0, [&](const auto& f) { from_output = std::decay_t<decltype(f)>::kFromOutput; });
-  STD_TORCH_CHECK(known, op, ": there is no activation of kind ", kind);
+  check_activation_kind(params, op);
+  math::dispatch_activation<float>(
+      params, [&](const auto& f) { from_output = std::decay_t<decltype(f)>::kFromOutput; });
   return from_output;
 }
 
 inline ReducedShape check_fused_forward(const Tensor& input, const std::optional<Tensor>& bias,
                                         const std::optional<Tensor>& residual,
-                                        const std::optional<Tensor>& seed, double p, int64_t kind,
-                                        int64_t dim, const char* op) {
+                                        const std::optional<Tensor>& seed, double p,
+                                        const math::ActivationParams& params, int64_t dim, const char* op) {
   check_dense(input, op, "input", input);
   check_dropout_mask(seed, p, op, input);
   const ReducedShape s = bias_shape(input, bias.has_value(), dim, op);
   check_bias(bias, op, input, s);
   check_companion(residual, op, "residual", input);
-  is_from_output(kind, 0, op);
+  check_activation_kind(params, op);
   return s;
 }
 
 inline ReducedShape check_fused_backward(const Tensor& grad_output, const std::optional<Tensor>& saved,
                                          const std::optional<Tensor>& bias, const std::optional<Tensor>& seed,
-                                         double p, int64_t kind, double a, int64_t dim, bool saved_is_output,
-                                         bool needs_bias, const char* op) {
+                                         double p, const math::ActivationParams& params, int64_t dim,
+                                         bool saved_is_output, bool needs_bias, const char* op) {
   check_dense(grad_output, op, "grad_output", grad_output);
   check_dropout_mask(seed, p, op, grad_output);
   const ReducedShape s = bias_shape(grad_output, needs_bias || bias.has_value(), dim, op);
   check_companion(saved, op, "saved", grad_output);
   check_bias(bias, op, grad_output, s);
-  const bool from_output = is_from_output(kind, a, op);
-  const bool identity = kind == static_cast<int64_t>(math::ActivationKind::kIdentity);
+  const bool from_output = is_from_output(params, op);
+  const bool identity = params.is(math::ActivationKind::kIdentity);
   STD_TORCH_CHECK(saved || identity, op, ": saved must be given unless the activation is the identity");
   STD_TORCH_CHECK(!saved || !saved_is_output || from_output, op,
                   ": this activation's derivative needs its input, so saved_is_output must be false");

@@ -11,11 +11,9 @@ namespace pyops {
 struct LinearEpilogue {
   std::optional<Tensor> seed;  // no dropout without
   double p;
-  int64_t kind;
-  double a;
-  double b;
+  math::ActivationParams activation;
 
-  bool is_identity() const { return kind == 0 && !seed; }
+  bool is_identity() const { return activation.is(math::ActivationKind::kIdentity) && !seed; }
 };
 
 // input [*, K] and weight [N, K] give an output [*, N]; M is the product of the leading dimensions.
@@ -59,7 +57,7 @@ inline LinearShape check_linear_forward(const Tensor& input, const Tensor& weigh
                                         const char* op) {
   LinearShape s = linear_shape(input, weight, epilogue, op, "input");
   check_shape(input, op, "input", s.input);
-  is_from_output(epilogue.kind, epilogue.a, op);
+  check_activation_kind(epilogue.activation, op);
   if (bias) {
     check_dense(*bias, op, "bias", input);
     check_type(*bias, op, "bias", input.scalar_type());
@@ -80,8 +78,9 @@ inline LinearShape check_linear_backward(const Tensor& grad_output, const std::o
     check_matrix(*input, op, "input", grad_output);
     check_shape(*input, op, "input", s.input);
   }
-  const bool from_output = is_from_output(epilogue.kind, epilogue.a, op);
-  STD_TORCH_CHECK(saved || epilogue.kind == 0, op, ": saved must be given with an activation");
+  const bool from_output = is_from_output(epilogue.activation, op);
+  STD_TORCH_CHECK(saved || epilogue.activation.is(math::ActivationKind::kIdentity), op,
+                  ": saved must be given with an activation");
   STD_TORCH_CHECK(!saved || !saved_is_output || from_output, op,
                   ": this activation's derivative needs its input, so saved_is_output must be false");
   check_companion(saved, op, "saved", grad_output);

@@ -11,43 +11,43 @@ namespace {
 // An element's work beside a copy's: exp and a division take about as long as four.
 constexpr int64_t kCost = 4;
 
-void forward_into(const Tensor& input, Tensor& output, int64_t kind, double a, double b, const char* op) {
-  dispatch_typed_activation(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& functor) {
+void forward_into(const Tensor& input, Tensor& output, const math::ActivationParams& params, const char* op) {
+  dispatch_typed_activation(input.scalar_type(), params, op, [&](auto tag, const auto& functor) {
     using T = decltype(tag);
     const math::Forward<std::decay_t<decltype(functor)>> f{functor};
     elementwise(input.numel(), kCost, f, mutable_data<T>(output), data<T>(input));
   });
 }
 
-Tensor activation_forward(Tensor input, int64_t kind, double a, double b) {
+Tensor activation_forward(Tensor input, int64_t kind, double alpha, double beta) {
   const char* op = "activation_forward";
   check_packed(input, op, "input", input);
   Tensor output = new_output_like(input);
-  forward_into(input, output, kind, a, b, op);
+  forward_into(input, output, {kind, alpha, beta}, op);
   return output;
 }
 
-void activation_forward_(Tensor input, int64_t kind, double a, double b) {
+void activation_forward_(Tensor input, int64_t kind, double alpha, double beta) {
   const char* op = "activation_forward_";
   check_packed(input, op, "input", input);
-  forward_into(input, input, kind, a, b, op);
+  forward_into(input, input, {kind, alpha, beta}, op);
 }
 
-Tensor activation_backward(Tensor grad_output, Tensor saved, int64_t kind, double a, double b,
+Tensor activation_backward(Tensor grad_output, Tensor saved, int64_t kind, double alpha, double beta,
                            bool saved_is_output) {
   const char* op = "activation_backward";
   check_activation_backward(grad_output, saved, op);
   Tensor grad_input = new_output_like(saved);
-  activation_gradient(grad_output, saved, kind, a, b, saved_is_output, op, grad_input);
+  activation_gradient(grad_output, saved, {kind, alpha, beta}, saved_is_output, op, grad_input);
   return grad_input;
 }
 
 }  // namespace
 
-void activation_gradient(const Tensor& grad, const Tensor& saved, int64_t kind, double a, double b,
+void activation_gradient(const Tensor& grad, const Tensor& saved, const math::ActivationParams& params,
                          bool saved_is_output, const char* op, const Tensor& to) {
   dispatch_activation_derivative(
-      saved.scalar_type(), kind, a, b, saved_is_output, op, [&](auto tag, const auto& derivative) {
+      saved.scalar_type(), params, saved_is_output, op, [&](auto tag, const auto& derivative) {
         using T = decltype(tag);
         elementwise(saved.numel(), kCost, derivative, mutable_data<T>(to), data<T>(saved), data<T>(grad));
       });

@@ -241,19 +241,20 @@ void dropout_(Tensor input, Tensor seed, double p) {
 
 // Calls f(dtype tag, activation), for the dtype's accumulation type.
 template <class F>
-void dispatch_fused(ScalarType type, int64_t kind, double a, double b, const char* op, const F& f) {
+void dispatch_fused(ScalarType type, const math::ActivationParams& params, const char* op, const F& f) {
   dispatch_floating(type, op, [&](auto tag) {
-    with_activation<acc_t<decltype(tag)>>(kind, a, b, [&](const auto& activation) { f(tag, activation); });
+    with_activation<acc_t<decltype(tag)>>(params, [&](const auto& activation) { f(tag, activation); });
   });
 }
 
 Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
                                        std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
-                                       int64_t kind, double a, double b, int64_t dim) {
+                                       int64_t kind, double alpha, double beta, int64_t dim) {
   const char* op = "bias_activation_dropout_forward";
-  const ReducedShape shape = check_fused_forward(input, bias, residual, seed, p, kind, dim, op);
+  const math::ActivationParams params{kind, alpha, beta};
+  const ReducedShape shape = check_fused_forward(input, bias, residual, seed, p, params, dim, op);
   Tensor output = new_output(input, shape_of(input), input.scalar_type());
-  dispatch_fused(input.scalar_type(), kind, a, b, op, [&](auto tag, const auto& activation) {
+  dispatch_fused(input.scalar_type(), params, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
     const Rows rows = Rows::of(shape, bias.has_value());
     forward<T>(activation, input, rows, bias, residual, seed, p, mutable_data<T>(output));
@@ -261,18 +262,17 @@ Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
   return output;
 }
 
-std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, std::optional<Tensor> saved,
-                                                            std::optional<Tensor> bias,
-                                                            std::optional<Tensor> seed, double p,
-                                                            int64_t kind, double a, double b, int64_t dim,
-                                                            bool saved_is_output, bool needs_bias) {
+std::tuple<Tensor, Tensor> bias_activation_dropout_backward(
+    Tensor grad_output, std::optional<Tensor> saved, std::optional<Tensor> bias, std::optional<Tensor> seed,
+    double p, int64_t kind, double alpha, double beta, int64_t dim, bool saved_is_output, bool needs_bias) {
   const char* op = "bias_activation_dropout_backward";
+  const math::ActivationParams params{kind, alpha, beta};
   const ReducedShape shape =
-      check_fused_backward(grad_output, saved, bias, seed, p, kind, a, dim, saved_is_output, needs_bias, op);
+      check_fused_backward(grad_output, saved, bias, seed, p, params, dim, saved_is_output, needs_bias, op);
   const ScalarType type = grad_output.scalar_type();
   Tensor grad_input = new_output(grad_output, shape_of(grad_output), type);
   Tensor grad_bias = new_tensor(grad_output, {needs_bias ? shape.classes : 0}, type);
-  dispatch_fused(type, kind, a, b, op, [&](auto tag, const auto& activation) {
+  dispatch_fused(type, params, op, [&](auto tag, const auto& activation) {
     using T = decltype(tag);
     const Rows rows = Rows::of(shape, needs_bias || bias.has_value());
     const Backward<T, std::decay_t<decltype(activation)>> backward{activation,

@@ -34,7 +34,7 @@ MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Ten
                                 const Tensor& output, int64_t N, const LinearEpilogue& e) {
   MatrixEpilogue epilogue;
   T* const z = saved ? mutable_data<T>(*saved) : nullptr;
-  with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
+  with_activation<acc_t<T>>(e.activation, [&](auto activation) {
     epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
         sums, bias, z, mutable_data<T>(output), N, activation, seed_data(e.seed), e.p};
   });
@@ -87,10 +87,10 @@ void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor&
 
 // output = dropout(activation(z)), z = input @ weight.t() + bias, and z itself if it is to be saved.
 std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
-                                          std::optional<Tensor> seed, double p, int64_t kind, double a,
-                                          double b, bool save_input_of_activation) {
+                                          std::optional<Tensor> seed, double p, int64_t kind, double alpha,
+                                          double beta, bool save_input_of_activation) {
   const char* op = "linear";
-  const LinearEpilogue e{seed, p, kind, a, b};
+  const LinearEpilogue e{seed, p, {kind, alpha, beta}};
   const LinearShape s = check_linear_forward(input, weight, bias, e, op);
   const ScalarType type = input.scalar_type();
   Tensor output = new_output(input, s.output, type);
@@ -121,7 +121,7 @@ Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tenso
   }
   Tensor dz = new_output(grad_output, s.output, grad_output.scalar_type());
   const EpilogueSaved<T> from{data_or_null<T>(saved), saved_is_output, {}};
-  with_activation<acc_t<T>>(e.kind, e.a, e.b, [&](auto activation) {
+  with_activation<acc_t<T>>(e.activation, [&](auto activation) {
     T* const to = mutable_data<T>(dz);
     T* const total = grad_bias ? mutable_data<T>(*grad_bias) : nullptr;
     sum_rows(s.M, s.N, total, [&](int64_t begin, int64_t end, Acc* sums) {
@@ -159,10 +159,10 @@ void weight_gradient(const Tensor& out, const Tensor& dz, const Tensor& input, c
 std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::optional<Tensor> input,
                                                    Tensor weight, std::optional<Tensor> saved,
                                                    std::optional<Tensor> seed, double p, int64_t kind,
-                                                   double a, double b, bool saved_is_output, bool needs_input,
-                                                   bool needs_weight, bool needs_bias) {
+                                                   double alpha, double beta, bool saved_is_output,
+                                                   bool needs_input, bool needs_weight, bool needs_bias) {
   const char* op = "linear";
-  const LinearEpilogue e{seed, p, kind, a, b};
+  const LinearEpilogue e{seed, p, {kind, alpha, beta}};
   const LinearShape s =
       check_linear_backward(grad_output, input, weight, saved, saved_is_output, needs_weight, e, op);
   const ScalarType type = weight.scalar_type();

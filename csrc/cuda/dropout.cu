@@ -398,17 +398,17 @@ void dropout_(Tensor input, Tensor seed, double p) {
 
 }  // namespace
 
-Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
-                                       std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
-                                       int64_t kind, double a, double b, int64_t dim) {
+Tensor bias_activation_dropout(const Tensor& input, const std::optional<Tensor>& bias,
+                               const std::optional<Tensor>& residual, const std::optional<Tensor>& seed,
+                               double p, const math::ActivationParams& params, int64_t dim) {
   const char* op = "bias_activation_dropout_forward";
-  const ReducedShape s = check_fused_forward(input, bias, residual, seed, p, kind, dim, op);
+  const ReducedShape s = check_fused_forward(input, bias, residual, seed, p, params, dim, op);
   const DeviceScope device(input);
   Tensor output = new_tensor(input, shape_of(input), input.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    with_activation<Acc>(kind, a, b, [&](const auto& activation) {
+    with_activation<Acc>(params, [&](const auto& activation) {
       const T *x = data<T>(input), *r = data_or_null<T>(residual);
       T* y = mutable_data<T>(output);
       const Forward<T, std::decay_t<decltype(activation)>> work{x,
@@ -429,12 +429,12 @@ namespace {
 // Of the two gradients, those that are needed.
 std::tuple<Tensor, Tensor> fused_backward(const Tensor& grad_output, const std::optional<Tensor>& saved,
                                           const std::optional<Tensor>& bias,
-                                          const std::optional<Tensor>& seed, double p, int64_t kind, double a,
-                                          double b, int64_t dim, bool saved_is_output, bool needs_input,
-                                          bool needs_bias) {
+                                          const std::optional<Tensor>& seed, double p,
+                                          const math::ActivationParams& params, int64_t dim,
+                                          bool saved_is_output, bool needs_input, bool needs_bias) {
   const char* op = "bias_activation_dropout_backward";
   const ReducedShape s =
-      check_fused_backward(grad_output, saved, bias, seed, p, kind, a, dim, saved_is_output, needs_bias, op);
+      check_fused_backward(grad_output, saved, bias, seed, p, params, dim, saved_is_output, needs_bias, op);
   const DeviceScope device(grad_output);
   const ScalarType type = grad_output.scalar_type();
   Tensor grad_input =
@@ -443,7 +443,7 @@ std::tuple<Tensor, Tensor> fused_backward(const Tensor& grad_output, const std::
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     using Acc = acc_t<T>;
-    with_activation<Acc>(kind, a, b, [&](const auto& activation) {
+    with_activation<Acc>(params, [&](const auto& activation) {
       const T *g = data<T>(grad_output), *kept = data_or_null<T>(saved);
       T* dx = needs_input ? mutable_data<T>(grad_input) : nullptr;
       const Backward<T, std::decay_t<decltype(activation)>> work{g,
@@ -466,19 +466,34 @@ std::tuple<Tensor, Tensor> fused_backward(const Tensor& grad_output, const std::
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, std::optional<Tensor> saved,
-                                                            std::optional<Tensor> bias,
-                                                            std::optional<Tensor> seed, double p,
-                                                            int64_t kind, double a, double b, int64_t dim,
-                                                            bool saved_is_output, bool needs_bias) {
-  return fused_backward(grad_output, saved, bias, seed, p, kind, a, b, dim, saved_is_output, true,
-                        needs_bias);
+std::tuple<Tensor, Tensor> bias_activation_dropout_gradients(
+    const Tensor& grad_output, const std::optional<Tensor>& saved, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& seed, double p, const math::ActivationParams& params, int64_t dim,
+    bool saved_is_output, bool needs_bias) {
+  return fused_backward(grad_output, saved, bias, seed, p, params, dim, saved_is_output, true, needs_bias);
 }
 
 Tensor bias_gradient(const Tensor& grad_output, int64_t dim) {
-  return std::get<1>(fused_backward(grad_output, std::nullopt, std::nullopt, std::nullopt, 0.0, 0, 0.0, 0.0,
-                                    dim, true, false, true));
+  return std::get<1>(
+      fused_backward(grad_output, std::nullopt, std::nullopt, std::nullopt, 0.0, {}, dim, true, false, true));
 }
+
+namespace {
+
+Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
+                                       std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
+                                       int64_t kind, double alpha, double beta, int64_t dim) {
+  return bias_activation_dropout(input, bias, residual, seed, p, {kind, alpha, beta}, dim);
+}
+
+std::tuple<Tensor, Tensor> bias_activation_dropout_backward(
+    Tensor grad_output, std::optional<Tensor> saved, std::optional<Tensor> bias, std::optional<Tensor> seed,
+    double p, int64_t kind, double alpha, double beta, int64_t dim, bool saved_is_output, bool needs_bias) {
+  return bias_activation_dropout_gradients(grad_output, saved, bias, seed, p, {kind, alpha, beta}, dim,
+                                           saved_is_output, needs_bias);
+}
+
+}  // namespace
 
 }  // namespace pyops::cuda
 

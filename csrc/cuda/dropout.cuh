@@ -1,22 +1,22 @@
-// The ops of dropout.cu that other ops end in; see pyops/ops/dropout.py.
+// What other ops of CUDA end in: the work of dropout.cu's ops, which pyops/ops/dropout.py describes.
 #pragma once
 
 #include <optional>
 #include <tuple>
 
 #include "binding/tensor.h"
+#include "math/activation.h"
 
 namespace pyops::cuda {
 
-Tensor bias_activation_dropout_forward(Tensor input, std::optional<Tensor> bias,
-                                       std::optional<Tensor> residual, std::optional<Tensor> seed, double p,
-                                       int64_t kind, double a, double b, int64_t dim);
+Tensor bias_activation_dropout(const Tensor& input, const std::optional<Tensor>& bias,
+                               const std::optional<Tensor>& residual, const std::optional<Tensor>& seed,
+                               double p, const math::ActivationParams& params, int64_t dim);
 
-std::tuple<Tensor, Tensor> bias_activation_dropout_backward(Tensor grad_output, std::optional<Tensor> saved,
-                                                            std::optional<Tensor> bias,
-                                                            std::optional<Tensor> seed, double p,
-                                                            int64_t kind, double a, double b, int64_t dim,
-                                                            bool saved_is_output, bool needs_bias);
+std::tuple<Tensor, Tensor> bias_activation_dropout_gradients(
+    const Tensor& grad_output, const std::optional<Tensor>& saved, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& seed, double p, const math::ActivationParams& params, int64_t dim,
+    bool saved_is_output, bool needs_bias);
 
 // The sums of a gradient over all dimensions but `dim`.
 Tensor bias_gradient(const Tensor& grad_output, int64_t dim);

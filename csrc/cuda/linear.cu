@@ -16,15 +16,15 @@ Tensor empty(const Tensor& like, bool needed, const std::vector<int64_t>& shape)
 }
 
 std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
-                                          std::optional<Tensor> seed, double p, int64_t kind, double a,
-                                          double b, bool save_input_of_activation) {
-  const LinearEpilogue e{seed, p, kind, a, b};
+                                          std::optional<Tensor> seed, double p, int64_t kind, double alpha,
+                                          double beta, bool save_input_of_activation) {
+  const LinearEpilogue e{seed, p, {kind, alpha, beta}};
   const LinearShape s = check_linear_forward(input, weight, bias, e, kOp);
   const DeviceScope device(input);
   Tensor z = empty(input, true, s.output);
   if (s.M * s.N > 0) library_linear(matrix_view(z, s.M, s.N), matrix_view(input, s.M, s.K), weight, bias);
   if (e.is_identity() && !save_input_of_activation) return {z, empty(input, false, {})};
-  Tensor output = bias_activation_dropout_forward(z, std::nullopt, std::nullopt, seed, p, kind, a, b, 0);
+  Tensor output = bias_activation_dropout(z, std::nullopt, std::nullopt, seed, p, e.activation, 0);
   return {output, save_input_of_activation ? z : empty(input, false, {})};
 }
 
@@ -34,8 +34,8 @@ std::tuple<Tensor, Tensor> backward_of_epilogue(const Tensor& grad_output, const
                                                 bool saved_is_output, bool needs_bias) {
   if (!e.is_identity()) {
     const int64_t dim = grad_output.dim() - 1;
-    return bias_activation_dropout_backward(grad_output, saved, std::nullopt, e.seed, e.p, e.kind, e.a, e.b,
-                                            dim, saved_is_output, needs_bias);
+    return bias_activation_dropout_gradients(grad_output, saved, std::nullopt, e.seed, e.p, e.activation, dim,
+                                             saved_is_output, needs_bias);
   }
   if (!needs_bias) return {grad_output, empty(grad_output, false, {})};
   // Nothing but a sum, in an order of its own that is always the same.
@@ -46,9 +46,9 @@ std::tuple<Tensor, Tensor> backward_of_epilogue(const Tensor& grad_output, const
 std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor grad_output, std::optional<Tensor> input,
                                                    Tensor weight, std::optional<Tensor> saved,
                                                    std::optional<Tensor> seed, double p, int64_t kind,
-                                                   double a, double b, bool saved_is_output, bool needs_input,
-                                                   bool needs_weight, bool needs_bias) {
-  const LinearEpilogue e{seed, p, kind, a, b};
+                                                   double alpha, double beta, bool saved_is_output,
+                                                   bool needs_input, bool needs_weight, bool needs_bias) {
+  const LinearEpilogue e{seed, p, {kind, alpha, beta}};
   const LinearShape s =
       check_linear_backward(grad_output, input, weight, saved, saved_is_output, needs_weight, e, kOp);
   const DeviceScope device(grad_output);

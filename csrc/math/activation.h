@@ -14,21 +14,29 @@
 
 namespace pyops::math {
 
-// The numbers are part of the raw ops' contract; pyops/ops/activation.py and triton_kernels/activation.py
-// have the same.
+// The numbers are part of the raw ops' contract, and those of pyops/kinds.py.
 enum class ActivationKind : int64_t {
   kIdentity = 0,
   kRelu = 1,
-  kLeakyRelu = 2,  // a: slope below 0
+  kLeakyRelu = 2,  // alpha: slope below 0
   kSigmoid = 3,
   kTanh = 4,
   kSelu = 5,
-  kSoftplus = 6,  // a: beta, b: threshold
-  kElu = 7,       // a: alpha
+  kSoftplus = 6,  // alpha: torch's beta; beta: torch's threshold
+  kElu = 7,       // alpha
   kGelu = 8,
   kGeluTanh = 9,
   kSilu = 10,
   kHardswish = 11,
+};
+
+// Which activation, as callers pass it: any number may come, and dispatch_activation says whether it is one.
+struct ActivationParams {
+  int64_t kind;
+  double alpha;
+  double beta;
+
+  PYOPS_HD bool is(ActivationKind other) const { return kind == static_cast<int64_t>(other); }
 };
 
 template <class T>
@@ -242,22 +250,23 @@ struct FromInput {
   }
 };
 
-// Calls f(functor) with the activation that kind, a and b describe; false when there is no such kind. On host
-// and device, with an f for either.
+// Calls f(functor) with the activation that params describe; false when there is no such kind. On host and
+// device, with an f for either.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
 template <class T, class F>
-PYOPS_HD bool dispatch_activation(int64_t kind, double a, double b, const F& f) {
+PYOPS_HD bool dispatch_activation(const ActivationParams& params, const F& f) {
   constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
   constexpr double kSeluScale = 1.0507009873554804934193349852946;
+  const auto [kind, alpha, beta] = params;
   switch (static_cast<ActivationKind>(kind)) {
     case ActivationKind::kIdentity:
       return f(Identity<T>{}), true;
     case ActivationKind::kRelu:
       return f(Relu<T>{}), true;
     case ActivationKind::kLeakyRelu:
-      a >= 0 ? f(LeakyRelu<T, true>{T(a)}) : f(LeakyRelu<T, false>{T(a)});
+      alpha >= 0 ? f(LeakyRelu<T, true>{T(alpha)}) : f(LeakyRelu<T, false>{T(alpha)});
       return true;
     case ActivationKind::kSigmoid:
       return f(Sigmoid<T>{}), true;
@@ -266,9 +275,9 @@ PYOPS_HD bool dispatch_activation(int64_t kind, double a, double b, const F& f) 
     case ActivationKind::kSelu:
       return f(Elu<T, true>{T(kSeluScale), T(kSeluScale * kSeluAlpha)}), true;
     case ActivationKind::kSoftplus:
-      return f(Softplus<T>{T(a), T(b)}), true;
+      return f(Softplus<T>{T(alpha), T(beta)}), true;
     case ActivationKind::kElu:
-      a >= 0 ? f(Elu<T, true>{T(1), T(a)}) : f(Elu<T, false>{T(1), T(a)});
+      alpha >= 0 ? f(Elu<T, true>{T(1), T(alpha)}) : f(Elu<T, false>{T(1), T(alpha)});
       return true;
     case ActivationKind::kGelu:
       return f(Gelu<T>{}), true;

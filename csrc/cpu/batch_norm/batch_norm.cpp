@@ -37,11 +37,12 @@ void update_running(const BatchNormArguments& given, const BatchNormShape& s,
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
     Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
     std::optional<Tensor> running_mean, std::optional<Tensor> running_var, std::optional<Tensor> statistics,
-    int64_t dim, bool training, double momentum, double eps, int64_t kind, double a, double b,
+    int64_t dim, bool training, double momentum, double eps, int64_t kind, double alpha, double beta,
     bool save_mask) {
   const char* op = "batch_norm_forward";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormArguments given{weight, bias, residual, running_mean, running_var, statistics};
-  const BatchNormShape s = given.check(input, dim, training, kind, save_mask, op);
+  const BatchNormShape s = given.check(input, dim, training, params, save_mask, op);
   const ScalarType type = input.scalar_type();
   Tensor output = new_output(input, shape_of(input), type);
   Tensor mean = new_tensor(input, {s.channels}, ScalarType::Double);
@@ -69,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
                        channel_values<T>(bias, s.channels, 0),
                        std::vector<Moments>(own ? s.channels : 0),
                        Table<T>(s)};
-    with_activation<Acc>(kind, a, b, [&](const auto& activation) { forward.run(activation); });
+    with_activation<Acc>(params, [&](const auto& activation) { forward.run(activation); });
     if (own) update_running(given, s, forward.moments, momentum);
   });
   return {output, mean, rstd, mask};
@@ -96,11 +97,12 @@ Tensor batch_norm_statistics(Tensor input, int64_t dim) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     Tensor grad_output, Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, std::optional<Tensor> mask, Tensor mean, Tensor rstd,
-    std::optional<Tensor> mean_gradients, int64_t dim, bool training, int64_t kind, double a, double b,
+    std::optional<Tensor> mean_gradients, int64_t dim, bool training, int64_t kind, double alpha, double beta,
     bool needs_input, bool needs_affine, bool needs_residual) {
   const char* op = "batch_norm_backward";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormSaved saved{weight, bias, residual, mask, mean, rstd, mean_gradients};
-  const BatchNormShape s = saved.check(grad_output, input, dim, kind, op);
+  const BatchNormShape s = saved.check(grad_output, input, dim, params, op);
   const ScalarType type = input.scalar_type();
   const auto image = [&](bool needed) {
     return new_output(input, needed ? shape_of(input) : std::vector<int64_t>{0}, type);
@@ -112,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   Tensor grad_weight = vector(), grad_bias = vector();
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
-    auto backward = Backward<T>::of(s, saved, grad_output, input, kind, a, b);
+    auto backward = Backward<T>::of(s, saved, grad_output, input, params);
     const bool through_statistics = needs_input && training;
     const bool sums_needed = needs_affine || (through_statistics && !mean_gradients);
     const GradientOutputs<T> to{needs_input ? mutable_data<T>(grad_input) : nullptr,
@@ -131,14 +133,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
 Tensor batch_norm_backward_sums(Tensor grad_output, Tensor input, std::optional<Tensor> weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 std::optional<Tensor> mask, Tensor mean, Tensor rstd, int64_t dim,
-                                int64_t kind, double a, double b) {
+                                int64_t kind, double alpha, double beta) {
   const char* op = "batch_norm_backward_sums";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormSaved saved{weight, bias, residual, mask, mean, rstd, std::nullopt};
-  const BatchNormShape s = saved.check(grad_output, input, dim, kind, op);
+  const BatchNormShape s = saved.check(grad_output, input, dim, params, op);
   Tensor result = new_tensor(input, {2, s.channels}, ScalarType::Double);
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
-    auto backward = Backward<T>::of(s, saved, grad_output, input, kind, a, b);
+    auto backward = Backward<T>::of(s, saved, grad_output, input, params);
     backward.with_kind([&](auto of) { backward.template sum_all<decltype(of)::value>(); });
     double* const to = mutable_data<double>(result);
     for (int64_t c = 0; c < s.channels; ++c) {

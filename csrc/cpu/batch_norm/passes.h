@@ -166,12 +166,12 @@ struct Backward {
   Table<T> table;
 
   static Backward of(const BatchNormShape& s, const BatchNormSaved& saved, const Tensor& grad,
-                     const Tensor& x, int64_t kind, double a, double b) {
+                     const Tensor& x, const math::ActivationParams& params) {
     Backward backward{
         s,
         saved,
         {data<T>(grad), data<T>(x), data_or_null<T>(saved.residual), data_or_null<uint8_t>(saved.mask)},
-        {kind, a, b},
+        {params},
         channel_values<T>(saved.weight, s.channels, 1),
         std::vector<GradientSums>(s.channels),
         Table<T>(s)};
@@ -190,7 +190,7 @@ struct Backward {
   // Calls f with GradientOf as a constant.
   template <class F>
   void with_kind(const F& f) const {
-    switch (static_cast<math::ActivationKind>(activation.kind)) {
+    switch (static_cast<math::ActivationKind>(activation.params.kind)) {
       case math::ActivationKind::kIdentity:
         return f(std::integral_constant<GradientOf, GradientOf::kIdentity>{});
       case math::ActivationKind::kRelu:

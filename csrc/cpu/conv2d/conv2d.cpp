@@ -11,10 +11,11 @@ namespace {
 std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                           std::optional<Tensor> residual, std::vector<int64_t> stride,
                                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                          int64_t groups, int64_t kind, double a, double b,
+                                          int64_t groups, int64_t kind, double alpha, double beta,
                                           bool save_input_of_activation) {
   const char* op = "conv2d_forward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   check_bias(bias, op, input, shape);
   check_like_output(residual, op, "residual", input, shape);
   Tensor output = new_image(input, shape.output(), shape.channels_last);
@@ -23,7 +24,7 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     const std::vector<acc_t<T>> wide_bias = widened<T>(bias);
-    math::dispatch_activation<acc_t<T>>(kind, a, b, [&](const auto& activation) {
+    math::dispatch_activation<acc_t<T>>(params, [&](const auto& activation) {
       ActivationEpilogue<T, std::decay_t<decltype(activation)>> epilogue(activation);
       epilogue.bias = bias ? wide_bias.data() : nullptr;
       epilogue.residual = data_or_null<T>(residual);
@@ -39,28 +40,28 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
     Tensor grad_output, Tensor input, Tensor weight, std::optional<Tensor> saved, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, int64_t kind, double a,
-    double b, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, int64_t kind, double alpha,
+    double beta, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias,
     bool needs_residual) {
   const char* op = "conv2d_backward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
-  const bool identity = kind == static_cast<int64_t>(math::ActivationKind::kIdentity);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
+  const bool identity = params.is(math::ActivationKind::kIdentity);
   check_like_output(grad_output, op, "grad_output", input, shape);
   STD_TORCH_CHECK(identity || saved, op, ": saved must be given for an activation");
   if (!identity) check_like_output(saved, op, "saved", input, shape);
   // A new one each time: no two outputs may be one tensor.
   const auto none = [&] { return new_tensor(input, {0}, input.scalar_type()); };
   // ReLU's gradient is formed where it is read; what takes longer is formed once.
-  const bool gated =
-      kind == static_cast<int64_t>(math::ActivationKind::kRelu) && saved_is_output && !needs_residual;
+  const bool gated = params.is(math::ActivationKind::kRelu) && saved_is_output && !needs_residual;
   const bool formed = (!identity && !gated) || needs_residual;
   Tensor gradient = formed ? new_image(input, shape.output(), shape.channels_last) : grad_output;
   Tensor grad_input = needs_input ? new_image(input, shape.input(), is_channels_last(input)) : none();
   Tensor grad_weight = needs_weight ? new_image(weight, shape.weight(), is_channels_last(weight)) : none();
   Tensor grad_bias = needs_bias ? new_tensor(input, {shape.out_channels}, input.scalar_type()) : none();
   if (formed) {
-    activation_gradient(grad_output, identity ? grad_output : *saved, kind, a, b, identity || saved_is_output,
-                        op, gradient);
+    activation_gradient(grad_output, identity ? grad_output : *saved, params, identity || saved_is_output, op,
+                        gradient);
   }
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);

@@ -13,11 +13,12 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
     Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t groups, int64_t kind, double a, double b, Sizes pool_kernel, Sizes pool_stride,
+    int64_t groups, int64_t kind, double alpha, double beta, Sizes pool_kernel, Sizes pool_stride,
     Sizes pool_padding, Sizes pool_dilation, bool ceil_mode, bool save_argmax,
     bool save_input_of_activation) {
   const char* op = "conv2d_max_pool2d_forward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   check_bias(bias, op, input, shape);
   const Windows windows = check_pool({shape.height.output(), shape.width.output()}, pool_kernel, pool_stride,
                                      pool_padding, pool_dilation, ceil_mode, op);
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
     using T = decltype(tag);
     const std::vector<acc_t<T>> wide_bias = widened<T>(bias);
     const ImageStrides s(shape.out_channels, pooled[2], pooled[3], shape.channels_last);
-    PoolSink<T> sink(windows, bias ? wide_bias.data() : nullptr, AnyActivation<acc_t<T>>{kind, a, b},
+    PoolSink<T> sink(windows, bias ? wide_bias.data() : nullptr, AnyActivation<acc_t<T>>{params},
                      {data<T>(output), s.image, s.channel, s.row, s.column},
                      save_argmax ? data<uint8_t>(argmax) : nullptr,
                      save_input_of_activation ? data<T>(saved) : nullptr);
@@ -127,21 +128,22 @@ class PooledBiasGradient {
 
 std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor argmax,
                                                       std::optional<Tensor> saved, Sizes conv_size,
-                                                      int64_t kind, double a, double b, bool saved_is_output,
-                                                      Sizes pool_kernel, Sizes pool_stride,
-                                                      Sizes pool_padding, Sizes pool_dilation, bool ceil_mode,
-                                                      bool needs_bias) {
+                                                      int64_t kind, double alpha, double beta,
+                                                      bool saved_is_output, Sizes pool_kernel,
+                                                      Sizes pool_stride, Sizes pool_padding,
+                                                      Sizes pool_dilation, bool ceil_mode, bool needs_bias) {
   const char* op = "conv2d_max_pool2d_backward";
+  const math::ActivationParams params{kind, alpha, beta};
   const Windows windows =
       check_pool(conv_size, pool_kernel, pool_stride, pool_padding, pool_dilation, ceil_mode, op);
-  const PooledGradient pooled = check_pooled_gradient(grad_output, argmax, saved, kind, windows, op);
+  const PooledGradient pooled = check_pooled_gradient(grad_output, argmax, saved, params, windows, op);
   const ScalarType type = grad_output.scalar_type();
-  const bool formed = !keeps_nothing(kind);  // ReLU's derivative is in argmax
+  const bool formed = !keeps_nothing(params);  // ReLU's derivative is in argmax
   Tensor gradient =
       formed ? new_image(grad_output, shape_of(grad_output), pooled.channels_last, type) : grad_output;
   Tensor grad_conv = new_image(grad_output, pooled.conv_shape(), pooled.channels_last, type);
   Tensor grad_bias = new_tensor(grad_output, {needs_bias ? pooled.channels : 0}, type);
-  if (formed) activation_gradient(grad_output, *saved, kind, a, b, saved_is_output, op, gradient);
+  if (formed) activation_gradient(grad_output, *saved, params, saved_is_output, op, gradient);
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     const T* const grad = static_cast<const T*>(gradient.const_data_ptr());

@@ -154,7 +154,7 @@ class PoolSink : public TileSink<T> {
   }
 
  private:
-  bool is(math::ActivationKind kind) const { return activation_.kind == static_cast<int64_t>(kind); }
+  bool is(math::ActivationKind kind) const { return activation_.params.is(kind); }
 
   void add_bias(int64_t channel, int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums) const {
     if (bias_ == nullptr) return;
@@ -179,7 +179,7 @@ class PoolSink : public TileSink<T> {
   // The values to be pooled, in the place of the sums or, where those are to be saved, elsewhere. ReLU, which
   // the maximum can wait for, is not applied yet.
   Acc* activated(int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums) const {
-    if (keeps_nothing(activation_.kind)) return sums.values;
+    if (keeps_nothing(activation_.params)) return sums.values;
     const bool planar = sums.column_stride == 1;
     const int64_t count = planar ? channels * sums.channel_stride : tile.rows * sums.row_stride;
     Acc* to = sums.values;

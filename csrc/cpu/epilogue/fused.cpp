@@ -7,14 +7,14 @@ namespace pyops::cpu {
 
 template <class Acc>
 void AnyActivation<Acc>::forward(Acc* values, int64_t n) const {
-  math::dispatch_activation<Acc>(kind, a, b, [&](const auto& f) {
+  math::dispatch_activation<Acc>(params, [&](const auto& f) {
     transform(n, math::Forward<std::decay_t<decltype(f)>>{f}, values, values);
   });
 }
 
 template <class Acc>
 void AnyActivation<Acc>::backward(const Acc* saved, bool saved_is_output, Acc* grad, int64_t n) const {
-  math::dispatch_activation<Acc>(kind, a, b, [&](const auto& f) {
+  math::dispatch_activation<Acc>(params, [&](const auto& f) {
     using Functor = std::decay_t<decltype(f)>;
     if (saved_is_output) {
       transform(n, math::FromOutput<Functor>{f}, grad, saved, grad);

@@ -55,9 +55,7 @@ struct RowBias {
 template <class Acc>
 struct AnyActivation {
   static constexpr bool kOnPieces = true;
-  int64_t kind;
-  double a;
-  double b;
+  math::ActivationParams params;
   void forward(Acc* values, int64_t n) const;
   void backward(const Acc* saved, bool saved_is_output, Acc* grad, int64_t n) const;
 };
@@ -76,16 +74,16 @@ struct OneActivation {
   }
 };
 
-// Calls f(activation) with either; `kind` must be known.
+// Calls f(activation) with either; the kind must be known.
 template <class Acc, class F>
-void with_activation(int64_t kind, double a, double b, const F& f) {
-  switch (static_cast<math::ActivationKind>(kind)) {
+void with_activation(const math::ActivationParams& params, const F& f) {
+  switch (static_cast<math::ActivationKind>(params.kind)) {
     case math::ActivationKind::kIdentity:
       return f(OneActivation<math::Identity<Acc>>{});
     case math::ActivationKind::kRelu:
       return f(OneActivation<math::Relu<Acc>>{});
     default:
-      return f(AnyActivation<Acc>{kind, a, b});
+      return f(AnyActivation<Acc>{params});
   }
 }
 

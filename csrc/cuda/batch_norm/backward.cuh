@@ -47,7 +47,7 @@ __device__ __forceinline__ void gradient_group(const NormShare& share, const Bac
     for (int k = 0; k < kGroup; ++k) grad[k] = bits >> k & 1 ? grad[k] : Acc(0);
     return;
   }
-  if (t.activation.kind == static_cast<int64_t>(math::ActivationKind::kIdentity)) return;
+  if (t.activation.params.is(math::ActivationKind::kIdentity)) return;
   Acc z[kGroup];
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) z[k] = math::normalized(x[k], map.scale[k], map.shift[k]);

@@ -71,11 +71,12 @@ void run_forward(const BatchNormShape& s, const BatchNormArguments& given, const
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
     Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
     std::optional<Tensor> running_mean, std::optional<Tensor> running_var, std::optional<Tensor> statistics,
-    int64_t dim, bool training, double momentum, double eps, int64_t kind, double a, double b,
+    int64_t dim, bool training, double momentum, double eps, int64_t kind, double alpha, double beta,
     bool save_mask) {
   const char* op = "batch_norm_forward";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormArguments given{weight, bias, residual, running_mean, running_var, statistics};
-  const BatchNormShape s = given.check(input, dim, training, kind, save_mask, op);
+  const BatchNormShape s = given.check(input, dim, training, params, save_mask, op);
   const DeviceScope device(input);
   const ScalarType type = input.scalar_type();
   Tensor output = new_tensor(input, shape_of(input), type);
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
                               mutable_data<T>(output),
                               save_mask ? mutable_data<uint8_t>(mask) : nullptr,
                               parameters,
-                              {kind, a, b}};
+                              {params}};
     const StatisticsOutputs<T> outputs{parameters.mean,
                                        parameters.rstd,
                                        ChannelVector<T>::of(running_mean),
@@ -182,11 +183,12 @@ void run_backward(const BatchNormShape& s, const std::optional<Tensor>& mean_gra
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     Tensor grad_output, Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, std::optional<Tensor> mask, Tensor mean, Tensor rstd,
-    std::optional<Tensor> mean_gradients, int64_t dim, bool training, int64_t kind, double a, double b,
+    std::optional<Tensor> mean_gradients, int64_t dim, bool training, int64_t kind, double alpha, double beta,
     bool needs_input, bool needs_affine, bool needs_residual) {
   const char* op = "batch_norm_backward";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormSaved saved{weight, bias, residual, mask, mean, rstd, mean_gradients};
-  const BatchNormShape s = saved.check(grad_output, input, dim, kind, op);
+  const BatchNormShape s = saved.check(grad_output, input, dim, params, op);
   const DeviceScope device(input);
   const auto image = [&](bool needed) {
     return new_tensor(input, needed ? shape_of(input) : std::vector<int64_t>{0}, input.scalar_type());
@@ -205,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   }
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
-    BackwardTensors<T> t = backward_tensors<T>(saved, grad_output, input, {kind, a, b});
+    BackwardTensors<T> t = backward_tensors<T>(saved, grad_output, input, {params});
     t.dx = needs_input ? mutable_data<T>(grad_input) : nullptr;
     t.dresidual = needs_residual ? mutable_data<T>(grad_residual) : nullptr;
     t.through_statistics = needs_input && training;
@@ -221,10 +223,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
 Tensor batch_norm_backward_sums(Tensor grad_output, Tensor input, std::optional<Tensor> weight,
                                 std::optional<Tensor> bias, std::optional<Tensor> residual,
                                 std::optional<Tensor> mask, Tensor mean, Tensor rstd, int64_t dim,
-                                int64_t kind, double a, double b) {
+                                int64_t kind, double alpha, double beta) {
   const char* op = "batch_norm_backward_sums";
+  const math::ActivationParams params{kind, alpha, beta};
   const BatchNormSaved saved{weight, bias, residual, mask, mean, rstd, std::nullopt};
-  const BatchNormShape s = saved.check(grad_output, input, dim, kind, op);
+  const BatchNormShape s = saved.check(grad_output, input, dim, params, op);
   const DeviceScope device(input);
   Tensor sums = new_tensor(input, {2, s.channels}, ScalarType::Double);
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
@@ -235,7 +238,7 @@ Tensor batch_norm_backward_sums(Tensor grad_output, Tensor input, std::optional<
             "clearing the sums");
       return;
     }
-    const BackwardTensors<T> t = backward_tensors<T>(saved, grad_output, input, {kind, a, b});
+    const BackwardTensors<T> t = backward_tensors<T>(saved, grad_output, input, {params});
     const bool aligned = same_alignment(t.x, t.grad, t.residual ? t.residual : t.x);
     const AffineGradients<T> none{{nullptr, false}, {nullptr, false}, t.parameters.rstd};
     sum_gradients(split_plan(s, aligned), t, input, mutable_data<double>(sums), none, device.stream);

@@ -33,18 +33,16 @@ __device__ __forceinline__ void for_each_in_turn(const F& f, Groups&... groups) 
 
 // kOther: an activation beside identity and relu, chosen at run time.
 struct NormActivation {
-  int64_t kind;
-  double a;
-  double b;
+  math::ActivationParams params;
 
-  bool other() const { return kind > static_cast<int64_t>(math::ActivationKind::kRelu); }
+  bool other() const { return params.kind > static_cast<int64_t>(math::ActivationKind::kRelu); }
 
   template <bool kOther, class Acc>
   __device__ __forceinline__ void forward(Acc (&z)[kGroup]) const {
     if constexpr (kOther) {
       math::dispatch_activation<Acc>(
-          kind, a, b, [&](const auto& f) { for_each_in_turn([&] { z[0] = f.forward(z[0]); }, z); });
-    } else if (kind == static_cast<int64_t>(math::ActivationKind::kRelu)) {
+          params, [&](const auto& f) { for_each_in_turn([&] { z[0] = f.forward(z[0]); }, z); });
+    } else if (params.is(math::ActivationKind::kRelu)) {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) z[k] = math::Relu<Acc>{}.forward(z[k]);
     }
@@ -52,7 +50,7 @@ struct NormActivation {
 
   template <class Acc>
   __device__ __forceinline__ void backward_other(Acc (&z)[kGroup], Acc (&g)[kGroup]) const {
-    math::dispatch_activation<Acc>(kind, a, b, [&](const auto& f) {
+    math::dispatch_activation<Acc>(params, [&](const auto& f) {
       const math::FromInput<std::decay_t<decltype(f)>> derivative{f};
       for_each_in_turn([&] { g[0] = derivative(z[0], g[0]); }, z, g);
     });

@@ -18,10 +18,11 @@ namespace {
 std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                           std::optional<Tensor> residual, std::vector<int64_t> stride,
                                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                          int64_t groups, int64_t kind, double a, double b,
+                                          int64_t groups, int64_t kind, double alpha, double beta,
                                           bool save_input_of_activation) {
   const char* op = "conv2d_forward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   check_bias(bias, op, input, shape);
   check_like_output(residual, op, "residual", input, shape);
   const DeviceScope device(input);
@@ -36,7 +37,7 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
     epilogue.residual = data_or_null<T>(residual);
     epilogue.saved = save_input_of_activation ? mutable_data<T>(saved) : nullptr;
     epilogue.output = mutable_data<T>(output);
-    epilogue.activation = {kind, a, b};
+    epilogue.activation = {params};
     conv2d_output<T>(shape, input, weight, epilogue, device.stream);
   });
   return {output, saved};
@@ -44,12 +45,13 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
     Tensor grad_output, Tensor input, Tensor weight, std::optional<Tensor> saved, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, int64_t kind, double a,
-    double b, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, int64_t kind, double alpha,
+    double beta, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias,
     bool needs_residual) {
   const char* op = "conv2d_backward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
-  const bool identity = kind == static_cast<int64_t>(math::ActivationKind::kIdentity);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
+  const bool identity = params.is(math::ActivationKind::kIdentity);
   check_like_output(grad_output, op, "grad_output", input, shape);
   STD_TORCH_CHECK(identity || saved, op, ": saved must be given for an activation");
   if (!identity) check_like_output(saved, op, "saved", input, shape);
@@ -60,9 +62,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   if (!identity || needs_residual) {
     const std::optional<Tensor> kept =
         identity ? std::nullopt : std::optional<Tensor>(contiguous_view(*saved, last));
-    const auto [dz, sums] =
-        bias_activation_dropout_backward(contiguous_view(grad_output, last), kept, std::nullopt, std::nullopt,
-                                         0.0, kind, a, b, channel_dim(last), saved_is_output, needs_bias);
+    const auto [dz, sums] = bias_activation_dropout_gradients(contiguous_view(grad_output, last), kept,
+                                                              std::nullopt, std::nullopt, 0.0, params,
+                                                              channel_dim(last), saved_is_output, needs_bias);
     gradient = last ? torch::stable::transpose(torch::stable::transpose(dz, 1, 3), 2, 3) : dz;
     if (needs_bias) grad_bias = sums;
   } else if (needs_bias) {

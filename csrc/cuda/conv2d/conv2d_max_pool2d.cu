@@ -49,7 +49,7 @@ struct WindowMaximum {
     Acc value[kSize];
 #pragma unroll
     for (int k = 0; k < kSize; ++k) value[k] = sum[k];
-    if (epilogue.activation.kind != 0) activate(epilogue.activation, value);
+    if (!epilogue.activation.params.is(math::ActivationKind::kIdentity)) activate(epilogue.activation, value);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       if (!math::replaces_maximum(value[k], maximum[k])) continue;
@@ -62,7 +62,7 @@ struct WindowMaximum {
   // Elements `at`, at + stride, ...
   __device__ __forceinline__ void store(const PoolEpilogue<T>& epilogue, int64_t at, int count) {
     const int64_t stride = epilogue.target.channel;
-    const bool relu = epilogue.activation.kind == static_cast<int64_t>(math::ActivationKind::kRelu);
+    const bool relu = epilogue.activation.params.is(math::ActivationKind::kRelu);
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       if (relu && maximum[k] <= Acc(0)) position[k] = static_cast<int>(kNoGradient);
@@ -313,11 +313,12 @@ class PooledConvolution {
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
     Tensor input, Tensor weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t groups, int64_t kind, double a, double b, Sizes pool_kernel, Sizes pool_stride,
+    int64_t groups, int64_t kind, double alpha, double beta, Sizes pool_kernel, Sizes pool_stride,
     Sizes pool_padding, Sizes pool_dilation, bool ceil_mode, bool save_argmax,
     bool save_input_of_activation) {
   const char* op = "conv2d_max_pool2d_forward";
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, op);
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   check_bias(bias, op, input, shape);
   check_narrow(shape.height, op);
   check_narrow(shape.width, op);
@@ -341,7 +342,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
     epilogue.output = mutable_data<T>(output);
     epilogue.argmax = save_argmax ? mutable_data<uint8_t>(argmax) : nullptr;
     epilogue.saved = save_input_of_activation ? mutable_data<T>(saved) : nullptr;
-    epilogue.activation = {kind, a, b};
+    epilogue.activation = {params};
     epilogue.height = narrow(windows.height(), op);
     epilogue.width = narrow(windows.width(), op);
     epilogue.target = ImageStrides::of(shape.out_channels, height, width, shape.channels_last);
@@ -372,16 +373,17 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor argmax,
                                                       std::optional<Tensor> saved, Sizes conv_size,
-                                                      int64_t kind, double a, double b, bool saved_is_output,
-                                                      Sizes pool_kernel, Sizes pool_stride,
-                                                      Sizes pool_padding, Sizes pool_dilation, bool ceil_mode,
-                                                      bool needs_bias) {
+                                                      int64_t kind, double alpha, double beta,
+                                                      bool saved_is_output, Sizes pool_kernel,
+                                                      Sizes pool_stride, Sizes pool_padding,
+                                                      Sizes pool_dilation, bool ceil_mode, bool needs_bias) {
   const char* op = "conv2d_max_pool2d_backward";
+  const math::ActivationParams params{kind, alpha, beta};
   const Windows windows =
       check_pool(conv_size, pool_kernel, pool_stride, pool_padding, pool_dilation, ceil_mode, op);
-  const PooledGradient pooled = check_pooled_gradient(grad_output, argmax, saved, kind, windows, op);
+  const PooledGradient pooled = check_pooled_gradient(grad_output, argmax, saved, params, windows, op);
   const DeviceScope device(grad_output);
-  const bool last = pooled.channels_last, derivative = !keeps_nothing(kind);
+  const bool last = pooled.channels_last, derivative = !keeps_nothing(params);
   const ScalarType type = grad_output.scalar_type();
   // Positions select what they pass by themselves; the bias's sums need it selected.
   Tensor gradient = grad_output;
@@ -393,8 +395,8 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor
       if (n == 0) return;
       launch(derivative ? passing_gradient_kernel<T, true> : passing_gradient_kernel<T, false>,
              conv_grid(ceil_div(n, kElementwiseThreads)), kElementwiseThreads, 0, device.stream, n,
-             AnyActivation<acc_t<T>>{kind, a, b}, saved_is_output, data<T>(grad_output),
-             data<uint8_t>(argmax), data_or_null<T>(saved), mutable_data<T>(gradient));
+             AnyActivation<acc_t<T>>{params}, saved_is_output, data<T>(grad_output), data<uint8_t>(argmax),
+             data_or_null<T>(saved), mutable_data<T>(gradient));
     });
   }
   Tensor grad_conv = new_image(grad_output, pooled.conv_shape(), last, type);

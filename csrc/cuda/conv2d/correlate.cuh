@@ -258,7 +258,7 @@ struct ConvEpilogue {
       for (int k = 0; k < kSize; ++k) values[k] += more[k];
     }
     if (saved) write(saved + at, values, stride, count, whole);
-    if (activation.kind != 0) activate(activation, values);
+    if (!activation.params.is(math::ActivationKind::kIdentity)) activate(activation, values);
     write(output + at, values, stride, count, whole);
   }
 

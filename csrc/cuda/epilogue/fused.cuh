@@ -94,12 +94,10 @@ struct DropoutMask {
 // visit(f) calls f(functor).
 template <class Acc>
 struct AnyActivation {
-  int64_t kind;
-  double a;
-  double b;
+  math::ActivationParams params;
   template <class F>
   __device__ __forceinline__ void visit(const F& f) const {
-    math::dispatch_activation<Acc>(kind, a, b, f);
+    math::dispatch_activation<Acc>(params, f);
   }
 };
 
@@ -135,14 +133,14 @@ __device__ __forceinline__ void differentiate(const Activation& activation, bool
 
 // Calls f(activation for the kernels' argument) on the host.
 template <class Acc, class F>
-void with_activation(int64_t kind, double a, double b, const F& f) {
-  switch (static_cast<math::ActivationKind>(kind)) {
+void with_activation(const math::ActivationParams& params, const F& f) {
+  switch (static_cast<math::ActivationKind>(params.kind)) {
     case math::ActivationKind::kIdentity:
       return f(OneActivation<math::Identity<Acc>>{});
     case math::ActivationKind::kRelu:
       return f(OneActivation<math::Relu<Acc>>{});
     default:
-      return f(AnyActivation<Acc>{kind, a, b});
+      return f(AnyActivation<Acc>{params});
   }
 }
 
