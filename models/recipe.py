@@ -99,7 +99,7 @@ class Recipe:
         if self.decay_every is not None and self.decay_patience is not None:
             raise TrainError("decay_every and decay_patience exclude each other")
         if self.cuda_graph and (self.compile or self.amp == "float16"):
-            # The scale of float16 losses is a decision of the host at every step.
+            # The host decides the scale of float16 losses at every step.
             raise TrainError("cuda_graph excludes compile and the amp type float16")
         if self.early_stop is not None and not self.validation:
             raise TrainError("early_stop needs a validation share above 0")

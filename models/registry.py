@@ -19,11 +19,11 @@ from .tasks import CLASSIFICATION, Task
 class Network:
     """A registered network.
 
-    ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised
-    from torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds
-    those tuned for a particular data set. ``data`` is the data set it is trained on by default,
-    ``data_of_files`` the one that is meant where a data root is given and no data set is named. ``notes``
-    is its section of the course notes: the numbers of the sets that have it, and the subject.
+    ``build(input_shape, num_outputs, layers=..., **options)`` returns the module, freshly initialised from
+    torch's global random generator. ``recipe`` is the one of the course notes, ``recipes`` holds those tuned
+    for a particular data set. ``data`` is the data set it is trained on by default, ``data_of_files`` the one
+    that is read when a data root is given without the name of a data set. ``notes`` is its section of the
+    course notes: the numbers of the sets that have it, and the subject.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a network is trained for: its loss, and by what measure its outputs are judged."""
+"""What a network is trained for: its loss, and the measure that judges its outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PerceptronLoss(nn.Module):
 
 @dataclass(frozen=True)
 class Measure:
-    """A number next to the loss: ``finish`` of the mean over all targets of what ``total`` sums up."""
+    """A number next to the loss: ``total`` sums it up, ``finish`` is applied to the mean over all targets."""
 
     name: str
     total: Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +40,7 @@ class Measure:
 class Task:
     """``loss_name`` is what curves are labelled with, ``layer`` the class of the loss in a layer library.
 
-    ``shown_loss`` is a function of the mean loss, with its name, that says more to a reader than the loss.
+    ``shown_loss`` is the name and a function of the mean loss that tells a reader more than the loss itself.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Task:
 
     @property
     def shown(self) -> list[str]:
-        """What sums results up: names of the function of the loss and of the measure, else the loss."""
+        """Names of the results to show: the function of the loss and the measure, else the loss."""
         names = [named[0] for named in (self.shown_loss,) if named is not None]
         names += [] if self.measure is None else [self.measure.name]
         return names or ["loss"]
@@ -115,7 +115,7 @@ def _perplexity(loss: float) -> float:
 
 
 def _squared_log_errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    # Prices below 1 have no place in a logarithm; a network may predict them before it has learned.
+    # A network may predict negative prices before it has learned: the clamp keeps the logarithms finite.
     return (outputs.clamp(min=1).log() - targets.log()).square().sum()
 
 

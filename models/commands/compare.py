@@ -18,7 +18,7 @@ _SETTINGS = ("network", "data", "layers", "backend", "device", "seed", *RECIPE_O
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of some runs, by their names: the settings in which they differ, and their final results."""
+    """Several runs by name: the settings in which they differ, and their final results."""
 
     names: list[str]
     settings: dict[str, list[Any]]
@@ -47,7 +47,7 @@ def compare(folders: Sequence[str | Path], output: Path) -> Comparison:
 
 
 def _shared_quantities(runs: Sequence[FinishedRun]) -> list[str]:
-    """What the histories of all runs hold of the training and the test part."""
+    """The quantities that the histories of all runs hold for both the training and the test part."""
     found = []
     for name in runs[0].history:
         part, _, quantity = name.partition("_")
@@ -60,7 +60,7 @@ def _shared_quantities(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _names(runs: Sequence[FinishedRun]) -> list[str]:
-    """Names of the folders, or their paths where names are the same; numbered where these are, too."""
+    """Names of the folders; their paths if two names are equal, numbered if two paths are equal, too."""
     names = [run.folder.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]

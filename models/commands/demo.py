@@ -79,8 +79,8 @@ def _table(summary: dict[str, Any]) -> Table:
 def _measure_speeds(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Median samples per second by library, over turns of some epochs.
 
-    The two training runs above may have met the machine in different moods; turns in the order
-    pyops, torch, torch, pyops, ... share its load and its clock.
+    The load of the machine may have changed between the two training runs. Turns in the order pyops, torch,
+    torch, pyops, ... share its load and its clock.
     """
     data, network = load_data(_DATA), get_network(_NETWORK)
     trainers = {

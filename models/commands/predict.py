@@ -1,4 +1,4 @@
-"""``pyops predict``: what a trained network takes images for."""
+"""``pyops predict``: the labels that a trained network gives to images."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """CSV files as tables of numbers, the way the notes prepare Kaggle's house prices.
 
-A numeric column is standardised by its training rows, and what is missing becomes 0, their mean; any other
-column becomes one column of 0 and 1 for what is missing and one for each of its values. Test rows never take
-part in what a column is turned into.
+A numeric column is standardised by its training rows, and missing values become 0, the mean. Any other column
+becomes columns of 0 and 1: one for missing values and one for each value. Test rows have no influence on the
+encoding.
 
-``house_prices`` reads Kaggle's ``train.csv`` and ``test.csv``; ``csv`` any table. Of a folder ``test.csv`` is
-the test part if it has the target. If it has not, its rows are to be predicted (``submission.csv``), and a
-fifth of the training rows is the test part, as it is where there is no ``test.csv``.
+``house_prices`` reads Kaggle's ``train.csv`` and ``test.csv``; ``csv`` any table. In a folder, ``test.csv``
+is the test part if it has the target column. If it has not, its rows are predicted (``submission.csv``), and
+a fifth of the training rows is the test part, as when there is no ``test.csv``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _TRAIN, _TEST = "train.csv", "test.csv"
 _TEST_SHARE = 0.2
 _LEAST_ROWS = 5
-#: Values of a column that is no number, at most: more are names or numbers that went wrong.
+#: At most so many values in a text column: more are names, or numbers that could not be read.
 _MOST_VALUES = 1000
 
 
@@ -192,7 +192,7 @@ def _check_features(
 def _encoded(
     train: pandas.DataFrame, others: list[pandas.DataFrame]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Features of the training rows and of other rows, both as the training rows decide."""
+    """Features of the training rows and of other rows, both encoded as the training rows decide."""
     import pandas
 
     numeric = [name for name in train.columns if _is_number(train[name])]

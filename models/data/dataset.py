@@ -75,9 +75,9 @@ class Dataset:
     def resized(self, side: int | None) -> Dataset:
         """The same data with square images of ``side`` pixels; None leaves them as they are.
 
-        They are resized here and now where the result takes little memory (a network sees every image many
-        times), and otherwise a batch at a time, on the device that holds them: next to a training step on
-        images so large that is nothing, and a GPU does it while the host prepares the next step.
+        They are resized at once where the result takes little memory, since a network sees every image many
+        times. Otherwise they are resized a batch at a time, on the device that holds them: that costs little
+        next to a training step on images so large, and a GPU does it while the host prepares the next step.
 
         Raises:
             DataError: ``side`` is not positive, or there are no images.
@@ -111,7 +111,7 @@ class Dataset:
     def batches(self, part: str = "test") -> Iterator[_Pair]:
         """Inputs and targets of the ``test`` or ``validation`` part, in order.
 
-        The batches are so small that a network's activations need not much memory.
+        The batches are so small that a network's activations need little memory.
         """
         if self.kind == "text":
             size = _EVALUATION_TEXTS

@@ -1,4 +1,4 @@
-"""Fetching the files of a data set: with retries, checked, and never half of one."""
+"""Downloads of a data set's files, with retries and checksums; a file appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST_PAUSE = 1.0  # seconds, doubled after every failure
 
 
 def md5_sum(content: bytes) -> str:
-    """The sum that data sets are published with: against accidents, not against forgers."""
+    """The checksum that data sets are published with: it detects accidents, not forgery."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: one folder in it for each class."""
+"""A folder of pictures as a data set, with a subfolder for each class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_BYTES = 4 * 2**30
 def load_image_folder(root: Path | None) -> Dataset:
     """Pictures ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``, split 80 : 20.
 
-    They are gray if all of them are, else in colour, and of the size of the first.
+    They are read in gray if all files are gray, else in colour, and resized to the size of the first.
 
     Raises:
         DataError: no such folders, fewer than two classes, a file that is no picture, or too many pictures

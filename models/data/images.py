@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError, first_line
 
-#: Endings of the files that folders are searched for.
+#: Suffixes of the files that count as images in a folder.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -38,7 +38,7 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """``image`` with 16 bits for a gray pixel brought to 8, which conversions would cut off at 255."""
+    """``image`` with gray pixels of 16 bits scaled to 8: a conversion would clip them at 255."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))

@@ -1,7 +1,7 @@
-"""Text as a data set of characters: windows of it, each with the characters that follow.
+"""Text as a data set: windows of characters, and for every character the one that follows.
 
-``text`` is a file of yours, given as the data root, or without one the source text of some modules of
-Python's standard library: nearly a megabyte that is always there.
+The text is the file given as the data root. Without one it is the source of some modules of Python's standard
+library: nearly a megabyte that is always there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_text(root: Path | None) -> Dataset:
     """The characters of the file ``root``, or of the standard library, the last tenth of them for testing.
 
     Inputs and targets are numbers of characters in ``class_names``, int64 [windows, STEPS]: the targets of a
-    window are its inputs and the character after them, but for the first.
+    window are the characters one position after its inputs.
 
     Raises:
         DataError: the file cannot be read, is no UTF-8 text, or is too short for a window of each kind.
@@ -50,7 +50,7 @@ def load_text(root: Path | None) -> Dataset:
 
 
 def decoded(tokens: torch.Tensor, names: Sequence[str]) -> str:
-    """The text that ``tokens`` [n] are the numbers of, by the characters of a data set."""
+    """The text of ``tokens`` [n], which number the characters ``names``."""
     return "".join(names[i] for i in tokens.tolist())
 
 

@@ -1,4 +1,4 @@
-"""Covariate shift: test inputs come from elsewhere than the training inputs, the rule is the same.
+"""Covariate shift: test inputs have another distribution than training inputs, but the same labelling rule.
 
 Training inputs have density p, test inputs density q. Weighting each training sample by w(x) = q(x) / p(x)
 makes the training loss estimate that of the test inputs. A logistic regression that tells test inputs (class

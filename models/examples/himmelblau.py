@@ -1,9 +1,9 @@
-"""Minimising a function of two variables by gradient descent: Himmelblau's.
+"""Gradient descent on Himmelblau's function of two variables.
 
     f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2
 
-It has four minima, all of value 0, and gradient descent finds the one whose valley it starts in: where a
-network's training ends depends on where it begins in just this way.
+It has four minima, all of value 0, and gradient descent finds the one whose valley it starts in: the end
+of a network's training depends on its beginning in the same way.
 
 Source: course notes, "Minimising a function of two variables" (which have the second square wrong);
 Himmelblau, Applied nonlinear programming, 1972.

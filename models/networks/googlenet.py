@@ -1,9 +1,9 @@
 """GoogLeNet: which window is best? All of them: Inception blocks look through several and join the channels.
 
-A block has four branches that keep height and width: a 1x1 convolution; 1x1, then 3x3; 1x1, then 5x5; 3x3
-max pooling, then 1x1. The 1x1 convolutions in front make the dear ones cheap by giving them fewer channels.
+A block has four branches that keep height and width: a 1x1 convolution; 1x1, then 3x3; 1x1, then 5x5; 3x3 max
+pooling, then 1x1. The 1x1 convolutions in front make the larger ones cheap by giving them fewer channels.
 Five stages halve height and width; as in NiN, global average pooling takes the place of large linear layers,
-but one linear layer follows, so that the number of channels is free of that of the classes.
+but one linear layer follows, so the number of channels does not depend on the number of classes.
 
 Source: course notes, "GoogLeNet"; Szegedy et al., Going deeper with convolutions, 2014; Zhang et al., Dive
 into Deep Learning, section 8.4. The auxiliary classifiers of the paper, in the middle of the network, are

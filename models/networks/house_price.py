@@ -1,8 +1,8 @@
 """House prices: a linear map of prepared features, judged by the errors of the logarithm.
 
-An error of 10 000 matters more for a cheap house than for a dear one: what counts is the root mean square of
-log prediction - log price. Training itself minimises the squared error of the prices; Adam's steps hardly
-depend on how large its gradients are, and a learning rate of 5 suits weights that are worth thousands.
+An error of 10 000 matters more for a cheap house than for an expensive one: what counts is the root mean
+square of log prediction - log price. Training itself minimises the squared error of the prices; Adam's steps
+hardly depend on how large its gradients are, and a learning rate of 5 suits weights that are worth thousands.
 
 Source: course notes, "Predicting house prices"; Zhang et al., Dive into Deep Learning, chapter 5; De Cock,
 Ames, Iowa, 2011, on Kaggle as "House Prices: Advanced Regression Techniques".

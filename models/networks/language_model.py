@@ -65,7 +65,7 @@ class LanguageModel(nn.Module):
         return self.advance(tokens.t())[0].permute(1, 2, 0)
 
     def advance(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
-        """Logits [T, N, num_classes] behind each of ``tokens`` [T, N], and the state behind the last."""
+        """Logits [T, N, num_classes] after each of ``tokens`` [T, N], and the state after the last."""
         if self.embedding is None:
             features = nn.functional.one_hot(tokens, self.num_classes).to(self.output.weight.dtype)
         else:
@@ -75,7 +75,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def continued(self, prompt: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
-        """``length`` characters drawn from the model, one by one, behind those of ``prompt`` [T]."""
+        """``length`` characters drawn from the model, one by one, to continue ``prompt`` [T]."""
         was_training = self.training
         self.eval()
         logits, state = self.advance(prompt.unsqueeze(1))
@@ -101,7 +101,7 @@ def language_model(
     dropout: float = 0.0,
     layers: ModuleType = pyops.nn,
 ) -> LanguageModel:
-    """A language model over ``num_outputs`` characters, ``name`` in capitals being its recurrent layer.
+    """A language model over ``num_outputs`` characters, with the recurrent layer ``name`` in capitals.
 
     ``width`` divides the number of units; the other options are those of :class:`LanguageModel`.
 

@@ -12,15 +12,14 @@ shortcuts is also smoother; that of ResNet-56 is the standard picture of it.
 
 Every stage but the first halves height and width in its first block, in a 3x3 convolution (in a bottleneck,
 too, which loses fewer pixels than doing it in the 1x1 before). Where the shapes differ the shortcut is a 1x1
-convolution with batch normalisation; in resnet56 it takes every second pixel and adds channels of zeros, and
-the network has no weights but those on the way of its 56 layers. Convolutions have no bias: normalisation
-takes it away. Global average pooling and one linear layer end each. The number in a name counts the layers
-with weights.
+convolution with batch normalisation; in resnet56 it takes every second pixel and adds channels of zeros, so
+only the 56 layers have weights. Convolutions have no bias: normalisation would remove it. Global average
+pooling and one linear layer end each. The number in a name counts the layers with weights.
 
 Source: course notes, "ResNet"; He et al., Deep residual learning for image recognition, 2015; Zhang et al.,
 Dive into Deep Learning, section 8.6.
 Shapes: images [N, C, H, W] of any size -> logits [N, num_classes]; the notes have 96 x 96. In training, the
-last feature map of a channel must have two values in the batch at least: one has no variance.
+last feature map of a channel must have at least two values in the batch: one has no variance.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Undo the passing of time for what :func:`random_states` recorded."""
+    """Set the generators to the states that :func:`random_states` recorded."""
     numpy_state = states["numpy"]
     numpy_keys = numpy_state["state"]["key"].numpy().astype(np.uint32)
     random.setstate(states["python"])

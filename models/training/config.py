@@ -98,7 +98,7 @@ class TrainConfig:
         return Path(self.output or Path("runs", f"{self.network}-{self.data_name}"))
 
     def check(self) -> None:
-        """Raises TrainError for options that make no sense whatever the network and the data."""
+        """Raises TrainError for options that make no sense for any network and data."""
         for name in ("epochs", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -182,7 +182,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parsed_option(text: str) -> tuple[str, Any]:
-    """``NAME=VALUE`` as the name and the value, which is a number or a truth value where TOML has it so.
+    """``NAME=VALUE`` as the name and the value, which is a number or a truth value if it is one in TOML.
 
     Raises:
         TrainError: there is no ``=``, or no name before it.

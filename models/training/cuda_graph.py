@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Steps that run as usual before the recording: they allocate what the optimiser keeps, and choose kernels.
+#: Steps that run as usual before the recording: they allocate the optimiser's state, and choose kernels.
 WARM_UP = 3
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -50,7 +50,7 @@ class GraphedStep:
 
 
 def on_side_stream(step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What ``step`` returns, run on a stream of its own, as has to be before a recording."""
+    """The result of ``step``, run on a side stream, as the steps before a recording must be."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -64,7 +64,7 @@ def on_side_stream(step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, T
 def record(
     step: Callable[[], tuple[Tensor, Tensor]],
 ) -> tuple[Callable[[], None], tuple[Tensor, Tensor]]:
-    """Record ``step`` without running it: what replays it, and the tensors that then hold its results."""
+    """Record ``step`` without running it: what replays it, and the tensors for its results."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = step()

@@ -2,8 +2,7 @@
 
 A step of N processes is the step that one process takes on the whole batch, up to rounding: gradients are
 averaged by :class:`torch.nn.parallel.DistributedDataParallel`, with each share weighted by its samples, and
-batch normalisation takes the statistics of all shares (but for torch's own layers on CPUs, where it has none
-that do).
+batch normalisation takes the statistics of all shares (except in torch's own layers on CPUs, which cannot).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Workers:
         return self.rank == 0
 
     def share(self, batch: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """This process's part of the sample numbers ``batch``, and its part of their number.
+        """This process's part of the sample numbers ``batch``, and the fraction of the batch that it is.
 
         No share is empty, as every process has to take part in every step: where there are fewer samples than
         processes, some take the first one and count it as nothing.
@@ -71,7 +70,7 @@ class Workers:
         return values
 
     def equalize(self, net: nn.Module) -> None:
-        """Give all processes the first one's buffers: running statistics are of each one's share."""
+        """Give all processes the buffers of the first: each has running statistics of its own share."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
@@ -90,8 +89,9 @@ ALONE = Workers()
 
 
 def leave_group() -> None:
-    """Destroy the process group, after what holds it: wrapped networks die in cycles of references, and a
-    group that outlives the interpreter with them is taken down by no one.
+    """Destroy the process group after everything that refers to it. Wrapped networks are in cycles of
+    references, which only the garbage collector frees; nothing would destroy a group that they keep until the
+    interpreter ends.
     """
     gc.collect()
     dist.destroy_process_group()
@@ -101,8 +101,8 @@ def leave_group() -> None:
 def process_group(device: str) -> Iterator[tuple[Workers, str]]:
     """Join the processes that ``torchrun`` started, if it did: how they stand, and the device of this one.
 
-    ``device`` is what all were asked for; of ``"cuda"`` each takes a GPU of its own. A process group that
-    is already there is used, and left.
+    ``device`` is the one asked for; with ``"cuda"`` each process takes a GPU of its own. A process group that
+    already exists is used, and not destroyed.
 
     Raises:
         TrainError: the processes do not find each other.

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt(*, patient: bool) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and the request to terminate into a flag, so that neither strikes amid a step; a second
-    one acts at once, unless ``patient``: torchrun hands on to its processes what the terminal sent them, too.
+    """Turn Ctrl-C and SIGTERM into a flag, so that neither interrupts a step. A second one acts at once,
+    unless ``patient``: torchrun passes on to its processes a signal that the terminal has sent them already.
 
     Yields a function that tells whether one came. Only the main thread receives signals.
     """

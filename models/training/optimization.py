@@ -13,7 +13,8 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torc
 
 
 class Updater:
-    """The optimiser of ``recipe`` for the parameters of ``net``, with all that belongs to it.
+    """The optimiser of ``recipe`` for the parameters of ``net``, with penalty, clipping, schedule and loss
+    scale.
 
     One step: :meth:`zero_grad`, :meth:`backward` for each part of the batch, :meth:`step`. Optimisers are
     torch's, in their fused variants where the device has them.

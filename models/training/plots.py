@@ -69,7 +69,7 @@ def save_comparison(
 ) -> None:
     """Draw ``quantities`` of histories (as of :func:`save_curves`) over each other into the PNG ``path``.
 
-    A run has one colour; test curves are drawn through, training curves dashed.
+    A run has one colour; test curves are solid, training curves dashed.
     """
     figure = Figure(figsize=(0.5 + 4.75 * len(quantities), 4.4), dpi=120, layout="constrained")
     all_axes = figure.subplots(1, len(quantities), squeeze=False)[0]
@@ -123,7 +123,7 @@ def save_predictions(
 def save_tiles(
     path: Path, title: str, tiles: Sequence[Tile], last_row: Sequence[Tile] = (), *, ink: bool = True
 ) -> None:
-    """Draw ``tiles``, some in a row, into the PNG ``path``; those of ``last_row`` begin a row of their own.
+    """Draw rows of ``tiles`` into the PNG ``path``; those of ``last_row`` get a row of their own.
 
     Gray images are drawn as ink on paper, bright pixels dark, or without ``ink`` as they are.
     """

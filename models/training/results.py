@@ -82,7 +82,7 @@ def _write_files(
 def _write_continuation(
     path: Path, net: LanguageModel, data: Dataset, device: torch.device, seed: int
 ) -> None:
-    """Write what the model continues the beginning of the test text with."""
+    """Write the beginning of the test text and the model's continuation of it."""
     prompt = torch.cat([data.test_inputs[0], data.test_targets[0, -1:]])
     drawn = net.continued(prompt.to(device), _CONTINUATION, torch.Generator().manual_seed(seed))
     with atomic_write(path) as file:

@@ -195,7 +195,7 @@ class Trainer:
             self.net.load_state_dict(self._best)
 
     def history_until_now(self, test: Evaluation) -> dict[str, list[float]]:
-        """The history, with a last entry for an epoch that was cut short, tested as given."""
+        """The history; an epoch that was cut short adds an entry with the results ``test``."""
         history = self.progress.history
         if self.progress.epoch_step == 0:
             return history
@@ -224,7 +224,7 @@ class Trainer:
         return row
 
     def _train_chunk(self, batches: Sequence[torch.Tensor], interrupted: Interrupted | None) -> int:
-        """Some steps with one wait for the device and the other processes, at the end; the samples seen."""
+        """Train some steps, wait for the device and the other processes once, at the end; the samples seen."""
         progress, alone = self.progress, self.workers.size == 1
         losses: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
@@ -265,8 +265,8 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step: its loss and what its measure sums up, both 0-d on the device.
 
-        ``weight`` is the part of the batch that these samples are, where other processes have the rest: the
-        loss is this part's summand of the batch's. None of them count if it is 0.
+        ``weight`` is the fraction of the batch that these samples are; other processes have the rest. The
+        loss is their contribution to the loss of the batch. With weight 0 they do not count.
         """
         self.updater.zero_grad()
         size = math.ceil(len(targets) / self.recipe.accumulate)
@@ -276,7 +276,7 @@ class Trainer:
             with self._averaging(last=number == len(parts)):
                 outputs, loss = self._outputs_and_loss(self._forward, part, truth)
                 share = len(truth) / len(targets) * weight
-                # The processes' gradients are averaged where those of the whole batch are a sum.
+                # The processes' gradients are averaged, but those of the whole batch are their sum.
                 factor = share * self.workers.size
                 self.updater.backward(loss if factor == 1 else loss * factor)
             losses.append(loss.detach() if share == 1 else loss.detach() * share)

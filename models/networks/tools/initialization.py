@@ -18,8 +18,8 @@ def init_xavier(net: nn.Module) -> nn.Module:
     """Draw the weights of every linear layer and convolution from Xavier's uniform distribution, zero the
     biases; in place.
 
-    Its variance, 2 / (fan_in + fan_out), is the middle between what keeps the variance of the activations and
-    what keeps that of the gradients from layer to layer.
+    Its variance, 2 / (fan_in + fan_out), is a compromise: one value would keep the variance of the
+    activations from layer to layer, another that of the gradients.
     """
     return _init(net, nn.init.xavier_uniform_)
 
@@ -45,8 +45,8 @@ def _init(net: nn.Module, draw: Callable[[torch.Tensor], torch.Tensor]) -> nn.Mo
 def init_constant(net: nn.Module) -> nn.Module:
     """Set all weights of linear layers and convolutions to 1, their biases to 0; in place.
 
-    For showing what it does: all units of a layer stay equal, and a network of any width learns what one unit
-    can.
+    This shows why initial weights must differ: all units of a layer stay equal, and a network of any width
+    learns only what one unit can.
     """
     return _init(net, nn.init.ones_)
 
