@@ -224,7 +224,7 @@ class Trainer:
         return row
 
     def _train_chunk(self, batches: Sequence[torch.Tensor], interrupted: Interrupted | None) -> int:
-        """Train some steps, wait for the device and the other processes once, at the end; the samples seen."""
+        """Train some steps and wait for the device and the other processes once; the samples seen."""
         progress, alone = self.progress, self.workers.size == 1
         losses: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
