@@ -7,19 +7,16 @@ from .activation import GELU as GELU
 from .activation import SELU as SELU
 from .activation import Hardswish as Hardswish
 from .activation import LeakyReLU as LeakyReLU
-from .activation import LogSoftmax as LogSoftmax
-from .activation import PReLU as PReLU
 from .activation import ReLU as ReLU
 from .activation import Sigmoid as Sigmoid
 from .activation import SiLU as SiLU
-from .activation import Softmax as Softmax
 from .activation import Softplus as Softplus
 from .activation import Tanh as Tanh
 from .batch_norm import BatchNorm1d as BatchNorm1d
 from .batch_norm import BatchNorm2d as BatchNorm2d
 from .batch_norm import SyncBatchNorm as SyncBatchNorm
-from .conv import Conv2d as Conv2d
-from .conv import LazyConv2d as LazyConv2d
+from .conv2d import Conv2d as Conv2d
+from .conv2d import LazyConv2d as LazyConv2d
 from .dropout import Dropout as Dropout
 from .embedding import Embedding as Embedding
 from .interpolate import Upsample as Upsample
@@ -37,12 +34,15 @@ from .loss import SmoothL1Loss as SmoothL1Loss
 from .pooling import AdaptiveAvgPool2d as AdaptiveAvgPool2d
 from .pooling import AvgPool2d as AvgPool2d
 from .pooling import MaxPool2d as MaxPool2d
+from .prelu import PReLU as PReLU
 from .recurrent import GRU as GRU
 from .recurrent import LSTM as LSTM
 from .recurrent import RNN as RNN
 from .recurrent import GRUCell as GRUCell
 from .recurrent import LSTMCell as LSTMCell
 from .recurrent import RNNCell as RNNCell
+from .softmax import LogSoftmax as LogSoftmax
+from .softmax import Softmax as Softmax
 
 __all__: list[str]
 

@@ -11,29 +11,12 @@ __all__ = [
     "SELU",
     "Hardswish",
     "LeakyReLU",
-    "LogSoftmax",
-    "PReLU",
     "ReLU",
     "SiLU",
     "Sigmoid",
-    "Softmax",
     "Softplus",
     "Tanh",
 ]
-
-
-class Softmax(torch.nn.Softmax):
-    """:class:`torch.nn.Softmax` through :func:`pyops.functional.softmax`; any shape, same shape out."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.softmax(input, self.dim, _stacklevel=5)
-
-
-class LogSoftmax(torch.nn.LogSoftmax):
-    """:class:`torch.nn.LogSoftmax` through :func:`pyops.functional.log_softmax`; same shape out."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.log_softmax(input, self.dim, _stacklevel=5)
 
 
 class ReLU(torch.nn.ReLU):
@@ -48,13 +31,6 @@ class LeakyReLU(torch.nn.LeakyReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.leaky_relu(input, self.negative_slope, self.inplace)
-
-
-class PReLU(torch.nn.PReLU):
-    """:class:`torch.nn.PReLU` through :func:`pyops.functional.prelu`; any shape, same shape out."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.prelu(input, self.weight)
 
 
 class Sigmoid(torch.nn.Sigmoid):
