@@ -1,0 +1,32 @@
+"""toy_scale for the shared suite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyops import functional as F
+
+from ..cases import Case, Op, normal
+
+
+def toy_scale(input: Tensor, factor: float = 2.0) -> Tensor:
+    return input * factor
+
+
+OPS = {"toy_scale": Op(F.toy_scale, toy_scale, toy_scale, ("input",))}
+
+
+def case(shape: tuple[int, ...]) -> Case:
+    def make(generator: torch.Generator) -> dict[str, Tensor]:
+        return {"input": normal(generator, shape)}
+
+    return Case(f"toy_scale_{'x'.join(map(str, shape))}", "toy_scale", make, {"factor": 3.0})
+
+
+SMOKE = [case((9, 43))]
+TINY = [case((3, 5))]
+
+
+def valid_arguments() -> dict[str, tuple]:
+    return {"toy_scale": (torch.randn(3, 5), 2.0)}
