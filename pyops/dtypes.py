@@ -18,12 +18,10 @@ def autocasts_to_float32(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
 
 
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """What torch's autocast casts the arguments of a product on this device to; None where it is off."""
+def autocasts(input: Tensor) -> bool:
+    """Whether torch's autocast is on for tensors like this one."""
     device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -32,9 +30,9 @@ def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     As in torch, float64 and what is not floating-point stay as they are.
     """
     tensors = (input, *others)
-    dtype = autocast_dtype(input)
-    if dtype is None:
+    if not autocasts(input):
         return tensors
+    dtype = torch.get_autocast_dtype(input.device.type)
     return tuple(t if t is None or not _is_cast(t) else t.to(dtype) for t in tensors)
 
 

@@ -23,6 +23,10 @@ NONE, MEAN, SUM = REDUCTIONS = range(3)
 _FROM_OUTPUT = frozenset({IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, ELU})
 
 
+#: An activation in the schema of a raw op, in the order of :class:`Activation`.
+ACTIVATION_SCHEMA = "int kind, float alpha, float beta"
+
+
 class Activation(NamedTuple):
     """An activation as the raw ops take it: its number and its parameters.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _library, backends
 from ..dtypes import autocasts_to_float32
 from ..kinds import (
+    ACTIVATION_SCHEMA,
     ELU,
     GELU,
     GELU_TANH,
@@ -37,62 +38,63 @@ __all__ = ["elu", "gelu", "hardswish", "leaky_relu", "relu", "selu", "sigmoid", 
 
 _library.define(
     "activation_forward",
-    "(Tensor input, int kind, float a, float b) -> Tensor",
-    lambda input, kind, a, b: torch.empty_like(input),
+    f"(Tensor input, {ACTIVATION_SCHEMA}) -> Tensor",
+    lambda input, *activation: torch.empty_like(input),
 )
 _library.define(
     "activation_forward_",
-    "(Tensor(a!) input, int kind, float a, float b) -> ()",
-    lambda input, kind, a, b: None,
+    f"(Tensor(a!) input, {ACTIVATION_SCHEMA}) -> ()",
+    lambda input, *activation: None,
 )
 _library.define(
     "activation_backward",
-    "(Tensor grad_output, Tensor saved, int kind, float a, float b, bool saved_is_output) -> Tensor",
-    lambda grad_output, saved, kind, a, b, saved_is_output: torch.empty_like(saved),
+    f"(Tensor grad_output, Tensor saved, {ACTIVATION_SCHEMA}, bool saved_is_output) -> Tensor",
+    lambda grad_output, saved, *options: torch.empty_like(saved),
 )
 
 
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, kind: int, a: float, b: float, inplace: bool, ops: SimpleNamespace
+        ctx: Any, input: Tensor, activation: Activation, inplace: bool, ops: SimpleNamespace
     ) -> Tensor:
-        activation = Activation(kind, a, b)
         if inplace:
             keeps_output = activation.from_output
             saved = input if keeps_output else input.clone(memory_format=torch.preserve_format)
-            ops.activation_forward_(input, kind, a, b)
+            ops.activation_forward_(input, *activation)
             ctx.mark_dirty(input)
             output = input
         else:
             keeps_output = activation.keeps_output(input.dtype)
-            output = ops.activation_forward(input, kind, a, b)
+            output = ops.activation_forward(input, *activation)
             saved = output if keeps_output else input
         ctx.save_for_backward(saved)
         ctx.activation, ctx.saved_is_output, ctx.ops = activation, keeps_output, ops
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
-        kind, a, b = ctx.activation
         if torch.is_grad_enabled():
             # A formula of what was kept, which carries the graph that double backward needs.
-            found = reference.activation_gradient(grad, saved, kind, a, b, ctx.saved_is_output)
+            found = reference.activation_gradient(grad, saved, ctx.activation, ctx.saved_is_output)
         else:
             grad = laid_out_as(grad, saved)
-            found = ctx.ops.activation_backward(grad, saved, kind, a, b, ctx.saved_is_output)
-        return found, None, None, None, None, None
+            found = ctx.ops.activation_backward(grad, saved, *ctx.activation, ctx.saved_is_output)
+        return found, None, None, None
 
 
-# Kinds and parameters are passed as numbers: a compiler treats those of a global tuple as unknown.
-def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inplace: bool = False) -> Tensor:
+# Kind and parameters come as numbers: to torch.compile, those of a global tuple are unknown.
+def _activate(
+    function: str, input: Tensor, kind: int, alpha: float, beta: float, inplace: bool = False
+) -> Tensor:
     check_floating(function, "input", input)
     ops = backends.resolve(input)
     if ops is None:
-        if inplace and not Activation(kind, a, b).from_output:
-            return input.copy_(reference.activation(input.clone(), kind, a, b))
-        return reference.activation(input, kind, a, b, inplace)
+        activation = Activation(kind, alpha, beta)
+        if inplace and not activation.from_output:
+            return input.copy_(reference.activate(input.clone(), activation))
+        return reference.activate(input, activation, inplace)
     needs_grad = input.requires_grad and torch.is_grad_enabled()
     dense = input.is_contiguous() or dense_order(input) is not None
     if inplace:
@@ -100,17 +102,17 @@ def _activate(function: str, input: Tensor, kind: int, a: float, b: float, inpla
             refuse_leaf(function, input)
         # A compiler removes the copy; it cannot trace an in-place autograd.Function.
         if not dense or torch.compiler.is_compiling():
-            return input.copy_(_activate(function, input, kind, a, b))
+            return input.copy_(_activate(function, input, kind, alpha, beta))
         if not needs_grad:
-            ops.activation_forward_(input, kind, a, b)
+            ops.activation_forward_(input, kind, alpha, beta)
             if not input.is_inference():
                 torch.autograd.graph.increment_version(input)
             return input
     elif not dense:
         input = input.contiguous()
     if needs_grad:
-        return apply(_Activation, input, kind, a, b, inplace, ops)
-    return ops.activation_forward(input, kind, a, b)
+        return apply(_Activation, input, Activation(kind, alpha, beta), inplace, ops)
+    return ops.activation_forward(input, kind, alpha, beta)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

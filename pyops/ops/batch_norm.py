@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import acc_dtype
-from ..kinds import IDENTITY, RELU, parse
+from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
 from ..layouts import inverse
 from ..reference import batch_norm as reference
 from .tools.autograd import apply, differentiable_gradients
@@ -51,8 +51,8 @@ def _fake_forward(
     momentum: float,
     eps: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels = input.shape[dim]
@@ -77,8 +77,8 @@ def _fake_backward(
     dim: int,
     training: bool,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     needs_input: bool,
     needs_affine: bool,
     needs_residual: bool,
@@ -93,20 +93,18 @@ def _fake_backward(
     )
 
 
-_TAIL = "int kind, float a, float b"
-
 _library.define(
     "batch_norm_forward",
     "(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, Tensor? statistics, int dim, bool training, float momentum, float eps, "
-    f"{_TAIL}, bool save_mask) -> (Tensor output, Tensor mean, Tensor rstd, Tensor mask)",
+    f"{ACTIVATION_SCHEMA}, bool save_mask) -> (Tensor output, Tensor mean, Tensor rstd, Tensor mask)",
     _fake_forward,
 )
 _library.define(
     "batch_norm_backward",
     "(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
-    f"Tensor mean, Tensor rstd, Tensor? mean_gradients, int dim, bool training, {_TAIL}, bool needs_input, "
-    "bool needs_affine, bool needs_residual) "
+    f"Tensor mean, Tensor rstd, Tensor? mean_gradients, int dim, bool training, {ACTIVATION_SCHEMA}, "
+    "bool needs_input, bool needs_affine, bool needs_residual) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     _fake_backward,
 )
@@ -119,7 +117,7 @@ _library.define(
 _library.define(
     "batch_norm_backward_sums",
     "(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
-    f"Tensor mean, Tensor rstd, int dim, {_TAIL}) -> Tensor",
+    f"Tensor mean, Tensor rstd, int dim, {ACTIVATION_SCHEMA}) -> Tensor",
     lambda grad_output, input, weight, bias, residual, mask, mean, rstd, dim, *activation: input.new_empty(
         (2, input.shape[dim]), dtype=torch.float64
     ),
@@ -134,22 +132,20 @@ class Options(NamedTuple):
     momentum: float
     eps: float
     kind: int
-    a: float
-    b: float
+    alpha: float
+    beta: float
 
     @property
-    def activation(self) -> tuple[int, float, float]:
-        return self.kind, self.a, self.b
+    def activation(self) -> Activation:
+        return Activation(self.kind, self.alpha, self.beta)
 
+    def needs_mask(self, residual: Tensor | None) -> bool:
+        """Whether backward needs a stored mask: without residual, the input tells the sign again."""
+        return self.kind == RELU and residual is not None
 
-def needs_mask(kind: int, residual: Tensor | None) -> bool:
-    """Whether backward needs a stored mask: without residual, the sign is made again from the input."""
-    return kind == RELU and residual is not None
-
-
-def kept_residual(kind: int, residual: Tensor | None) -> Tensor | None:
-    """The residual where backward makes the activation's input again."""
-    return residual if kind not in (IDENTITY, RELU) else None
+    def kept_residual(self, residual: Tensor | None) -> Tensor | None:
+        """The residual where backward makes the activation's input again."""
+        return residual if self.kind not in (IDENTITY, RELU) else None
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -165,11 +161,11 @@ class _BatchNorm(torch.autograd.Function):
         options: Options,
         ops: SimpleNamespace,
     ) -> Tensor:
-        masked = needs_mask(options.kind, residual)
+        masked = options.needs_mask(residual)
         output, mean, rstd, mask = ops.batch_norm_forward(
             input, weight, bias, residual, running_mean, running_var, None, *options, masked
         )
-        residual = kept_residual(options.kind, residual)
+        residual = options.kept_residual(residual)
         ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd)
         ctx.options, ctx.ops = options, ops
         return output
@@ -197,7 +193,7 @@ def _differentiable(
     activation = options.activation
     if mask is not None:
         grad = grad * mask_elements(mask, grad.shape)
-        activation = (IDENTITY, 0.0, 0.0)
+        activation = Activation(IDENTITY)
     tensors = [input, weight, bias, residual]
     # The residual's gradient is the gradient in front of it where it was not kept.
     differentiable = [i for i in range(4) if needs[i] and tensors[i] is not None]
@@ -220,7 +216,7 @@ def _formula(
     mean: Tensor,
     rstd: Tensor,
     options: Options,
-    activation: tuple[int, float, float],
+    activation: Activation,
     *inputs: Tensor,
 ) -> Tensor:
     """The reference formula of the tensors, those at ``places`` replaced by ``inputs``."""
@@ -234,7 +230,7 @@ def _formula(
     else:
         running_mean, running_var, eps = mean, rstd.double().pow(-2), 0.0
     settings = (dim, training, 0.0, eps)
-    return reference.batch_norm(x, weight, bias, residual, running_mean, running_var, *settings, *activation)
+    return reference.batch_norm(x, weight, bias, residual, running_mean, running_var, *settings, activation)
 
 
 def batch_norm(
@@ -279,7 +275,7 @@ def batch_norm(
         RuntimeError: tensors on different devices.
     """
     name = "batch_norm"
-    kind, a, b = parse(name, activation)
+    function = parse(name, activation)
     check_floating(name, "input", input)
     check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is None:
@@ -288,10 +284,12 @@ def batch_norm(
             return torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
     else:
         check_residual(name, residual, input)
-    options = Options(1, training, float(momentum), float(eps), kind, a, b)
+    options = Options(1, training, float(momentum), float(eps), *function)
     ops = backends.resolve(input, "batch_norm_forward")
     if ops is None:
-        return reference.batch_norm(input, weight, bias, residual, running_mean, running_var, *options)
+        return reference.batch_norm(
+            input, weight, bias, residual, running_mean, running_var, *options[:4], function
+        )
     weight, bias, mean, var = map(_contiguous, (weight, bias, running_mean, running_var))
     order = memory_order(input)
     if order is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocast
-from ..kinds import Activation, parse
+from ..kinds import ACTIVATION_SCHEMA, IDENTITY, Activation, parse
 from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
 from ..reference import conv2d as reference
 from .tools.autograd import apply
@@ -44,8 +44,8 @@ def _fake_forward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_input_of_activation: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = output_shape(input, weight, stride, padding, dilation)
@@ -64,8 +64,8 @@ def _fake_backward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     saved_is_output: bool,
     needs_input: bool,
     needs_weight: bool,
@@ -83,7 +83,7 @@ def _fake_backward(
     )
 
 
-_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups, int kind, float a, float b, "
+_GEOMETRY = f"int[] stride, int[] padding, int[] dilation, int groups, {ACTIVATION_SCHEMA}, "
 
 _library.define(
     "conv2d_forward",
@@ -143,7 +143,7 @@ class _Conv2d(torch.autograd.Function):
             ctx.save_for_backward(input, weight, None, None, output if activation.kind else None)
         else:
             ctx.save_for_backward(input, weight, bias, residual, saved)
-        ctx.geometry, ctx.options = geometry, (*geometry, *activation)
+        ctx.geometry, ctx.activation = geometry, activation
         ctx.keeps_output, ctx.ops = keeps_output, ops
         ctx.channels_last = is_channels_last(output)
         return output
@@ -154,13 +154,13 @@ class _Conv2d(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             if not ctx.keeps_output:  # with the graph that double backward needs
-                saved = reference.conv2d(input, weight, bias, residual, *(*ctx.geometry, 0, 0.0, 0.0))
-            options = (*ctx.options, ctx.keeps_output, needs)
+                linear = (*ctx.geometry, Activation(IDENTITY))
+                saved = reference.conv2d(input, weight, bias, residual, *linear)
+            options = (*ctx.geometry, ctx.activation, ctx.keeps_output, needs)
             grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
             return (*grads, None, None, None)
-        grads = ctx.ops.conv2d_backward(
-            dense(grad, ctx.channels_last), input, weight, saved, *ctx.options, ctx.keeps_output, *needs
-        )
+        options = (*ctx.geometry, *ctx.activation, ctx.keeps_output, *needs)
+        grads = ctx.ops.conv2d_backward(dense(grad, ctx.channels_last), input, weight, saved, *options)
         return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
 
 
@@ -222,7 +222,7 @@ def conv2d(
             )
     ops = backends.resolve(input, "conv2d_forward")
     if ops is None:
-        return reference.conv2d(input, weight, bias, residual, *geometry, *function)
+        return reference.conv2d(input, weight, bias, residual, *geometry, function)
     input, weight, bias = for_kernels(input, weight, bias)
     if residual is not None:
         residual = dense(residual, is_channels_last(input) or is_channels_last(weight))

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..kinds import IDENTITY, RELU, Activation, parse
+from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
 from ..layouts import dense, empty_image, is_channels_last
 from ..reference import conv2d_max_pool2d as reference
 from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
@@ -71,8 +71,8 @@ def _fake_forward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     pool_kernel: Pair,
     pool_stride: Pair,
     pool_padding: Pair,
@@ -101,12 +101,11 @@ def _fake_backward(
     return grad_conv, grad_output.new_empty((channels if options[-1] else 0,))
 
 
-_ACTIVATION = "int kind, float a, float b, "
 _WINDOWS = "int[] pool_kernel, int[] pool_stride, int[] pool_padding, int[] pool_dilation, bool ceil_mode, "
 _library.define(
     "conv2d_max_pool2d_forward",
     "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-    + _ACTIVATION
+    + f"{ACTIVATION_SCHEMA}, "
     + _WINDOWS
     + "bool save_argmax, bool save_input_of_activation) -> (Tensor output, Tensor argmax, Tensor saved)",
     _fake_forward,
@@ -114,7 +113,7 @@ _library.define(
 _library.define(
     "conv2d_max_pool2d_backward",
     "(Tensor grad_output, Tensor argmax, Tensor? saved, SymInt[] conv_size, "
-    + _ACTIVATION
+    + f"{ACTIVATION_SCHEMA}, "
     + "bool saved_is_output, "
     + _WINDOWS
     + "bool needs_bias) -> (Tensor grad_conv, Tensor grad_bias)",
@@ -178,7 +177,7 @@ def _formula(
     pool: _Pool,
     *_: Tensor,
 ) -> Tensor:
-    return reference.conv2d_max_pool2d(*tensors, (*geometry, *activation), pool)
+    return reference.conv2d_max_pool2d(*tensors, (*geometry, activation), pool)
 
 
 def _kernels(input: Tensor, pool: _Pool) -> SimpleNamespace | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..kinds import IDENTITY, LEAKY_RELU, RELU, Activation, parse
+from ..kinds import ACTIVATION_SCHEMA, IDENTITY, LEAKY_RELU, RELU, Activation, parse
 from ..layouts import dense_order, inverse
 from ..reference import dropout as reference
 from .tools.autograd import apply
@@ -32,8 +32,8 @@ def _fake_backward(
     seed: Tensor | None,
     p: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     dim: int,
     saved_is_output: bool,
     needs_bias: bool,
@@ -50,13 +50,13 @@ _library.define(
 _library.define("dropout_", "(Tensor(a!) input, Tensor seed, float p) -> ()", lambda input, seed, p: None)
 _library.define(
     "bias_activation_dropout_forward",
-    "(Tensor input, Tensor? bias, Tensor? residual, Tensor? seed, float p, int kind, float a, float b, "
-    "int dim) -> Tensor",
-    lambda input, bias, residual, seed, p, kind, a, b, dim: torch.empty_like(input),
+    f"(Tensor input, Tensor? bias, Tensor? residual, Tensor? seed, float p, {ACTIVATION_SCHEMA}, int dim) "
+    "-> Tensor",
+    lambda input, *others: torch.empty_like(input),
 )
 _library.define(
     "bias_activation_dropout_backward",
-    "(Tensor grad_output, Tensor? saved, Tensor? bias, Tensor? seed, float p, int kind, float a, float b, "
+    f"(Tensor grad_output, Tensor? saved, Tensor? bias, Tensor? seed, float p, {ACTIVATION_SCHEMA}, "
     "int dim, bool saved_is_output, bool needs_bias) -> (Tensor grad_input, Tensor grad_bias)",
     _fake_backward,
 )
@@ -102,30 +102,33 @@ class _FusedDropout(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         seed: Tensor | None,
-        options: tuple[float, int, float, float, int],
+        p: float,
+        activation: Activation,
+        dim: int,
         keeps_output: bool,
         ops: SimpleNamespace,
     ) -> Tensor:
-        output = ops.bias_activation_dropout_forward(input, bias, residual, seed, *options)
-        if options[1] == IDENTITY:
+        output = ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+        if activation.kind == IDENTITY:
             ctx.save_for_backward(None, None, seed)
         elif keeps_output:
             ctx.save_for_backward(output, None, seed)
         else:
             ctx.save_for_backward(input, bias, seed)
-        ctx.call = options, keeps_output, ops
+        ctx.call = p, activation, dim, keeps_output, ops
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
-        options, keeps_output, ops = ctx.call
-        arguments = (*ctx.saved_tensors, *options, keeps_output, needs_bias)
+        p, activation, dim, keeps_output, ops = ctx.call
+        tensors, rest = ctx.saved_tensors, (dim, keeps_output, needs_bias)
         if torch.is_grad_enabled():
+            arguments = (*tensors, p, activation, *rest)
             dx, db = reference.bias_activation_dropout_gradient(grad, *arguments)
         else:
-            dx, db = ops.bias_activation_dropout_backward(grad.contiguous(), *arguments)
-        return dx, db if needs_bias else None, grad if needs_residual else None, None, None, None, None
+            dx, db = ops.bias_activation_dropout_backward(grad.contiguous(), *tensors, p, *activation, *rest)
+        return dx, db if needs_bias else None, grad if needs_residual else None, *(None,) * 6
 
 
 def dropout(
@@ -260,17 +263,16 @@ def _apply_fused(
     dim: int,
 ) -> Tensor:
     ops = backends.resolve(input)
-    options = (p, *activation, dim)
     if ops is None:
-        return reference.bias_activation_dropout(input, bias, residual, seed, *options)
+        return reference.bias_activation_dropout(input, bias, residual, seed, p, activation, dim)
     if torch.is_grad_enabled() and (
         input.requires_grad
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
         keeps_output = residual is None and _keeps_output(activation, input.dtype)
-        return apply(_FusedDropout, input, bias, residual, seed, options, keeps_output, ops)
-    return ops.bias_activation_dropout_forward(input, bias, residual, seed, *options)
+        return apply(_FusedDropout, input, bias, residual, seed, p, activation, dim, keeps_output, ops)
+    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
 
 
 def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocast
-from ..kinds import RELU, Activation, parse
+from ..kinds import ACTIVATION_SCHEMA, RELU, Activation, parse
 from ..reference import linear as reference
 from ..reference.dropout import bias_activation_dropout_gradient
 from .dropout import draw_seed
@@ -32,8 +32,8 @@ def _fake_forward(
     seed: Tensor | None,
     p: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_input_of_activation: bool,
 ) -> tuple[Tensor, Tensor]:
     # Elsewhere the kernels do.
@@ -55,8 +55,8 @@ def _fake_backward(
     seed: Tensor | None,
     p: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     saved_is_output: bool,
     needs_input: bool,
     needs_weight: bool,
@@ -71,14 +71,14 @@ def _fake_backward(
 
 _library.define(
     "linear_forward",
-    "(Tensor input, Tensor weight, Tensor? bias, Tensor? seed, float p, int kind, float a, float b, "
+    f"(Tensor input, Tensor weight, Tensor? bias, Tensor? seed, float p, {ACTIVATION_SCHEMA}, "
     "bool save_input_of_activation) -> (Tensor output, Tensor saved)",
     _fake_forward,
 )
 _library.define(
     "linear_backward",
-    "(Tensor grad_output, Tensor? input, Tensor weight, Tensor? saved, Tensor? seed, float p, int kind, "
-    "float a, float b, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias) "
+    "(Tensor grad_output, Tensor? input, Tensor weight, Tensor? saved, Tensor? seed, float p, "
+    f"{ACTIVATION_SCHEMA}, bool saved_is_output, bool needs_input, bool needs_weight, bool needs_bias) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     _fake_backward,
 )
@@ -92,38 +92,37 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         seed: Tensor | None,
-        options: tuple[float, int, float, float],
+        p: float,
+        activation: Activation,
         ops: SimpleNamespace,
     ) -> Tensor:
-        keeps_output = options[1] <= RELU or Activation(*options[1:]).keeps_output(input.dtype)
-        output, saved = ops.linear_forward(input, weight, bias, seed, *options, not keeps_output)
+        keeps_output = activation.kind <= RELU or activation.keeps_output(input.dtype)
+        output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
         if keeps_output:
             # A frozen layer does not hold on to its input.
             kept_input = input if ctx.needs_input_grad[1] else None
-            ctx.save_for_backward(kept_input, weight, output if options[1] else None, seed)
+            ctx.save_for_backward(kept_input, weight, output if activation.kind else None, seed)
         else:
             ctx.save_for_backward(input, weight, saved, seed, bias)
-        ctx.call = options, keeps_output, ops
+        ctx.call = p, activation, keeps_output, ops
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, saved, seed, *bias = ctx.saved_tensors
-        options, keeps_output, ops = ctx.call
+        p, activation, keeps_output, ops = ctx.call
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             tensors = (input, weight, saved if keeps_output else bias[0], seed)
-            return (*_differentiable(grad, *tensors, options, keeps_output, needs), None, None, None)
+            return (*_differentiable(grad, *tensors, p, activation, keeps_output, needs), *(None,) * 4)
         grad_input, grad_weight, grad_bias = ops.linear_backward(
-            grad.contiguous(), input, weight, saved, seed, *options, keeps_output, *needs
+            grad.contiguous(), input, weight, saved, seed, p, *activation, keeps_output, *needs
         )
         return (
             grad_input if needs[0] else None,
             grad_weight if needs[1] else None,
             grad_bias if needs[2] else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -133,20 +132,20 @@ def _differentiable(
     weight: Tensor,
     output_or_bias: Tensor | None,
     seed: Tensor | None,
-    options: tuple[float, int, float, float],
+    p: float,
+    activation: Activation,
     keeps_output: bool,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of input, weight and bias that can be differentiated again."""
-    p, kind, a, b = options
     if not keeps_output:
         tensors = (input, weight, output_or_bias)
         wanted = tuple(t for t, needed in zip(tensors, needs, strict=True) if needed and t is not None)
-        formula = partial(_formula, tensors, seed, options)
+        formula = partial(_formula, tensors, seed, p, activation)
         found = iter(differentiable_gradients(formula, wanted, (grad,)))
         return tuple(next(found) if needed else None for needed in needs)
     dz, grad_bias = bias_activation_dropout_gradient(
-        grad, output_or_bias, None, seed, p, kind, a, b, grad.dim() - 1, True, needs[2]
+        grad, output_or_bias, None, seed, p, activation, grad.dim() - 1, True, needs[2]
     )
     grad_weight = None
     if needs[1]:
@@ -154,10 +153,11 @@ def _differentiable(
     return dz @ weight if needs[0] else None, grad_weight, grad_bias if needs[2] else None
 
 
-def _formula(tensors: tuple[Any, ...], seed: Tensor | None, options: tuple[Any, ...], *_: Tensor) -> Tensor:
-    p, kind, a, b = options
+def _formula(
+    tensors: tuple[Any, ...], seed: Tensor | None, p: float, activation: Activation, *_: Tensor
+) -> Tensor:
     input, weight, bias = tensors
-    return reference.linear(input, weight, bias, seed, p, kind, a, b)
+    return reference.linear(input, weight, bias, seed, p, activation)
 
 
 def linear(
@@ -220,11 +220,11 @@ def linear(
     seed = draw_seed(input.device, generator) if training and dropout_p > 0.0 else None
     ops = backends.resolve(input)
     if ops is None:
-        return reference.linear(input, weight, bias, seed, dropout_p, *function)
+        return reference.linear(input, weight, bias, seed, dropout_p, function)
     input, weight = _operand(input), _operand(weight)
     differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if differentiable and torch.is_grad_enabled():
-        return apply(_Linear, input, weight, bias, seed, (dropout_p, *function), ops)
+        return apply(_Linear, input, weight, bias, seed, dropout_p, function, ops)
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..dtypes import autocast, autocast_dtype
+from ..dtypes import autocast, autocasts
 from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from .dropout import dropout as drop
 from .recurrent import GATES, Weights, one_direction
@@ -352,7 +352,7 @@ def _cast(
     name: str, input: Tensor, hx: tuple[Tensor, ...], layers: list[Weights]
 ) -> tuple[Tensor, tuple[Tensor, ...], list[Weights]]:
     """The tensors in one dtype: autocast's where it is on; otherwise they must agree."""
-    if autocast_dtype(input) is not None:
+    if autocasts(input):
         layers = [Weights._make(autocast(input, *weights)[1:]) for weights in layers]
         input, *states = autocast(input, *hx)
         hx = tuple(states)

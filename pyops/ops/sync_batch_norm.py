@@ -19,7 +19,7 @@ from .. import backends
 from ..kinds import parse
 from ..layouts import inverse
 from ..reference import batch_norm as reference
-from .batch_norm import Options, kept_residual, needs_mask
+from .batch_norm import Options
 from .tools.autograd import apply
 from .tools.batch_norm import check_residual, check_vectors, in_order, memory_order
 from .tools.checks import check_floating
@@ -58,11 +58,11 @@ class _SyncBatchNorm(torch.autograd.Function):
         count = input.numel() // input.shape[options.dim]
         local = ops.batch_norm_statistics(input, options.dim)
         statistics, total = _global_statistics(local, count, group)
-        masked = needs_mask(options.kind, residual)
+        masked = options.needs_mask(residual)
         output, mean, rstd, mask = ops.batch_norm_forward(
             input, weight, bias, residual, None, None, statistics, *options, masked
         )
-        residual = kept_residual(options.kind, residual)
+        residual = options.kept_residual(residual)
         ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd, total)
         ctx.options, ctx.group, ctx.ops = options, group, ops
         ctx.mark_non_differentiable(statistics, total)
@@ -117,7 +117,7 @@ def sync_batch_norm(
         RuntimeError: tensors on different devices; a backend without kernels; a second derivative.
     """
     name = "SyncBatchNorm"
-    kind, a, b = parse(name, activation)
+    function = parse(name, activation)
     check_floating(name, "input", input)
     check_vectors(name, input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     if residual is not None:
@@ -127,7 +127,7 @@ def sync_batch_norm(
         raise RuntimeError(
             f"{name}: there are no kernels for {input.device} in use that could share statistics"
         )
-    options = Options(1, True, 0.0, float(eps), kind, a, b)
+    options = Options(1, True, 0.0, float(eps), *function)
     order = memory_order(input)
     if order is not None:
         options = options._replace(dim=order.index(1))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dtypes import acc_dtype
-from .activation import activation
+from ..kinds import Activation
+from .activation import activate
 
 
 def centred(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,9 +35,7 @@ def batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
 ) -> Tensor:
     """activation(batch_norm(input) + residual); in training, the running statistics are updated."""
     x = input.to(acc_dtype(input.dtype))
@@ -57,7 +56,7 @@ def batch_norm(
         value = value + bias.to(x.dtype).view(shape)
     if residual is not None:
         value = value + residual.to(x.dtype)
-    return activation(value, kind, a, b).to(input.dtype)
+    return activate(value, activation).to(input.dtype)
 
 
 @torch.no_grad()

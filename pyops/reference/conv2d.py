@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .activation import activation, activation_gradient
+from ..kinds import Activation
+from .activation import activate, activation_gradient
 
 
 def conv2d(
@@ -17,15 +18,13 @@ def conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
 ) -> Tensor:
     """activation(conv2d(input, weight) + bias + residual) of ``input`` [N, C, H, W]."""
     value = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
         value = value + residual
-    return activation(value, kind, a, b)
+    return activate(value, activation)
 
 
 def conv2d_gradient(
@@ -37,15 +36,13 @@ def conv2d_gradient(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
     saved_is_output: bool,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of input, weight, bias and residual where needed, differentiable in every tensor."""
     if saved is not None:
-        grad = activation_gradient(grad, saved, kind, a, b, saved_is_output)
+        grad = activation_gradient(grad, saved, activation, saved_is_output)
     product = torch.ops.aten.convolution_backward(
         grad, input, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, needs[:3]
     )

@@ -19,7 +19,7 @@ def conv2d_max_pool2d(
 ) -> Tensor:
     """max_pool2d(activation(conv2d(input, weight) + bias)) of ``input`` [N, C, H, W].
 
-    ``convolution`` is stride, padding, dilation, groups, kind, a and b of ``conv2d``; ``pool`` is kernel,
+    ``convolution`` is stride, padding, dilation, groups and activation of ``conv2d``; ``pool`` is kernel,
     stride, padding, dilation and ceil_mode of ``max_pool2d``.
     """
     return torch.max_pool2d(conv2d(input, weight, bias, None, *convolution), *pool)

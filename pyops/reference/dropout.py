@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dtypes import acc_dtype
-from .activation import activation, activation_gradient
+from ..kinds import Activation
+from .activation import activate, activation_gradient
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -60,13 +61,11 @@ def bias_activation_dropout(
     residual: Tensor | None,
     seed: Tensor | None,
     p: float,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
     dim: int,
 ) -> Tensor:
     """residual + dropout(activation(input + bias)), the bias of shape (C,) along ``dim``."""
-    value = activation(_with_bias(input.to(acc_dtype(input.dtype)), bias, dim), kind, a, b)
+    value = activate(_with_bias(input.to(acc_dtype(input.dtype)), bias, dim), activation)
     if seed is not None:
         value = value * dropout_factor(value, seed, p)
     if residual is not None:
@@ -80,9 +79,7 @@ def bias_activation_dropout_gradient(
     bias: Tensor | None,
     seed: Tensor | None,
     p: float,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
     dim: int,
     saved_is_output: bool,
     needs_bias: bool,
@@ -99,7 +96,7 @@ def bias_activation_dropout_gradient(
         elif factor is not None:
             # A dropped output is 0; its gradient is, too, whatever the activation's output was.
             argument = argument / factor.masked_fill(factor == 0, 1.0)
-        value = activation_gradient(value, argument, kind, a, b, saved_is_output)
+        value = activation_gradient(value, argument, activation, saved_is_output)
     over = [i for i in range(grad.dim()) if i != dim]
     grad_bias = value.sum(over) if over and needs_bias else value
     return value.to(grad.dtype), grad_bias.to(grad.dtype) if needs_bias else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .activation import activation
+from ..kinds import Activation
+from .activation import activate
 from .dropout import dropout
 
 
@@ -15,10 +16,8 @@ def linear(
     bias: Tensor | None,
     seed: Tensor | None,
     p: float,
-    kind: int,
-    a: float,
-    b: float,
+    activation: Activation,
 ) -> Tensor:
     """dropout(activation(input @ weight.T + bias)); no dropout without a ``seed``."""
-    output = activation(torch.nn.functional.linear(input, weight, bias), kind, a, b)
+    output = activate(torch.nn.functional.linear(input, weight, bias), activation)
     return output if seed is None else dropout(output.contiguous(), seed, p)

@@ -7,6 +7,7 @@ import torch
 
 import pyops
 import pyops.functional as F
+from pyops.kinds import Activation, parse
 from tests.suite import checks
 from tests.suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend, raw
 from tests.suite.cases import DTYPES, Case, pairwise, sweep
@@ -198,14 +199,14 @@ def test_gradients_only_where_asked_for(
         torch.autograd.grad(f(*tensors, activation=activation).square().sum(), asked)
         for f in (
             F.linear,
-            lambda *a, activation: pyops.reference.linear.linear(*a, None, 0.0, *_parsed(activation)),
+            lambda *a, activation: pyops.reference.linear.linear(*a, None, 0.0, _parsed(activation)),
         )
     )
     torch.testing.assert_close(found, expected)
 
 
-def _parsed(activation: str | None) -> tuple:
-    return pyops.kinds.parse("linear", activation)
+def _parsed(activation: str | None) -> Activation:
+    return parse("linear", activation)
 
 
 @sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
@@ -282,7 +283,7 @@ def test_dropout_is_that_of_the_output(backend: Backend, options: dict) -> None:
         generator=torch.Generator(backend.device).manual_seed(5),
     )  # fmt: skip
     seed = pyops.ops.dropout.draw_seed(found.device, torch.Generator(backend.device).manual_seed(5))
-    wanted = pyops.reference.linear.linear(*tensors, seed, p, *_parsed(options["activation"]))
+    wanted = pyops.reference.linear.linear(*tensors, seed, p, _parsed(options["activation"]))
     upstream = torch.randn_like(wanted)
     results = [(y, *torch.autograd.grad(y, tensors, upstream)) for y in (found, wanted)]
     # Elements of either are 0 together; 16-bit results differ by a rounding on the way.

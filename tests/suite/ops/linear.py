@@ -9,6 +9,7 @@ from torch import Tensor
 
 import pyops
 from pyops import functional as F
+from pyops.kinds import RELU, Activation
 
 from ..backends import Backend, raw
 from ..cases import Case, Op, normal
@@ -88,7 +89,7 @@ def _check_dropout(backend: Backend) -> None:
     x, w = torch.rand(9, 5), torch.rand(21, 5)
     seed = torch.tensor([7, 8])
     found = raw(backend, "linear_forward")(x, w, None, seed, 0.5, 1, 0.0, 0.0, False)[0]
-    torch.testing.assert_close(found, pyops.reference.linear.linear(x, w, None, seed, 0.5, 1, 0.0, 0.0))
+    torch.testing.assert_close(found, pyops.reference.linear.linear(x, w, None, seed, 0.5, Activation(RELU)))
 
 
 SMOKE_CHECKS = {"linear_dropout": _check_dropout}
