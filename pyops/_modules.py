@@ -1,4 +1,4 @@
-"""Modules found by where they stand, and the names that they declare: no list of them is kept."""
+"""Finds the modules of a package, and the names that they declare, so that no list of them is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def load(package: str) -> list[ModuleType]:
-    """Import the modules of ``package``, in alphabetical order; its subpackages and ``_private`` ones not."""
+    """Import the modules of ``package`` in alphabetical order, but no subpackage and no ``_private`` one."""
     found = pkgutil.iter_modules(sys.modules[package].__path__)
     names = sorted(m.name for m in found if not m.ispkg and not m.name.startswith("_"))
     return [importlib.import_module(f"{package}.{name}") for name in names]

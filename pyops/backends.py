@@ -2,8 +2,8 @@
 
 The choice is made per call from the tensor's device and dtype: by default the compiled library of
 that device, or what :func:`use_backend`, :func:`set_backend` or the environment variable
-``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises; falling back silently is
-never done.
+``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises: there is no
+silent fallback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BACKENDS = ("cpp", "cuda", "triton", "reference")
 _FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
-#: Largest tensor of :func:`prefers_torch`: about where a kernel of ours starts to win back its call.
+#: Largest tensor of :func:`prefers_torch`: on larger ones a kernel saves about what its call costs.
 TINY_ELEMENTS = 1024
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
@@ -123,7 +123,7 @@ def _check_usable(name: str) -> None:
 def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | None:
     """The op handles that serve ``tensor``, or None for the reference implementation.
 
-    It serves the tensor, too, where ``op`` is given and the backend has no kernel for it (yet).
+    It also serves the tensor where ``op`` is given and the backend has no kernel for it.
 
     The handles are attributes by op name (``handles.cross_entropy_forward``), each an ``OpOverload``.
 
@@ -157,10 +157,10 @@ def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
 
     ``elements`` is what the rule counts where that is not ``input`` itself (an op whose output is larger).
 
-    A Python ``autograd.Function`` takes longer per call than torch's C++ one, and on so few elements the call
-    is all there is. The rule holds on the CPU, and only while no backend is asked for by name and the library
-    is there (its absence must not go unnoticed). Fused forms never use it (they win by replacing several
-    calls), nor does dropout, whose mask is the same everywhere.
+    A call of a Python ``autograd.Function`` takes longer than one of torch's in C++, and on so few elements
+    the call is most of the time. The rule holds on the CPU, and only while no backend is asked for by name
+    and the library is there (its absence must not go unnoticed). Fused forms never use it, because they win
+    by replacing several calls, nor does dropout, because its mask must be the same everywhere.
     """
     if _requested is not None or not input.is_cpu or "cpp" not in _handles:
         return False

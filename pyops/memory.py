@@ -24,7 +24,7 @@ class OutputCacheStats(NamedTuple):
 
 
 def output_cache_stats() -> OutputCacheStats:
-    """How things stand.
+    """The state of the cache.
 
     Raises:
         RuntimeError: the C++ CPU kernels are not loaded.

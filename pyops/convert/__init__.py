@@ -58,7 +58,7 @@ def convert(model: M, fuse: bool = True) -> M:
 def revert(model: M) -> M:
     """Undo :func:`convert`, in place: the modules are torch's again, and forward runs as it is written.
 
-    Modules that were made as pyops's stay that.
+    Modules that were constructed as those of pyops.nn stay so.
 
     Returns:
         ``model``.

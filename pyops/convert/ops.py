@@ -1,4 +1,4 @@
-"""What the nodes of a traced graph compute, in the terms in which fusion is written down.
+"""What the nodes of a traced graph compute, in the terms of the fusion patterns.
 
 ``self.relu(x)``, ``F.relu(x)``, ``torch.relu_(x)`` and ``x.relu()`` are one op of the kind ``"activation"``.
 """
@@ -17,8 +17,8 @@ from torch.nn import Module
 from .. import functional, nn
 from .swap import of_a_library, plain_type
 
-#: Attributes and arguments of the activations that are no part of what kernels compute, and the values for
-#: which they may be called by name. Keys are what a kernel calls it.
+#: By the kernels' name of an activation: its module, and the attributes that must have these values for
+#: kernels to compute it.
 _ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "relu": (nn.ReLU, {}),
     "leaky_relu": (nn.LeakyReLU, {"negative_slope": 0.01}),
@@ -65,7 +65,7 @@ _ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 @dataclass(frozen=True)
 class Op:
-    """A node as an op on ``input``: a ``module`` of pyops.nn, or one made for what a function does."""
+    """A node as an op on ``input``; ``module`` is what it calls, or does what the called function does."""
 
     kind: str
     node: Node
@@ -75,7 +75,7 @@ class Op:
     other: Node | None = None
     #: Attributes of ``module`` that decided what it is.
     decisive: tuple[str, ...] = ()
-    #: Why it cannot be part of anything, although its kind could.
+    #: Why it cannot be fused although its kind can.
     problem: str | None = None
 
 
@@ -86,7 +86,7 @@ def kind_of(module: Module) -> str | None:
 
 
 def op_of(node: Node, module: Module | None) -> Op | None:
-    """What ``node`` computes (``module`` is what it calls, if it calls one); None if nothing of interest."""
+    """``node`` as an op; None if it is of no kind that is fused. ``module`` is what it calls, if any."""
     if not node.args or not isinstance(node.args[0], Node):
         return None
     if module is not None:
@@ -95,7 +95,7 @@ def op_of(node: Node, module: Module | None) -> Op | None:
         return None
     try:
         return _function_op(node)
-    except (TypeError, ValueError):  # arguments that the function itself will refuse
+    except (TypeError, ValueError):  # the function itself will refuse the arguments
         return None
 
 
@@ -156,7 +156,7 @@ def _function_op(node: Node) -> Op | None:
 
 
 def _arguments(node: Node, *names: str) -> dict[str, Any] | None:
-    """The constants given by ``node`` for ``names``, its arguments after the first; None if it has others."""
+    """The constants that ``node`` passes for ``names``, behind the first argument; None if it has others."""
     given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
     inplace = given.pop("inplace", False) or (len(node.args) == len(names) + 2 and node.args[-1])
     extra = len(node.args) > len(names) + 2 or not given.keys() <= set(names) or isinstance(inplace, Node)
@@ -164,7 +164,7 @@ def _arguments(node: Node, *names: str) -> dict[str, Any] | None:
 
 
 def _addition(node: Node) -> Op | None:
-    """``a + b`` of two tensors. What is added to may be either; in place, only the first."""
+    """``a + b`` of two tensors. Either may be the op's input; in place, only the first."""
     if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1 or not node.kwargs.keys() <= {"alpha"}:
         return None
     first, second = node.args
@@ -183,7 +183,7 @@ def added_to(op: Op, chain: Node) -> Op | None:
 
 
 def changes_in_place(node: Node, module: Module | None) -> bool:
-    """Whether ``node`` may change a tensor that it is given: unless it is known not to."""
+    """Whether ``node`` may change a tensor that it is given; true unless it is known not to."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
     if node.op == "call_module":

@@ -62,7 +62,7 @@ _HEADS = {pattern.kinds[0] for pattern in PATTERNS}
 
 
 def has_heads(module: Module) -> bool:
-    """Whether there is a module in ``module`` with which a pattern begins."""
+    """Whether a pattern begins with one of the modules in ``module``."""
     return any(kind_of(m) in _HEADS for m in module.modules())
 
 
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def inputs(self) -> tuple[Node, ...]:
-        """What the step is called with: as the graph is now, where other groups may have become steps."""
+        """What the step is called with, in the present graph: other groups may be steps already."""
         nodes = self.nodes
         others = [i for node in nodes[1:] for i in node.all_input_nodes if i not in nodes]
         return (nodes[0].all_input_nodes[0], *others)
@@ -100,7 +100,7 @@ class Group:
 
     @property
     def place(self) -> Node:
-        """The node whose place the step takes: it needs the residual, or else only the first op's input."""
+        """The node whose place the step takes: the addition, which needs the residual, or the first op."""
         return next((op.node for op in self.ops if op.kind == "add"), self.ops[0].node)
 
     @property
@@ -119,7 +119,7 @@ class Refusal:
 
 
 def find_groups(traced: Trace) -> tuple[list[Group], list[Refusal]]:
-    """The longest groups that do not overlap, in the graph's order, and what stopped longer ones."""
+    """The longest groups that do not overlap, in the graph's order, and why longer ones were refused."""
     search = _Search(traced)
     groups: list[Group] = []
     refusals: list[Refusal] = []
@@ -144,7 +144,7 @@ class _Search:
         self._ops = {node: op_of(node, self._called(node)) for node in self._nodes}
 
     def longest(self, head: Node, taken: set[Node]) -> tuple[Group | None, Refusal | None]:
-        """The longest group that begins with ``head``, and the first that there would have been."""
+        """The longest group that begins with ``head``, and the first one that was refused."""
         refusal = None
         for pattern in PATTERNS:
             ops = self._match(head, pattern.kinds)
@@ -189,7 +189,7 @@ class _Search:
         return changes_in_place(node, self._called(node))
 
     def _residual_problem(self, group: Group) -> str | None:
-        """The step runs where the residual is there: nothing may change its input on the way."""
+        """The step runs once the residual is computed; until then nothing may change its input."""
         first, last = self._order[group.nodes[0]], self._order[group.place]
         for node in self._nodes[first + 1 : last]:
             if node not in group.nodes and self._changes(node):
@@ -198,5 +198,5 @@ class _Search:
 
 
 def _wants_to_see(hooks: dict[int, object]) -> bool:
-    """Whether there are hooks other than the one that initialises a lazy module in its first call."""
+    """Whether there are hooks besides the one that initialises a lazy module at its first call."""
     return any(getattr(hook, "__name__", "") != "_infer_parameters" for hook in hooks.values())

@@ -1,9 +1,9 @@
 """Forward with fused groups: a :class:`Plan`, and the class that runs it.
 
-A plan is a graph of ``trace.py`` in which steps stand for groups, as a Python function. It belongs to the
-module in whose forward the members of a group meet. The modules stay where and what they are: called by
-themselves, sliced out of a Sequential or given a hook, each computes what it always did, and a plan that is
-not true any more is not used.
+A plan is a graph of ``trace.py``, compiled to a Python function, in which a step replaces each group. It
+belongs to the module whose forward calls all members of a group. The members stay where and what they are:
+called by itself, sliced out of a Sequential or given a hook, each computes what it always did. A plan that no
+longer describes its module is not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .trace import Trace, hooks_of, is_opaque, trace
 
 
 class Plan:
-    """A way to run ``forward`` of the module that it was made for, while :meth:`holds`.
+    """A way to run ``forward`` of the module that it was made for, as long as it :meth:`holds`.
 
     ``groups`` says what is fused, in names. The modules that are called and the steps are attributes ``m0``,
     ``s0``, ...; ``function(plan, module, *inputs)`` finds them there.
@@ -46,7 +46,7 @@ class Plan:
         self.function = self._compile(traced.graph, owner, steps)
 
     def holds(self, owner: Module, inputs: tuple[Any, ...]) -> bool:
-        """Whether everything is as it was when the plan was made, and the call is one that it is for."""
+        """Whether nothing has changed since the plan was made, and it was made for such a call."""
         if len(inputs) != self._inputs or not all(isinstance(input, Tensor) for input in inputs):
             return False
         for module, name, value in self._reads:
@@ -55,7 +55,7 @@ class Plan:
         return self.obstacle(owner) is None
 
     def obstacle(self, owner: Module) -> str | None:
-        """What keeps the plan from being used until it goes away."""
+        """What keeps the plan from being used, or None."""
         if any(self._hooks) or _has_any_global_hook():
             return "a hook was added"
         for module, children in self._children:
@@ -73,7 +73,7 @@ class Plan:
         return name
 
     def _insert(self, graph: Graph, group: Group) -> Node:
-        """Replace the group's nodes by one that calls its step; that one."""
+        """Replace the group's nodes by one that calls its step, and return it."""
         nodes, step = group.nodes, self._add("s", group.pattern.step(*group.arguments))
         with graph.inserting_before(group.place):
             call = graph.call_module(step, group.inputs)
@@ -110,15 +110,15 @@ def _names(nodes: Sequence[Node]) -> str:
 
 
 def _shared(callers: list[tuple[Module, ...]]) -> int:
-    """How many of the outermost callers are the same for all."""
+    """How many callers, counted from the outermost, all rows have in common."""
     return sum(all(c is row[0] for c in row) for row in zip(*callers, strict=False))
 
 
 def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
-    """The trace of ``module``'s forward, the plan that it gives, if any, and what is not fused, and why.
+    """The trace of ``module``'s forward, its plan if there is one, and what is not fused and why.
 
-    A group all of whose ops are in the forward of a module below is left to that one's plan, and what is
-    below is looked into only where a group needs it: for its ops, or to see that it changes nothing in place.
+    A group whose ops are all in the forward of one submodule is left to the plan of that submodule. A
+    submodule is traced only where a group needs it: for its ops, or to see that nothing changes in place.
 
     Raises:
         Untraceable: the forward of ``module`` cannot be traced.
@@ -139,7 +139,7 @@ def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
 
 
 def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
-    """The groups, and what was near to being one, that are not all in the forward of a module below."""
+    """The groups, and the refused ones, that no submodule's forward holds as a whole."""
 
     def is_own(nodes: Any) -> bool:
         return _shared([node.meta["callers"] for node in nodes]) == 1
@@ -149,7 +149,7 @@ def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
 
 
 def make_plans(module: Module) -> None:
-    """Note the plans of ``module``, one for each mode that its forward asks for, and what was not fused.
+    """Record the plans of ``module``, one per mode that its forward reads, and what was not fused.
 
     Raises:
         Untraceable: the forward of ``module`` cannot be traced.
@@ -179,7 +179,7 @@ def _training(modules: list[Module], mode: bool) -> Iterator[None]:
 
 
 def install(module: Module) -> None:
-    """Give ``module``, whose plans are noted, the class that runs them."""
+    """Give ``module``, whose plans are recorded, the class that runs them."""
     change_class(module, _planned)
 
 
@@ -190,7 +190,7 @@ def uninstall(module: Module) -> None:
 
 @cache
 def planned_class(kind: Any) -> Any:
-    """``kind`` with a forward that runs the first of an instance's plans that holds, if one does."""
+    """``kind`` with a forward that runs the instance's first plan that holds, or else that of ``kind``."""
 
     @wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +202,7 @@ def planned_class(kind: Any) -> Any:
 
     def __setstate__(self: Any, state: Any) -> None:
         kind.__setstate__(self, state)
-        # A copy, or a module that was read from a file: plans are made for one object and are not stored.
+        # A copy, or a module read from a file: a plan belongs to one object and is not stored.
         if "_pyops_conversion" in self.__dict__:
             make_plans(self)
 
@@ -218,7 +218,7 @@ def planned_class(kind: Any) -> Any:
         "__setstate__": __setstate__,
         "__reduce_ex__": __reduce_ex__,
         "_pyops_base": kind,
-        # Of the class as well: slices of a Sequential are instances that nobody planned.
+        # Of the class, too: a slice of a Sequential is an instance without plans of its own.
         "_pyops_conversion": Conversion(),
     }
     return subclass(kind, members)
@@ -230,5 +230,5 @@ def _planned(kind: Any) -> type[Module]:
 
 
 def _new(kind: Any, *arguments: Any) -> Any:
-    """An empty instance of the planned class of ``kind``: classes are stored by name, and it has none."""
+    """An empty instance of the planned class of ``kind``, which pickle cannot find by its name."""
     return planned_class(kind).__new__(planned_class(kind), *arguments)

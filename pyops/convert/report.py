@@ -20,7 +20,7 @@ class Entry:
     module: str
     #: ``"replaced"``, ``"fused"``, ``"not fused"``, ``"not traced"`` or ``"left"``.
     action: str
-    #: By what, what, or why.
+    #: What replaced it, what was fused, or why not.
     detail: str
 
 
@@ -59,7 +59,7 @@ _STYLES = dict(zip(_ACTIONS, ("green", "bold green", "yellow", "yellow", "dim"),
 
 
 def conversion_report(model: Module) -> Report:
-    """What :func:`pyops.convert` made of ``model``, as it is now: replaced, fused, left, and why.
+    """What :func:`pyops.convert` has replaced, fused and left in ``model``, and why.
 
     Returns:
         A list of :class:`Entry`, in the order of ``model.named_modules()``; ``str()`` and ``rich.print`` make
@@ -96,7 +96,7 @@ def _lines(module: Module) -> Iterator[tuple[str, str]]:
 
 
 def _groups(module: Module, conversion: Conversion) -> dict[str, str | None]:
-    """What is fused in any mode, each once, and what is in the way now."""
+    """What is fused in any mode, each once, and what keeps it from being used now."""
     groups: dict[str, str | None] = {}
     for plan in conversion.plans:
         groups |= dict.fromkeys(plan.groups, plan.obstacle(module))

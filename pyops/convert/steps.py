@@ -1,8 +1,8 @@
 """What a fused group of ops runs: a call of one kernel, on the parameters as they are at that moment.
 
-A step is made of the ops of its group, None for each optional one that is not there, and is called with the
-group's input and, if it has one, the tensor that is added. Where that does not fit what the kernel takes, it
-computes the group op by op.
+A step is made of the ops of its group, with None for each optional one that is missing. It is called with
+the group's input and, where the group adds one, the residual. What the kernel does not take is computed op by
+op.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Parts = tuple[Op | None, ...]
 
 
 class Step:
-    """Base: the names of what the group does, and the group computed op by op."""
+    """The base class: the group's activation, and how to compute the group op by op."""
 
     def __init__(self, *ops: Op | None) -> None:
         modules: list[Any] = [op.module for op in ops if op is not None and op.kind == "activation"]
@@ -40,7 +40,7 @@ class Step:
         return self._activate(x if residual is None else x + residual)
 
     def _in_one_dtype(self, input: Tensor, residual: Tensor | None) -> bool:
-        """Whether the ops, one by one, would all compute in the dtype that the kernel computes in."""
+        """Whether each op by itself would compute in the dtype that the kernel computes in."""
         dtype, device = input.dtype, input.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             if self.activation == "softplus":  # autocast computes it in float32
@@ -65,7 +65,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _output_shape(conv: nn.Conv2d, input: Tensor) -> tuple[int, ...]:
-    right = conv._reversed_padding_repeated_twice  # left, right, top, bottom, whatever the padding is called
+    right = conv._reversed_padding_repeated_twice  # left, right, top, bottom, also of a named padding
     padded = (input.shape[-2] + right[2] + right[3], input.shape[-1] + right[0] + right[1])
     size = [
         (padded[i] - conv.dilation[i] * (conv.kernel_size[i] - 1) - 1) // conv.stride[i] + 1 for i in range(2)
@@ -170,7 +170,7 @@ class BatchNormStep(Step):
 
 
 class Conv2dBatchNormStep(BatchNormStep):
-    """conv2d, batch_norm, add, activation. Once trained, the normalisation is part of the weights."""
+    """conv2d, batch_norm, add, activation. In evaluation the normalisation is folded into the weights."""
 
     def __init__(self, conv: Op, norm: Op, add: Op | None, activation: Op | None) -> None:
         super().__init__(norm, add, activation)
@@ -211,7 +211,7 @@ class Conv2dBatchNormStep(BatchNormStep):
 
 
 class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
-    """conv2d, batch_norm, activation, max_pool2d, one kernel once the normalisation is in the weights."""
+    """conv2d, batch_norm, activation, max_pool2d: one kernel where the normalisation is folded."""
 
     def __init__(self, conv: Op, norm: Op, activation: Op | None, pool: Op) -> None:
         super().__init__(conv, norm, None, activation)
@@ -229,7 +229,7 @@ class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
 
 
 def _sources(conv: Any, norm: Any) -> list[Tensor]:
-    """What folded weights are made of."""
+    """The tensors that folded weights depend on."""
     tensors = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return [tensor for tensor in tensors if tensor is not None]
 
@@ -250,19 +250,19 @@ class _Folded:
     """A folded weight and bias, and what they were made of."""
 
     def __init__(self, conv: Any, norm: Any) -> None:
-        # Not as tensors of inference mode: a later call may be differentiated by its input.
+        # No tensors of inference mode: a later call may need the gradient of its input.
         with torch.inference_mode(False), torch.no_grad():
             self.result = _fold(conv, norm)
             self._sources = _sources(conv, norm)
             self._versions = [_version(t) for t in self._sources]
             self._eps = norm.eps
-            # Changes through .data leave no trace but these. On a GPU, looking would mean waiting for it.
+            # A change through .data shows in the values only. On a GPU, comparing them would wait for it.
             on_cpu = conv.weight.is_cpu
             self._looks = [t[:, 0, 0, 0] if t.dim() == 4 else t[:] for t in self._sources] if on_cpu else []
             self._seen = [t.clone() for t in self._looks]
 
     def holds(self, conv: Any, norm: Any) -> bool:
-        """Whether the same would come out now."""
+        """Whether folding again would give the same."""
         return (
             norm.eps == self._eps
             and all(map(operator.is_, self._sources, _sources(conv, norm)))
@@ -272,5 +272,5 @@ class _Folded:
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
-    # An inference tensor counts no versions; it can be changed only in inference mode.
+    # An inference tensor has no version; only inference mode can change it.
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

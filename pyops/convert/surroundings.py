@@ -1,6 +1,6 @@
 """What a forward can see besides its input and its module: modes, types, global and random state.
 
-fx sees none of it. The tracer asks here what it must not miss.
+fx does not see it; the tracer watches it with the help of this module.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch.fx import Proxy
 from torch.nn import Module
 
-#: What forward has read: a module or, of global variables, the Python module; the name; the value it had.
+#: What forward has read: its owner (a module, or the Python module of a global variable), name and value.
 Read = tuple[Module | ModuleType, str, Any]
 
 
 @contextmanager
 def replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
-    """While it lasts, each of the namespaces has the given value under the given name."""
+    """Context in which each namespace has the given value under the given name."""
     missing = object()
     before = [(namespace, name, namespace.get(name, missing)) for namespace, name, _ in replacements]
     try:
@@ -39,9 +39,9 @@ def replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[No
 
 
 def questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
-    """What a forward may ask and fx would answer wrongly, with functions that do not (see :func:`replaced`).
+    """Replacements (see :func:`replaced`) for the questions of a forward that fx would answer wrongly.
 
-    Only for the modules' own code: torch itself goes on asking, and may be imported meanwhile.
+    They are for the modules' own code only: torch itself goes on asking, and may be imported meanwhile.
     """
     forwards = [inspect.unwrap(type(module).forward) for module in modules]
     scopes = {id(f.__globals__): f.__globals__ for f in forwards if isinstance(f, FunctionType)}
@@ -71,7 +71,7 @@ _ANSWERS: dict[Any, Callable[..., bool]] = {
 
 
 def _answer(value: Any) -> Callable[..., bool] | None:
-    """What stands for ``value``, which may be anything, if it is one of the questions."""
+    """The replacement of ``value`` if it is one of the questions."""
     return next((answer for question, answer in _ANSWERS.items() if value is question), None)
 
 
@@ -84,7 +84,7 @@ class _Torch(ModuleType):
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
-    """``isinstance``, to which the stand-in of an input is a tensor."""
+    """``isinstance`` for which the stand-in of an input is a tensor."""
     if not isinstance(value, Proxy):
         return isinstance(value, kinds)
     if value.node.op != "placeholder":

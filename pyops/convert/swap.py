@@ -65,7 +65,7 @@ def forget(module: Module) -> None:
 
 
 def plain_type(module: Module) -> type[Module]:
-    """The class of a module without what ``torch.nn.utils.parametrize`` has put over it."""
+    """The class of a module under the one that ``torch.nn.utils.parametrize`` may have derived from it."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
@@ -75,7 +75,7 @@ def change_class(module: Module, choose: Callable[[type[Module]], type[Module] |
     if chosen is None:
         return False
     if parametrize.is_parametrized(module):
-        # torch made this class for this one module, to hold properties in the place of its parameters.
+        # torch made this class for this one module, with properties in place of its parameters.
         own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         chosen = type(type(module).__name__, (chosen,), own)
     module.__class__ = chosen
@@ -89,21 +89,21 @@ def swap(module: Module) -> None:
 
 
 def unswap(module: Module) -> None:
-    """The inverse; modules that were made as pyops.nn's stay that."""
+    """The inverse; a module that was constructed as one of pyops.nn stays one."""
     conversion = conversion_of(module)
     if conversion is not None and conversion.swapped:
         change_class(module, TO_TORCH.get)
 
 
 class _Unregistered:
-    """First base of classes made here: they are none to those who list their subclasses."""
+    """First base of the classes made here: it keeps them from ``__init_subclass__`` hooks of their bases."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         pass
 
 
 def subclass(kind: type[Module], members: dict[str, Any]) -> type[Module]:
-    """A subclass that goes by the same name."""
+    """A subclass with the same name and docstring."""
     names = {key: getattr(kind, key) for key in ("__module__", "__qualname__", "__doc__")}
     bases = (kind,) if issubclass(kind, _Unregistered) else (_Unregistered, kind)
     meta: Any = type(kind)
@@ -137,7 +137,7 @@ def is_leaf(module: Module) -> bool:
 
 
 def why_left(module: Module) -> str | None:
-    """Why a module that computes something is not pyops.nn's; None if it is, or has only children."""
+    """Why a module that computes something is none of pyops.nn; None if it is, or only has children."""
     kind = plain_type(module)
     if kind in TO_TORCH:
         return None

@@ -1,9 +1,9 @@
 """What a module's forward does, as a graph: :mod:`torch.fx`, made strict.
 
-fx runs a module's forward once on stand-ins for its inputs and writes down what happens to them. Whatever
-else forward looks at or does is lost, or frozen as it was at that moment. Here such a forward is refused
-(:class:`Untraceable`), or what it looked at is noted (:attr:`Trace.reads`), so that the graph is used only
-while it is still true.
+fx runs a module's forward once, on stand-ins for its inputs, and records what happens to them. Anything else
+that forward reads or does is lost, or frozen as it was at that moment. Here such a forward is refused
+(:class:`Untraceable`), or what it read is recorded (:attr:`Trace.reads`), so that the graph is used only
+while it is still right.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Trace:
 
 
 def hooks_of(module: Module) -> list[dict[int, Any]]:
-    """The dicts, empty or not, of everything that wants to see a call of ``module``."""
+    """The dicts of hooks that a call of ``module`` runs, empty or not."""
     return [
         module._forward_pre_hooks,
         module._forward_hooks,
@@ -68,7 +68,7 @@ def hooks_of(module: Module) -> list[dict[int, Any]]:
 
 
 def is_opaque(module: Module) -> bool:
-    """Whether ``module`` is called as it is, and not looked into: its forward is no business of ours."""
+    """Whether ``module`` stays a call in the graph, and its forward is not traced."""
     conversion = conversion_of(module)
     return (
         is_leaf(module)
@@ -79,7 +79,7 @@ def is_opaque(module: Module) -> bool:
 
 
 def visible(module: Module, opaque: Callable[[Module], bool]) -> Iterator[Module]:
-    """``module`` and what is below it, down to and without the opaque ones; each once."""
+    """``module`` and the modules in it, each once, without opaque ones and what is in these."""
     seen, stack = {module}, [module]
     while stack:
         current = stack.pop()
@@ -91,12 +91,12 @@ def visible(module: Module, opaque: Callable[[Module], bool]) -> Iterator[Module
 
 
 def trace(module: Module, opaque: Callable[[Module], bool] = is_opaque) -> Trace:
-    """The graph of ``module``'s forward and of those called in it, but for the opaque ones.
+    """The graph of ``module``'s forward and of the forwards that it calls, except for opaque modules.
 
-    A module below that turns out to be untraceable is left as a call.
+    A submodule that cannot be traced is left as a call.
 
     Raises:
-        Untraceable: ``module``'s own forward is.
+        Untraceable: ``module``'s own forward cannot be traced.
     """
     also: set[Module] = set()
     while True:
@@ -109,7 +109,7 @@ def trace(module: Module, opaque: Callable[[Module], bool] = is_opaque) -> Trace
 
 
 class _Proxy(Proxy):
-    """A stand-in that knows ``+=`` from ``+``, which fx takes for the same."""
+    """A stand-in that tells ``+=`` from ``+``; to fx they are the same."""
 
 
 def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Proxy]:
@@ -134,13 +134,13 @@ for _name in (
 
 
 class _RefuseOps(TorchDispatchMode):
-    """Outside of the graph, nothing is computed: it would be computed only once."""
+    """Refuses to compute outside of the graph, because that would happen only once."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"forward computes {function} from something else than its input")
 
 
-# What every module has is the business of torch.nn, except for its mode.
+# What every module has belongs to torch.nn, except for its mode.
 _INTERNAL = frozenset(vars(Module())) - {"training"} | {"_pyops_conversion", "__dict__", "__class__"}
 
 _CONSTANTS = (
@@ -150,7 +150,7 @@ _CONSTANTS = (
 
 
 def _is_constant(value: Any) -> bool:
-    """Whether ``value`` itself stays what it is, so that it is enough to see that it is still there."""
+    """Whether ``value`` cannot change, so that it is enough to see later that it is still there."""
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
     return isinstance(value, _CONSTANTS)
@@ -160,7 +160,7 @@ class _Tracer(torch.fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, opaque: Callable[[Module], bool]) -> None:
-        modules: Any = (math, functional)  # its stub knows a tuple of one only
+        modules: Any = (math, functional)  # its stub declares a tuple of one
         super().__init__(autowrap_modules=modules)
         self._opaque = opaque
         self._watched: dict[Module, None] = {}
@@ -180,7 +180,7 @@ class _Tracer(torch.fx.Tracer):
                 graph = self.trace(module)
         except Untraceable:
             raise
-        except Exception as error:  # whatever a forward may raise when it is run on stand-ins
+        except Exception as error:  # a forward may raise anything when it runs on stand-ins
             raise Untraceable(self._callers[-1], _first_line(error)) from error
         if random_state() != before:
             raise Untraceable(module, "forward draws random numbers in Python")
@@ -189,7 +189,7 @@ class _Tracer(torch.fx.Tracer):
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
-        """While it lasts, every visible module reports what is read from it and written to it."""
+        """Context in which every visible module reports what is read from it and written to it."""
         classes: dict[Module, Any] = {module: type(module) for module in self._watched}
         try:
             for module, kind in classes.items():
@@ -202,7 +202,7 @@ class _Tracer(torch.fx.Tracer):
                 object.__setattr__(module, "__class__", kind)
 
     def note_read(self, module: Module, name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):  # the graph, too, will look it up
+        if isinstance(value, torch.Tensor):  # the graph looks it up itself
             return
         if not _is_constant(value):
             kind = type(value).__name__
@@ -215,7 +215,7 @@ class _Tracer(torch.fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        # Stand-ins for what must be given. What may be left out is: another call does not use the graph.
+        # Stand-ins for the required arguments. A call that gives others does not use the graph.
         return root_fn, [
             self.root,
             *(self.create_proxy("placeholder", n, (), {}) for n in inputs_of(root_fn)),
@@ -231,7 +231,7 @@ class _Tracer(torch.fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         self._callers.append(m)
         self._inlined[m] = None
-        # Stays where it is if this raises: to be blamed.
+        # If this raises, m stays last: the error names it.
         result = super().call_module(m, forward, args, kwargs)
         self._callers.pop()
         return result
@@ -258,7 +258,7 @@ class _Tracer(torch.fx.Tracer):
 
 @cache
 def _watched(kind: Any) -> type[Module]:
-    """``kind`` with eyes: instances tell their tracer what is read from and written to them."""
+    """``kind`` whose instances tell their tracer what is read from and written to them."""
 
     def __getattribute__(self: Module, name: str) -> Any:
         value = kind.__getattribute__(self, name)

@@ -20,7 +20,7 @@ class Conv2d(torch.nn.Conv2d):
     Shapes: input (N, C, H, W) or (C, H, W); output (N, K, OH, OW) or (K, OH, OW).
     """
 
-    # Of the class as well: an instance that pyops.convert made of torch's has no attribute of its own.
+    # Of the class, too: an instance that pyops.convert has made of torch's has no such attribute.
     activation: str | None = None
 
     def __init__(

@@ -4,11 +4,11 @@ Kernels: ``conv2d/conv2d_max_pool2d`` in ``csrc/cpu``, ``csrc/cuda`` and ``trito
 convolution's output is never written: forward writes the pooled output and one byte for each of its
 elements; backward turns the pooled gradient into the convolution's, from which ``conv2d_backward``, without
 activation and bias, forms the gradients of input and weight. Where a backend has no kernels, its ``conv2d``
-and ``max_pool2d`` follow each other.
+runs, and then its ``max_pool2d``.
 
 The raw ops take ``input`` and ``weight`` as ``conv2d_forward`` does, and all tensors of the output's shape
 in one memory format: channels_last where input or weight is, by the strides, else contiguous. ``grad_conv``
-follows ``argmax`` in that.
+has the format of ``argmax``.
 
 ``conv2d_max_pool2d_forward``
     The activation is applied to every element before the maximum. ``argmax`` is, as ``max_pool2d``'s, the

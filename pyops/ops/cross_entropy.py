@@ -67,8 +67,8 @@ _library.define(
 _library.define("cross_entropy_backward", f"({_SAVED.format(logits='Tensor')}) -> Tensor", _fake_backward)
 _library.define("cross_entropy_backward_", f"({_SAVED.format(logits='Tensor(a!)')}) -> ()", _fake_backward_)
 
-# On the CPU alone: a scalar loss with its gradient for an upstream gradient of 1, and that gradient made
-# right for another. A GPU's host would have to wait to know which it is.
+# On the CPU only: forward writes the gradient of a scalar loss for an upstream gradient of 1, and regrade_
+# corrects it for another one. On a GPU, the host would have to wait to know which it is.
 _library.define(
     "cross_entropy_forward_with_grad",
     f"(Tensor logits, Tensor target, Tensor? weight, Tensor? sample_weight, {_OPTIONS}) "
@@ -172,9 +172,9 @@ def _differentiable(
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether the usual call, [N, C] float32 and [N] indices, needs no normalising: every check at once.
+    """Whether this is the usual call, [N, C] float32 and [N] indices, which needs no normalising.
 
-    On a small batch the checks one by one would cost as much as the kernel.
+    On a small batch, one check after the other would cost as much as the kernel.
     """
     return (
         isinstance(input, Tensor)
@@ -334,7 +334,7 @@ def _fused(
         loss, stats, _ = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
         if return_lse:
             lse = (stats[0] + stats[1]).view(without_class_dim(logits.shape))
-    if row_shape is not None:  # the rows were laid out otherwise
+    if row_shape is not None:  # the rows were laid out differently
         loss = loss.reshape(row_shape) if options[0] == 0 else loss
         lse = lse.reshape(row_shape) if lse is not None else None
     return loss, lse
@@ -343,8 +343,11 @@ def _fused(
 def _has_one_scale(
     logits: Tensor, options: tuple[int, int, float, float], return_lse: bool, inplace_backward: bool
 ) -> bool:
-    """Whether forward may write the gradient: the upstream gradient is one number, most likely 1 (a scaler's
-    is not, hence no 16-bit types), and nobody asked to spare memory, which torch.compile plans itself."""
+    """Whether forward may write the gradient.
+
+    The upstream gradient must be one number, most likely 1 (a gradient scaler's is not, hence no 16-bit
+    types). The caller has not asked to save memory, nor does torch.compile plan it.
+    """
     return (
         options[0] != 0
         and not return_lse

@@ -276,8 +276,11 @@ def _apply_fused(
 
 
 def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:
-    """Whether backward gets the output. It is scaled before it is rounded, so that 16 bits of it say less of
-    the activation's output than torch keeps; only the sign is sure."""
+    """Whether backward gets the output, and not the input.
+
+    The output is scaled before it is rounded: 16 bits of it hold less of the activation's output than torch
+    keeps. Only the sign is certain.
+    """
     if activation.kind <= RELU:
         return True
     return activation.from_output and (dtype.itemsize > 2 or activation.kind == LEAKY_RELU)

@@ -59,8 +59,8 @@ _library.define(
     lambda *arguments: _fake_gradients(arguments[1], arguments[-1]),
 )
 
-# On the CPU alone: a scalar loss with its gradients for an upstream gradient of 1, and such a gradient made
-# right for another. A GPU's host would have to wait to know which it is.
+# On the CPU only: forward writes the gradients of a scalar loss for an upstream gradient of 1, and regrade_
+# corrects one for another upstream gradient. On a GPU, the host would have to wait to know which it is.
 _library.define(
     "elementwise_loss_forward_with_grad",
     f"({_TENSORS}, {_OPTIONS}, bool both) "
@@ -186,7 +186,7 @@ def elementwise_loss(
         and input.is_contiguous()
         and target.is_contiguous()
         and not (kind == BCE_WITH_LOGITS and target.requires_grad)
-    ):  # the usual call, for which what follows would do nothing
+    ):  # the usual call: there is nothing to convert
         return _apply(input, target, (None, 1, None, 1), options, ops)
     dtype = input.dtype
     for tensor in (target, weight, pos_weight):

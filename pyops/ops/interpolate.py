@@ -114,7 +114,7 @@ def interpolate(
         types in float32.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type or value, or an option that the mode has not.
+        TypeError, ValueError: an argument of wrong type or value, or an option that the mode does not have.
         RuntimeError: an input without channels or spatial extent; an output size below 1.
     """
     name = "interpolate"

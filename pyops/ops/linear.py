@@ -36,7 +36,7 @@ def _fake_forward(
     beta: float,
     save_input_of_activation: bool,
 ) -> tuple[Tensor, Tensor]:
-    # Elsewhere the kernels do.
+    # On other devices the kernels check this.
     torch._check(weight.dim() == 2, lambda: f"linear: weight must have 2 dimensions, got {weight.dim()}")
     torch._check(input.dim() > 0, lambda: "linear: input must have at least 1 dimension, got a 0-d tensor")
     torch._check(
@@ -170,7 +170,7 @@ def linear(
     training: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""dropout(activation(input @ weight.T + bias)), as :func:`torch.nn.functional.linear` and what follows.
+    r"""dropout(activation(input @ weight.T + bias)), as :func:`torch.nn.functional.linear`, and what follows.
 
     Args:
         input: shape (*, in_features), any strides.

@@ -186,7 +186,7 @@ def _is_tiny(input: Tensor, target: Tensor) -> bool:
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether this is the usual call, two float32 tensors of one shape: every check at once."""
+    """Whether this is the usual call, two float32 tensors of one shape."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)

@@ -86,7 +86,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
         found = [dx if needs[0] else None, None, None, dresidual if needs[3] else None]
         if sums is not None:
-            # Of this process alone: whoever averages parameters' gradients over processes does it for all.
+            # Of this process alone: DistributedDataParallel averages the gradients of all parameters.
             like = next((t for t in saved[1:3] if t is not None), saved[6])
             if needs[1]:
                 found[1] = (sums[1] * saved[6]).to(like.dtype)

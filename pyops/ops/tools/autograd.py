@@ -12,8 +12,8 @@ from torch import Tensor
 def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """The gradients that forward wrote and saved, for the first backward; None for a later one.
 
-    Given away once: a later backward (retain_graph) must not find what their owner made of them. As
-    ``.data``, whose version is its own: the owner's changes are none to what autograd has saved.
+    They are given away once: their new owner may change them, which a later backward (retain_graph) must not
+    see. ``.data`` has a version of its own, so that autograd does not take such a change for an error.
     """
     if not ctx.is_fresh:
         return None
