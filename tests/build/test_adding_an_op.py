@@ -73,13 +73,6 @@ with pyops.use_backend("reference"):
 
 FOUND = """
 from pyops.benchmarks import cases
-from tests.suite import checks, ops
-from tests.suite.backends import CPP
-[module] = [m for m in ops.MODULES if m.__name__.endswith(".toy_scale")]
-assert "toy_scale" in ops.OPS
-with pyops.use_backend("cpp"):
-    for case in module.SMOKE:
-        checks.check_accuracy(case, CPP, torch.float32)
 assert [case.op for case in cases.select(["toy_scale"], torch.device("cpu"))] == ["toy_scale"]
 """
 
@@ -102,5 +95,20 @@ def test_cuda_kernel_compiles_and_is_called(tree: Path) -> None:
     run_in(tree, "from tests.cuda_emulation import build\nbuild.load()" + CALLS.format(backend="emulated"))
 
 
-def test_suite_and_benchmarks_find_it(tree: Path) -> None:
+def test_benchmarks_find_it(tree: Path) -> None:
     run_in(tree, FOUND)
+
+
+def test_suite_runs_all_checks_of_it(tree: Path) -> None:
+    arguments = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_contract.py",
+        "-k",
+        "toy_scale and cpp",
+    )
+    done = run_python(*arguments, environment={"PYTHONPATH": str(tree)}, directory=tree)
+    assert "passed" in done.stdout

@@ -10,69 +10,15 @@ import torch
 import pyops
 from pyops.functional import interpolate
 from tests.suite import checks
-from tests.suite.backends import THOROUGH, WITH_KERNELS, Backend, raw
-from tests.suite.cases import Case, sweep
+from tests.suite.backends import Backend, raw
 from tests.suite.layouts import LAYOUTS, channels_last
-from tests.suite.ops.interpolate import interpolate_case as case
-from tests.suite.ops.interpolate import source_indices
+from tests.suite.ops.interpolate import MODES, source_indices
 from tests.suite.torch_samples import check_torchs_samples, op_infos
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-MODES = ("nearest", "nearest-exact")
 
 # ------------------------------------------------------------------------------------------------ accuracy
-
-# Integer factors with loops of their own and one without; ratios up and down; 33 columns end inside vectors.
-_RESIZES = [{"scale_factor": 2.0}, {"scale_factor": 3.0}, {"scale_factor": 4}, {"scale_factor": 5.0},
-            {"scale_factor": 1.0}, {"scale_factor": 1.6}, {"scale_factor": 0.5}, {"scale_factor": 0.37},
-            {"size": 13}, {"size": 1}]  # fmt: skip
-_OPTIONS = [
-    case((2, 3, 4, 7), mode=mode, last=last, **resize)
-    for mode in MODES
-    for last in (False, True)
-    for resize in _RESIZES
-]
-_SHAPES = [
-    case((1, 1, 1), size=5),
-    case((2, 3, 33), size=(50,)),
-    case((2, 3, 33), scale_factor=2),
-    case((1, 2, 3, 37), scale_factor=(2.0, 3.0)),
-    case((2, 16, 3, 5), scale_factor=2.0, last=True),
-    case((1, 19, 2, 3), size=(5, 4), last=True),
-    case((2, 3, 3, 4, 5), scale_factor=2.0),
-    case((1, 2, 4, 3, 5), size=(3, 7, 4), mode="nearest-exact"),
-    case((1, 8, 2, 3, 4), size=(3, 5, 9), last=True),
-    case((1, 2, 3, 5), size=(70, 4)),
-    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=True),
-    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=False),
-]
-_LARGE = [
-    case((2, 19, 67, 129), scale_factor=2.0, quick=False),
-    case((2, 19, 67, 129), scale_factor=2.0, last=True, quick=False),
-    case((1, 3, 100, 90), size=(701, 333), quick=False),
-    case((2, 3, 300, 400), size=(31, 77), mode="nearest-exact", quick=False),
-]
-
-
-@sweep(_OPTIONS, [torch.float32])
-def test_accuracy_of_every_factor(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_SHAPES)
-def test_accuracy_of_every_shape(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_LARGE, [torch.float32, torch.bfloat16])
-def test_accuracy_at_large_sizes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep([case((0, 3, 4, 5), scale_factor=2.0), case((0, 3, 4), size=7)], [torch.float32])
-def test_empty_batch(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
 
 
 def _drawn_resizes(seed: int, count: int) -> list[tuple[int, dict]]:
@@ -129,21 +75,6 @@ def test_values_are_copied_bit_by_bit(kernels: Backend) -> None:
 
 # ------------------------------------------------------------------------------------------------- layouts
 
-_LAYOUT_CASES = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 3, 4, 5, 3), size=(2, 7, 4)),
-                 case((2, 3, 5), scale_factor=1.5)]  # fmt: skip
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@sweep(_LAYOUT_CASES, [torch.float32, torch.bfloat16])
-def test_strided_input(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=layout)
-
-
-@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
-@sweep([*_LAYOUT_CASES, case((2, 8, 3, 4), scale_factor=2.0, last=True)], [torch.float32])
-def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
-    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
-
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "contiguous"])
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 3, 4, 5, 3), (2, 1, 3, 4), (2, 4, 1, 1), (2, 5, 3)])
@@ -170,59 +101,10 @@ def test_result_may_be_changed_in_place(backend: Backend) -> None:
 
 # ---------------------------------------------------------------------------------- gradients, dispatching
 
-_COMPACT = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 8, 3, 4), size=(5, 3), last=True),
-            case((1, 3, 5), scale_factor=1.5, mode="nearest-exact")]  # fmt: skip
-
-
-@sweep(
-    [
-        case((1, 2, 3, 2), size=(4, 3)),
-        case((1, 2, 3, 2), size=(4, 3), last=True),
-        case((1, 2, 3), scale_factor=2.0),
-    ],
-    [torch.float64],
-)
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
-def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_compile(case, backend, dtype)
-
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
     images = [torch.randn(2, 3, height, 30, requires_grad=True) for height in (20, 31, 43)]
     checks.check_compiles_once(interpolate, [(x,) for x in images], scale_factor=2.0)
-
-
-@sweep(
-    [case((2, 19, 67, 129), scale_factor=2.5, last=last, quick=False) for last in (False, True)]
-    + _COMPACT[:1],
-    [torch.float32, torch.bfloat16],
-    WITH_KERNELS,
-)
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16])
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
 
 
 def test_backward_keeps_nothing(kernels: Backend) -> None:
@@ -283,31 +165,6 @@ def test_modules_are_torchs(backend: Backend) -> None:
 _X = torch.zeros(2, 3, 40, 50)
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "change"),
-    [
-        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
-        (ValueError, "align_corners is an option of the linear modes", {"align_corners": False}),
-        (ValueError, "antialias is an option of the linear modes", {"antialias": True}),
-        (ValueError, "either size or scale_factor must be given, got both", {"scale_factor": 2.0}),
-        (ValueError, "either size or scale_factor must be given, got neither", {"size": None}),
-        (ValueError, r"size must have one value for each of the input's 2 .* got \(3,\)", {"size": (3,)}),
-        (ValueError, "scale_factor must have one value for each", {"size": None, "scale_factor": [2.0]}),
-        (TypeError, "size must be integers, got 2.5", {"size": (3, 2.5)}),
-        (ValueError, "recompute_scale_factor needs a scale_factor", {"recompute_scale_factor": True}),
-        (RuntimeError, r"output size must be at least 1, got \(0, 5000\)", {"size": (0, 5000)}),
-        (
-            RuntimeError,
-            r"input must be non-empty but for its batch.*\(2, 0, 4, 4\)",
-            {"input": _X[:, :0, :4, :4]},
-        ),
-    ],
-)
-def test_bad_argument_is_named(error: type[Exception], message: str, change: dict) -> None:
-    with pytest.raises(error, match=f"interpolate: {message}"), pyops.use_backend("cpp"):
-        interpolate(**{"input": _X, "size": (30, 30), **change})
-
-
 def test_unknown_modes_and_shapes_raise_as_torchs() -> None:
     with pytest.raises(NotImplementedError):
         interpolate(_X, scale_factor=2.0, mode="nearest-ish")
@@ -315,37 +172,7 @@ def test_unknown_modes_and_shapes_raise_as_torchs() -> None:
         interpolate(_X[0, 0], size=())
 
 
-def test_meta_tensors_give_shapes() -> None:
-    assert interpolate(_X.to("meta"), scale_factor=1.5).shape == (2, 3, 60, 75)
-
-
 _FORWARD, _BACKWARD = "interpolate_nearest_forward", "interpolate_nearest_backward"
-
-
-@pytest.mark.parametrize("op", [_FORWARD, _BACKWARD])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {0: torch.zeros(2, 3)},
-        {0: torch.zeros(1, 1, 1, 1, 1, 1)},
-        {0: torch.zeros(2, 3, 4, 5).long()},
-        {0: torch.zeros(2, 3, 5, 4).mT},
-        {0: torch.zeros(2, 3, 0, 5)},
-        {1: [3]},
-        {1: [3, 4, 5]},
-        {1: [3, 0]},
-        {1: [-1, 3]},
-        {2: [2.0]},
-        {2: [2.0, -1.0]},
-        {2: [2.0, float("nan")]},
-    ],
-)
-def test_raw_op_refuses(kernels: Backend, op: str, change: dict) -> None:
-    good = (torch.zeros(2, 3, 4, 5), [3, 4], [0.0, 0.0], False, False)
-    arguments = [change.get(i, a) for i, a in enumerate(good)]
-    arguments[0] = checks.on_device({"x": arguments[0]}, kernels.device)["x"]
-    with pytest.raises(RuntimeError, match=op):
-        raw(kernels, op)(*arguments)
 
 
 @pytest.mark.parametrize("op", [_FORWARD, _BACKWARD])

@@ -9,47 +9,11 @@ import pyops
 import pyops.functional as F
 from pyops.kinds import Activation, parse
 from tests.suite import checks
-from tests.suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend, raw
-from tests.suite.cases import DTYPES, Case, pairwise, sweep
-from tests.suite.layouts import LAYOUTS
-from tests.suite.ops.linear import ACTIVATIONS, case
+from tests.suite.backends import Backend
+from tests.suite.cases import DTYPES, pairwise
 from tests.suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-# Of each backend: leading dimensions, layouts, every activation.
-_LEADING = [case("leading", shape, 7, 5) for shape in [(), (1,), (6,), (2, 3), (2, 1, 3)]]
-# 4 and 5 rows or terms: the last thin product and the first packed one; 300 terms: two blocks; 33, 131: ends
-# inside vectors and tiles.
-_SIZES = [
-    case("size", (m,), k, n, activation="relu", quick=m * n * k < 3000)
-    for m, k, n in [
-        (1, 40, 33),
-        (4, 13, 17),
-        (5, 13, 17),
-        (9, 4, 19),
-        (9, 5, 19),
-        (33, 300, 37),
-        (67, 33, 131),
-    ]
-]
-_ACTIVATIONS = [case("activation", (9,), 13, 21, activation=a) for a in ACTIVATIONS]
-_LARGE = [
-    case("large", (300,), 257, 300, activation="gelu", quick=False),
-    case("large", (1,), 2000, 1000, activation="tanh", quick=False),
-    case("large", (2000,), 3, 1030, bias=False, quick=False),
-    case("oneDNN", (129,), 190, 131, activation="silu", quick=False),
-]
-_EMPTY = [
-    case("empty", leading, k, n, activation=a)
-    for leading, k, n in [((0,), 3, 4), ((2, 0), 3, 4), ((3,), 0, 4), ((3,), 4, 0), ((0,), 0, 0)]
-    for a in (None, "relu", "gelu")
-]
-_COMPACT = [
-    case("compact", (4,), 7, 5),
-    case("compact", (2, 3), 7, 5, activation="relu", bias=False),
-    case("compact", (4,), 7, 5, activation="gelu"),
-]
 
 
 def operands(
@@ -61,37 +25,6 @@ def operands(
 
 
 # ------------------------------------------------------------------------------------------------ accuracy
-
-
-@sweep(_LEADING, [torch.float32])
-def test_leading_dimensions(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_SIZES)
-def test_sizes_around_blocks_and_vectors(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_ACTIVATIONS, [torch.float32])
-def test_every_activation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-# Not Triton: its interpreter truncates to bfloat16 where GPUs round, here twice.
-@sweep(_ACTIVATIONS, [torch.float64, torch.float16, torch.bfloat16], THOROUGH)
-def test_every_activation_in_the_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_LARGE, [torch.float32, torch.bfloat16], [CPP])
-def test_larger_products(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_EMPTY, [torch.float32])
-def test_empty(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
 
 
 def test_sum_of_no_terms_is_the_bias(backend: Backend) -> None:
@@ -112,21 +45,6 @@ def test_nan_and_inf_stay_in_their_row_and_column(backend: Backend, dtype: torch
 
 
 # ------------------------------------------------------------------------------------------------- layouts
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@sweep(
-    [case("layout", (6,), 7, 5, activation="relu"), case("layout", (2, 3, 4), 7, 5)],
-    [torch.float32, torch.bfloat16],
-)
-def test_strided_operands(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=layout)
-
-
-@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
-@sweep(_COMPACT, [torch.float32])
-def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
-    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
 
 
 def test_transposed_operands_are_not_copied() -> None:
@@ -163,13 +81,6 @@ def test_plain_backward_makes_gradients_only() -> None:
 
 
 # ---------------------------------------------------------------------------------- gradients, dispatching
-
-
-@sweep(
-    [case("gradcheck", (2, 3), 4, 5, activation=a) for a in (None, "relu", "gelu", "tanh")], [torch.float64]
-)
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "silu"])
@@ -209,44 +120,9 @@ def _parsed(activation: str | None) -> Activation:
     return parse("linear", activation)
 
 
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
-def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_compile(case, backend, dtype)
-
-
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
     with pyops.use_backend("cpp"):
         checks.check_compiles_once(F.linear, [operands(m, 5, 3) for m in (6, 7, 11)], activation="relu")
-
-
-@sweep(
-    [case("threads", (301,), 520, 257, activation="gelu", quick=False),
-     case("threads", (2000,), 3, 1030, quick=False), case("threads", (2,), 1030, 2000, quick=False),
-     case("runs", (9,), 13, 33, activation="relu")],
-    [torch.float32, torch.bfloat16],
-    WITH_KERNELS,
-)  # fmt: skip
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep(_COMPACT[:2], [torch.float32, torch.float16, torch.float64])
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
 
 
 def test_backward_under_autocast_keeps_its_dtype(kernels: Backend) -> None:
@@ -348,80 +224,6 @@ def test_float32_is_exact_on_the_cpu_whatever_cuda_may_do(backend: Backend, capa
         assert (F.linear(x, w, b) - exact).abs().max() < 1e-5
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-
-
-# -------------------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "change"),
-    [
-        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
-        (TypeError, "weight must be a Tensor, got NoneType", {"weight": None}),
-        (ValueError, "activation must be None or one of .*'relu'.* got 'swish'", {"activation": "swish"}),
-        (ValueError, r"dropout_p must be between 0 and 1, got 1.5", {"dropout_p": 1.5}),
-        (ValueError, r"dropout_p must be between 0 and 1, got nan", {"dropout_p": float("nan")}),
-        (RuntimeError, r"input must have shape \(40, 6\), got \(40, 7\)", {"input": torch.zeros(40, 7)}),
-        (RuntimeError, "input must have at least 1 dimension", {"input": torch.zeros(())}),
-        (RuntimeError, r"weight must have 2 dimensions, got shape", {"weight": torch.ones(1, 1, 1)}),
-        (RuntimeError, "weight must have dtype Float, got Double", {"weight": torch.zeros(5, 6).double()}),
-        (RuntimeError, r"bias must have shape \(5\), got \(4\)", {"bias": torch.zeros(4)}),
-        (RuntimeError, "bias must have dtype Float, got Half", {"bias": torch.zeros(5).half()}),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("differentiable", [False, True])
-def test_bad_argument_is_named(
-    error: type[Exception], message: str, change: dict, differentiable: bool
-) -> None:
-    arguments = {"input": torch.zeros(40, 6), "weight": torch.zeros(5, 6), "bias": torch.zeros(5), **change}
-    if differentiable:
-        arguments = {
-            k: t.clone().requires_grad_() if isinstance(t, torch.Tensor) else t for k, t in arguments.items()
-        }
-    with pyops.use_backend("cpp"), pytest.raises(error, match=f"linear: {message}"):
-        F.linear(**arguments)
-
-
-def test_meta_tensors_give_shapes() -> None:
-    x, w = torch.empty(40, 50, device="meta"), torch.empty(3, 50, device="meta")
-    assert F.linear(x, w, activation="relu").shape == (40, 3)
-
-
-_X, _W, _Y, _SEED = torch.zeros(3, 5), torch.zeros(2, 5), torch.zeros(3, 2), torch.tensor([1, 2])
-_PLAIN = (0.5, 0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("op", "arguments"),
-    [
-        ("linear_forward", (_X.long(), _W.long(), None, None, *_PLAIN, False)),
-        ("linear_forward", (_X, _W.double(), None, None, *_PLAIN, False)),
-        ("linear_forward", (_X, torch.zeros(2, 4), None, None, *_PLAIN, False)),
-        ("linear_forward", (torch.zeros(()), _W, None, None, *_PLAIN, False)),
-        ("linear_forward", (torch.zeros(6, 10)[::2, ::2], _W, None, None, *_PLAIN, False)),
-        ("linear_forward", (torch.zeros(3, 5, 2).transpose(1, 2), _W, None, None, *_PLAIN, False)),
-        ("linear_forward", (_X, _W, torch.zeros(3), None, *_PLAIN, False)),
-        ("linear_forward", (_X, _W, torch.zeros(4)[::2], None, *_PLAIN, False)),
-        ("linear_forward", (_X, _W, torch.zeros(2).half(), None, *_PLAIN, False)),
-        ("linear_forward", (_X, _W, None, torch.tensor([1]), *_PLAIN, False)),
-        ("linear_forward", (_X, _W, None, torch.zeros(2), *_PLAIN, False)),
-        ("linear_forward", (_X, _W, None, _SEED, 1.5, 0, 0.0, 0.0, False)),
-        ("linear_forward", (_X, _W, None, None, 0.5, 99, 0.0, 0.0, False)),
-        ("linear_backward", (_Y.t(), _X, _W, None, None, *_PLAIN, True, True, True, True)),
-        ("linear_backward", (_Y, None, _W, None, None, *_PLAIN, True, True, True, True)),
-        ("linear_backward", (_Y, _X[:2], _W, None, None, *_PLAIN, True, True, True, True)),
-        ("linear_backward", (_Y, _X.half(), _W, None, None, *_PLAIN, True, True, True, True)),
-        ("linear_backward", (_Y, _X, _W, None, None, 0.5, 1, 0.0, 0.0, True, True, True, True)),
-        ("linear_backward", (_Y, _X, _W, _X, None, 0.5, 1, 0.0, 0.0, True, True, True, True)),
-        ("linear_backward", (_Y, _X, _W, _Y, None, 0.5, 8, 0.0, 0.0, True, True, True, True)),
-        ("linear_backward", (_Y, _X, _W, None, _SEED[:1], *_PLAIN, True, True, True, True)),
-    ],
-)  # fmt: skip
-def test_raw_op_refuses(kernels: Backend, op: str, arguments: tuple) -> None:
-    tensors = {str(i): a for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
-    moved = checks.on_device(tensors, kernels.device)
-    with pytest.raises(RuntimeError, match=r"linear|bias_activation_dropout|gemm_"):
-        raw(kernels, op)(*[moved.get(str(i), a) for i, a in enumerate(arguments)])
 
 
 # ------------------------------------------------------------------------------------------------- modules

@@ -7,31 +7,14 @@ import torch
 
 from pyops import functional as F
 from tests.suite import checks
-from tests.suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend
-from tests.suite.cases import REDUCTIONS, Case, name_of, product, sweep
-from tests.suite.ops.loss import BCE, NAMES, OPS
-from tests.suite.ops.loss import loss_case as case
+from tests.suite.backends import CPP, THOROUGH, Backend
+from tests.suite.cases import REDUCTIONS, Case, sweep
+from tests.suite.ops.loss import BCE, BOTH, NAMES, OPS, SMALL
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-_FLOAT = [torch.float32]
-_BOTH = [torch.float32, torch.bfloat16]
-
 
 # --------------------------------------------------------------------------------------------- derivatives
-
-_COMPACT = [
-    case("mse_loss", "compact", (3, 5), weight=True),
-    case("l1_loss", "compact", (3, 5), reduction="sum"),
-    case("huber_loss", "compact", (4, 7), reduction="none"),
-    case("smooth_l1_loss", "compact", (4, 7), beta=0.5),
-    case(BCE, "compact", (3, 5), weight=(3, 1), pos_weight=(5,)),
-]
-
-
-@sweep(_COMPACT, [torch.float64])
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
 
 
 @pytest.mark.parametrize("op", NAMES)
@@ -83,48 +66,11 @@ def test_backward_keeps_input_and_target_alone(kernels: Backend) -> None:
 # --------------------------------------------------------------------------------------------- dispatching
 
 
-@sweep(_COMPACT, _BOTH, WITH_KERNELS)
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, _FLOAT)
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(_COMPACT, _BOTH, THOROUGH)
+@sweep(SMALL, BOTH, THOROUGH)
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     # A written gradient is scaled afterwards, and so rounded twice; a compiled one is not.
     written = backend == CPP and dtype is torch.float32 and case.options.get("reduction") != "none"
     checks.check_compile(case, backend, dtype, exact=not written)
-
-
-@sweep(
-    [case(op, "threads", (70_001,), quick=False) for op in ("mse_loss", BCE)]
-    + [case("mse_loss", "runs", (700,), weight=True)],
-    _BOTH,
-    WITH_KERNELS,
-)
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep(
-    [
-        case(op, name_of({"amp": True, **s}), (3, 5), **s)
-        for op in ("mse_loss", "l1_loss", "huber_loss", BCE)
-        for s in product(reduction=REDUCTIONS[:2], weight=[False, True])
-    ],
-    [torch.float32, torch.bfloat16, torch.float16],
-    THOROUGH,
-)
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
 
 
 # ------------------------------------------------------------ the gradient that forward writes, on the CPU

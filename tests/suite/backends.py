@@ -49,6 +49,7 @@ BACKENDS = [
         else [Backend("triton", "cpu", thorough=False)]
     ),
 ]
+TRITON = BACKENDS[-1]
 WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 THOROUGH = [b for b in BACKENDS if b.thorough]
 SLOW = [b for b in BACKENDS if not b.thorough]

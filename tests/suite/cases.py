@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import zlib
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS
+from .layouts import LAYOUTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")  # of the losses
@@ -47,6 +49,14 @@ class Case:
         generator = torch.Generator().manual_seed(zlib.crc32(self.id.encode()))
         drawn = self.make(generator)
         return {k: t.to(dtype) if t.is_floating_point() else t for k, t in drawn.items()}
+
+    def lying(self, layout: str) -> Case:
+        """The same with all tensors in another of the ``LAYOUTS``."""
+
+        def make(generator: torch.Generator) -> dict[str, Tensor]:
+            return {k: LAYOUTS[layout](t) for k, t in self.make(generator).items()}
+
+        return dataclasses.replace(self, id=f"{self.id}_{layout}", make=make)
 
 
 def sweep(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .backends import Backend
+from .backends import Backend, has_kernel, raw
 from .cases import Case
 from .layouts import LAYOUTS, sliced
 from .ops import OPS
@@ -214,6 +214,14 @@ def check_opcheck(case: Case, backend: Backend, dtype: torch.dtype = torch.float
         torch.library.opcheck(func, args, kwargs, test_utils=utilities)
 
 
+def check_meta(case: Case) -> None:
+    """Meta tensors give the shapes and dtypes of torch's results, forward and backward."""
+    tensors = {k: t.to("meta") for k, t in case.tensors(torch.float32).items()}
+    ours, theirs = (run(function, case, tensors) for function in (OPS[case.op].pyops, OPS[case.op].torch))
+    for name, value in ours.items():
+        assert (value.shape, value.dtype) == (theirs[name].shape, theirs[name].dtype), name
+
+
 class _Watch(TorchDispatchMode):
     """Fails on what would wait for a GPU."""
 
@@ -266,6 +274,17 @@ def check_compiles_once(
             assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
         compilations.add(counter.frame_count)
     assert len(compilations) == 1  # how many graphs the first call has is torch's business
+
+
+def check_raw_op_refuses(backend: Backend, op: str, arguments: tuple[Any, ...], message: str) -> None:
+    """The raw op complains, by a ``message`` of its own, instead of reading what is not there."""
+    function = raw(backend, op)
+    if not has_kernel(backend, op):
+        pytest.skip("no kernel")
+    tensors = {str(i): a for i, a in enumerate(arguments) if isinstance(a, Tensor)}
+    moved = on_device(tensors, backend.device)
+    with pytest.raises(RuntimeError, match=message):
+        function(*[moved.get(str(i), a) for i, a in enumerate(arguments)])
 
 
 # --------------------------------------------------------------------------------------------- determinism

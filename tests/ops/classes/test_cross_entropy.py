@@ -2,115 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from functools import partial
-
 import pytest
 import torch
 
 from pyops.functional import cross_entropy
 from tests.suite import checks
-from tests.suite.backends import BACKENDS, Backend
-from tests.suite.cases import DTYPES, REDUCTIONS, Case, name_of, pairwise, product, sweep
-from tests.suite.class_losses import (
-    EMPTY,
-    EXTREME_SHAPES,
-    EXTREMES,
-    IGNORED,
-    LARGE_SIZES,
-    SHAPES,
-    SIZES,
-    loss_case,
-)
+from tests.suite.backends import Backend, raw
+from tests.suite.cases import DTYPES
 from tests.suite.layouts import LAYOUTS
+from tests.suite.ops.cross_entropy import RAW_BACKWARD, SMALL
 from tests.suite.torch_samples import check_torchs_samples
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-case = partial(loss_case, "cross_entropy")
-
-
-def from_settings(settings: dict, prefix: str = "", quick: bool = True) -> Case:
-    return case(prefix + name_of(settings), **settings, quick=quick)
-
-
-# ------------------------------------------------------------------------------------------------ accuracy
-
-# torch's options. Index targets with every smoothing kind (none, some, all) and every place of ignore_index.
-_OPTIONS = {
-    "shape": SHAPES,
-    "weight": [False, True],
-    "label_smoothing": [0.0, 0.1, 1.0],
-    "reduction": REDUCTIONS,
-}
-INDEX_AXES = {**_OPTIONS, "ignored": IGNORED}
-PROBABILITY_AXES = {**_OPTIONS, "probability_target": [True]}
-# What torch does not have, with each other and with a sample of what it has.
-EXTRA_AXES = {
-    **_OPTIONS,
-    "ignored": [None, 1],
-    "z_loss": [0.0, 0.1],
-    "sample_weight": [False, True],
-    "return_lse": [False, True],
-    "inplace_backward": [False, True],
-}
-EXTRA_PROBABILITY_AXES = {**EXTRA_AXES, "ignored": [None], "probability_target": [True]}
-PAIRWISE = [
-    from_settings(s)
-    for axes in (INDEX_AXES, PROBABILITY_AXES, EXTRA_AXES, EXTRA_PROBABILITY_AXES)
-    for s in pairwise(**axes)
-]
-PAIRWISE = list({c.id: c for c in PAIRWISE}.values())
-EVERYTHING = [
-    from_settings(s, quick=False) for axes in (INDEX_AXES, PROBABILITY_AXES) for s in product(**axes)
-]
-
-
-@sweep(PAIRWISE)
-def test_accuracy_of_every_pair_of_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(EVERYTHING, [torch.float32], [b for b in BACKENDS if b.name in ("cpp", "cuda")])
-def test_accuracy_of_every_combination_of_torchs_options(
-    backend: Backend, case: Case, dtype: torch.dtype
-) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-def sized(shape: tuple[int, ...], quick: bool) -> list[Case]:
-    """Every kind of pass over the classes: none of its own, smoothing with weights, probabilities."""
-    name = "x".join(map(str, shape))
-    return [
-        case(f"size_{name}", shape, quick=quick),
-        case(f"size_{name}_smoothing_weight", shape, weight=True, label_smoothing=0.2, quick=quick),
-        case(f"size_{name}_probabilities", shape, probability_target=True, reduction="sum", quick=quick),
-    ]
-
-
-@sweep([c for s in SIZES for c in sized(s, True)])
-def test_accuracy_at_sizes_that_end_inside_a_vector_or_tile(
-    backend: Backend, case: Case, dtype: torch.dtype
-) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep([c for s in LARGE_SIZES for c in sized(s, False)], [torch.float32, torch.bfloat16])
-def test_accuracy_at_large_sizes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-_EMPTY = [
-    case(f"empty_{'x'.join(map(str, s))}_{r}_{target}", s, reduction=r, probability_target=target != "index")
-    for s in EMPTY
-    for r in REDUCTIONS
-    for target in ("index", "probabilities")
-]
-
-
-@sweep(_EMPTY, [torch.float32])
-def test_empty_inputs(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
 
 
 def test_no_classes(kernels: Backend) -> None:
@@ -128,49 +31,6 @@ def test_no_classes(kernels: Backend) -> None:
     assert torch.autograd.grad(loss.sum(), logits)[0].shape == (3, 0)
 
 
-_EXTREMES = [
-    case(f"{name}_{'x'.join(map(str, shape))}_{kind}", shape, change=change, reduction=reduction, **kinds)
-    for shape in EXTREME_SHAPES
-    for (name, change), reduction in zip(EXTREMES.items(), itertools.cycle(REDUCTIONS))
-    for kind, kinds in {
-        "plain": {},
-        "smoothing_weight": {"label_smoothing": 0.1, "weight": True},
-        "probabilities": {"probability_target": True},
-        "ignored": {"ignored": 1},
-    }.items()
-    # Where the softmax saturates, smoothed gradients cancel to e/C of their terms: a matter of luck.
-    if (name, kind) != ("spread_1e4", "smoothing_weight")
-]
-
-
-@sweep(_EXTREMES, [torch.float32])
-def test_extreme_logits(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-# ------------------------------------------------------------------------------------------------- layouts
-
-_LAYOUT_CASES = [
-    case("layout", (3, 5, 6), reduction="none", ignored=1, weight=True, label_smoothing=0.1),
-    case("layout_rows", (6, 9), reduction="mean", sample_weight=True),
-    case("layout_image", (2, 5, 3, 4), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
-    case("layout_probabilities", (2, 5, 3, 4), probability_target=True, reduction="sum", sample_weight=True),
-    case("layout_unbatched", (7,), return_lse=True),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@sweep(_LAYOUT_CASES, [torch.float32, torch.bfloat16])
-def test_strided_arguments(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=layout)
-
-
-@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
-@sweep([c for c in _LAYOUT_CASES if c.options.get("reduction") == "none"], [torch.float32])
-def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
-    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
-
-
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (3, 5, 6)])
 def test_gradient_keeps_the_memory_format_of_the_logits(kernels: Backend, shape: tuple[int, ...]) -> None:
     logits = LAYOUTS["channels_last"](torch.randn(shape)).to(kernels.device).requires_grad_()
@@ -180,7 +40,7 @@ def test_gradient_keeps_the_memory_format_of_the_logits(kernels: Backend, shape:
 
 
 def test_arguments_are_left_alone(backend: Backend) -> None:
-    c = PAIRWISE[0]
+    c = SMALL[0]
     tensors = checks.on_device(c.tensors(torch.float32), backend.device)
     before = {k: (t.clone(), t._version) for k, t in tensors.items()}
     loss = cross_entropy(**{**tensors, "input": tensors["input"].requires_grad_()})
@@ -188,9 +48,6 @@ def test_arguments_are_left_alone(backend: Backend) -> None:
     for name, (value, version) in before.items():
         assert torch.equal(tensors[name], value), name
         assert tensors[name]._version == version, name
-
-
-# -------------------------------------------------------------------------- return values, torch's samples
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -211,3 +68,11 @@ def test_legacy_reduction_arguments_as_in_torch(backend: Backend) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_own_samples(backend: Backend, dtype: torch.dtype) -> None:
     check_torchs_samples("cross_entropy", cross_entropy, backend, dtype, every=7, equal_nan=True)
+
+
+def test_raw_backward_reads_nothing_outside_for_a_bad_target(kernels: Backend) -> None:
+    arguments = {**RAW_BACKWARD, "target": torch.tensor([0, 2**40, -7])}
+    moved = [a.to(kernels.device) if isinstance(a, torch.Tensor) else a for a in arguments.values()]
+    gradient = raw(kernels, "cross_entropy_backward")(*moved)
+    assert gradient[0].isfinite().all()
+    assert gradient[1:].isnan().all()

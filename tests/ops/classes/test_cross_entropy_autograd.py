@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
 
 from pyops.functional import cross_entropy
 from tests.suite import checks
-from tests.suite.backends import CPP, THOROUGH, WITH_KERNELS, Backend
-from tests.suite.cases import Case, sweep
-from tests.suite.class_losses import loss_case
+from tests.suite.backends import CPP, Backend
+from tests.suite.ops.cross_entropy import SMALL, case
 from tests.suite.ops.cross_entropy import cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-case = partial(loss_case, "cross_entropy")
-
 
 # --------------------------------------------------------------------------------------------- derivatives
-
-_GRADCHECK = [
-    case("gradcheck_index", (8, 5), weight=True, label_smoothing=0.1, ignored=1),
-    case("gradcheck_none", (2, 4, 3), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
-    case("gradcheck_soft", (3, 4), probability_target=True, weight=True, reduction="sum", z_loss=0.2),
-    case("gradcheck_unbatched", (5,), return_lse=True),
-]
-
-
-@sweep(_GRADCHECK, [torch.float64])
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
 
 
 @pytest.mark.parametrize("argument", ["target", "weight", "sample_weight"])
@@ -71,32 +54,9 @@ def test_second_derivative_equals_torchs(kernels: Backend) -> None:
 
 # --------------------------------------------------------------------------------------------- dispatching
 
-_COMPACT = [
-    case("compact_index", (3, 5, 4), weight=True, label_smoothing=0.1, ignored=1),
-    case("compact_none", (4, 7), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
-    case("compact_probabilities", (4, 7), probability_target=True, reduction="sum"),
-    case("compact_unbatched", (7,)),
-    case("compact_inplace", (4, 7), inplace_backward=True),
-]
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], WITH_KERNELS)
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
-def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_compile(case, backend, dtype)
-
 
 def test_compile_with_inductor() -> None:
-    checks.check_compile(_COMPACT[0], CPP, torch.float32, "inductor")
+    checks.check_compile(SMALL[0], CPP, torch.float32, "inductor")
 
 
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
@@ -105,30 +65,6 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
         for rows, classes in [(4, 7), (5, 9), (11, 3)]
     ]
     checks.check_compiles_once(cross_entropy, calls, label_smoothing=0.1)
-
-
-@sweep(
-    [
-        case("threads_rows", (70_001, 3), quick=False),
-        case("threads_classes", (7, 40_009), label_smoothing=0.1, weight=True, quick=False),
-        case("threads_panels", (3, 19, 5003), ignored=1, quick=False),
-        case("threads_probabilities", (501, 201), probability_target=True, quick=False),
-        case("runs", (9, 33), label_smoothing=0.1, weight=True),
-    ],
-    [torch.float32, torch.bfloat16],
-    WITH_KERNELS,
-)
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep([_COMPACT[0], _COMPACT[2]], [torch.float32, torch.bfloat16, torch.float16])
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
 
 
 # -------------------------------------------------------------------------------------------------- memory

@@ -6,118 +6,18 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from pyops.functional import cross_entropy, linear_cross_entropy
 from tests.suite import checks
-from tests.suite.backends import CPP, SLOW, THOROUGH, WITH_KERNELS, Backend
-from tests.suite.cases import REDUCTIONS, Case, name_of, normal, pairwise, sweep, uniform
-from tests.suite.class_losses import class_indices, class_weights, probabilities
+from tests.suite.backends import CPP, Backend
+from tests.suite.cases import REDUCTIONS, Case, sweep
+from tests.suite.ops.linear_cross_entropy import SINGLE_CALL, SMALL, case
 from tests.suite.ops.linear_cross_entropy import linear_cross_entropy as formula
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 
-def case(
-    id: str,
-    rows: int | None = 13,
-    classes: tuple[int, ...] = (11,),
-    features: int = 6,
-    *,
-    bias: bool = False,
-    weight: bool = False,
-    sample_weight: bool = False,
-    probability_target: bool = False,
-    ignored: int | None = None,
-    quick: bool = True,
-    **options,
-) -> Case:
-    """``rows`` None is the unbatched form; ``classes`` (C, *d) are the logits of a row."""
-    batch = () if rows is None else (rows,)
-    row_shape = (*batch, *classes[1:])
-
-    def make(generator: torch.Generator) -> dict[str, Tensor]:
-        tensors = {
-            "input": normal(generator, (*batch, features), 1.0),
-            "linear_weight": normal(generator, (*classes, features), 1.0),
-        }
-        if probability_target:
-            tensors["target"] = probabilities(generator, (*batch, *classes))
-        else:
-            tensors["target"] = class_indices(generator, row_shape, classes[0], ignored)
-        if bias:
-            tensors["linear_bias"] = normal(generator, classes, 1.0)
-        if weight:
-            tensors["weight"] = class_weights(generator, classes[0])
-        if sample_weight:
-            tensors["sample_weight"] = uniform(generator, row_shape)
-        return tensors
-
-    if ignored is not None:
-        options["ignore_index"] = ignored
-    return Case(id, "linear_cross_entropy", make, options, quick)
-
-
 # ------------------------------------------------------------------------------------------------ accuracy
-
-# 13 rows in chunks of one, of 5 (the last is shorter), of 13 (exactly one) and of more than there are.
-_AXES = {
-    "classes": [(11,), (5, 3), (4, 2, 3)],
-    "bias": [False, True],
-    "weight": [False, True],
-    "reduction": REDUCTIONS,
-    "label_smoothing": [0.0, 0.1],
-    "sample_weight": [False, True],
-    "z_loss": [0.0, 0.1],
-    "chunk_size": [1, 5, 13, 64, None],
-}
-INDEX = [case(name_of(s), **s) for s in pairwise(**_AXES, ignored=[None, 1, 255])]
-SOFT = [case(name_of(s), **s) for s in pairwise(**_AXES, probability_target=[True])]
-
-
-@sweep([*INDEX, *SOFT], backends=THOROUGH)
-def test_accuracy_of_every_pair_of_options(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-# Their kernels, those of gemm_ and cross_entropy, are tried with every dtype in the tests of these.
-@sweep([*INDEX, *SOFT], [torch.float32, torch.bfloat16], SLOW)
-def test_accuracy_of_every_pair_of_options_on_slow_backends(
-    backend: Backend, case: Case, dtype: torch.dtype
-) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(
-    [
-        case("unbatched", None, bias=True),
-        case("unbatched_probabilities", None, probability_target=True),
-        case("unbatched_none", None, reduction="none"),
-        # Sizes that end inside the GEMM's tiles and the loss's vectors.
-        case("odd", 67, (131,), 37, bias=True, chunk_size=32),
-        case("large", 257, (1009,), 129, bias=True, chunk_size=100, quick=False),
-        case("one", 1, (1,), 1, bias=True),
-    ]
-)
-def test_accuracy_at_sizes_that_end_inside_a_tile(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep([case(f"empty_{r}", 0, bias=True, reduction=r) for r in REDUCTIONS], [torch.float32])
-def test_empty_batch(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "offset"])
-@sweep([case("layout", bias=True, weight=True, chunk_size=5, reduction="none")], [torch.float32])
-def test_strided_arguments(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=layout)
-
-
-@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
-@sweep([case("upstream", chunk_size=5, reduction="none")], [torch.float32])
-def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
-    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -135,18 +35,6 @@ def test_result_hardly_depends_on_the_chunks(kernels: Backend, reduction: str) -
 # ---------------------------------------------------------------------------------- gradients, dispatching
 
 
-@sweep(
-    [
-        case("gradcheck_mean", 5, (4,), 3, bias=True, weight=True, chunk_size=2, label_smoothing=0.1),
-        case("gradcheck_none", 4, (3, 2), 3, reduction="none", chunk_size=3, z_loss=0.1),
-        case("gradcheck_soft", 4, (3,), 2, probability_target=True, reduction="sum", sample_weight=True),
-    ],
-    [torch.float64],
-)
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
-
-
 @pytest.mark.parametrize(
     "wanted", [("input",), ("linear_weight",), ("linear_bias",), ("input", "linear_bias")]
 )
@@ -162,50 +50,6 @@ def test_only_wanted_gradients_are_formed(backend: Backend, reduction: str, want
     exact_grads = torch.autograd.grad(formula(**copies, **c.options).sum(), [copies[k] for k in wanted])
     for f, e in zip(found, exact_grads, strict=True):
         torch.testing.assert_close(f.cpu(), e, rtol=1e-11, atol=1e-12)
-
-
-_COMPACT = [
-    case("compact_mean", bias=True, weight=True, ignored=1, chunk_size=5),
-    case("compact_none", classes=(5, 3), reduction="none", chunk_size=5, z_loss=0.1),
-    case("compact_soft", probability_target=True, chunk_size=5),
-]
-
-
-@sweep(_COMPACT[:1], [torch.float32, torch.bfloat16], WITH_KERNELS)
-def test_opcheck_of_the_ops_it_calls(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], THOROUGH)
-def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_compile(case, backend, dtype)
-
-
-@sweep(
-    [
-        case("threads", 201, (503,), 65, bias=True, weight=True, chunk_size=64, quick=False),
-        case("threads_none", 201, (503,), 65, reduction="none", chunk_size=64, quick=False),
-        case("runs", 9, bias=True, chunk_size=4),
-    ],
-    [torch.float32, torch.bfloat16],
-    WITH_KERNELS,
-)
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep([_COMPACT[0]], [torch.float32])
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -240,32 +84,17 @@ def test_accumulated_gradients_do_not_share_memory_with_what_is_saved(backend: B
 
 # ------------------------------------------------------------------- small problems on the CPU: one call each
 
-_SMALL = [
-    case(f"small_{name_of(s)}", **s)
-    for s in pairwise(**{**_AXES, "classes": [(11,)], "chunk_size": [None], "reduction": ["mean", "sum"]})
-]
-
 
 def _names(calls: list) -> list[str]:
     return [call[0].name().removeprefix("pyops::") for call in calls]
 
 
-@sweep(_SMALL, [torch.float32, torch.float64], [CPP])
+@sweep(SINGLE_CALL, [torch.float32, torch.float64], [CPP])
 def test_small_problem_is_one_call_each_way(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype)
     first, *others = _names(checks.recorded_calls(case, backend, dtype))
     assert first == "linear_cross_entropy_with_grad"
     assert others == ["elementwise_loss_regrade_"] * (3 if "bias" in case.id else 2)
-
-
-@sweep(_SMALL[:2], [torch.float32], [CPP])
-def test_small_problem_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_SMALL[:2], [torch.float64], [CPP])
-def test_small_problem_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.5])
@@ -393,7 +222,7 @@ def test_equals_torchs_own_function(backend: Backend) -> None:
     theirs = getattr(torch.nn.functional, "linear_cross_entropy", None)
     if theirs is None:
         pytest.skip("torch has it from 2.13 on")
-    c = _COMPACT[0]
+    c = SMALL[0]
     tensors = checks.on_device(c.tensors(torch.float32), backend.device)
     tensors.pop("weight")
     options = {k: v for k, v in c.options.items() if k != "chunk_size"}
@@ -402,40 +231,6 @@ def test_equals_torchs_own_function(backend: Backend) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- errors
-
-_X, _W, _Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64)
-_ERRORS = {
-    "reduction": (ValueError, "reduction must be", {"reduction": "meen"}),
-    "input_rank": (ValueError, "input must have shape", {"input": torch.zeros(2, 3, 4)}),
-    "input_dtype": (TypeError, "input must be a floating", {"input": _X.long()}),
-    "weight_rank": (ValueError, "linear_weight must have shape", {"linear_weight": torch.zeros(4)}),
-    "unbatched_images": (
-        ValueError, "linear_weight must have shape", {"input": _X[0], "linear_weight": torch.zeros(5, 2, 4)},
-    ),
-    "features": (ValueError, r".*\(in\), got \(3, 4\) and \(5, 3\)", {"linear_weight": torch.zeros(5, 3)}),
-    "matrix_dtype": (TypeError, "linear_weight must have the input's dtype", {"linear_weight": _W.double()}),
-    "bias_shape": (ValueError, r"linear_bias must have shape \(5,\)", {"linear_bias": torch.zeros(4)}),
-    "bias_dtype": (TypeError, "linear_bias must have dtype", {"linear_bias": torch.zeros(5).double()}),
-    "target_shape": (ValueError, r"target must have shape \(3,\)", {"target": _Y[:2]}),
-    "target_dtype": (TypeError, "target must hold int64", {"target": _Y.int()}),
-    "target_is_no_tensor": (TypeError, "target must be a Tensor, got list", {"target": [0, 1, 2]}),
-    "class_weight": (ValueError, r"weight must have shape \(5,\)", {"weight": torch.zeros(4)}),
-    "sample_weight": (ValueError, r"sample_weight must have shape \(3,\)", {"sample_weight": _X[:2, 0]}),
-    "label_smoothing": (ValueError, "label_smoothing must be between 0 and 1", {"label_smoothing": 2.0}),
-    "chunk_size": (ValueError, "chunk_size must be at least 1, got 0", {"chunk_size": 0}),
-    "soft_ignore": (
-        ValueError, "ignore_index is not supported", {"target": torch.zeros(3, 5), "ignore_index": 1},
-    ),
-    "target_device": (RuntimeError, "target must be on cpu", {"target": _Y.to("meta")}),
-    "matrix_device": (RuntimeError, "linear_weight must be on cpu", {"linear_weight": _W.to("meta")}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", _ERRORS)
-def test_bad_argument_is_named(name: str) -> None:
-    error, message, change = _ERRORS[name]
-    with pytest.raises(error, match=f"linear_cross_entropy: {message}"):
-        linear_cross_entropy(**{"input": _X, "linear_weight": _W, "target": _Y, **change})
 
 
 def test_gradients_of_targets_and_weights(backend: Backend) -> None:

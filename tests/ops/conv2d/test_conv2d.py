@@ -13,92 +13,17 @@ import pyops.functional as F
 import pyops.nn
 from pyops.layouts import is_channels_last
 from tests.suite import checks
-from tests.suite.backends import BACKENDS, CPP, CUDA_SOURCES, Backend, has_kernel, raw
-from tests.suite.cases import DTYPES, Case, name_of, pairwise, sweep
-from tests.suite.layouts import LAYOUTS
+from tests.suite.backends import CUDA_SOURCES, TRITON, Backend, has_kernel
+from tests.suite.cases import Case, sweep
 from tests.suite.ops.conv2d import SMOKE, TINY, case, torch_conv2d
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-# Backends without a kernel use the reference formula; one case shows that they get there.
-_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
-_OTHERS = [b for b in BACKENDS if b not in _FULL]
-_TRITON = [b for b in BACKENDS if b.name == "triton"]
-
 
 # ------------------------------------------------------------------------------------------------ accuracy
 
-_OPTIONS = pairwise(
-    kernel=[(1, 1), (3, 3), (5, 2), (1, 7)],
-    stride=[(1, 1), (2, 2), (3, 1), (1, 4)],
-    padding=[(0, 0), (1, 1), (2, 3)],
-    dilation=[(1, 1), (2, 2), (1, 3)],
-    groups=[1, 2, 6],
-    channels=[(6, 6), (18, 54), (54, 12)],
-    bias=[True, False],
-    residual=[False, True],
-    activation=[None, "relu", "elu", "silu"],
-)
 
-
-def _from_options(options: dict[str, Any]) -> Case:
-    options = dict(options)
-    name = "options_" + name_of(options)
-    channels, kernel = options.pop("channels"), options.pop("kernel")
-    return case(name, (2, channels[0], 11, 23), channels[1], kernel, quick=False, **options)
-
-
-_PAIRWISE = [_from_options(options) for options in _OPTIONS]
-# Sizes around those of vectors (4 to 16), micro-tiles and tiles; prime numbers of everything; one image, one
-# channel, one pixel; kernels larger than a block of terms.
-_SIZES = [
-    *(case(f"out_{k}", (2, 5, 7, 17), k, 3, padding=1, quick=False) for k in (1, 2, 7, 13, 16, 31, 33, 67)),
-    *(case(f"width_{w}", (2, 3, 5, w), 11, 3, padding=1, quick=False) for w in (1, 2, 13, 14, 15, 29, 67)),
-    *(
-        case(f"squares_{h}x{w}", (2, 16, h, w), 32, 3, padding=p, quick=False)
-        for h, w, p in ((1, 67, 1), (2, 131, 1), (14, 14, 1), (9, 9, 2), (13, 37, 0), (29, 5, 1))
-    ),
-    case("squares_grouped", (1, 48, 12, 11), 32, 3, padding=1, groups=2, residual=True, quick=False),
-    case("squares_many_channels", (1, 150, 10, 11), 160, 3, padding=1, quick=False),
-    case("one_pixel", (3, 5, 1, 1), 4, 1),
-    case("one_output", (2, 7, 5, 5), 19, 5, quick=False),
-    case("wide_row", (1, 3, 2, 2053), 5, (2, 3), padding=(0, 1), quick=False),
-    case("large_kernel", (1, 2, 23, 29), 3, (21, 19), padding=(10, 9), quick=False),
-    case("many_channels", (2, 419, 5, 7), 37, 3, padding=1, quick=False),
-    case("padding_beyond_the_image", (1, 3, 2, 3), 5, 2, padding=5, quick=False),
-    case("stride_beyond_the_kernel", (2, 5, 17, 19), 6, 2, stride=5, quick=False),
-    case("alexnet_stem", (1, 3, 63, 63), 96, 11, stride=4, padding=1, activation="relu", quick=False),
-    case("depthwise_multiplier", (2, 7, 9, 17), 21, 3, groups=7, padding=1, quick=False),
-]
-
-
-@sweep([*_PAIRWISE, *_SIZES], [torch.float32, torch.bfloat16], _FULL)
-def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(SMOKE, DTYPES, _FULL)
-def test_accuracy_in_every_dtype(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(SMOKE[1:2], [torch.float32], _OTHERS)
-def test_accuracy_of_other_backends(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@sweep(TINY, [torch.float32], _TRITON)
-def test_triton_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=None if layout == "contiguous" else layout)
-
-
-@sweep([TINY[0], TINY[1], TINY[-1]], [torch.float64, torch.bfloat16, torch.float16], _TRITON)
-def test_triton_accuracy_in_other_dtypes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep([TINY[2], TINY[-1]], [torch.float32], _TRITON)
+@sweep([TINY[2], TINY[-1]], [torch.float32], [TRITON])
 def test_triton_offsets_of_64_bits(
     backend: Backend, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +34,7 @@ def test_triton_offsets_of_64_bits(
 
 
 @pytest.mark.parametrize("choice", [1, 2])
-@sweep(TINY[:1], [torch.float32, torch.bfloat16], _TRITON)
+@sweep(TINY[:1], [torch.float32, torch.bfloat16], [TRITON])
 def test_triton_accuracy_of_every_tile(
     backend: Backend, case: Case, dtype: torch.dtype, choice: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,18 +46,6 @@ def test_triton_accuracy_of_every_tile(
     monkeypatch.setattr(correlate, "fastest", take)
     monkeypatch.setattr(weight, "fastest", take)
     checks.check_accuracy(case, backend, dtype)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@sweep(SMOKE, [torch.float32, torch.bfloat16], _FULL)
-def test_strided_tensors(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    checks.check_accuracy(case, backend, dtype, layout=layout)
-
-
-@pytest.mark.parametrize("upstream", [checks.strided_upstream, checks.expanded_upstream])
-@sweep(SMOKE, [torch.float32], _FULL)
-def test_strided_upstream_gradients(backend: Backend, case: Case, dtype: torch.dtype, upstream) -> None:
-    checks.check_accuracy(case, backend, dtype, upstream_layout=upstream)
 
 
 @pytest.mark.parametrize("formats", ["input", "weight", "both", "neither"])
@@ -254,64 +167,6 @@ def test_without_a_gradient_nothing_is_kept() -> None:
 
 # ---------------------------------------------------------------------------------- gradients, dispatching
 
-_COMPACT = [
-    case("compact", (2, 4, 5, 6), 6, 3, padding=1, stride=(1, 2), groups=2, activation="relu"),
-    case("compact_residual", (1, 3, 4, 5), 5, 2, residual=True, activation="gelu"),
-    case("compact_plain", (2, 3, 4, 5), 2, (1, 3), dilation=(1, 2)),
-]
-
-
-@sweep(
-    [case(f"gradcheck_{a}", (1, 2, 4, 5), 3, (2, 3), padding=1, stride=2, residual=r, activation=a)
-     for a, r in [(None, False), ("silu", True), ("sigmoid", False)]],
-    [torch.float64],
-    _FULL,
-)  # fmt: skip
-def test_gradcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], [CPP])
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype, layout: str) -> None:
-    if layout == "channels_last":
-        plain = case.make
-        changed = {k: LAYOUTS[layout](t) for k, t in plain(torch.Generator().manual_seed(1)).items()}
-        case = Case(case.id, case.op, lambda g: changed, case.options)
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_COMPACT, [torch.float32, torch.bfloat16], _FULL)
-def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_compile(case, backend, dtype)
-
-
-@sweep(_COMPACT[:1], [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@sweep(
-    [
-        case("threads_many", (5, 40, 19, 31), 45, 3, padding=1, activation="relu"),
-        case("threads_few", (9, 3, 40, 41), 5, 3, padding=1, stride=2),
-        case("threads_depthwise", (4, 24, 20, 21), 24, 3, padding=1, groups=24),
-    ],
-    [torch.float32, torch.bfloat16],
-    [CPP],
-)
-@pytest.mark.usefixtures("threads")
-def test_same_bits_for_every_thread_count_and_run(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_determinism(case, backend, dtype, (1, 2, 3))
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep([_COMPACT[0], _COMPACT[2]], [torch.float32, torch.bfloat16], _FULL)
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
-
 
 @pytest.fixture
 def tf32() -> Iterator[None]:
@@ -393,81 +248,6 @@ def test_module_refuses_an_unknown_activation() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- errors
-
-_X, _W = torch.zeros(2, 4, 5, 6), torch.zeros(6, 4, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "arguments", "options"),
-    [
-        (TypeError, "input must be a Tensor, got list", ([1.0], _W), {}),
-        (TypeError, "input must be a floating.*torch.int64", (_X.long(), _W), {}),
-        (TypeError, "weight must have the input's dtype.*float32, got torch.float64", (_X, _W.double()), {}),
-        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", (_X[:, :, 0, 0], _W), {}),
-        (ValueError, "input must have 8 channels", (_X, _W), {"groups": 2}),
-        (ValueError, "input must have 3 channels.*got shape", (_X, _W[:, :3]), {}),
-        (ValueError, "groups must divide the weight's 6 .*, got 4", (_X, _W[:, :1]), {"groups": 4}),
-        (ValueError, "groups must be at least 1, got 0", (_X, _W), {"groups": 0}),
-        (ValueError, "stride must be at least 1, got 0", (_X, _W), {"stride": 0}),
-        (ValueError, r"stride must be a number or two, got \(1, 2, 3\)", (_X, _W), {"stride": (1, 2, 3)}),
-        (ValueError, r"padding must be at least 0, got \(0, -1\)", (_X, _W), {"padding": (0, -1)}),
-        (ValueError, "padding must be 'same', 'valid' or numbers, got 'full'", (_X, _W), {"padding": "full"}),
-        (ValueError, "padding='same' needs stride 1", (_X, _W), {"padding": "same", "stride": 2}),
-        (ValueError, "dilation must be at least 1, got 0", (_X, _W), {"dilation": 0}),
-        (ValueError, "kernel's height is 3, 7 with.*most the padded input's 5", (_X, _W), {"dilation": 3}),
-        (ValueError, r"bias must have shape \(6,\)", (_X, _W, torch.zeros(4)), {}),
-        (ValueError, r"residual must have shape \(2, 6, 3, 4\)", (_X, _W), {"residual": _X}),
-        (ValueError, "activation must be None or one of", (_X, _W), {"activation": "swish2"}),
-    ],
-)  # fmt: skip
-def test_bad_argument_is_named(
-    error: type[Exception], message: str, arguments: tuple, options: dict[str, Any]
-) -> None:
-    # Asked for by name, so that what would be tiny is not left to torch.
-    with pyops.use_backend("cpp"), pytest.raises(error, match=f"conv2d: .*{message}"):
-        F.conv2d(*arguments, **options)
-
-
-def test_meta_tensors_give_shapes() -> None:
-    assert F.conv2d(_X.to("meta"), _W.to("meta"), padding=1).shape == (2, 6, 5, 6)
-
-
-_PLAIN = ([1, 1], [0, 0], [1, 1], 1, 0, 0.0, 0.0)
-_Y = torch.zeros(2, 6, 3, 4)
-_Y_STRIDED = torch.zeros(2, 6, 4, 3).transpose(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("op", "arguments"),
-    [
-        ("conv2d_forward", (_X[0], _W, None, None, *_PLAIN, False)),
-        ("conv2d_forward", (_X[:, :3], _W, None, None, *_PLAIN, False)),
-        ("conv2d_forward", (_X[..., ::2], _W, None, None, *_PLAIN, False)),
-        ("conv2d_forward", (_X, _W.double(), None, None, *_PLAIN, False)),
-        ("conv2d_forward", (_X.long(), _W.long(), None, None, *_PLAIN, False)),
-        ("conv2d_forward", (_X, _W, torch.zeros(5), None, *_PLAIN, False)),
-        ("conv2d_forward", (_X, _W, None, _X, *_PLAIN, False)),
-        ("conv2d_forward", (_X, _W, None, _Y.to(memory_format=torch.channels_last), *_PLAIN, False)),
-        ("conv2d_forward", (_X, _W, None, None, [0, 1], *_PLAIN[1:], False)),
-        ("conv2d_forward", (_X, _W, None, None, [1], *_PLAIN[1:], False)),
-        ("conv2d_forward", (_X, _W, None, None, [1, 1], [-1, 0], *_PLAIN[2:], False)),
-        ("conv2d_forward", (_X, _W, None, None, [1, 1], [2**62, 0], *_PLAIN[2:], False)),
-        ("conv2d_forward", (_X, _W, None, None, [1, 1], [0, 0], [9, 1], *_PLAIN[3:], False)),
-        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:3], 0, 0, 0.0, 0.0, False)),
-        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:4], 99, 0.0, 0.0, False)),
-        ("conv2d_backward", (_X, _X, _W, None, *_PLAIN, True, True, True, True, False)),
-        ("conv2d_backward", (_Y, _X, _W, None, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
-        ("conv2d_backward", (_Y, _X, _W, _X, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
-        ("conv2d_backward", (_Y_STRIDED, _X, _W, None, *_PLAIN, True, True, True, True, False)),
-    ],
-)  # fmt: skip
-def test_raw_op_refuses(kernels: Backend, op: str, arguments: tuple) -> None:
-    if not has_kernel(kernels, op):
-        pytest.skip("no kernel")
-    tensors = {str(i): a for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
-    moved = checks.on_device(tensors, kernels.device)
-    with pytest.raises(RuntimeError, match=op):
-        raw(kernels, op)(*[moved.get(str(i), a) for i, a in enumerate(arguments)])
 
 
 def test_weight_gradient_does_not_see_what_buffers_held_before():

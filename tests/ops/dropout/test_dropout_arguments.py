@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 import pyops
 import pyops.functional as F
-from tests.suite.backends import Backend, raw
-from tests.suite.ops.dropout import SEED
+from tests.suite.backends import Backend
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -109,75 +106,8 @@ def test_module(backend: Backend) -> None:
 
 # -------------------------------------------------------------------------------------------------- errors
 
-_X = torch.zeros(3, 5)
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "arguments"),
-    [
-        (ValueError, "p must be a probability between 0 and 1, got 1.5", {"p": 1.5}),
-        (ValueError, "p must be a probability between 0 and 1, got -0.1", {"p": -0.1}),
-        (ValueError, "p must be a probability between 0 and 1, got nan", {"p": math.nan, "training": False}),
-        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
-        (TypeError, "input must be a Tensor, got list", {"input": [1.0], "activation": "relu"}),
-        (TypeError, "input must be a floating.*int64", {"input": _X.long(), "activation": "relu"}),
-        (TypeError, "bias must be a Tensor, got float", {"bias": 1.0}),
-        (TypeError, "bias must be a floating.*int64", {"bias": torch.zeros(5).long()}),
-        (ValueError, r"bias must have.*\(3, 5\), got \(3,\)", {"bias": torch.zeros(3)}),
-        (ValueError, r"bias must have.*\(3, 5\), got \(3, 5\)", {"bias": _X}),
-        (ValueError, r"bias must have.*\(3, 5\), got \(1, 1, 5\)", {"bias": torch.zeros(1, 1, 5)}),
-        (ValueError, r"bias must have.*\(\), got \(\)", {"input": torch.zeros(()), "bias": torch.zeros(())}),
-        (RuntimeError, "bias must be on cpu", {"bias": torch.zeros(5, device="meta")}),
-        (ValueError, r"residual must have shape \(3, 5\)", {"residual": torch.zeros(5)}),
-        (ValueError, "activation must be None or one of 'relu'.*'nope'", {"activation": "nope"}),
-        (ValueError, "inplace=True cannot be combined", {"inplace": True, "activation": "relu"}),
-    ],
-)
-def test_bad_argument_is_named(error: type[Exception], message: str, arguments: dict) -> None:
-    with pytest.raises(error, match=f"dropout: {message}"):
-        F.dropout(**{"input": _X, **arguments})
-
 
 def test_meta_tensors_give_shapes() -> None:
     x, bias = torch.empty(3, 5, device="meta"), torch.empty(5, device="meta")
     assert F.dropout(x).shape == (3, 5)
     assert F.dropout(x, bias=bias, activation="relu").shape == (3, 5)
-
-
-_SEED = torch.tensor(SEED)
-_FORWARD, _BACKWARD = "bias_activation_dropout_forward", "bias_activation_dropout_backward"
-
-
-@pytest.mark.parametrize(
-    ("op", "arguments"),
-    [
-        ("dropout", (_X, _SEED, 1.5)),
-        ("dropout", (_X, _SEED, math.nan)),
-        ("dropout", (_X, _SEED[:1], 0.5)),
-        ("dropout", (_X, _SEED.int(), 0.5)),
-        ("dropout", (_X.t(), _SEED, 0.5)),
-        ("dropout", (_X.long(), _SEED, 0.5)),
-        ("dropout_", (_X.t(), _SEED, 0.5)),
-        ("dropout_", (_X, _SEED[::2], 0.5)),
-        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 12, 0.0, 0.0, 1)),
-        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, -1, 0.0, 0.0, 1)),
-        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 2)),
-        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 0)),
-        (_FORWARD, (_X, _X[0].double(), None, _SEED, 0.5, 1, 0.0, 0.0, 1)),
-        (_FORWARD, (_X, None, _X[:2], _SEED, 0.5, 1, 0.0, 0.0, 1)),
-        (_FORWARD, (_X, None, _X.view(5, 3).t(), _SEED, 0.5, 1, 0.0, 0.0, 1)),
-        (_BACKWARD, (_X, None, None, _SEED, 0.5, 1, 0.0, 0.0, 1, True, False)),
-        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 8, 0.0, 0.0, 1, True, False)),
-        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 2, -1.0, 0.0, 1, True, False)),
-        (_BACKWARD, (_X, _X[:2], None, _SEED, 0.5, 1, 0.0, 0.0, 1, True, False)),
-        (_BACKWARD, (_X, _X, _X[0, :3], _SEED, 0.5, 8, 0.0, 0.0, 1, False, False)),
-        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 1, 0.0, 0.0, 2, True, True)),
-        (_BACKWARD, (_X, _X, None, _SEED, 2.0, 1, 0.0, 0.0, 1, True, True)),
-    ],
-)
-def test_raw_op_refuses(kernels: Backend, op: str, arguments: tuple) -> None:
-    placed = [
-        a.to(kernels.device) if isinstance(a, torch.Tensor) and a.is_contiguous() else a for a in arguments
-    ]
-    with pytest.raises(RuntimeError, match=op):
-        raw(kernels, op)(*placed)

@@ -10,28 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 import pyops.functional as F
 from tests.suite import checks
-from tests.suite.backends import THOROUGH, WITH_KERNELS, Backend
-from tests.suite.cases import Case, sweep
-from tests.suite.ops.dropout import fused_case, plain_case
+from tests.suite.backends import THOROUGH, Backend
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-
-# --------------------------------------------------------------------------------------------- derivatives
-
-_SMALL = [
-    plain_case((3, 5)),
-    fused_case((3, 5), (5,), "relu"),
-    fused_case((3, 5), (5,), "sigmoid"),
-    fused_case((2, 4, 3), (4, 1), "gelu", residual=True),
-    fused_case((3, 5), (5,), "softplus"),
-    fused_case((3, 5), None, None, residual=True),
-]
-
-
-@sweep(_SMALL, [torch.float64])
-def test_gradcheck_of_first_and_second_derivative(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_gradcheck(case, backend)
 
 
 def test_third_derivative_has_the_same_mask(backend: Backend) -> None:
@@ -52,30 +33,6 @@ def test_a_gradient_that_is_not_needed_is_none(kernels: Backend) -> None:
         y = F.dropout(tensors[0], 0.5, bias=tensors[1], activation="relu", residual=tensors[2])
         y.sum().backward()
         assert [t.grad is not None for t in tensors] == [j == i for j in range(3)]
-
-
-# --------------------------------------------------------------------------------------------- dispatching
-
-
-@sweep(_SMALL, [torch.float32, torch.bfloat16], WITH_KERNELS)
-def test_opcheck(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_opcheck(case, backend, dtype)
-
-
-@sweep(_SMALL, [torch.float32])
-def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_no_host_sync(case, backend, dtype)
-
-
-@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-@sweep(_SMALL[:2], [torch.float32, torch.bfloat16])
-def test_autocast_gives_torchs_dtypes(
-    backend: Backend, case: Case, dtype: torch.dtype, amp: torch.dtype
-) -> None:
-    checks.same_as_torch_autocast(case, backend, dtype, amp)
-
-
-# -------------------------------------------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
@@ -124,9 +81,6 @@ def test_checkpoint_repeats_the_mask(backend: Backend, reentrant: bool) -> None:
 def _backward(y: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     y.sum().backward()  # reentrant checkpointing does not work with torch.autograd.grad
     return [t.grad for t in leaves if t.grad is not None]
-
-
-# ------------------------------------------------------------------------------------------- torch.compile
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:

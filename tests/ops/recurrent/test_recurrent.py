@@ -13,89 +13,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import pyops
 import pyops.functional as F
 from tests.suite import checks
-from tests.suite.backends import BACKENDS, CPP, Backend
-from tests.suite.cases import Case, sweep
+from tests.suite.backends import Backend
 from tests.suite.ops.recurrent import GATES, case
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 # ------------------------------------------------------------------------------------------------ accuracy
 
-# Of each backend and cell: units that end inside vectors, one unit, one step, packed, both directions.
-_QUICK = [
-    sized
-    for op in GATES
-    for sized in (
-        case("quick", op, 3, 5, 3, 7),
-        case("packed", op, 3, 4, 3, 5, sizes=(4, 4, 1)),
-        case("one", op, 1, 1, 1, 1),
-    )
-]
-_OPTIONS = [
-    case("options", op, 4, 3, 5, 9, sizes=sizes, quick=False, **options)
-    for op in GATES
-    for sizes in (None, (3, 3, 2, 1))
-    for options in (
-        {"layers": 2, "bidirectional": True},
-        {"bias": False, "bidirectional": True, "batch_first": sizes is None},
-        {"bias": False, "layers": 2},
-    )
-]
-# 300 units: two blocks of the products; 70 and 150 sequences: the path of small layers; 17: two micro-tiles.
-_SIZES = [
-    case("size", op, *shape, quick=False)
-    for op in GATES
-    for shape in [(3, 3, 5, 300), (5, 70, 3, 33), (2, 17, 40, 64), (3, 150, 7, 16)]
-]  # fmt: skip
-_RAGGED = [
-    case("ragged", op, 5, 80, 3, 17, sizes=(80, 79, 40, 40, 3), bidirectional=True, quick=False)
-    for op in GATES
-]
-
-
-@sweep(_QUICK, [torch.float32, torch.float64, torch.float16])
-def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-# Triton's interpreter truncates to bfloat16 where GPUs round, here at every step.
-@sweep(_QUICK, [torch.bfloat16], [b for b in BACKENDS if str(b) != "triton-cpu"])
-def test_accuracy_in_bfloat16(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_OPTIONS, [torch.float64, torch.float32])
-def test_accuracy_of_every_option(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@sweep(_SIZES + _RAGGED, [torch.float32, torch.bfloat16], [CPP])
-def test_accuracy_at_larger_sizes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
-    checks.check_accuracy(case, backend, dtype)
-
-
-@pytest.mark.parametrize("op", GATES)
-def test_weights_that_no_block_can_hold(kernels: Backend, op: str) -> None:
-    """On GPUs these layers go step by step, forward and backward."""
-    checks.check_accuracy(case("wide", op, 2, 3, 2, 130), kernels, torch.float64)
-
 
 # Not the relu's, whose states are not bounded: errors grow as they do.
-@pytest.mark.parametrize("op", ["rnn_tanh", "gru", "lstm"])
-def test_long_sequences_do_not_drift(op: str) -> None:
-    checks.check_accuracy(case("long", op, 257, 2, 3, 8), CPP, torch.float32)
-
-
-@pytest.mark.parametrize("layout", [checks.strided_upstream, checks.expanded_upstream])
-@pytest.mark.parametrize("op", GATES)
-def test_gradients_from_outside_in_any_layout(kernels: Backend, op: str, layout) -> None:
-    checks.check_accuracy(case("upstream", op, 2, 3, 2, 5), kernels, torch.float32, upstream_layout=layout)
-
-
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
-@pytest.mark.parametrize("op", GATES)
-def test_layouts(kernels: Backend, op: str, layout: str) -> None:
-    checks.check_accuracy(case("layout", op, 2, 3, 2, 5), kernels, torch.float32, layout=layout)
 
 
 @pytest.mark.parametrize("op", GATES)
@@ -109,37 +35,6 @@ def test_nan_stays_in_its_sequence(kernels: Backend, op: str) -> None:
 
 
 # ------------------------------------------------------------------------------ gradients, compile, threads
-
-
-@pytest.mark.parametrize("op", GATES)
-def test_gradcheck(kernels: Backend, op: str) -> None:
-    checks.check_gradcheck(case("gradcheck", op, 2, 3, 2, 3, sizes=(3, 1), bidirectional=True), kernels)
-
-
-@pytest.mark.parametrize("op", GATES)
-def test_opcheck(kernels: Backend, op: str) -> None:
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3), kernels)
-    checks.check_opcheck(case("opcheck", op, 2, 3, 2, 3, sizes=(3, 1)), kernels)
-
-
-@pytest.mark.parametrize("op", GATES)
-def test_compile(op: str) -> None:
-    checks.check_compile(
-        case("compile", op, 3, 4, 3, 5, layers=2, bidirectional=True, batch_first=True), CPP, torch.float32
-    )
-    checks.check_compile(case("compile", op, 3, 4, 3, 5, sizes=(4, 4, 1)), CPP, torch.float32)
-
-
-@pytest.mark.parametrize("sized", [(3, 37, 5, 40), (3, 150, 7, 16)])
-@pytest.mark.parametrize("op", GATES)
-def test_same_bits_for_every_number_of_threads(op: str, sized: tuple[int, int, int, int]) -> None:
-    checks.check_determinism(case("threads", op, *sized), CPP, torch.float32, (1, 2, 3))
-
-
-def test_same_bits_for_every_number_of_threads_packed() -> None:
-    for op in GATES:
-        ragged = case("threads", op, 4, 90, 5, 16, sizes=(90, 88, 41, 7))
-        checks.check_determinism(ragged, CPP, torch.float32, (1, 2, 3))
 
 
 @pytest.mark.parametrize("op", GATES)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
+from ..backends import CPP, THOROUGH, TRITON
 from ..cases import Case, Op, normal
+from ..contract import FLOAT, Contract, over
 from ..mutants import Mutant
 
 
@@ -85,6 +87,45 @@ def case(variant: str, shape: tuple[int, ...], *, quick: bool = True, scale: flo
 
 # 8 x 3 full vectors of 16 lanes and more, and an end inside a vector.
 SMOKE = [case(variant, (9, 43)) for variant in VARIANTS]
+
+
+_SHAPES = [
+    case(v, s) for v in ("relu", "softplus") for s in [(), (0,), (2, 0, 3), (1,), (1031,), (1, 2, 3, 4)]
+]
+_LARGE = [case(v, (3, 65_537), quick=False) for v in VARIANTS]
+_LAYOUTS = [case(v, s) for v in ("relu", "gelu") for s in [(6, 7), (2, 5, 3, 4)]]
+SMALL = [case(v, (4, 7)) for v in ("relu", "softplus_2_1")]
+_ROW = torch.zeros(3, 5)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_SHAPES, FLOAT) + over(_LARGE, [torch.float32, torch.float16], [CPP]),
+    strided_input=over(_LAYOUTS),
+    strided_upstream=over(_LAYOUTS[::2] + [c.lying("transposed") for c in _LAYOUTS[::2]]),
+    gradcheck=over([case(v, (3, 5)) for v in VARIANTS], backends=[CPP, TRITON]),
+    opcheck=over(SMALL, FLOAT),
+    compile=over([case(v, (4, 7)) for v in VARIANTS], FLOAT, [CPP]),
+    same_bits=over([case(v, (7, 40_009), quick=False) for v in ("relu", "gelu")], backends=[CPP]),
+    autocast=over([case(v, (4, 7)) for v in FORMULAS], backends=THOROUGH),
+    meta=over([case(v, (4, 7)) for v in FORMULAS]),
+    raw_op_refuses=[
+        ("activation_forward", (_ROW, 12, 0.0, 0.0)),
+        ("activation_forward", (_ROW, -1, 0.0, 0.0)),
+        ("activation_forward", (_ROW[:, ::2], 1, 0.0, 0.0)),
+        ("activation_forward", (_ROW.expand(2, 3, 5), 1, 0.0, 0.0)),
+        ("activation_forward", (_ROW.long(), 1, 0.0, 0.0)),
+        ("activation_forward_", (_ROW[:, ::2], 1, 0.0, 0.0)),
+        ("activation_forward_", (_ROW.bool(), 1, 0.0, 0.0)),
+        ("activation_backward", (_ROW, _ROW, 12, 0.0, 0.0, True)),
+        ("activation_backward", (_ROW, _ROW, 6, 1.0, 20.0, True)),
+        ("activation_backward", (_ROW, _ROW, 2, -1.0, 0.0, True)),
+        ("activation_backward", (_ROW[:2], _ROW, 1, 0.0, 0.0, True)),
+        ("activation_backward", (_ROW.double(), _ROW, 1, 0.0, 0.0, True)),
+        ("activation_backward", (_ROW.view(5, 3).t(), _ROW, 1, 0.0, 0.0, True)),
+        ("activation_backward", (_ROW, _ROW.view(5, 3).t(), 1, 0.0, 0.0, True)),
+    ],
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

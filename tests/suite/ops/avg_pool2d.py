@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
+from ..backends import SLOW, THOROUGH
 from ..cases import Case, Op, normal
+from ..contract import FLOAT, Contract, bad, over
 from ..layouts import channels_last
 from ..mutants import Mutant
 from ..pooling import pair, windows_of
@@ -102,6 +104,106 @@ SMOKE = [
     case("adaptive_avg_pool2d", "uneven", (2, 3, 7, 10), output_size=(3, 4)),
     case("adaptive_avg_pool2d", "channels", (2, 37, 5, 7), nhwc=True, output_size=(2, 3)),
 ]
+
+
+_OPTIONS: list[tuple[Any, ...]] = [  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    (2, None, 0, False, True, None), (3, 2, 1, True, True, None), (3, 2, 1, True, False, None),
+    ((3, 4), (1, 3), (1, 2), True, True, None), (3, 1, 1, False, True, 5), (2, 3, 1, True, False, -3),
+    ((5, 1), (2, 2), (2, 0), False, False, None), (5, 4, 2, True, True, None),
+]  # fmt: skip
+_NAMES = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_SIZES = [1, 2, (3, 5), (None, 4), (1, 3), (11, 9), (20, 1)]
+_SWEEP = [
+    case(
+        "avg_pool2d", f"{'x'.join(map(str, shape))}_{'_'.join(map(str, values))}".replace(" ", ""), shape,
+        quick=i % 3 == 1 and len(shape) == 4, **dict(zip(_NAMES, values, strict=True)),
+    )
+    for i, values in enumerate(_OPTIONS)
+    for shape in [(2, 3, 9, 12), (3, 11, 38)]
+] + [
+    case(
+        "adaptive_avg_pool2d", f"{'x'.join(map(str, shape))}_{size}".replace(" ", ""), shape,
+        quick=i < 3 and len(shape) == 4, output_size=size,
+    )
+    for i, size in enumerate(_SIZES)
+    for shape in [(2, 3, 8, 7), (3, 11, 38)]
+]  # fmt: skip
+SMALL = [
+    case("avg_pool2d", "compact", (1, 2, 5, 7), kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    case("avg_pool2d", "compact_nhwc", (1, 3, 4, 5), nhwc=True, kernel_size=2, stride=1),
+    case("adaptive_avg_pool2d", "compact", (1, 2, 5, 7), output_size=(2, 3)),
+    case("adaptive_avg_pool2d", "compact_nhwc", (1, 3, 4, 5), nhwc=True, output_size=1),
+]
+_IMAGE, _ROWS = torch.zeros(1, 2, 30, 31), torch.zeros(2, 6, 7)
+_OUT = torch.zeros(2, 3, 3)
+_WINDOWS = ([2, 2], [2, 2], [0, 0], False, True, None, False)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_SWEEP, [torch.float32, torch.float16])
+    + over(SMOKE, backends=THOROUGH)
+    + over(SMOKE, [torch.bfloat16], SLOW),
+    strided_input=over(
+        [
+            case("avg_pool2d", "layout", (2, 5, 6, 7), kernel_size=3, stride=2, padding=1),
+            case("adaptive_avg_pool2d", "layout", (2, 5, 6, 7), output_size=(2, 3)),
+        ]
+    ),
+    opcheck=over(SMALL, FLOAT),
+    compile=over(SMALL, FLOAT),
+    same_bits=over(
+        [
+            case("avg_pool2d", "threads", (3, 5, 61, 67), quick=False, kernel_size=3, stride=2, padding=1),
+            case(
+                "avg_pool2d",
+                "threads_nhwc",
+                (2, 33, 61, 31),
+                quick=False,
+                nhwc=True,
+                kernel_size=3,
+                padding=1,
+            ),
+            case("adaptive_avg_pool2d", "threads", (3, 50, 31, 27), quick=False, output_size=1),
+            case("adaptive_avg_pool2d", "runs", (1, 2, 5, 7), output_size=2),
+        ],
+        FLOAT,
+    ),
+    autocast=over(SMALL[::2]),
+    raw_op_refuses=[
+        ("avg_pool2d_forward", (_ROWS.mT, *_WINDOWS)),
+        ("avg_pool2d_forward", (_ROWS.long(), *_WINDOWS)),
+        ("avg_pool2d_forward", (_ROWS, [2, 2, 2], *_WINDOWS[1:])),
+        ("avg_pool2d_forward", (_ROWS, *_WINDOWS[:5], 0, False)),
+        ("avg_pool2d_backward", (_OUT, [6, 8], *_WINDOWS)),
+        ("avg_pool2d_backward", (_OUT.mT, [6, 7], *_WINDOWS)),
+        ("avg_pool2d_backward", (_OUT, [6, -7], *_WINDOWS)),
+        ("adaptive_avg_pool2d_forward", (_ROWS, [1], False)),
+        ("adaptive_avg_pool2d_forward", (_ROWS, [1, -1], False)),
+        ("adaptive_avg_pool2d_forward", (_ROWS, [1, 1], True)),
+        ("adaptive_avg_pool2d_backward", (_OUT, [0, 7], False)),
+        ("adaptive_avg_pool2d_backward", (_OUT.int(), [6, 7], False)),
+        ("adaptive_avg_pool2d_backward", (_OUT, [6, 2**60], False)),
+    ],
+    bad_arguments=[
+        *bad(
+            "avg_pool2d",
+            (TypeError, "input must be a Tensor, got list", ([1.0], 2)),
+            (ValueError, "only the batch may be empty", (torch.zeros(9, 0, 30, 31), 2)),
+            (ValueError, "padding must be at most half", (_IMAGE, 2, 2, 2)),
+            (ValueError, "kernel_size .* must fit", (_IMAGE, 32)),
+            (ValueError, "divisor_override .* got 0", (_IMAGE, 2, 2, 0, False, True, 0)),
+        ),
+        *bad(
+            "adaptive_avg_pool2d",
+            (ValueError, "input must have shape", (torch.zeros(30, 40), 2)),
+            (ValueError, "only the batch", (torch.zeros(9, 2, 0, 31), 2)),
+            (ValueError, r"output_size must be in \[0,.*got \[-1, -1\]", (_IMAGE, -1)),
+            (ValueError, "output_size must be one number or two", (_IMAGE, (1, 2, 3))),
+            (TypeError, "output_size must be an integer or two", (_IMAGE, 2.0)),
+        ),
+    ],
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -11,9 +11,10 @@ from torch import Tensor
 from pyops import functional as F
 from pyops.ops.tools.batch_norm import mask_shape
 
-from ..backends import Backend
+from ..backends import CPP, THOROUGH, TRITON, Backend
 from ..cases import Case, Op, normal, uniform
-from ..layouts import channels_last
+from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..layouts import LAYOUTS, channels_last
 from ..mutants import Mutant
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -142,6 +143,181 @@ SMOKE = [
     case((3, 37, 5, 7), last=True, residual=True),
 ]
 SMOKE_CHECKS = {"batch_norm_running_statistics": check_running_statistics}
+
+
+# Rows in which channels alternate, short runs among them, and long runs of one channel.
+_SIZES = [
+    case((37, 5), activation="relu"),
+    case((9, 5, 3), residual=True, activation="relu"),
+    case((5, 3, 7, 19), residual=True, activation="relu"),
+    case((3, 5, 3, 7), last=True),
+]
+_OPTIONS = [
+    case((7, 5), training=False),
+    case((7, 5), training=False, activation="relu", residual=True, quick=False),
+    case((2, 3, 5, 13), training=False, activation="relu", quick=False),
+    case((2, 3, 5, 13), affine=False, running=False),
+    case((2, 3, 5, 7), last=True, activation="silu", residual=True),
+    case((2, 3, 5, 13), activation="gelu", quick=False),
+    case((2, 3, 5, 13), activation="sigmoid", residual=True, quick=False),
+    case((2, 3, 5, 13), last=True, training=False, activation="elu"),
+    case((2, 3, 5, 13), eps=0.5, momentum=1.0, quick=False),
+]
+_SHAPES = [
+    case((5, 1)),
+    case((40, 1), activation="relu", residual=True, quick=False),
+    case((0, 3)),
+    case((0, 3, 4, 5), activation="relu", residual=True),
+    case((4, 0, 5), affine=False, quick=False),
+    case((1, 2, 1, 5)),
+    case((1, 2, 17), quick=False),
+    case((2, 3, 2, 3, 4), residual=True, activation="relu"),
+]
+# Several pieces of a run, chunks of rows, strips of columns.
+_LARGE = [
+    case((3, 5, 70, 121), activation="relu", residual=True, quick=False),
+    case((2, 300, 20, 20), activation="relu", quick=False),
+    case((4099, 19), activation="relu", residual=True, quick=False),
+    case((11, 2500), residual=True, activation="relu", quick=False),
+    case((8, 67, 30, 31), last=True, activation="relu", quick=False),
+    case((700, 131, 7), residual=True, quick=False),
+]
+SMALL = [
+    case((4, 5), activation="silu"),
+    case((2, 3, 4, 5), residual=True, activation="relu"),
+    case((2, 3, 4, 5), training=False, activation="relu"),
+]
+_X, _V, _D = torch.zeros(3, 5, 2), torch.ones(5), torch.zeros(5).double()
+_PAIR, _M = torch.zeros(2, 5).double(), torch.zeros(3, 2, dtype=torch.uint8)
+_TAIL = (1, 0.0, 0.0)
+_IMAGE, _C = torch.ones(2, 3, 4, 5), torch.ones(3)
+
+
+def _forward(*, x=_X, w=_V, b=_V, r=None, m=_V, v=_V, s=None, dim=1, training=True, tail=_TAIL, mask=False):
+    return "batch_norm_forward", (x, w, b, r, m, v, s, dim, training, 0.1, 1e-5, *tail, mask)
+
+
+def _backward(*, g=_X, x=_X, w=_V, b=_V, r=None, mask=None, mean=_D, rstd=_V, means=None, dim=1, tail=_TAIL):
+    return "batch_norm_backward", (g, x, w, b, r, mask, mean, rstd, means, dim, True, *tail, True, True, True)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_SIZES) + over(_OPTIONS, BOTH) + over(_SHAPES, FLOAT) + over(_LARGE, BOTH, [CPP]),
+    strided_input=over(
+        [case((6, 7)), case((2, 5, 3, 4), residual=True, activation="relu")],
+        layouts=[name for name in LAYOUTS if name != "expanded"],  # whose deviations are all 0
+    ),
+    strided_upstream=over([case((2, 5, 3, 4), residual=True, activation="relu")]),
+    gradcheck=over(
+        [*SMALL, case((3, 2, 17), residual=True, activation="silu"), case((3, 2), training=False)],
+        backends=[CPP, TRITON],
+    ),
+    compile=over([*SMALL, case((2, 5, 3, 7), last=True, activation="relu")], FLOAT),
+    same_bits=over([*_LARGE, *SMALL], FLOAT, [CPP]),
+    autocast=over(SMALL, [torch.float32, torch.bfloat16, torch.float64], THOROUGH),
+    raw_op_refuses=[
+        _forward(dim=0),
+        _forward(dim=3),
+        _forward(dim=-1),
+        _forward(x=_X.transpose(0, 1)),
+        _forward(x=_X.long()),
+        _forward(w=_V[:4]),
+        _forward(b=_V.double()),
+        _forward(b=_V.bfloat16()),
+        _forward(m=torch.ones(10)[::2]),
+        _forward(r=_X[:2]),
+        _forward(r=_X.double()),
+        _forward(s=_PAIR.float()),
+        _forward(s=_PAIR[:1]),
+        _forward(m=None, v=None, training=False),
+        _forward(m=None, training=False),
+        _forward(tail=(12, 0.0, 0.0)),
+        _forward(tail=(0, 0.0, 0.0), mask=True),
+        _backward(g=_X[:2]),
+        _backward(g=_X.double()),
+        _backward(w=_V[:4]),
+        _backward(r=_X.bfloat16()),
+        _backward(mask=_M[:2]),
+        _backward(mask=_M.int()),
+        _backward(mask=_M, tail=(0, 0.0, 0.0)),
+        _backward(mean=_V),
+        _backward(rstd=_D),
+        _backward(rstd=_V[:4]),
+        _backward(means=_PAIR.float()),
+        _backward(dim=2),
+        _backward(tail=(-1, 0.0, 0.0)),
+        ("batch_norm_statistics", (_X, 3)),
+        ("batch_norm_statistics", (_X.int(), 1)),
+        ("batch_norm_backward_sums", (_X, _X, _V, _V, None, _M[:1], _D, _V, 1, *_TAIL)),
+        ("batch_norm_backward_sums", (_X[:1], _X, _V, _V, None, None, _D, _V, 1, *_TAIL)),
+    ],
+    bad_arguments=bad(
+        "batch_norm",
+        (TypeError, "input must be a Tensor, got list", ([1.0], None, None), {}),
+        (TypeError, "input must be a floating.*int64", (_IMAGE.long(), None, None), {}),
+        (ValueError, r"input must have shape \(N, C, \*\), got \(3,\)", (_C, _C, _C), {}),
+        (ValueError, ".*both be tensors or both be None", (_IMAGE, _C, None), {}),
+        (ValueError, ".*must be given unless training", (_IMAGE, None, None), {}),
+        (
+            ValueError,
+            r"running_mean must have shape \(3,\) .*got \(4,\)",
+            (_IMAGE, torch.ones(4), torch.ones(4)),
+            {},
+        ),
+        (ValueError, r"weight must have shape \(3,\) .*got \(3, 1\)", (_IMAGE, _C, _C, _C[:, None]), {}),
+        (ValueError, r"bias must have shape \(3,\)", (_IMAGE, _C, _C, _C, _C[:2]), {}),
+        (
+            TypeError,
+            "running_mean must have dtype torch.float32, got torch.float64",
+            (_IMAGE, _C.double(), _C.double()),
+            {},
+        ),
+        (
+            TypeError,
+            "running_var must have dtype torch.float32, got torch.float16",
+            (_IMAGE, _C, _C.half()),
+            {},
+        ),
+        (
+            TypeError,
+            "weight must have dtype torch.bfloat16 as running_mean has, got torch.float32",
+            (_IMAGE.bfloat16(), _C.bfloat16(), _C.bfloat16(), _C),
+            {},
+        ),
+        (
+            RuntimeError,
+            "weight must be on cpu as the input is, got meta",
+            (_IMAGE, _C, _C, _C.to("meta")),
+            {},
+        ),
+        (RuntimeError, "residual must be on cpu", (_IMAGE, _C, _C), {"residual": _IMAGE.to("meta")}),
+        (ValueError, r"residual must have shape \(2, 3, 4, 5\)", (_IMAGE, _C, _C), {"residual": _IMAGE[:1]}),
+        (TypeError, "residual must have the input's dtype", (_IMAGE, _C, _C), {"residual": _IMAGE.double()}),
+        (
+            ValueError,
+            "expected more than 1 value per channel .* got input of shape",
+            (torch.ones(1, 3), None, None),
+            {"training": True},
+        ),
+        (
+            ValueError,
+            "expected more than 1 value per channel",
+            (torch.ones(1, 3, 1, 1), _C, _C),
+            {"training": True},
+        ),
+        (ValueError, "eps must be positive, got 0", (_IMAGE, _C, _C), {"training": True, "eps": 0.0}),
+        (ValueError, "eps must be at least 0, got -1", (_IMAGE, _C, _C), {"eps": -1.0}),
+        (TypeError, "momentum must be a number, got None", (_IMAGE, _C, _C), {"momentum": None}),
+        (ValueError, "activation must be None or one of", (_IMAGE, _C, _C), {"activation": "relu6"}),
+        (
+            RuntimeError,
+            "running_mean cannot be differentiated",
+            (_IMAGE, torch.ones(3, requires_grad=True), _C),
+            {},
+        ),
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..cases import Case, Op, normal
+from ..backends import BACKENDS, CPP, TRITON
+from ..cases import Case, Op, name_of, normal, pairwise
+from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..mutants import Mutant, TritonMutant
 
 _ACTIVATIONS = {
@@ -129,6 +131,135 @@ TINY = [
     case("tiny_grouped", (2, 8, 5, 4), 6, (1, 3), groups=2, bias=False, activation="elu"),
     case("tiny_depthwise", (2, 5, 7, 9), 10, 3, stride=2, padding=1, groups=5, activation="relu"),
 ]
+
+
+# Backends without a kernel use the reference formula; one case shows that they get there.
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
+_OPTIONS = pairwise(
+    kernel=[(1, 1), (3, 3), (5, 2), (1, 7)],
+    stride=[(1, 1), (2, 2), (3, 1), (1, 4)],
+    padding=[(0, 0), (1, 1), (2, 3)],
+    dilation=[(1, 1), (2, 2), (1, 3)],
+    groups=[1, 2, 6],
+    channels=[(6, 6), (18, 54), (54, 12)],
+    bias=[True, False],
+    residual=[False, True],
+    activation=[None, "relu", "elu", "silu"],
+)
+
+
+def _from_options(options: dict[str, Any]) -> Case:
+    options = dict(options)
+    name = "options_" + name_of(options)
+    channels, kernel = options.pop("channels"), options.pop("kernel")
+    return case(name, (2, channels[0], 11, 23), channels[1], kernel, quick=False, **options)
+
+
+_PAIRWISE = [_from_options(options) for options in _OPTIONS]
+# Sizes around those of vectors (4 to 16), micro-tiles and tiles; prime numbers of everything; one image, one
+# channel, one pixel; kernels larger than a block of terms.
+_SIZES = [
+    *(case(f"out_{k}", (2, 5, 7, 17), k, 3, padding=1, quick=False) for k in (1, 2, 7, 13, 16, 31, 33, 67)),
+    *(case(f"width_{w}", (2, 3, 5, w), 11, 3, padding=1, quick=False) for w in (1, 2, 13, 14, 15, 29, 67)),
+    *(
+        case(f"squares_{h}x{w}", (2, 16, h, w), 32, 3, padding=p, quick=False)
+        for h, w, p in ((1, 67, 1), (2, 131, 1), (14, 14, 1), (9, 9, 2), (13, 37, 0), (29, 5, 1))
+    ),
+    case("squares_grouped", (1, 48, 12, 11), 32, 3, padding=1, groups=2, residual=True, quick=False),
+    case("squares_many_channels", (1, 150, 10, 11), 160, 3, padding=1, quick=False),
+    case("one_pixel", (3, 5, 1, 1), 4, 1),
+    case("one_output", (2, 7, 5, 5), 19, 5, quick=False),
+    case("wide_row", (1, 3, 2, 2053), 5, (2, 3), padding=(0, 1), quick=False),
+    case("large_kernel", (1, 2, 23, 29), 3, (21, 19), padding=(10, 9), quick=False),
+    case("many_channels", (2, 419, 5, 7), 37, 3, padding=1, quick=False),
+    case("padding_beyond_the_image", (1, 3, 2, 3), 5, 2, padding=5, quick=False),
+    case("stride_beyond_the_kernel", (2, 5, 17, 19), 6, 2, stride=5, quick=False),
+    case("alexnet_stem", (1, 3, 63, 63), 96, 11, stride=4, padding=1, activation="relu", quick=False),
+    case("depthwise_multiplier", (2, 7, 9, 17), 21, 3, groups=7, padding=1, quick=False),
+]
+SMALL = [
+    case("compact", (2, 4, 5, 6), 6, 3, padding=1, stride=(1, 2), groups=2, activation="relu"),
+    case("compact_residual", (1, 3, 4, 5), 5, 2, residual=True, activation="gelu"),
+    case("compact_plain", (2, 3, 4, 5), 2, (1, 3), dilation=(1, 2)),
+]
+_X, _W = torch.zeros(2, 4, 5, 6), torch.zeros(6, 4, 3, 3)
+_PLAIN = ([1, 1], [0, 0], [1, 1], 1, 0, 0.0, 0.0)
+_Y = torch.zeros(2, 6, 3, 4)
+_Y_STRIDED = torch.zeros(2, 6, 4, 3).transpose(2, 3)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over([*_PAIRWISE, *_SIZES], BOTH, _FULL)
+    + over(SMOKE, backends=_FULL)
+    + over(SMOKE[1:2], FLOAT, _OTHERS)
+    + over([TINY[0], TINY[1], TINY[-1]], [torch.float64, torch.bfloat16, torch.float16], [TRITON])
+    + over(TINY, FLOAT, [TRITON]),
+    strided_input=over(SMOKE, BOTH, _FULL) + over(TINY, FLOAT, [TRITON], ["channels_last"]),
+    strided_upstream=over(SMOKE, backends=_FULL),
+    gradcheck=over(
+        [
+            case(f"gradcheck_{a}", (1, 2, 4, 5), 3, (2, 3), padding=1, stride=2, residual=r, activation=a)
+            for a, r in [(None, False), ("silu", True), ("sigmoid", False)]
+        ],
+        backends=_FULL,
+    ),
+    opcheck=over([*SMALL, *(c.lying("channels_last") for c in SMALL)], backends=[CPP]),
+    no_host_sync=over(SMALL[:1]),
+    compile=over(SMALL, backends=_FULL),
+    same_bits=over(
+        [
+            case("threads_many", (5, 40, 19, 31), 45, 3, padding=1, activation="relu"),
+            case("threads_few", (9, 3, 40, 41), 5, 3, padding=1, stride=2),
+            case("threads_depthwise", (4, 24, 20, 21), 24, 3, padding=1, groups=24),
+        ],
+        backends=[CPP],
+    ),
+    autocast=over([SMALL[0], SMALL[2]], backends=_FULL),
+    raw_op_refuses=[
+        ("conv2d_forward", (_X[0], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X[:, :3], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X[..., ::2], _W, None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W.double(), None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X.long(), _W.long(), None, None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, torch.zeros(5), None, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, _X, *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, _Y.to(memory_format=torch.channels_last), *_PLAIN, False)),
+        ("conv2d_forward", (_X, _W, None, None, [0, 1], *_PLAIN[1:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1], *_PLAIN[1:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [-1, 0], *_PLAIN[2:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [2**62, 0], *_PLAIN[2:], False)),
+        ("conv2d_forward", (_X, _W, None, None, [1, 1], [0, 0], [9, 1], *_PLAIN[3:], False)),
+        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:3], 0, 0, 0.0, 0.0, False)),
+        ("conv2d_forward", (_X, _W, None, None, *_PLAIN[:4], 99, 0.0, 0.0, False)),
+        ("conv2d_backward", (_X, _X, _W, None, *_PLAIN, True, True, True, True, False)),
+        ("conv2d_backward", (_Y, _X, _W, None, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
+        ("conv2d_backward", (_Y, _X, _W, _X, *_PLAIN[:4], 1, 0.0, 0.0, True, True, True, True, False)),
+        ("conv2d_backward", (_Y_STRIDED, _X, _W, None, *_PLAIN, True, True, True, True, False)),
+    ],
+    bad_arguments=bad(
+        "conv2d",
+        (TypeError, "input must be a Tensor, got list", ([1.0], _W), {}),
+        (TypeError, "input must be a floating.*torch.int64", (_X.long(), _W), {}),
+        (TypeError, "weight must have the input's dtype.*float32, got torch.float64", (_X, _W.double()), {}),
+        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", (_X[:, :, 0, 0], _W), {}),
+        (ValueError, ".*input must have 8 channels", (_X, _W), {"groups": 2}),
+        (ValueError, ".*input must have 3 channels.*got shape", (_X, _W[:, :3]), {}),
+        (ValueError, "groups must divide the weight's 6 .*, got 4", (_X, _W[:, :1]), {"groups": 4}),
+        (ValueError, "groups must be at least 1, got 0", (_X, _W), {"groups": 0}),
+        (ValueError, "stride must be at least 1, got 0", (_X, _W), {"stride": 0}),
+        (ValueError, r"stride must be a number or two, got \(1, 2, 3\)", (_X, _W), {"stride": (1, 2, 3)}),
+        (ValueError, r"padding must be at least 0, got \(0, -1\)", (_X, _W), {"padding": (0, -1)}),
+        (ValueError, "padding must be 'same', 'valid' or numbers, got 'full'", (_X, _W), {"padding": "full"}),
+        (ValueError, "padding='same' needs stride 1", (_X, _W), {"padding": "same", "stride": 2}),
+        (ValueError, "dilation must be at least 1, got 0", (_X, _W), {"dilation": 0}),
+        (ValueError, ".*kernel's height is 3, 7 with.*most the padded input's 5", (_X, _W), {"dilation": 3}),
+        (ValueError, r"bias must have shape \(6,\)", (_X, _W, torch.zeros(4)), {}),
+        (ValueError, r"residual must have shape \(2, 6, 3, 4\)", (_X, _W), {"residual": _X}),
+        (ValueError, "activation must be None or one of", (_X, _W), {"activation": "swish2"}),
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

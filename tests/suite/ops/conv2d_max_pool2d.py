@@ -9,8 +9,10 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..cases import Case, Op, normal
-from ..layouts import channels_last
+from ..backends import BACKENDS, CPP
+from ..cases import Case, Op, name_of, normal, pairwise
+from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..layouts import LAYOUTS, channels_last
 from ..mutants import Mutant
 from . import conv2d, max_pool2d
 
@@ -98,6 +100,141 @@ def _dead_windows_take_no_gradient(backend: Any) -> None:
 
 
 SMOKE_CHECKS = {"dead_windows_take_no_gradient": _dead_windows_take_no_gradient}
+
+
+_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_OTHERS = [b for b in BACKENDS if b not in _FULL]
+_OPTIONS = pairwise(
+    kernel=[(3, 3), (1, 1), (5, 2)],
+    stride=[(1, 1), (2, 1), (1, 4)],
+    padding=[(0, 0), (1, 2)],
+    dilation=[(1, 1), (2, 2)],
+    groups=[1, 2, 6],
+    channels=[(6, 6), (18, 54), (54, 12)],
+    bias=[True, False],
+    activation=[None, "relu", "elu", "silu"],
+    nhwc=[False, True],
+    pool=[(2, 2), (3, 3), (1, 4)],
+    pool_stride=[None, (2, 2), (1, 3), (4, 1)],
+    pool_padding=[(0, 0), (0, 1)],
+    pool_dilation=[(1, 1), (2, 1), (1, 3)],
+    ceil_mode=[False, True],
+)
+
+
+def _from_options(options: dict[str, Any]) -> Case:
+    options = dict(options)
+    name = "options_" + name_of(options)
+    channels, kernel, pool = options.pop("channels"), options.pop("kernel"), options.pop("pool")
+    options["pool_padding"] = tuple(
+        min(p, k // 2) for p, k in zip(options["pool_padding"], pool, strict=True)
+    )
+    return case(name, (2, channels[0], 13, 41), channels[1], kernel, pool, quick=False, **options)
+
+
+# Sizes around those of vectors and tiles; one window, windows that are all padding but for a pixel.
+_SIZES = [
+    *(case(f"out_{k}", (2, 5, 7, 17), k, 3, 2, padding=1, quick=False) for k in (1, 7, 13, 16, 33, 67)),
+    *(case(f"width_{w}", (2, 3, 5, w), 11, 3, 2, padding=1, quick=False) for w in (2, 13, 15, 29, 67)),
+    case("one_window", (3, 5, 6, 6), 4, 3, 4),
+    case("one_pixel", (3, 5, 3, 3), 4, 3, 2, pool_padding=1, quick=False),
+    case("wide_row", (1, 3, 3, 2053), 5, (2, 3), (1, 3), pool_stride=2, quick=False),
+    case("high", (1, 3, 1031, 3), 5, 3, (5, 1), padding=1, pool_stride=(3, 1), quick=False),
+    case("large_window", (1, 2, 31, 29), 17, 3, (15, 17), pool_stride=7, pool_padding=7, quick=False),
+    case("too_large_a_window", (1, 2, 31, 29), 3, 3, (16, 16), pool_stride=5, quick=False),
+    case("lenet", (3, 1, 28, 28), 6, 5, 2, padding=2, activation="sigmoid", quick=False),
+    case("alexnet_stem", (1, 3, 63, 63), 96, 11, 3, stride=4, padding=1, pool_stride=2, activation="relu",
+         quick=False),
+    case("vgg", (1, 64, 20, 36), 64, 3, 2, padding=1, activation="relu", quick=False),
+]  # fmt: skip
+SMALL = [
+    case("compact", (2, 4, 5, 6), 6, 3, 2, padding=1, stride=(1, 2), groups=2, activation="relu"),
+    case("compact_saved", (1, 3, 4, 5), 5, 2, 2, pool_stride=1, activation="gelu"),
+    case("compact_nhwc", (2, 3, 4, 5), 2, (1, 3), (2, 1), nhwc=True, dilation=(1, 2), activation="tanh"),
+]
+_X, _W = torch.zeros(2, 4, 5, 6), torch.zeros(6, 4, 3, 3)
+_CONV = ([1, 1], [0, 0], [1, 1], 1)
+_POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+_IDENTITY, _TANH = (0, 0.0, 0.0), (4, 0.0, 0.0)
+_PLAIN = (*_CONV, *_IDENTITY, *_POOL, True, False)
+_Y, _ARGMAX = torch.zeros(2, 6, 1, 2), torch.zeros(2, 6, 1, 2, dtype=torch.uint8)
+
+_FORWARD, _BACKWARD = "conv2d_max_pool2d_forward", "conv2d_max_pool2d_backward"
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over([*map(_from_options, _OPTIONS), *_SIZES], BOTH, [CPP])
+    + over(SMOKE, backends=[CPP])
+    + over([s for s in SMOKE if s.quick], FLOAT, _OTHERS),
+    strided_input=over(
+        [SMOKE[0], SMOKE[4]], backends=_FULL, layouts=[name for name in LAYOUTS if name != "expanded"]
+    ),
+    strided_upstream=over(SMOKE[:4], backends=_FULL),
+    gradcheck=over(
+        [
+            case(f"gradcheck_{a}", (1, 2, 5, 6), 3, (2, 3), 2, pool_stride=1, padding=1, activation=a)
+            for a in (None, "silu", "sigmoid")
+        ],
+        backends=_FULL,
+    ),
+    opcheck=over(SMALL, backends=[CPP]),
+    no_host_sync=over(SMALL[:1]),
+    compile=over(SMALL, FLOAT, _FULL),
+    same_bits=over(
+        [
+            case("threads_many", (5, 40, 19, 31), 45, 3, 3, padding=1, pool_stride=2, activation="relu"),
+            case("threads_few", (9, 3, 40, 41), 5, 3, 2, padding=1, activation="silu"),
+            case("threads_nhwc", (4, 24, 20, 21), 24, 3, 2, nhwc=True, padding=1, activation="relu"),
+        ],
+        backends=[CPP],
+    ),
+    autocast=over(SMALL[:2], backends=_FULL),
+    meta=over(SMALL[:1]),
+    raw_op_refuses=[
+        (_FORWARD, (_X[0], _W, None, *_PLAIN)),
+        (_FORWARD, (_X, _W.double(), None, *_PLAIN)),
+        (_FORWARD, (_X[..., ::2], _W, None, *_PLAIN)),
+        (_FORWARD, (_X, _W, torch.zeros(5), *_PLAIN)),
+        (_FORWARD, (_X, _W, None, *_CONV, 99, 0.0, 0.0, *_POOL, True, False)),
+        (_FORWARD, (_X, _W, None, *_CONV, *_IDENTITY, [2], *_POOL[1:], True, False)),
+        (_FORWARD, (_X, _W, None, *_CONV, *_IDENTITY, [4, 2], *_POOL[1:], True, False)),
+        (_FORWARD, (_X, _W, None, *_CONV, *_IDENTITY, [2, 2], [0, 1], *_POOL[2:], True, False)),
+        (_FORWARD, (_X, _W, None, *_CONV, *_IDENTITY, [2, 2], [2, 2], [2, 0], [1, 1], False, True, False)),
+        (_BACKWARD, (_Y, _ARGMAX[:1], None, [3, 4], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX.int(), None, [3, 4], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y.long(), _ARGMAX, None, [3, 4], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [3, 9], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [3], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [3, 2**62], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [3, 4], *_TANH, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, _Y[..., :1], [3, 4], *_TANH, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, _Y.double(), [3, 4], *_TANH, True, *_POOL, True)),
+        (_BACKWARD, (channels_last(_Y), _ARGMAX, None, [3, 4], *_IDENTITY, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [3, 4], 99, 0.0, 0.0, True, *_POOL, True)),
+        (_BACKWARD, (_Y, _ARGMAX, None, [300, 400], *_IDENTITY, True, [300, 200], *_POOL[1:], True)),
+    ],
+    bad_arguments=bad(
+        "conv2d_max_pool2d",
+        (TypeError, "input must be a floating.*torch.int64", {"input": _X.long()}),
+        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", {"input": _X[:, :, 0, 0]}),
+        (ValueError, "groups must be at least 1, got 0", {"groups": 0}),
+        (ValueError, r"bias must have shape \(6,\)", {"bias": torch.zeros(4)}),
+        (ValueError, "activation must be None or one of", {"activation": "swish2"}),
+        (TypeError, "kernel_size must be an integer or two, got None", {"kernel_size": None}),
+        (ValueError, r"pool_stride must be in \[1, .*, got 0", {"pool_stride": 0}),
+        (ValueError, r"pool_padding must be at most half of kernel_size \(2, 2\)", {"pool_padding": 2}),
+        (ValueError, r"pool_dilation must be in \[1, .*, got 0", {"pool_dilation": 0}),
+        (
+            ValueError,
+            r"kernel_size \(4, 4\) .* fit into the convolution's output .*\(3, 4\)",
+            {"kernel_size": 4},
+        ),
+        input=_X,
+        weight=_W,
+        kernel_size=2,
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +11,23 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..backends import Backend
-from ..cases import Op
-from ..class_losses import SMOKE_SHAPES, as_rows, loss_case, reduce, row_shape
+from ..backends import BACKENDS, Backend
+from ..cases import REDUCTIONS, Case, Op, name_of, pairwise, product
+from ..class_losses import (
+    EMPTY,
+    EXTREME_SHAPES,
+    EXTREMES,
+    IGNORED,
+    LARGE_SIZES,
+    SHAPES,
+    SIZES,
+    SMOKE_SHAPES,
+    as_rows,
+    loss_case,
+    reduce,
+    row_shape,
+)
+from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..mutants import Mutant
 
 
@@ -132,6 +148,193 @@ def _check_ignored_row_of_nan(backend: Backend) -> None:
 
 
 SMOKE_CHECKS = {"ignored_row_of_nan": _check_ignored_row_of_nan}
+
+
+case = partial(loss_case, "cross_entropy")
+
+
+def _from_settings(settings: dict, quick: bool = True) -> Case:
+    return case(name_of(settings), **settings, quick=quick)
+
+
+# torch's options. Index targets with every smoothing kind (none, some, all) and every place of ignore_index.
+_OPTIONS = {
+    "shape": SHAPES,
+    "weight": [False, True],
+    "label_smoothing": [0.0, 0.1, 1.0],
+    "reduction": REDUCTIONS,
+}
+_INDEX_AXES = {**_OPTIONS, "ignored": IGNORED}
+_PROBABILITY_AXES = {**_OPTIONS, "probability_target": [True]}
+# What torch does not have, with each other and with a sample of what it has.
+_EXTRA_AXES = {
+    **_OPTIONS,
+    "ignored": [None, 1],
+    "z_loss": [0.0, 0.1],
+    "sample_weight": [False, True],
+    "return_lse": [False, True],
+    "inplace_backward": [False, True],
+}
+_EXTRA_PROBABILITY_AXES = {**_EXTRA_AXES, "ignored": [None], "probability_target": [True]}
+_PAIRWISE = [
+    _from_settings(s)
+    for axes in (_INDEX_AXES, _PROBABILITY_AXES, _EXTRA_AXES, _EXTRA_PROBABILITY_AXES)
+    for s in pairwise(**axes)
+]
+_PAIRWISE = list({c.id: c for c in _PAIRWISE}.values())
+_EVERYTHING = [
+    _from_settings(s, quick=False) for axes in (_INDEX_AXES, _PROBABILITY_AXES) for s in product(**axes)
+]
+
+
+def _sized(shape: tuple[int, ...], quick: bool) -> list[Case]:
+    """Every kind of pass over the classes: none of its own, smoothing with weights, probabilities."""
+    name = "x".join(map(str, shape))
+    return [
+        case(f"size_{name}", shape, quick=quick),
+        case(f"size_{name}_smoothing_weight", shape, weight=True, label_smoothing=0.2, quick=quick),
+        case(f"size_{name}_probabilities", shape, probability_target=True, reduction="sum", quick=quick),
+    ]
+
+
+_EMPTY = [
+    case(f"empty_{'x'.join(map(str, s))}_{r}_{target}", s, reduction=r, probability_target=target != "index")
+    for s in EMPTY
+    for r in REDUCTIONS
+    for target in ("index", "probabilities")
+]
+_EXTREMES = [
+    case(f"{name}_{'x'.join(map(str, shape))}_{kind}", shape, change=change, reduction=reduction, **kinds)
+    for shape in EXTREME_SHAPES
+    for (name, change), reduction in zip(EXTREMES.items(), itertools.cycle(REDUCTIONS))
+    for kind, kinds in {
+        "plain": {},
+        "smoothing_weight": {"label_smoothing": 0.1, "weight": True},
+        "probabilities": {"probability_target": True},
+        "ignored": {"ignored": 1},
+    }.items()
+    # Where the softmax saturates, smoothed gradients cancel to e/C of their terms: a matter of luck.
+    if (name, kind) != ("spread_1e4", "smoothing_weight")
+]
+_LAYOUT_CASES = [
+    case("layout", (3, 5, 6), reduction="none", ignored=1, weight=True, label_smoothing=0.1),
+    case("layout_rows", (6, 9), reduction="mean", sample_weight=True),
+    case("layout_image", (2, 5, 3, 4), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
+    case("layout_probabilities", (2, 5, 3, 4), probability_target=True, reduction="sum", sample_weight=True),
+    case("layout_unbatched", (7,), return_lse=True),
+]
+_GRADCHECK = [
+    case("gradcheck_index", (8, 5), weight=True, label_smoothing=0.1, ignored=1),
+    case("gradcheck_none", (2, 4, 3), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
+    case("gradcheck_soft", (3, 4), probability_target=True, weight=True, reduction="sum", z_loss=0.2),
+    case("gradcheck_unbatched", (5,), return_lse=True),
+]
+SMALL = [
+    case("compact_index", (3, 5, 4), weight=True, label_smoothing=0.1, ignored=1),
+    case("compact_none", (4, 7), reduction="none", z_loss=0.1, sample_weight=True, return_lse=True),
+    case("compact_probabilities", (4, 7), probability_target=True, reduction="sum"),
+    case("compact_unbatched", (7,)),
+    case("compact_inplace", (4, 7), inplace_backward=True),
+]
+
+_X, _Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
+RAW_BACKWARD = {
+    "grad_loss": torch.ones(()), "grad_lse": None, "logits": _X, "target": _Y, "weight": None,
+    "sample_weight": None, "stats": torch.zeros(2, 3), "divisor": torch.ones(()),
+    "reduction": 1, "ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0,
+}  # fmt: skip
+_ONLY_BACKWARD = ("grad_loss", "grad_lse", "stats", "divisor")
+_RAW_FORWARD = {k: v for k, v in RAW_BACKWARD.items() if k not in _ONLY_BACKWARD}
+_BAD_EITHER_WAY = [
+    {"logits": torch.zeros(())},
+    {"logits": torch.zeros(3, 5, dtype=torch.int64)},
+    {"logits": torch.zeros(3, 5, dtype=torch.complex64)},
+    {"logits": torch.zeros(5, 3).t()},
+    {"target": torch.zeros(2, dtype=torch.int64)},
+    {"target": torch.zeros(3, dtype=torch.int32)},
+    {"target": torch.zeros(6, dtype=torch.int64)[::2]},
+    {"target": torch.zeros(3, 4)},
+    {"target": torch.zeros(3, 5, dtype=torch.float64)},
+    {"weight": torch.zeros(4)},
+    {"weight": torch.zeros(5, dtype=torch.float64)},
+    {"weight": torch.zeros(10)[::2]},
+    {"sample_weight": torch.zeros(2)},
+    {"sample_weight": torch.zeros(3, dtype=torch.float16)},
+    {"reduction": 3},
+    {"reduction": -1},
+    {"label_smoothing": 2.0},
+]
+_BAD_BACKWARD = [
+    {"grad_loss": torch.ones(3)},
+    {"reduction": 0},
+    {"grad_loss": torch.ones((), dtype=torch.float64)},
+    {"grad_lse": torch.ones(2)},
+    {"stats": torch.zeros(2, 2)},
+    {"stats": torch.zeros(6)},
+    {"stats": torch.zeros(2, 3, dtype=torch.float64)},
+    {"stats": torch.zeros(3, 2).t()},
+    {"divisor": torch.ones(1)},
+    {"divisor": torch.ones((), dtype=torch.float64)},
+]
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_PAIRWISE)
+    + over(_EVERYTHING, FLOAT, [b for b in BACKENDS if b.name in ("cpp", "cuda")])
+    + over([c for s in SIZES for c in _sized(s, True)])
+    + over([c for s in LARGE_SIZES for c in _sized(s, False)], BOTH)
+    + over(_EMPTY, FLOAT)
+    + over(_EXTREMES, FLOAT),
+    strided_input=over(_LAYOUT_CASES, BOTH),
+    strided_upstream=over([c for c in _LAYOUT_CASES if c.options.get("reduction") == "none"]),
+    gradcheck=over(_GRADCHECK),
+    same_bits=over(
+        [
+            case("threads_rows", (70_001, 3), quick=False),
+            case("threads_classes", (7, 40_009), label_smoothing=0.1, weight=True, quick=False),
+            case("threads_panels", (3, 19, 5003), ignored=1, quick=False),
+            case("threads_probabilities", (501, 201), probability_target=True, quick=False),
+            case("runs", (9, 33), label_smoothing=0.1, weight=True),
+        ]
+    ),
+    autocast=over([SMALL[0], SMALL[2]], [torch.float32, torch.bfloat16, torch.float16]),
+    raw_op_refuses=[
+        *(("cross_entropy_forward", tuple((_RAW_FORWARD | change).values())) for change in _BAD_EITHER_WAY),
+        *(
+            (f"cross_entropy_backward{place}", tuple((RAW_BACKWARD | change).values()))
+            for place in ("", "_")
+            for change in [*_BAD_EITHER_WAY, *_BAD_BACKWARD]
+        ),
+    ],
+    bad_arguments=bad(
+        "cross_entropy",
+        (ValueError, "reduction must be .*'meen'", {"reduction": "meen"}),
+        (ValueError, "reduction must be", {"reduction": None}),
+        (ValueError, "input must have at least one dimension", {"input": torch.zeros(())}),
+        (TypeError, "input must be a floating.*got torch.int64", {"input": _X.long()}),
+        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
+        (TypeError, "target must be a Tensor, got int", {"target": 3}),
+        (ValueError, r"target must have shape \(3,\).*got \(3, 1\)", {"target": _Y[:, None]}),
+        (ValueError, r"target must have shape \(3,\).*got \(2,\)", {"target": _Y[:2]}),
+        (TypeError, "target must hold int64.*got torch.int32", {"target": _Y.int()}),
+        (TypeError, ".*class probabilities.*floating-point", {"target": _X.long()}),
+        (ValueError, "ignore_index is not supported for class prob", {"target": _X, "ignore_index": 1}),
+        (ValueError, r"weight must have shape \(5,\).*got \(4,\)", {"weight": torch.ones(4)}),
+        (ValueError, r"weight must have shape \(5,\)", {"weight": torch.ones(1, 5)}),
+        (TypeError, "weight must be a floating", {"weight": torch.ones(5, dtype=torch.int64)}),
+        (ValueError, r"sample_weight must have shape \(3,\).*got \(4,\)", {"sample_weight": torch.ones(4)}),
+        (TypeError, "sample_weight must be a floating", {"sample_weight": _Y}),
+        (ValueError, "label_smoothing.*0 and 1, got 1.5", {"label_smoothing": 1.5}),
+        (ValueError, "label_smoothing.*0 and 1, got -0.1", {"label_smoothing": -0.1}),
+        (ValueError, "label_smoothing.*0 and 1, got nan", {"label_smoothing": float("nan")}),
+        (RuntimeError, "target must be on cpu.*got meta", {"target": _Y.to("meta")}),
+        (RuntimeError, "weight must be on cpu.*got meta", {"weight": _X[0].to("meta")}),
+        (RuntimeError, "sample_weight must be on cpu.*got meta", {"sample_weight": _X[:, 0].to("meta")}),
+        input=_X,
+        target=_Y,
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

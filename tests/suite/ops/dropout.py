@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from pyops.ops import dropout as implementation
 
 from ..backends import Backend
 from ..cases import Case, Op, normal
+from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..mutants import Mutant
 
 SEED = (0x0123456789ABCDEF, -0x0FEDCBA987654321)
@@ -160,6 +162,124 @@ def _check_mask(backend: Backend) -> None:
 
 
 SMOKE_CHECKS = {"dropout_mask": _check_mask}
+
+
+_PLAIN = [plain_case(s) for s in [(), (1,), (5, 7), (2, 3, 4, 5)]] + [
+    plain_case((3, 419), p) for p in (1e-3, 0.1, 0.5, 0.9, 1.0)
+]
+_LARGE = [plain_case((70_001, 3), quick=False), plain_case((3, 40_009), quick=False)]
+# Rows of groups of eight and not, joined rows, rows with one bias each, tiles in both directions.
+_FUSED = [
+    fused_case((32, 16), (16,)),
+    fused_case((5, 300), (300,)),
+    fused_case((37, 13), (1, 13)),
+    fused_case((3, 4, 5, 6), (4, 1, 1), "sigmoid"),
+    fused_case((3, 4, 8, 16), (4, 1, 1), "gelu", residual=True),
+    fused_case((2, 3, 17, 13), (1, 3, 1, 1)),
+    fused_case((4, 6), (1,)),
+    fused_case((4, 6), ()),
+    fused_case((6, 4), (6, 1), None),
+    fused_case((7,), (7,), residual=True),
+    fused_case((3, 41), None, None, residual=True),
+    fused_case((3, 41), None, "tanh"),
+    fused_case((5, 24), (24,), "sigmoid", p=0.0),
+    fused_case((5, 24), (24,), "sigmoid", p=0.9),
+    fused_case((5, 24), (24,), "silu", p=1.0),
+]
+_FUSED_LARGE = [
+    fused_case((9000, 37), (37,), "sigmoid", quick=False),
+    fused_case((150, 2500), (2500,), quick=False),
+    fused_case((70, 5, 7, 7), (5, 1, 1), quick=False),
+    fused_case((3, 5, 190, 190), (5, 1, 1), "relu", residual=True, quick=False),
+]
+_ACTIVATIONS = [
+    fused_case((11, 40), (40,), name, residual) for name in ACTIVATIONS for residual in (False, True)
+]
+_EMPTY = [
+    plain_case((0, 5)),
+    fused_case((0, 5), (5,)),
+    fused_case((5, 0), (0,)),
+    fused_case((3, 4, 0), (4, 1)),
+]
+_LAYOUT_CASES = [
+    plain_case((2, 5, 3, 4)),
+    fused_case((2, 5, 3, 4), (5, 1, 1), "gelu", residual=True),
+    fused_case((6, 7), (7,)),
+]
+SMALL = [
+    plain_case((3, 5)),
+    fused_case((3, 5), (5,), "relu"),
+    fused_case((3, 5), (5,), "sigmoid"),
+    fused_case((2, 4, 3), (4, 1), "gelu", residual=True),
+    fused_case((3, 5), (5,), "softplus"),
+    fused_case((3, 5), None, None, residual=True),
+]
+_X = torch.zeros(3, 5)
+_SEED = torch.tensor(SEED)
+_FORWARD, _BACKWARD = "bias_activation_dropout_forward", "bias_activation_dropout_backward"
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_PLAIN + _LARGE) + over(_FUSED + _FUSED_LARGE) + over(_ACTIVATIONS) + over(_EMPTY, FLOAT),
+    strided_input=over(_LAYOUT_CASES, BOTH, layouts=["sliced", "expanded", "offset"]),
+    strided_upstream=over(_LAYOUT_CASES),
+    compile=(),  # the masks of two calls differ: test_dropout_autograd.py
+    same_bits=over(
+        [
+            plain_case((7, 40_009), quick=False),
+            plain_case((9, 33)),
+            *_FUSED_LARGE,
+            fused_case((40, 13), (13,)),
+        ]
+    ),
+    autocast=over(SMALL[:2]),
+    meta=(),  # the suite's masks are on the CPU: test_dropout_arguments.py
+    raw_op_refuses=[
+        ("dropout", (_X, _SEED, 1.5)),
+        ("dropout", (_X, _SEED, math.nan)),
+        ("dropout", (_X, _SEED[:1], 0.5)),
+        ("dropout", (_X, _SEED.int(), 0.5)),
+        ("dropout", (_X.t(), _SEED, 0.5)),
+        ("dropout", (_X.long(), _SEED, 0.5)),
+        ("dropout_", (_X.t(), _SEED, 0.5)),
+        ("dropout_", (_X, _SEED[::2], 0.5)),
+        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 12, 0.0, 0.0, 1)),
+        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, -1, 0.0, 0.0, 1)),
+        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 2)),
+        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 0)),
+        (_FORWARD, (_X, _X[0].double(), None, _SEED, 0.5, 1, 0.0, 0.0, 1)),
+        (_FORWARD, (_X, None, _X[:2], _SEED, 0.5, 1, 0.0, 0.0, 1)),
+        (_FORWARD, (_X, None, _X.view(5, 3).t(), _SEED, 0.5, 1, 0.0, 0.0, 1)),
+        (_BACKWARD, (_X, None, None, _SEED, 0.5, 1, 0.0, 0.0, 1, True, False)),
+        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 8, 0.0, 0.0, 1, True, False)),
+        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 2, -1.0, 0.0, 1, True, False)),
+        (_BACKWARD, (_X, _X[:2], None, _SEED, 0.5, 1, 0.0, 0.0, 1, True, False)),
+        (_BACKWARD, (_X, _X, _X[0, :3], _SEED, 0.5, 8, 0.0, 0.0, 1, False, False)),
+        (_BACKWARD, (_X, _X, None, _SEED, 0.5, 1, 0.0, 0.0, 2, True, True)),
+        (_BACKWARD, (_X, _X, None, _SEED, 2.0, 1, 0.0, 0.0, 1, True, True)),
+    ],
+    bad_arguments=bad(
+        "dropout",
+        (ValueError, "p must be a probability between 0 and 1, got 1.5", {"p": 1.5}),
+        (ValueError, "p must be a probability between 0 and 1, got -0.1", {"p": -0.1}),
+        (ValueError, "p must be a probability between 0 and 1, got nan", {"p": math.nan, "training": False}),
+        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
+        (TypeError, "input must be a Tensor, got list", {"input": [1.0], "activation": "relu"}),
+        (TypeError, "input must be a floating.*int64", {"input": _X.long(), "activation": "relu"}),
+        (TypeError, "bias must be a Tensor, got float", {"bias": 1.0}),
+        (TypeError, "bias must be a floating.*int64", {"bias": torch.zeros(5).long()}),
+        (ValueError, r"bias must have.*\(3, 5\), got \(3,\)", {"bias": torch.zeros(3)}),
+        (ValueError, r"bias must have.*\(3, 5\), got \(3, 5\)", {"bias": _X}),
+        (ValueError, r"bias must have.*\(3, 5\), got \(1, 1, 5\)", {"bias": torch.zeros(1, 1, 5)}),
+        (ValueError, r"bias must have.*\(\), got \(\)", {"input": torch.zeros(()), "bias": torch.zeros(())}),
+        (RuntimeError, "bias must be on cpu", {"bias": torch.zeros(5, device="meta")}),
+        (ValueError, r"residual must have shape \(3, 5\)", {"residual": torch.zeros(5)}),
+        (ValueError, "activation must be None or one of 'relu'.*'nope'", {"activation": "nope"}),
+        (ValueError, "inplace=True cannot be combined", {"inplace": True, "activation": "relu"}),
+        input=_X,
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -12,6 +12,7 @@ from pyops import functional as F
 
 from ..backends import Backend
 from ..cases import Case, Op, normal
+from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..mutants import Mutant
 
 
@@ -33,7 +34,7 @@ def embedding(
 OPS = {"embedding": Op(F.embedding, torch.nn.functional.embedding, embedding, ("weight",))}
 
 
-def embedding_case(
+def case(
     name: str, rows: int, dim: int, shape: tuple[int, ...], *, hot: float = 0.0, quick: bool = True, **options
 ) -> Case:
     """Indices of ``shape`` into a table [rows, dim]; a share of ``hot`` of them is row 1."""
@@ -53,9 +54,9 @@ def embedding_case(
 
 # Rows that end inside a vector of every variant and are longer than a panel of any; unused and padding rows.
 SMOKE = [
-    embedding_case("smoke", 9, 137, (5, 7), padding_idx=-2),
-    embedding_case("smoke", 40, 37, (23,), scale_grad_by_freq=True),
-    embedding_case("smoke_hot", 3, 130, (400,), hot=0.9),
+    case("smoke", 9, 137, (5, 7), padding_idx=-2),
+    case("smoke", 40, 37, (23,), scale_grad_by_freq=True),
+    case("smoke_hot", 3, 130, (400,), hot=0.9),
 ]
 
 
@@ -73,6 +74,93 @@ def check_renorm(backend: Backend) -> None:
 
 
 SMOKE_CHECKS = {"embedding_renorm": check_renorm}
+
+
+# Dimensions end inside vectors and packs; 33 and 70 positions need a second pass of the GPU's sums.
+_SIZES = [
+    case("size", 5, 1, (7,)),
+    case("size", 7, 5, (3, 4)),
+    case("size", 11, 16, (33,)),
+    case("size", 3, 37, (70,)),
+    case("size", 6, 264, (9,)),
+    case("size", 4, 3, ()),
+    case("size", 1, 4, (5,)),
+]
+_OPTIONS = [
+    case("options", 6, 8, (2, 9), padding_idx=padding, scale_grad_by_freq=scaled)
+    for padding in (None, 0, 5, -1, -6)
+    for scaled in (False, True)
+]
+# 1100 positions need a third pass; a row that most of them name crosses every border between chunks.
+_HOT = [
+    case("hot", 5, 3, (1100,), hot=0.95),
+    case("hot", 5, 130, (70,), hot=1.0, scale_grad_by_freq=True),
+    case("hot", 5, 12, (600,), hot=0.97, scale_grad_by_freq=True),
+    case("hot", 5, 130, (70,), hot=0.9, padding_idx=1),
+]
+_LARGE = [
+    case("large", 28, 256, (35, 32), quick=False),
+    case("large", 50_000, 33, (1024,), quick=False),
+    case("large", 300, 70, (60_000,), hot=0.3, quick=False, scale_grad_by_freq=True),
+]
+_EMPTY = [case("empty", 5, 3, (0,)), case("empty", 5, 3, (2, 0)), case("empty", 5, 0, (4,)),
+          case("empty", 0, 3, (0,))]  # fmt: skip
+SMALL = [
+    case("compact", 6, 8, (2, 9)),
+    case("compact", 5, 3, (40,), padding_idx=-1, scale_grad_by_freq=True),
+]
+_WEIGHT, _INDEX = torch.zeros(50, 40), torch.zeros(30, dtype=torch.int64)
+_GRAD = torch.zeros(30, 40)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_SIZES)
+    + over(_OPTIONS, [torch.float32, torch.float16])
+    + over(_HOT, BOTH)
+    + over(_LARGE, BOTH)
+    + over(_EMPTY, FLOAT),
+    strided_input=over([case("layout", 9, 12, (4, 5))], BOTH),
+    strided_upstream=over([case("upstream", 9, 12, (4, 5))]),
+    gradcheck=over([case("gradcheck", 4, 3, (2, 4))]),
+    same_bits=over(
+        [
+            case("threads", 300, 70, (60_000,), hot=0.3, quick=False),
+            case("threads", 20_000, 65, (5000,), quick=False),
+            case("runs", 5, 3, (200,), hot=0.8),
+        ]
+    ),
+    autocast=over(SMALL[:1]),
+    raw_op_refuses=[
+        ("embedding_forward", (_WEIGHT[0], _INDEX)),
+        ("embedding_forward", (_WEIGHT.long(), _INDEX)),
+        ("embedding_forward", (_WEIGHT, _INDEX.float())),
+        ("embedding_forward", (_WEIGHT, _INDEX[::2])),
+        ("embedding_backward", (_GRAD[:29], _INDEX, 50, -1, False)),
+        ("embedding_backward", (_GRAD[0], _INDEX, 50, -1, False)),
+        ("embedding_backward", (torch.zeros(()), _INDEX, 50, -1, False)),
+        ("embedding_backward", (torch.zeros(40, 30).t(), _INDEX, 50, -1, False)),
+        ("embedding_backward", (_GRAD.long(), _INDEX, 50, -1, False)),
+        ("embedding_backward", (_GRAD, _INDEX.short(), 50, -1, False)),
+        ("embedding_backward", (_GRAD, _INDEX, -1, -1, False)),
+        ("embedding_renorm_", (_WEIGHT[0], _INDEX, 1.0, 2.0)),
+        ("embedding_renorm_", (_WEIGHT[:1].expand(50, 40), _INDEX, 1.0, 2.0)),
+        ("embedding_renorm_", (_WEIGHT, _INDEX.bool(), 1.0, 2.0)),
+    ],
+    bad_arguments=bad(
+        "embedding",
+        (TypeError, "input must be a Tensor, got list", {"input": [1]}),
+        (TypeError, "weight must be a Tensor, got list", {"weight": [1.0]}),
+        (TypeError, "input must hold int64 or int32 indices, got torch.float32", {"input": _INDEX.float()}),
+        (TypeError, "input must hold int64 or int32 indices, got torch.uint8", {"input": _INDEX.byte()}),
+        (ValueError, r"weight must have shape \(V, D\), got \(2000,\)", {"weight": _WEIGHT.view(-1)}),
+        (ValueError, r"padding_idx must be in \[-50, 49\], got 50", {"padding_idx": 50}),
+        (ValueError, r"padding_idx must be in \[-50, 49\], got -51", {"padding_idx": -51}),
+        (RuntimeError, "weight must be on cpu.*got meta", {"weight": _WEIGHT.to("meta")}),
+        input=_INDEX,
+        weight=_WEIGHT,
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

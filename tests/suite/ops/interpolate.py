@@ -11,6 +11,7 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal
+from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..layouts import channels_last
 from ..mutants import Mutant
 
@@ -46,9 +47,7 @@ def interpolate(
 OPS = {"interpolate": Op(F.interpolate, torch.nn.functional.interpolate, interpolate, ("input",))}
 
 
-def interpolate_case(
-    shape: tuple[int, ...], *, last: bool = False, quick: bool = True, **options: Any
-) -> Case:
+def case(shape: tuple[int, ...], *, last: bool = False, quick: bool = True, **options: Any) -> Case:
     """``last``: with the channels last."""
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
@@ -62,12 +61,112 @@ def interpolate_case(
 
 # Rows that end inside a vector of every variant; each loop over columns.
 SMOKE = [
-    interpolate_case((2, 3, 5, 37), scale_factor=2.0),
-    interpolate_case((2, 3, 5, 11), scale_factor=3.0),
-    interpolate_case((2, 3, 7, 19), size=(10, 31), mode="nearest-exact"),
-    interpolate_case((2, 37, 5, 6), scale_factor=2.0, last=True),
-    interpolate_case((2, 3, 4, 5, 6), size=(7, 3, 13)),
+    case((2, 3, 5, 37), scale_factor=2.0),
+    case((2, 3, 5, 11), scale_factor=3.0),
+    case((2, 3, 7, 19), size=(10, 31), mode="nearest-exact"),
+    case((2, 37, 5, 6), scale_factor=2.0, last=True),
+    case((2, 3, 4, 5, 6), size=(7, 3, 13)),
 ]
+
+
+MODES = ("nearest", "nearest-exact")
+# Integer factors with loops of their own and one without; ratios up and down; 33 columns end inside vectors.
+_RESIZES = [{"scale_factor": 2.0}, {"scale_factor": 3.0}, {"scale_factor": 4}, {"scale_factor": 5.0},
+            {"scale_factor": 1.0}, {"scale_factor": 1.6}, {"scale_factor": 0.5}, {"scale_factor": 0.37},
+            {"size": 13}, {"size": 1}]  # fmt: skip
+_OPTIONS = [
+    case((2, 3, 4, 7), mode=mode, last=last, **resize)
+    for mode in MODES
+    for last in (False, True)
+    for resize in _RESIZES
+]
+_SHAPES = [
+    case((1, 1, 1), size=5),
+    case((2, 3, 33), size=(50,)),
+    case((2, 3, 33), scale_factor=2),
+    case((1, 2, 3, 37), scale_factor=(2.0, 3.0)),
+    case((2, 16, 3, 5), scale_factor=2.0, last=True),
+    case((1, 19, 2, 3), size=(5, 4), last=True),
+    case((2, 3, 3, 4, 5), scale_factor=2.0),
+    case((1, 2, 4, 3, 5), size=(3, 7, 4), mode="nearest-exact"),
+    case((1, 8, 2, 3, 4), size=(3, 5, 9), last=True),
+    case((1, 2, 3, 5), size=(70, 4)),
+    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=True),
+    case((2, 2, 5, 6), scale_factor=(1.3, 2.7), recompute_scale_factor=False),
+]
+_LARGE = [
+    case((2, 19, 67, 129), scale_factor=2.0, quick=False),
+    case((2, 19, 67, 129), scale_factor=2.0, last=True, quick=False),
+    case((1, 3, 100, 90), size=(701, 333), quick=False),
+    case((2, 3, 300, 400), size=(31, 77), mode="nearest-exact", quick=False),
+]
+_LAYOUT_CASES = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 3, 4, 5, 3), size=(2, 7, 4)),
+                 case((2, 3, 5), scale_factor=1.5)]  # fmt: skip
+SMALL = [case((2, 8, 3, 4), scale_factor=2.0), case((2, 8, 3, 4), size=(5, 3), last=True),
+            case((1, 3, 5), scale_factor=1.5, mode="nearest-exact")]  # fmt: skip
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_OPTIONS, FLOAT)
+    + over(_SHAPES)
+    + over(_LARGE, BOTH)
+    + over([case((0, 3, 4, 5), scale_factor=2.0), case((0, 3, 4), size=7)], FLOAT),
+    strided_input=over(_LAYOUT_CASES, BOTH),
+    strided_upstream=over([*_LAYOUT_CASES, case((2, 8, 3, 4), scale_factor=2.0, last=True)]),
+    gradcheck=over(
+        [
+            case((1, 2, 3, 2), size=(4, 3)),
+            case((1, 2, 3, 2), size=(4, 3), last=True),
+            case((1, 2, 3), scale_factor=2.0),
+        ]
+    ),
+    same_bits=over(
+        [case((2, 19, 67, 129), scale_factor=2.5, last=last, quick=False) for last in (False, True)]
+        + SMALL[:1]
+    ),
+    autocast=over(SMALL[:1]),
+    raw_op_refuses=[
+        call
+        for op in ("interpolate_nearest_forward", "interpolate_nearest_backward")
+        for call in spoiled(
+            op,
+            (torch.zeros(2, 3, 4, 5), [3, 4], [0.0, 0.0], False, False),
+            {0: torch.zeros(2, 3)},
+            {0: torch.zeros(1, 1, 1, 1, 1, 1)},
+            {0: torch.zeros(2, 3, 4, 5).long()},
+            {0: torch.zeros(2, 3, 5, 4).mT},
+            {0: torch.zeros(2, 3, 0, 5)},
+            {1: [3]},
+            {1: [3, 4, 5]},
+            {1: [3, 0]},
+            {1: [-1, 3]},
+            {2: [2.0]},
+            {2: [2.0, -1.0]},
+            {2: [2.0, float("nan")]},
+        )
+    ],
+    bad_arguments=bad(
+        "interpolate",
+        (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
+        (ValueError, "align_corners is an option of the linear modes", {"align_corners": False}),
+        (ValueError, "antialias is an option of the linear modes", {"antialias": True}),
+        (ValueError, "either size or scale_factor must be given, got both", {"scale_factor": 2.0}),
+        (ValueError, "either size or scale_factor must be given, got neither", {"size": None}),
+        (ValueError, r"size must have one value for each of the input's 2 .* got \(3,\)", {"size": (3,)}),
+        (ValueError, "scale_factor must have one value for each", {"size": None, "scale_factor": [2.0]}),
+        (TypeError, "size must be integers, got 2.5", {"size": (3, 2.5)}),
+        (ValueError, "recompute_scale_factor needs a scale_factor", {"recompute_scale_factor": True}),
+        (RuntimeError, r"output size must be at least 1, got \(0, 5000\)", {"size": (0, 5000)}),
+        (
+            RuntimeError,
+            r"input must be non-empty but for its batch.*\(2, 0, 4, 4\)",
+            {"input": torch.zeros(2, 0, 4, 4)},
+        ),
+        input=torch.zeros(2, 3, 40, 50),
+        size=(30, 30),
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

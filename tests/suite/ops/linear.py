@@ -11,8 +11,9 @@ import pyops
 from pyops import functional as F
 from pyops.kinds import RELU, Activation
 
-from ..backends import Backend, raw
+from ..backends import CPP, THOROUGH, Backend, raw
 from ..cases import Case, Op, normal
+from ..contract import BOTH, FLOAT, Contract, Mistake, bad, over
 from ..mutants import Mutant
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -93,6 +94,116 @@ def _check_dropout(backend: Backend) -> None:
 
 
 SMOKE_CHECKS = {"linear_dropout": _check_dropout}
+
+
+# Of each backend: leading dimensions, layouts, every activation.
+_LEADING = [case("leading", shape, 7, 5) for shape in [(), (1,), (6,), (2, 3), (2, 1, 3)]]
+# 4 and 5 rows or terms: the last thin product and the first packed one; 300 terms: two blocks; 33, 131: ends
+# inside vectors and tiles.
+_SIZES = [
+    case("size", (m,), k, n, activation="relu", quick=m * n * k < 3000)
+    for m, k, n in [
+        (1, 40, 33),
+        (4, 13, 17),
+        (5, 13, 17),
+        (9, 4, 19),
+        (9, 5, 19),
+        (33, 300, 37),
+        (67, 33, 131),
+    ]
+]
+_ACTIVATIONS = [case("activation", (9,), 13, 21, activation=a) for a in ACTIVATIONS]
+_LARGE = [
+    case("large", (300,), 257, 300, activation="gelu", quick=False),
+    case("large", (1,), 2000, 1000, activation="tanh", quick=False),
+    case("large", (2000,), 3, 1030, bias=False, quick=False),
+    case("oneDNN", (129,), 190, 131, activation="silu", quick=False),
+]
+_EMPTY = [
+    case("empty", leading, k, n, activation=a)
+    for leading, k, n in [((0,), 3, 4), ((2, 0), 3, 4), ((3,), 0, 4), ((3,), 4, 0), ((0,), 0, 0)]
+    for a in (None, "relu", "gelu")
+]
+SMALL = [
+    case("compact", (4,), 7, 5),
+    case("compact", (2, 3), 7, 5, activation="relu", bias=False),
+    case("compact", (4,), 7, 5, activation="gelu"),
+]
+_X, _W, _Y, _SEED = torch.zeros(3, 5), torch.zeros(2, 5), torch.zeros(3, 2), torch.tensor([1, 2])
+_PLAIN = (0.5, 0, 0.0, 0.0)
+
+_MISTAKES = bad(
+    "linear",
+    (TypeError, "input must be a Tensor, got list", {"input": [1.0]}),
+    (TypeError, "weight must be a Tensor, got NoneType", {"weight": None}),
+    (ValueError, "activation must be None or one of .*'relu'.* got 'swish'", {"activation": "swish"}),
+    (ValueError, r"dropout_p must be between 0 and 1, got 1.5", {"dropout_p": 1.5}),
+    (ValueError, r"dropout_p must be between 0 and 1, got nan", {"dropout_p": float("nan")}),
+    (RuntimeError, r"input must have shape \(40, 6\), got \(40, 7\)", {"input": torch.zeros(40, 7)}),
+    (RuntimeError, "input must have at least 1 dimension", {"input": torch.zeros(())}),
+    (RuntimeError, r"weight must have 2 dimensions, got shape", {"weight": torch.ones(1, 1, 1)}),
+    (RuntimeError, "weight must have dtype Float, got Double", {"weight": torch.zeros(5, 6).double()}),
+    (RuntimeError, r"bias must have shape \(5\), got \(4\)", {"bias": torch.zeros(4)}),
+    (RuntimeError, "bias must have dtype Float, got Half", {"bias": torch.zeros(5).half()}),
+    input=torch.zeros(40, 6),
+    weight=torch.zeros(5, 6),
+    bias=torch.zeros(5),
+)
+
+
+def _with_gradients(mistake: Mistake) -> Mistake:
+    *call, options = mistake
+    needing = {k: t.clone().requires_grad_() if isinstance(t, Tensor) else t for k, t in options.items()}
+    return (*call, needing)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_LEADING, FLOAT)
+    + over(_SIZES)
+    + over(_ACTIVATIONS, FLOAT)
+    + over(_ACTIVATIONS, [torch.float64, torch.float16, torch.bfloat16], THOROUGH)
+    + over(_LARGE, BOTH, [CPP])
+    + over(_EMPTY, FLOAT),
+    strided_input=over(
+        [case("layout", (6,), 7, 5, activation="relu"), case("layout", (2, 3, 4), 7, 5)], BOTH
+    ),
+    gradcheck=over([case("gradcheck", (2, 3), 4, 5, activation=a) for a in (None, "relu", "gelu", "tanh")]),
+    same_bits=over(
+        [
+            case("threads", (301,), 520, 257, activation="gelu", quick=False),
+            case("threads", (2000,), 3, 1030, quick=False),
+            case("threads", (2,), 1030, 2000, quick=False),
+            case("runs", (9,), 13, 33, activation="relu"),
+        ]
+    ),
+    autocast=over(SMALL[:2], [torch.float32, torch.float16, torch.float64]),
+    raw_ops=r"linear|bias_activation_dropout|gemm_",
+    raw_op_refuses=[
+        ("linear_forward", (_X.long(), _W.long(), None, None, *_PLAIN, False)),
+        ("linear_forward", (_X, _W.double(), None, None, *_PLAIN, False)),
+        ("linear_forward", (_X, torch.zeros(2, 4), None, None, *_PLAIN, False)),
+        ("linear_forward", (torch.zeros(()), _W, None, None, *_PLAIN, False)),
+        ("linear_forward", (torch.zeros(6, 10)[::2, ::2], _W, None, None, *_PLAIN, False)),
+        ("linear_forward", (torch.zeros(3, 5, 2).transpose(1, 2), _W, None, None, *_PLAIN, False)),
+        ("linear_forward", (_X, _W, torch.zeros(3), None, *_PLAIN, False)),
+        ("linear_forward", (_X, _W, torch.zeros(4)[::2], None, *_PLAIN, False)),
+        ("linear_forward", (_X, _W, torch.zeros(2).half(), None, *_PLAIN, False)),
+        ("linear_forward", (_X, _W, None, torch.tensor([1]), *_PLAIN, False)),
+        ("linear_forward", (_X, _W, None, torch.zeros(2), *_PLAIN, False)),
+        ("linear_forward", (_X, _W, None, _SEED, 1.5, 0, 0.0, 0.0, False)),
+        ("linear_forward", (_X, _W, None, None, 0.5, 99, 0.0, 0.0, False)),
+        ("linear_backward", (_Y.t(), _X, _W, None, None, *_PLAIN, True, True, True, True)),
+        ("linear_backward", (_Y, None, _W, None, None, *_PLAIN, True, True, True, True)),
+        ("linear_backward", (_Y, _X[:2], _W, None, None, *_PLAIN, True, True, True, True)),
+        ("linear_backward", (_Y, _X.half(), _W, None, None, *_PLAIN, True, True, True, True)),
+        ("linear_backward", (_Y, _X, _W, None, None, 0.5, 1, 0.0, 0.0, True, True, True, True)),
+        ("linear_backward", (_Y, _X, _W, _X, None, 0.5, 1, 0.0, 0.0, True, True, True, True)),
+        ("linear_backward", (_Y, _X, _W, _Y, None, 0.5, 8, 0.0, 0.0, True, True, True, True)),
+        ("linear_backward", (_Y, _X, _W, None, _SEED[:1], *_PLAIN, True, True, True, True)),
+    ],
+    bad_arguments=[*_MISTAKES, *map(_with_gradients, _MISTAKES)],
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..cases import Case, Op, normal, uniform
+from ..backends import SLOW, THOROUGH
+from ..cases import REDUCTIONS, Case, Op, name_of, normal, product, uniform
+from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
 
 
@@ -82,7 +85,7 @@ OPS = {
 }
 
 
-def loss_case(
+def case(
     op: str,
     id: str,
     shape: tuple[int, ...],
@@ -118,17 +121,193 @@ SMOKE = [
     made
     for op in NAMES
     for made in (
-        loss_case(op, "smoke_mean", (5, 211)),
-        loss_case(op, "smoke_none", (3, 37), reduction="none"),
+        case(op, "smoke_mean", (5, 211)),
+        case(op, "smoke_none", (3, 37), reduction="none"),
     )
 ] + [
-    loss_case("mse_loss", "smoke_weight", (5, 211), weight=True),
-    loss_case("l1_loss", "smoke_weight", (5, 211), weight=True),
-    loss_case("huber_loss", "smoke_weight", (3, 37), weight=True, delta=0.5),
-    loss_case("smooth_l1_loss", "smoke_beta", (3, 37), beta=0.5),
-    loss_case(BCE, "smoke_rows", (20, 37), weight=(37,), pos_weight=(20, 1)),
-    loss_case(BCE, "smoke_few", (2, 3, 211), weight=(3, 1), pos_weight=(2, 1, 1)),
+    case("mse_loss", "smoke_weight", (5, 211), weight=True),
+    case("l1_loss", "smoke_weight", (5, 211), weight=True),
+    case("huber_loss", "smoke_weight", (3, 37), weight=True, delta=0.5),
+    case("smooth_l1_loss", "smoke_beta", (3, 37), beta=0.5),
+    case(BCE, "smoke_rows", (20, 37), weight=(37,), pos_weight=(20, 1)),
+    case(BCE, "smoke_few", (2, 3, 211), weight=(3, 1), pos_weight=(2, 1, 1)),
 ]
+
+
+_FLOAT = [torch.float32]
+BOTH = BOTH
+OPTIONS = {
+    "mse_loss": [{}, {"weight": True}],
+    "l1_loss": [{}, {"weight": True}],
+    "huber_loss": [{}, {"weight": True}, {"delta": 0.3}],
+    "smooth_l1_loss": [{}, {"beta": 0.3}, {"beta": 0}],
+    BCE: [{}, {"weight": True}, {"pos_weight": (7,)}, {"weight": (5, 1), "pos_weight": (7,)}],
+}
+EVERYTHING = [
+    case(op, name_of({**o, "reduction": r}), (5, 7), reduction=r, **o)
+    for op, several in OPTIONS.items()
+    for o, r in itertools.product(several, REDUCTIONS)
+]
+# 1 to 4 (below a vector), primes, a chunk of 512 and one more, and more than one block of work. Two rows of
+# 259 end inside a vector and after a chunk.
+SIZES = [(), (1,), (3,), (16,), (127,), (512,), (513,), (2, 259), (3, 2, 2, 11)]
+LARGE_SIZES = [(16_384,), (16_385,), (70_001,), (3, 7, 40, 41)]
+# Factors along one run of dimensions (outer, run, inner), read in place, and others, which are expanded.
+FACTORS = [
+    (), (1,), (5,), (4, 1), (4, 5), (3, 1, 1), (3, 4, 1), (3, 4, 5), (2, 1, 1, 1), (2, 3, 1, 1), (2, 3, 4, 5),
+    (3, 1, 5), (2, 1, 4, 1), (2, 1, 1, 5), (1, 1, 1, 5), (1, 1, 1, 1),
+]  # fmt: skip
+_LAYOUT_CASES = [
+    case("huber_loss", "layout", (2, 3, 4, 5), reduction="none"),
+    case("mse_loss", "layout", (2, 3, 4, 5), weight=True),
+    case(BCE, "layout", (2, 3, 4, 5), reduction="none", weight=(2, 3, 4, 5), pos_weight=(3, 1, 1)),
+    case(BCE, "layout_row", (6, 9), pos_weight=(9,)),
+]
+_FLOAT = [torch.float32]
+BOTH = BOTH
+SMALL = [
+    case("mse_loss", "compact", (3, 5), weight=True),
+    case("l1_loss", "compact", (3, 5), reduction="sum"),
+    case("huber_loss", "compact", (4, 7), reduction="none"),
+    case("smooth_l1_loss", "compact", (4, 7), beta=0.5),
+    case(BCE, "compact", (3, 5), weight=(3, 1), pos_weight=(5,)),
+]
+
+_X, _ONE, _STRIDED = torch.zeros(3, 5), torch.ones(()), torch.zeros(5, 3).t()
+_TENSORS = (_X, _X, _X, 1, torch.ones(5), 1)
+_TWO = {"input": _X, "target": _X}
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(EVERYTHING, backends=THOROUGH)
+    + over(EVERYTHING, BOTH, SLOW)
+    + over(
+        [case(op, f"size_{s}", s) for op in ("huber_loss", BCE) for s in SIZES]
+        + [case(op, f"size_{s}", s, quick=False) for op in NAMES for s in LARGE_SIZES]
+        + [case("mse_loss", "weighted_large", (70_001,), weight=True, quick=False)],
+        BOTH,
+    )
+    + over(
+        [
+            case(op, f"empty_{s}_{r}", s, reduction=r)
+            for op in NAMES
+            for s in [(0,), (3, 0)]
+            for r in REDUCTIONS
+        ]
+        + [case("mse_loss", "empty_weight", (0, 2), weight=True), case(BCE, "empty_", (0, 2), weight=(2,))],
+        FLOAT,
+    )
+    + over(
+        [
+            case(BCE, f"factors_{w}_{p}", (2, 3, 4, 5), weight=w, pos_weight=p, quick=i % 5 == 0)
+            for i, (w, p) in enumerate(zip(FACTORS, FACTORS[5:] + FACTORS[:5], strict=True))
+        ],
+        BOTH,
+    )
+    + over(
+        [
+            case(BCE, "columns", (600, 3), weight=(3,), pos_weight=(600, 1)),
+            case(BCE, "planes", (2, 3, 700), weight=(3, 1), pos_weight=(700,)),
+            case(BCE, "long", (2, 3, 40_001), weight=(40_001,), pos_weight=(3, 1), quick=False),
+        ],
+        BOTH,
+    ),
+    strided_input=over(_LAYOUT_CASES),
+    strided_upstream=over(_LAYOUT_CASES[:1]),
+    compile=(),  # not to the bit where forward writes the gradient: test_loss_autograd.py
+    same_bits=over(
+        [case(op, "threads", (70_001,), quick=False) for op in ("mse_loss", BCE)]
+        + [case("mse_loss", "runs", (700,), weight=True)]
+    ),
+    autocast=over(
+        [
+            case(op, name_of({"amp": True, **s}), (3, 5), **s)
+            for op in ("mse_loss", "l1_loss", "huber_loss", BCE)
+            for s in product(reduction=REDUCTIONS[:2], weight=[False, True])
+        ],
+        [torch.float32, torch.bfloat16, torch.float16],
+        THOROUGH,
+    ),
+    raw_op_refuses=[
+        *spoiled(
+            "elementwise_loss_forward",
+            (*_TENSORS, 4, 1.0, 1),
+            {0: _X.long(), 1: _X.long(), 2: None, 4: None},
+            {0: _STRIDED},
+            {1: _STRIDED},
+            {1: torch.zeros(3, 4)},
+            {1: _X.double()},
+            {2: _X.double()},
+            {2: _STRIDED},
+            {2: torch.zeros(0)},
+            {3: 0},
+            {3: -(2**63)},
+            {4: torch.zeros(5, dtype=torch.float16)},
+            {5: -1},
+            {6: -1},
+            {6: 5},
+            {6: 0},  # a pos_weight of a difference
+            {4: None, 6: 2, 7: 0.0},
+            {4: None, 6: 3, 7: float("nan")},
+            {8: 3},
+        ),
+        *spoiled(
+            "elementwise_loss_backward",
+            (_ONE, *_TENSORS, _ONE, 4, 1.0, 1, False),
+            {0: torch.ones(3)},
+            {0: torch.ones((), dtype=torch.float64)},
+            {2: torch.zeros(3, 4)},
+            {7: torch.ones(1)},
+            {7: torch.ones((), dtype=torch.float16)},
+            {10: 0},  # elements want one upstream gradient each
+            {11: True},  # the target's gradient is no difference's
+        ),
+    ],
+    bad_arguments=[
+        *bad(
+            "mse_loss",
+            (ValueError, "reduction must be", {"reduction": "meen"}),
+            (TypeError, "target must be a Tensor, got list", {"target": [0.0]}),
+            (TypeError, "input must be a Tensor, got float", {"input": 0.5}),
+            (TypeError, "input and target must be float", {"input": _X.long(), "target": _X.long()}),
+            **_TWO,
+        ),
+        *bad(
+            "huber_loss",
+            (TypeError, "input must be a floating", {"input": _X.long()}),
+            (RuntimeError, "delta must be positive, got 0.0", {"delta": 0}),
+            (RuntimeError, "delta must be positive, got nan", {"delta": torch.nan}),
+            (TypeError, "delta must be a number, got str", {"delta": "1"}),
+            **_TWO,
+        ),
+        *bad(
+            "l1_loss",
+            (RuntimeError, "target must be on cpu.*got meta", {"target": _X.to("meta")}),
+            (ValueError, r"weight must have .*\(3, 5\), got \(5,\)", {"weight": torch.ones(5)}),
+            (RuntimeError, "weight must be on cpu.*got meta", {"weight": _X.to("meta")}),
+            (RuntimeError, r"target must broadcast .*\(3, 5\), got \(4,\)", {"target": _X[0, :4]}),
+            **_TWO,
+        ),
+        *bad(
+            "smooth_l1_loss",
+            (RuntimeError, "beta must not be negative, got -1.0", {"beta": -1}),
+            (TypeError, "beta must be a number, got NoneType", {"beta": None}),
+            **_TWO,
+        ),
+        *bad(
+            BCE,
+            (ValueError, r"target must have .*\(3, 5\), got \(5,\)", {"target": _X[0]}),
+            (TypeError, "target must be a floating", {"target": _X.long()}),
+            (TypeError, "input must be a floating", {"input": _X.long()}),
+            (RuntimeError, r"weight must broadcast .*got \(3,\)", {"weight": torch.ones(3)}),
+            (RuntimeError, r"pos_weight must broadcast .*got \(1, 3, 5\)", {"pos_weight": _X[None]}),
+            (TypeError, "weight must be a Tensor, got float", {"weight": 0.5}),
+            (RuntimeError, "pos_weight must be on cpu.*got meta", {"pos_weight": _X.to("meta")}),
+            **_TWO,
+        ),
+    ],
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
+from ..backends import SLOW, THOROUGH
 from ..cases import Case, Op, normal
+from ..contract import FLOAT, Contract, bad, over
 from ..layouts import channels_last
 from ..mutants import Mutant
 from ..pooling import pair, windows_of
@@ -64,6 +66,81 @@ def _first_of_equal_elements_wins(backend: Any) -> None:
 
 
 SMOKE_CHECKS = {"first_of_equal_elements_wins": _first_of_equal_elements_wins}
+
+
+_OPTIONS: list[tuple[Any, ...]] = [  # kernel, stride, padding, dilation, ceil_mode
+    (3, 2, 1, 1, False), (2, None, 0, 1, True), (3, 1, 1, 1, False), ((5, 2), (3, 2), (2, 1), 1, True),
+    (3, (2, 3), 1, (2, 3), False), (2, 3, 1, 4, True), (1, 2, 0, 1, False), ((1, 7), 1, (0, 3), 1, False),
+]  # fmt: skip
+_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_SWEEP = [
+    case(
+        f"{'x'.join(map(str, shape))}_{'_'.join(map(str, values))}".replace(" ", ""), shape,
+        quick=i % 4 == 0 and len(shape) == 4, **dict(zip(_NAMES, values, strict=True)),
+    )
+    for i, values in enumerate(_OPTIONS)
+    for shape in [(2, 3, 9, 12), (3, 11, 37)]
+]  # fmt: skip
+SMALL = [
+    case("compact", (1, 2, 5, 7), kernel_size=3, stride=2, padding=1),
+    case("compact_nhwc", (1, 3, 4, 5), nhwc=True, kernel_size=2, stride=1),
+]
+_IMAGE, _ROWS = torch.zeros(1, 2, 30, 31), torch.zeros(2, 6, 7)
+_WINDOWS = ([2, 2], [2, 2], [0, 0], [1, 1], False, False)
+_ARGMAX = torch.zeros(2, 3, 3, dtype=torch.uint8)
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(_SWEEP, [torch.float32, torch.float16])
+    + over(SMOKE, backends=THOROUGH)
+    + over(SMOKE, [torch.bfloat16], SLOW),
+    strided_input=over([case("layout", (2, 5, 6, 7), kernel_size=3, stride=2, padding=1)]),
+    compile=over(SMALL, FLOAT),
+    same_bits=over(
+        [
+            case("threads", (3, 5, 61, 67), quick=False, kernel_size=3, stride=2, padding=1),
+            case("threads_nhwc", (2, 33, 61, 31), quick=False, nhwc=True, kernel_size=3, padding=1),
+            case("runs", (1, 2, 5, 7), kernel_size=2),
+        ],
+        FLOAT,
+    ),
+    autocast=over(SMALL[:1]),
+    raw_op_refuses=[
+        ("max_pool2d_forward", (_ROWS.mT, *_WINDOWS)),
+        ("max_pool2d_forward", (_ROWS.long(), *_WINDOWS)),
+        ("max_pool2d_forward", (_ROWS[0], *_WINDOWS)),
+        ("max_pool2d_forward", (_ROWS, *_WINDOWS[:5], True)),
+        ("max_pool2d_forward", (_ROWS, [2], *_WINDOWS[1:])),
+        ("max_pool2d_forward", (_ROWS, [2, 0], *_WINDOWS[1:])),
+        ("max_pool2d_forward", (_ROWS, [2, 2**62], *_WINDOWS[1:])),
+        ("max_pool2d_forward", (_ROWS, [2, 2], [0, 1], *_WINDOWS[2:])),
+        ("max_pool2d_forward", (_ROWS, [2, 2], [2, 2], [2, 0], *_WINDOWS[3:])),
+        ("max_pool2d_forward", (_ROWS, [2, 2], [2, 2], [0, 0], [1, 2**31 - 1], False, False)),
+        ("max_pool2d_backward", (_ROWS, _ARGMAX, [6, 7], *_WINDOWS)),
+        ("max_pool2d_backward", (_ARGMAX.float(), _ARGMAX, [6, 9], *_WINDOWS)),
+        ("max_pool2d_backward", (_ARGMAX.float(), _ARGMAX.int(), [6, 7], *_WINDOWS)),
+        ("max_pool2d_backward", (_ARGMAX.float(), _ARGMAX, [6, 2**62], *_WINDOWS)),
+        ("max_pool2d_backward", (_ARGMAX.float().mT, _ARGMAX, [6, 7], *_WINDOWS)),
+        ("max_pool2d_indices", (_ARGMAX, [5, 7], *_WINDOWS)),
+        ("max_pool2d_indices", (_ARGMAX.long(), [6, 7], *_WINDOWS)),
+    ],
+    bad_arguments=bad(
+        "max_pool2d",
+        (TypeError, "input must be a Tensor, got list", ([1.0], 2)),
+        (ValueError, r"input must have shape .*got \(900, 2\)", (torch.zeros(900, 2), 2)),
+        (ValueError, "only the batch may be empty", (torch.zeros(9, 0, 30, 31), 2)),
+        (TypeError, "kernel_size must be an integer or two, got 2.0", (_IMAGE, 2.0)),
+        (TypeError, "kernel_size must be an integer or two", (_IMAGE, (2, 2, 2))),
+        (ValueError, r"kernel_size must be in \[1, 2147483647\], got 0", (_IMAGE, 0)),
+        (ValueError, r"stride must be in \[1,", (_IMAGE, 2, 0)),
+        (ValueError, r"padding must be in \[0,", (_IMAGE, 2, 2, -1)),
+        (ValueError, r"padding must be at most half of kernel_size \(3, 2\)", (_IMAGE, (3, 2), 2, 2)),
+        (ValueError, r"dilation must be in \[1,", (_IMAGE, 2, 2, 0, 2**62)),
+        (ValueError, r"kernel_size \(3, 3\) with dilation .* must fit", (_IMAGE, 3, 1, 1, 2**30)),
+        (ValueError, r"kernel_size \(33, 33\) .* must fit into the input .*\(30, 31\)", (_IMAGE, 33)),
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

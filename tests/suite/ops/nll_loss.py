@@ -7,8 +7,10 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..cases import Op
-from ..class_losses import SMOKE_SHAPES, as_rows, loss_case, reduce, row_shape
+from ..backends import BACKENDS
+from ..cases import REDUCTIONS, Case, Op, name_of, pairwise, product
+from ..class_losses import IGNORED, SHAPES, SIZES, SMOKE_SHAPES, as_rows, loss_case, reduce, row_shape
+from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
 
 
@@ -40,6 +42,116 @@ SMOKE = [
         ("none", {"reduction": "none", "ignored": 1}),
     ]
 ]
+
+
+def case(id: str, shape: tuple[int, ...], **arguments) -> Case:
+    return loss_case("nll_loss", id, shape, **arguments)
+
+
+AXES = {"shape": SHAPES, "weight": [False, True], "reduction": REDUCTIONS, "ignored": IGNORED}
+PAIRWISE = [case(name_of(s), **s) for s in pairwise(**AXES)]
+EVERYTHING = [case(name_of(s), **s, quick=False) for s in product(**AXES)]
+
+
+def _one(value: float):
+    def change(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        logits[0, 0] = value
+        return logits
+
+    return change
+
+
+_LAYOUT_CASES = [
+    case("layout_rows", (6, 9), weight=True),
+    case("layout_image", (2, 5, 3, 4), reduction="none", ignored=1),
+    case("layout_unbatched", (7,)),
+]
+SMALL = [
+    case("compact_mean", (3, 5, 4), weight=True, ignored=1),
+    case("compact_none", (4, 7), reduction="none"),
+    case("compact_unbatched", (7,)),
+]
+
+_X, _Y, _ONE = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), torch.ones(())
+
+
+CONTRACT = Contract(
+    small=SMALL,
+    accuracy=over(PAIRWISE)
+    + over(EVERYTHING, FLOAT, [b for b in BACKENDS if b.name in ("cpp", "cuda")])
+    + over(
+        [case(f"size_{'x'.join(map(str, s))}", s, weight=True) for s in SIZES]
+        + [case("large", (70_001, 3), weight=True, quick=False)],
+        BOTH,
+    )
+    + over(
+        [case(f"empty_{s}_{r}", s, reduction=r) for s in [(0, 5), (0, 5, 3), (2, 5, 0)] for r in REDUCTIONS],
+        FLOAT,
+    )
+    + over(
+        [
+            case(f"{v}_{r}_{i}", (6, 3), change=_one(v), reduction=r, ignored=i)
+            for v in (torch.nan, torch.inf, -torch.inf)
+            for r in REDUCTIONS
+            for i in (None, 1)
+        ],
+        FLOAT,
+    ),
+    strided_input=over(_LAYOUT_CASES, BOTH),
+    strided_upstream=over(_LAYOUT_CASES[1:2]),
+    gradcheck=over([*SMALL[1:], case("gradcheck", (8, 5), weight=True, ignored=1)]),
+    same_bits=over(
+        [case("threads", (70_001, 3), weight=True, quick=False), case("runs", (300, 7), weight=True)]
+    ),
+    autocast=over(SMALL[:1], [torch.float32, torch.bfloat16, torch.float16]),
+    raw_op_refuses=[
+        *spoiled(
+            "nll_loss_forward",
+            (_X, _Y, None, 1, -100),
+            {0: torch.zeros(())},
+            {0: _X.long()},
+            {0: torch.zeros(5, 3).t()},
+            {1: _Y[:2]},
+            {1: _Y.int()},
+            {1: torch.zeros(6, dtype=torch.int64)[::2]},
+            {2: torch.ones(4)},
+            {2: torch.ones(5, dtype=torch.float64)},
+            {3: 3},
+        ),
+        *spoiled(
+            "nll_loss_backward",
+            (_ONE, _Y, None, _ONE, 5, 1, -100, torch.float32),
+            {0: torch.ones(3)},
+            {0: torch.ones((), dtype=torch.float64)},
+            {1: _Y.int()},
+            {1: torch.zeros(6, dtype=torch.int64)[::2]},
+            {2: torch.ones(4)},
+            {3: torch.ones(1)},
+            {3: torch.ones((), dtype=torch.float16)},
+            {4: -1},
+            {5: 0},  # rows want one upstream gradient each
+            {5: -1},
+            {7: torch.int64},
+        ),
+    ],
+    bad_arguments=bad(
+        "nll_loss",
+        (ValueError, "reduction must be", {"reduction": "meen"}),
+        (ValueError, "input must have at least one dimension", {"input": torch.zeros(())}),
+        (TypeError, "input must be a floating", {"input": _X.long()}),
+        (TypeError, "target must be a Tensor, got list", {"target": [0, 1, 2]}),
+        (ValueError, r"target must have shape \(3,\).*got \(3, 1\)", {"target": _Y[:, None]}),
+        (ValueError, r"target must have shape \(3,\).*got \(2,\)", {"target": _Y[:2]}),
+        (TypeError, "target must hold int64.*got torch.int32", {"target": _Y.int()}),
+        (ValueError, r"weight must have shape \(5,\).*got \(4,\)", {"weight": torch.ones(4)}),
+        (TypeError, "weight must be a floating", {"weight": torch.ones(5, dtype=torch.int64)}),
+        (RuntimeError, "target must be on cpu.*got meta", {"target": _Y.to("meta")}),
+        (RuntimeError, "weight must be on cpu.*got meta", {"weight": _X[0].to("meta")}),
+        input=_X,
+        target=_Y,
+    ),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..backends import Backend
+from ..backends import BACKENDS, CPP, WITH_KERNELS, Backend
 from ..cases import Case, Op, normal
+from ..contract import BOTH, FLOAT, Contract, over
 from ..mutants import Mutant
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
@@ -197,6 +198,81 @@ SMOKE = [
     case("smoke_small", "rnn_relu", 2, 65, 3, 7, bias=False),
     case("smoke", "rnn_tanh", 3, 17, 3, 18, sizes=(17, 16, 2), bidirectional=True),
 ]
+
+
+# Of each backend and cell: units that end inside vectors, one unit, one step, packed, both directions.
+_QUICK = [
+    sized
+    for op in GATES
+    for sized in (
+        case("quick", op, 3, 5, 3, 7),
+        case("packed", op, 3, 4, 3, 5, sizes=(4, 4, 1)),
+        case("one", op, 1, 1, 1, 1),
+    )
+]
+_OPTIONS = [
+    case("options", op, 4, 3, 5, 9, sizes=sizes, quick=False, **options)
+    for op in GATES
+    for sizes in (None, (3, 3, 2, 1))
+    for options in (
+        {"layers": 2, "bidirectional": True},
+        {"bias": False, "bidirectional": True, "batch_first": sizes is None},
+        {"bias": False, "layers": 2},
+    )
+]
+# 300 units: two blocks of the products; 70 and 150 sequences: the path of small layers; 17: two micro-tiles.
+_SIZES = [
+    case("size", op, *shape, quick=False)
+    for op in GATES
+    for shape in [(3, 3, 5, 300), (5, 70, 3, 33), (2, 17, 40, 64), (3, 150, 7, 16)]
+]  # fmt: skip
+_RAGGED = [
+    case("ragged", op, 5, 80, 3, 17, sizes=(80, 79, 40, 40, 3), bidirectional=True, quick=False)
+    for op in GATES
+]
+
+
+CONTRACT = Contract(
+    small=[case("small", op, 2, 3, 2, 3) for op in GATES],
+    accuracy=over(_QUICK, [torch.float32, torch.float64, torch.float16])
+    # Triton's interpreter truncates to bfloat16 where GPUs round, here at every step.
+    + over(_QUICK, [torch.bfloat16], [b for b in BACKENDS if str(b) != "triton-cpu"])
+    + over(_OPTIONS, [torch.float64, torch.float32])
+    + over(_SIZES + _RAGGED, BOTH, [CPP])
+    # No block can hold these weights: on GPUs the layers go step by step, forward and backward.
+    + over([case("wide", op, 2, 3, 2, 130) for op in GATES], [torch.float64], WITH_KERNELS)
+    # Long sequences do not drift. Not the relu's, whose states are not bounded: errors grow as they do.
+    + over([case("long", op, 257, 2, 3, 8) for op in ("rnn_tanh", "gru", "lstm")], FLOAT, [CPP]),
+    strided_input=over(
+        [case("layout", op, 2, 3, 2, 5) for op in GATES],
+        backends=WITH_KERNELS,
+        layouts=["transposed", "sliced", "expanded"],
+    ),
+    strided_upstream=over([case("upstream", op, 2, 3, 2, 5) for op in GATES], backends=WITH_KERNELS),
+    gradcheck=over(
+        [case("gradcheck", op, 2, 3, 2, 3, sizes=(3, 1), bidirectional=True) for op in GATES],
+        backends=WITH_KERNELS,
+    ),
+    opcheck=over([case("opcheck", op, 2, 3, 2, 3, sizes=s) for op in GATES for s in (None, (3, 1))], FLOAT),
+    compile=over(
+        [
+            case("compile", op, 3, 4, 3, 5, **options)
+            for op in GATES
+            for options in ({"layers": 2, "bidirectional": True, "batch_first": True}, {"sizes": (4, 4, 1)})
+        ],
+        FLOAT,
+        [CPP],
+    ),
+    same_bits=over(
+        [
+            *(case("threads", op, *s) for op in GATES for s in [(3, 37, 5, 40), (3, 150, 7, 16)]),
+            *(case("threads", op, 4, 90, 5, 16, sizes=(90, 88, 41, 7)) for op in GATES),
+        ],
+        FLOAT,
+        [CPP],
+    ),
+    autocast=(),  # of the modules, as torch.nn's are cast: test_recurrent.py
+)
 
 
 def valid_arguments() -> dict[str, tuple]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal
+from ..contract import Contract
 
 
 def toy_scale(input: Tensor, factor: float = 2.0) -> Tensor:
@@ -25,6 +26,7 @@ def case(shape: tuple[int, ...]) -> Case:
 
 
 SMOKE = [case((9, 43))]
+CONTRACT = Contract(small=[case((3, 5))])
 TINY = [case((3, 5))]
 
 
