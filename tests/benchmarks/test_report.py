@@ -10,7 +10,7 @@ from pyops.benchmarks.measure.case import FORWARD
 from pyops.benchmarks.report import store, tables
 from pyops.benchmarks.report.rows import Report, Row, Run
 
-from ..suite.imports import imports
+from tests.suite.imports import imports
 
 
 def small_report(
