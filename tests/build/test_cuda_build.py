@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.suite.cuda_code import Code
+from tests.suite.ops import joined
 from tests.suite.processes import ROOT
 
 LIBRARY = ROOT / "pyops" / "_lib" / "libpyops_cuda.so"
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
+CODE: dict[str, list[Code]] = joined("CUDA_CODE")
 
 
 def find_disassembler() -> str | None:
@@ -125,57 +128,22 @@ def instructions(folder: Path, source: str) -> str:
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_kernel_spills(source: str, architecture: str, usages: list[Usage]) -> None:
     kernels = [u for u in usages if (u.source, u.architecture) == (source, architecture)]
-    assert kernels or source == "linear", "it has no kernel in the library"  # linear only calls others'
+    assert kernels or CODE.get(source) == [], "it has no kernel in the library"
     assert [u for u in kernels if u.stack_bytes] == []
 
 
 @pytest.mark.parametrize(
-    "source",
-    [
-        "activation",
-        "avg_pool2d",
-        "batch_norm",
-        "cross_entropy",
-        "embedding",
-        "interpolate",
-        "prelu",
-        "softmax",
-    ],
+    ("source", "code"), [(source, code) for source, codes in CODE.items() for code in codes]
 )
-def test_packs_move_16_bytes_at_once(source: str, sass: Path) -> None:
-    """The compiler may split an access it cannot see to be aligned, down to single bytes."""
-    code = instructions(sass, source)
-    assert re.search(r"\bLDG\.E\.128\b", code)
-    assert re.search(r"\bSTG\.E\.128\b", code)
-    if source != "batch_norm":  # its mask is bytes
-        assert not re.search(r"\b(LDG|STG)\.E\.[US]8\b", code)
-
-
-@pytest.mark.parametrize("source", ["products", "weight", "conv2d_max_pool2d"])
-def test_convolutions_run_on_tensor_cores(source: str, sass: Path) -> None:
-    """Matrix instructions, their loads from shared memory, and asynchronous copies into it."""
-    code = instructions(sass, source)
-    kernels = [k for k in code.split("Function : ")[1:] if "TensorCores" in k.splitlines()[0]]
-    assert kernels
-    for kernel in kernels:
-        kind = kernel.splitlines()[0]
-        # Only TF32 operands that are not innermost, the weight gradient's, are read word by word.
-        loads = ["LDS"] if "TensorCoresIf" in kind and source == "weight" else ["LDSM"]
-        for instruction in ["HMMA", "LDGSTS", *loads]:
-            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"
-
-
-def test_recurrent_loops_run_on_tensor_cores(sass: Path) -> None:
-    """What other blocks have written is read 16 bytes at once and past the L1 cache, which may be stale."""
-    kernels = instructions(sass, "grid").split("Function : ")[1:]
-    assert kernels
-    for kernel in kernels:
-        kind = kernel.splitlines()[0]
-        assert ("TensorCores" in kind) == bool(re.search(r"\bHMMA\b", kernel)), kind
-        for instruction in [
-            r"LDS\.128",
-            r"LDG\.E\.128\.STRONG\.GPU",
-            r"LDG\.E\.STRONG\.GPU",
-            r"MEMBAR\.\w+\.GPU",
-        ]:
-            assert re.search(rf"\b{instruction}\b", kernel), f"{kind} has no {instruction}"
+def test_kernels_have_the_instructions_that_ops_count_on(source: str, code: Code, sass: Path) -> None:
+    parts = [instructions(sass, source)]
+    if code.kernels is not None:
+        kernels = parts[0].split("Function : ")[1:]
+        parts = [kernel for kernel in kernels if re.search(code.kernels, kernel.splitlines()[0])]
+    assert parts
+    for part in parts:
+        kernel = part.strip().splitlines()[0]
+        missing = [wanted for wanted in code.has if not re.search(rf"\b{wanted}\b", part)]
+        assert not missing, f"{kernel} has no {missing}"
+        found = [unwanted for unwanted in code.lacks if re.search(rf"\b{unwanted}\b", part)]
+        assert not found, f"{kernel} has {found}"

@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 
+from tests.suite.ops import joined
 from tests.suite.processes import one_at_a_time, shared_folder
-from tests.suite.triton_cases import CASES
 
+# By name; recurrent's loops, which take longest, are among the first.
+CASES = dict(reversed(joined("TRITON_CASES").items()))
 CAPABILITIES = (80, 90, 100)
 
 # What a thread block may use; for 8.x on its smallest member, 8.6.
@@ -138,12 +140,11 @@ def test_kernels_compile_without_spills(
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
 
 
-_PRODUCTS = [c for c in CASES if re.search("^(gemm|conv2d).*(float16|tf32)$", c) and "depthwise" not in c]
-# How many there are in a case of each op.
-_PRODUCT_KERNELS = {
-    "gemm": ["_gemm_kernel"],
-    "conv2d": ["_correlation_kernel", "_correlation_kernel", "_weight_kernel"],
-    "conv2d_max_pool2d": ["_fused_kernel"],
+_PRODUCTS = {
+    case: kernels
+    for pattern, kernels in joined("TRITON_PRODUCTS").items()
+    for case in CASES
+    if re.match(pattern, case)
 }
 
 
@@ -152,9 +153,7 @@ _PRODUCT_KERNELS = {
 def test_products_use_tensor_cores(
     compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
 ) -> None:
-    wanted = _PRODUCT_KERNELS[case.split("-")[0]]
-    if "overlapping" in case:
-        wanted = ["_correlation_kernel"]
+    wanted = _PRODUCTS[case]
     kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in wanted]
     assert [k["kernel"] for k in kernels] == wanted
     for kernel in kernels:

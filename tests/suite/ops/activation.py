@@ -13,7 +13,9 @@ from pyops import functional as F
 from ..backends import CPP, THOROUGH, TRITON
 from ..cases import Case, Op, normal
 from ..contract import FLOAT, Contract, over
+from ..cuda_code import PACKS
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def relu(input: Tensor) -> Tensor:
@@ -135,6 +137,36 @@ def valid_arguments() -> dict[str, tuple]:
         "activation_forward_": (x.clone(), 7, 1.0, 0.0),
         "activation_backward": (x, x, 2, 0.1, 0.0, True),
     }
+
+
+CUDA_CODE = {"activation": [PACKS]}
+
+
+def _triton(shape: tuple[int, ...], dtype: torch.dtype, *kinds: tuple[int, float, float, bool]) -> None:
+    from pyops.triton_kernels import activation
+
+    x = meta(*shape, dtype=dtype)
+    for kind, a, b, saved_is_output in kinds:
+        activation.activation_forward(x, kind, a, b)
+        activation.activation_backward(x, x, kind, a, b, saved_is_output)
+
+
+TRITON_CASES = {
+    "activation-float32": lambda: _triton(
+        (2048, 2048),
+        F32,
+        (1, 0.0, 0.0, True),
+        (4, 0.0, 0.0, True),
+        (6, 1.0, 20.0, False),
+        (8, 0.0, 0.0, False),
+    ),
+    "activation-bfloat16": lambda: _triton(
+        (2048, 2048), BF16, (3, 0.0, 0.0, True), (5, 0.0, 0.0, False), (9, 0.0, 0.0, False)
+    ),
+    "activation-odd-float64": lambda: _triton(
+        (1001, 7), F64, (4, 0.0, 0.0, True), (6, 2.0, 20.0, False), (8, 0.0, 0.0, False)
+    ),
+}
 
 
 MUTANTS = {

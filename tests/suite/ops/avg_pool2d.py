@@ -12,9 +12,11 @@ from pyops import functional as F
 from ..backends import SLOW, THOROUGH
 from ..cases import Case, Op, normal
 from ..contract import FLOAT, Contract, bad, over
+from ..cuda_code import PACKS
 from ..layouts import channels_last
 from ..mutants import Mutant
 from ..pooling import pair, windows_of
+from ..triton_cases import F16, F32, F64, meta
 
 
 def avg_pool2d(
@@ -214,6 +216,34 @@ def valid_arguments() -> dict[str, tuple]:
         "adaptive_avg_pool2d_forward": (torch.randn(2, 3, 5), [2, 3], False),
         "adaptive_avg_pool2d_backward": (torch.randn(2, 2, 3), [3, 5], False),
     }
+
+
+CUDA_CODE = {"avg_pool2d": [PACKS]}
+
+
+def _triton(shape: tuple[int, ...], dtype: torch.dtype, kernel: int, channels_last: bool) -> None:
+    from pyops.triton_kernels.pooling import avg_pool2d
+
+    windows = ([kernel] * 2, [kernel] * 2, [0, 0], False, True, None, channels_last)
+    y = avg_pool2d.avg_pool2d_forward(meta(*shape, dtype=dtype), *windows)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    avg_pool2d.avg_pool2d_backward(y, size, *windows)
+
+
+def _triton_adaptive(shape: tuple[int, ...], dtype: torch.dtype, output: int, channels_last: bool) -> None:
+    from pyops.triton_kernels.pooling import avg_pool2d
+
+    y = avg_pool2d.adaptive_avg_pool2d_forward(meta(*shape, dtype=dtype), [output] * 2, channels_last)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    avg_pool2d.adaptive_avg_pool2d_backward(y, size, channels_last)
+
+
+TRITON_CASES = {
+    "avg_pool2d-nchw-float32": lambda: _triton((256, 6, 28, 28), F32, 2, False),
+    "avg_pool2d-channels_last-float16": lambda: _triton((32, 56, 56, 64), F16, 3, True),
+    "adaptive_avg_pool2d-global-float32": lambda: _triton_adaptive((32, 512, 7, 7), F32, 1, False),
+    "adaptive_avg_pool2d-uneven-float64": lambda: _triton_adaptive((4, 30, 31, 64), F64, 7, True),
+}
 
 
 MUTANTS = {

@@ -14,8 +14,10 @@ from pyops.ops.tools.batch_norm import mask_shape
 from ..backends import CPP, THOROUGH, TRITON, Backend
 from ..cases import Case, Op, normal, uniform
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import PACKS, Code
 from ..layouts import LAYOUTS, channels_last
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, meta
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -335,6 +337,33 @@ def valid_arguments() -> dict[str, tuple]:
         "batch_norm_statistics": (x, 1),
         "batch_norm_backward_sums": (x, x, vector, vector, None, mask, *statistics, 1, *activation),
     }
+
+
+CUDA_CODE = {"batch_norm": [Code(has=PACKS.has)]}  # its mask is bytes
+
+
+def _triton(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype, kind: int = 1, *, residual: bool = False
+) -> None:
+    from pyops.triton_kernels.batch_norm import batch_norm
+
+    x, vector = meta(*shape, dtype=dtype), meta(shape[dim])
+    r = x if residual else None
+    masked = residual and kind == 1
+    forward = (x, vector, vector, r, vector, vector, None, dim, True, 0.1, 1e-5, kind, 0.0, 0.0, masked)
+    y, mean, rstd, mask = batch_norm.batch_norm_forward(*forward)
+    saved = (x, vector, vector, r if kind > 1 else None, mask if masked else None, mean, rstd)
+    batch_norm.batch_norm_backward(y, *saved, None, dim, True, kind, 0.0, 0.0, True, True, residual)
+
+
+TRITON_CASES = {
+    "batch_norm-relu-float32": lambda: _triton((32, 64, 112, 112), 1, F32),
+    "batch_norm-residual-relu-channels_last-bfloat16": lambda: _triton(
+        (32, 56, 56, 64), 3, BF16, residual=True
+    ),
+    "batch_norm-residual-silu-odd-float16": lambda: _triton((33, 65, 7, 7), 1, F16, 10, residual=True),
+    "batch_norm-rows-float32": lambda: _triton((1001, 77), 1, F32, 0),
+}
 
 
 MUTANTS = {

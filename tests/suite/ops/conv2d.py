@@ -12,7 +12,9 @@ from pyops import functional as F
 from ..backends import BACKENDS, CPP, TRITON
 from ..cases import Case, Op, name_of, normal, pairwise
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import Code
 from ..mutants import Mutant, TritonMutant
+from ..triton_cases import BF16, F16, F32, F64, meta
 
 _ACTIVATIONS = {
     None: lambda x: x,
@@ -294,6 +296,73 @@ def run_sanitized(ops: Any) -> None:
                 ops.conv2d_forward(x, w, bias, y, *geometry, 10, 0.0, 0.0, True)
                 ops.conv2d_backward(y, x, w, y, *geometry, 1, 0.0, 0.0, True, True, True, True, False)
                 ops.conv2d_backward(y, x, w, None, *geometry, 0, 0.0, 0.0, True, False, False, True, True)
+
+
+# Matrix instructions, their loads from shared memory, and asynchronous copies into it.
+_PRODUCT = Code(has=("HMMA", "LDGSTS", "LDSM"), kernels="TensorCores")
+CUDA_CODE = {
+    "products": [_PRODUCT],
+    "weight": [
+        Code(has=_PRODUCT.has, kernels="TensorCores(?!If)"),
+        # Only TF32 operands that are not innermost are read word by word.
+        Code(has=("HMMA", "LDGSTS", "LDS"), kernels="TensorCoresIf"),
+    ],
+    "conv2d_max_pool2d": [_PRODUCT],
+}
+
+
+def _triton(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool = True,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    kind: int = 1,
+    residual: bool = False,
+    precision: str = "tf32",
+) -> None:
+    from pyops.triton_kernels.conv2d import conv2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = meta(*shape, dtype=dtype).to(memory_format=format)
+    weight = meta(out_channels, shape[1] // groups, kernel, kernel, dtype=dtype)
+    sizes = [(size + 2 * padding - kernel) // stride + 1 for size in shape[2:]]
+    y = meta(shape[0], out_channels, *sizes, dtype=dtype).to(memory_format=format)
+    options = ([stride] * 2, [padding] * 2, [1, 1], groups, kind, 0.0, 0.0)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    try:
+        bias, from_output = meta(out_channels, dtype=dtype), kind == 1
+        conv2d.conv2d_forward(x, weight, bias, y if residual else None, *options, not from_output)
+        conv2d.conv2d_backward(y, x, weight, y, *options, from_output, True, True, True, residual)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
+TRITON_CASES = {
+    "conv2d-channels_last-bfloat16": lambda: _triton((64, 256, 56, 56), 256, 3, BF16, padding=1),
+    "conv2d-stem-float16": lambda: _triton((64, 3, 224, 224), 96, 11, F16, False, stride=4, padding=1),
+    "conv2d-strided-residual-bfloat16": lambda: _triton(
+        (64, 128, 56, 56), 256, 3, BF16, stride=2, padding=1, residual=True
+    ),
+    "conv2d-nchw-float16": lambda: _triton((32, 64, 112, 112), 64, 3, F16, False, padding=1),
+    "conv2d-one_by_one-nchw-tf32": lambda: _triton((128, 96, 54, 54), 96, 1, F32, False),
+    "conv2d-few-nchw-tf32": lambda: _triton((256, 6, 14, 14), 16, 5, F32, False, kind=3),
+    "conv2d-float32": lambda: _triton((32, 128, 28, 28), 128, 3, F32, padding=1, precision="ieee"),
+    "conv2d-grouped-gelu-bfloat16": lambda: _triton((64, 128, 14, 14), 128, 3, BF16, groups=4, kind=8),
+    "conv2d-depthwise-bfloat16": lambda: _triton((64, 256, 28, 28), 256, 3, BF16, padding=1, groups=256),
+    "conv2d-depthwise-strided-nchw-float32": lambda: _triton(
+        (64, 256, 28, 28), 256, 3, F32, False, stride=2, padding=1, groups=256
+    ),
+    "conv2d-float64": lambda: _triton((4, 32, 14, 14), 64, 3, F64, stride=2, padding=1),
+}
+TRITON_PRODUCTS = {
+    "conv2d-(?!depthwise).*(float16|tf32)$": ["_correlation_kernel", "_correlation_kernel", "_weight_kernel"]
+}
 
 
 MUTANTS = {

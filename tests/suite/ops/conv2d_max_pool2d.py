@@ -14,6 +14,7 @@ from ..cases import Case, Op, name_of, normal, pairwise
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..layouts import LAYOUTS, channels_last
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, F64, meta
 from . import conv2d, max_pool2d
 
 
@@ -276,6 +277,53 @@ def run_sanitized(ops: Any) -> None:
                     ops.conv2d_max_pool2d_backward(
                         y, argmax, saved, list(conv_size), kind, 0.0, 0.0, False, *pool, True
                     )
+
+
+def _triton(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    window: int,
+    window_stride: int,
+    *,
+    stride: int = 1,
+    kind: int = 1,
+) -> None:
+    from pyops.triton_kernels.conv2d import conv2d_max_pool2d
+
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    x = meta(*shape, dtype=dtype).to(memory_format=format)
+    weight, bias = (
+        meta(out_channels, shape[1], kernel, kernel, dtype=dtype),
+        meta(out_channels, dtype=dtype),
+    )
+    geometry, activation = ([stride] * 2, [1, 1], [1, 1]), (kind, 0.0, 0.0)
+    pool = ([window] * 2, [window_stride] * 2, [0, 0], [1, 1], False)
+    keeps_input = kind > 5
+    y, argmax, z = conv2d_max_pool2d.conv2d_max_pool2d_forward(
+        x, weight, bias, *geometry, 1, *activation, *pool, True, keeps_input
+    )
+    size = [(side + 2 - kernel) // stride + 1 for side in shape[2:]]
+    conv2d_max_pool2d.conv2d_max_pool2d_backward(
+        y, argmax, z if keeps_input else y, size, *activation, not keeps_input, *pool, True
+    )
+
+
+TRITON_CASES = {
+    "conv2d_max_pool2d-channels_last-bfloat16": lambda: _triton((64, 64, 112, 112), 64, 3, BF16, True, 2, 2),
+    "conv2d_max_pool2d-few-nchw-tf32": lambda: _triton((256, 1, 28, 28), 6, 5, F32, False, 2, 2),
+    "conv2d_max_pool2d-overlapping-float16": lambda: _triton(
+        (64, 3, 224, 224), 96, 11, F16, False, 3, 2, stride=4
+    ),
+    "conv2d_max_pool2d-silu-float32": lambda: _triton((32, 64, 56, 56), 128, 3, F32, True, 2, 2, kind=10),
+    "conv2d_max_pool2d-float64": lambda: _triton((4, 32, 14, 14), 64, 3, F64, False, 2, 2),
+}
+TRITON_PRODUCTS = {
+    "conv2d_max_pool2d-(?!overlapping).*(float16|tf32)$": ["_fused_kernel"],
+    "conv2d_max_pool2d-overlapping-": ["_correlation_kernel"],
+}
 
 
 MUTANTS = {

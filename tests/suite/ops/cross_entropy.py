@@ -28,7 +28,9 @@ from ..class_losses import (
     row_shape,
 )
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import PACKS
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, F64, MEAN, NONE, SUM, meta
 
 
 def cross_entropy(
@@ -352,6 +354,48 @@ def valid_arguments() -> dict[str, tuple]:
 
 
 _CE = ("classes/cross_entropy",)
+
+
+CUDA_CODE = {"cross_entropy": [PACKS]}
+
+
+def _triton(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    reduction: int = MEAN,
+    probabilities: bool = False,
+    all_options: bool = False,
+    inplace: bool = False,
+) -> None:
+    from pyops.triton_kernels.classes import cross_entropy
+
+    acc = F64 if dtype == F64 else F32
+    row_shape = (shape[0], *shape[2:])
+    logits = meta(*shape, dtype=dtype)
+    target = meta(*shape, dtype=dtype) if probabilities else meta(*row_shape, dtype=torch.int64)
+    weight = meta(shape[1], dtype=acc) if all_options else None
+    per_row = meta(*row_shape, dtype=acc) if all_options else None
+    options = (reduction, -100, 0.1 if all_options else 0.0, 1e-4 if all_options else 0.0)
+    loss, stats, divisor = cross_entropy.cross_entropy_forward(logits, target, weight, per_row, *options)
+    backward = cross_entropy.cross_entropy_backward_ if inplace else cross_entropy.cross_entropy_backward
+    backward(loss, per_row, logits, target, weight, per_row, stats, divisor, *options)
+
+
+TRITON_CASES = {
+    "cross_entropy-few_classes-float32": lambda: _triton((4096, 10), F32),
+    "cross_entropy-vocabulary-bfloat16": lambda: _triton((4096, 128256), BF16),
+    "cross_entropy-inplace-bfloat16": lambda: _triton((4096, 50257), BF16, inplace=True),
+    "cross_entropy-all_options-bfloat16": lambda: _triton((4096, 32000), BF16, NONE, all_options=True),
+    "cross_entropy-inner-float16": lambda: _triton((8, 21, 128, 128), F16),
+    "cross_entropy-inner-all_options-float32": lambda: _triton((8, 150, 50, 50), F32, SUM, all_options=True),
+    "cross_entropy-all_options-float64": lambda: _triton((64, 10000), F64, NONE, all_options=True),
+    "cross_entropy-probabilities-float32": lambda: _triton((4096, 1000), F32, probabilities=True),
+    "cross_entropy-probabilities-all_options-bfloat16": lambda: _triton(
+        (4096, 32000), BF16, NONE, probabilities=True, all_options=True
+    ),
+}
+
+
 MUTANTS = {
     "target_gradient_has_the_wrong_sign": Mutant(
         "math/cross_entropy.h",

@@ -18,6 +18,7 @@ from ..backends import Backend
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, F64, meta
 
 SEED = (0x0123456789ABCDEF, -0x0FEDCBA987654321)
 
@@ -290,6 +291,44 @@ def valid_arguments() -> dict[str, tuple]:
         "bias_activation_dropout_forward": (x, bias, x.clone(), seed, 0.5, 1, 0.0, 0.0, 1),
         "bias_activation_dropout_backward": (x, x, bias, seed, 0.5, 8, 0.0, 0.0, 1, False, True),
     }
+
+
+def _triton(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import dropout
+
+    dropout.dropout(meta(*shape, dtype=dtype), meta(2, dtype=torch.int64), 0.5)
+
+
+def _triton_fused(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    dim: int = -1,
+    *,
+    from_output: bool = False,
+    residual: bool = False,
+    needs_bias: bool = True,
+) -> None:
+    from pyops.triton_kernels import dropout
+
+    x, bias = meta(*shape, dtype=dtype), meta(shape[dim], dtype=dtype)
+    mask, activation = (meta(2, dtype=torch.int64), 0.5), (kind, 1.0, 20.0, dim)
+    dropout.bias_activation_dropout_forward(x, bias, x if residual else None, *mask, *activation)
+    dropout.bias_activation_dropout_backward(x, x, bias, *mask, *activation, from_output, needs_bias)
+
+
+TRITON_CASES = {
+    "dropout-float32": lambda: _triton((1024, 1024), F32),
+    "dropout-odd-bfloat16": lambda: _triton((1001, 777), BF16),
+    "dropout-float64": lambda: _triton((64, 4096), F64),
+    "dropout-bias-relu-float32": lambda: _triton_fused((256, 4096), F32, 1, from_output=True),
+    "dropout-bias-relu-bfloat16": lambda: _triton_fused((8192, 8192), BF16, 1, from_output=True),
+    "dropout-bias-gelu-residual-bfloat16": lambda: _triton_fused((4096, 768), BF16, 8, residual=True),
+    "dropout-bias-gelu-odd-float32": lambda: _triton_fused((4096, 777), F32, 8),
+    "dropout-bias-gelu-no_gradient-odd-float32": lambda: _triton_fused((4096, 777), F32, 8, needs_bias=False),
+    "dropout-image-sigmoid-float16": lambda: _triton_fused((64, 256, 16, 16), F16, 3, 1),
+    "dropout-image-tanh-odd-float64": lambda: _triton_fused((8, 16, 7, 7), F64, 4, 1, from_output=True),
+}
 
 
 MUTANTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from pyops import functional as F
 from ..backends import Backend
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import PACKS
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def embedding(
@@ -186,6 +189,28 @@ def run_sanitized(ops: Any) -> None:
         ops.embedding_forward(weight, index)
         ops.embedding_backward(grad, index, 7, 3, True)
         ops.embedding_renorm_(weight, index.int(), 0.5, 2.0)
+
+
+CUDA_CODE = {"embedding": [PACKS]}
+
+
+def _triton(
+    rows: int, dim: int, positions: int, dtype: torch.dtype, scaled: bool = False, norm_type: float = 2.0
+) -> None:
+    from pyops.triton_kernels import embedding
+
+    indices = meta(positions, dtype=torch.int64)
+    weight = meta(rows, dim, dtype=dtype)
+    output = embedding.embedding_forward(weight, indices)
+    embedding.embedding_backward(output, indices, rows, -1, scaled)
+    embedding.embedding_renorm_(weight, indices, 1.0, norm_type)
+
+
+TRITON_CASES = {
+    "embedding-vocabulary-bfloat16": lambda: _triton(50257, 768, 8192, BF16),
+    "embedding-characters-float32": lambda: _triton(28, 256, 1120, F32, True, math.inf),
+    "embedding-odd-float64": lambda: _triton(100, 37, 50, F64, False, 1.5),
+}
 
 
 MUTANTS = {

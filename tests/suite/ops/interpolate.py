@@ -12,8 +12,10 @@ from pyops import functional as F
 
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
+from ..cuda_code import PACKS
 from ..layouts import channels_last
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def source_indices(input: int, output: int, factor: float | None, exact: bool) -> Tensor:
@@ -188,6 +190,26 @@ def run_sanitized(ops: Any) -> None:
             x = x.view(1, 3, 5, channels) if last else x.view(1, channels, 3, 5)
             ops.interpolate_nearest_forward(x, size, [factor, factor], not last, last)
             ops.interpolate_nearest_backward(x, size, [factor, factor], last, last)
+
+
+CUDA_CODE = {"interpolate": [PACKS]}
+
+
+def _triton(shape: tuple[int, ...], size: list[int], dtype: torch.dtype, channels_last: bool) -> None:
+    from pyops.triton_kernels import interpolate
+
+    factors, exact = [0.0] * len(size), dtype != F32
+    x = meta(*shape, dtype=dtype)
+    y = interpolate.interpolate_nearest_forward(x, size, factors, exact, channels_last)
+    own = list(shape[1:-1] if channels_last else shape[2:])
+    interpolate.interpolate_nearest_backward(y, own, factors, exact, channels_last)
+
+
+TRITON_CASES = {
+    "interpolate-double-float32": lambda: _triton((8, 64, 56, 56), [112, 112], F32, False),
+    "interpolate-channels_last-bfloat16": lambda: _triton((8, 56, 56, 64), [112, 112], BF16, True),
+    "interpolate-volume-float64": lambda: _triton((2, 3, 5, 7, 9), [8, 8, 8], F64, False),
+}
 
 
 MUTANTS = {

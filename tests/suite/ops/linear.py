@@ -15,6 +15,7 @@ from ..backends import CPP, THOROUGH, Backend, raw
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, Mistake, bad, over
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: x.clamp_min(0),
@@ -212,6 +213,37 @@ def valid_arguments() -> dict[str, tuple]:
         "linear_forward": (x, w, torch.randn(2), seed, 0.5, 8, 0.0, 0.0, True),
         "linear_backward": (y, x, w, y, seed, 0.5, 1, 0.0, 0.0, True, True, True, True),
     }
+
+
+CUDA_CODE = {"linear": []}  # it has no kernel and only calls those of others
+
+
+def _triton(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    kind: int,
+    *,
+    dropout: bool = False,
+    saved_is_output: bool = True,
+) -> None:
+    from pyops.triton_kernels import linear
+
+    x, w, bias = meta(m, k, dtype=dtype), meta(n, k, dtype=dtype), meta(n, dtype=dtype)
+    seed = meta(2, dtype=torch.int64) if dropout else None
+    options = (0.1, kind, 0.0, 0.0)
+    y, z = linear.linear_forward(x, w, bias, seed, *options, not saved_is_output)
+    saved = None if kind == 0 else y if saved_is_output else z
+    linear.linear_backward(y, x, w, saved, seed, *options, saved_is_output, True, True, True)
+
+
+TRITON_CASES = {
+    "linear-relu-dropout-bfloat16": lambda: _triton(4096, 4096, 4096, BF16, 1, dropout=True),
+    "linear-gelu-bfloat16": lambda: _triton(4096, 4096, 1024, BF16, 8, saved_is_output=False),
+    "linear-tanh-float32": lambda: _triton(256, 257, 784, F32, 4),
+    "linear-gelu-float64": lambda: _triton(512, 512, 64, F64, 8, saved_is_output=False),
+}
 
 
 MUTANTS = {

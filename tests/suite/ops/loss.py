@@ -15,6 +15,7 @@ from ..backends import SLOW, THOROUGH
 from ..cases import REDUCTIONS, Case, Op, name_of, normal, product, uniform
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, F64, MEAN, NONE, SUM, meta
 
 
 def _reduce(loss: Tensor, reduction: str, divisor: Tensor | int) -> Tensor:
@@ -320,6 +321,41 @@ def valid_arguments() -> dict[str, tuple]:
         "elementwise_loss_forward_with_grad": (*tensors, *options, False),
         "elementwise_loss_regrade_": (torch.rand(3, 5), one),
     }
+
+
+def _triton(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: int,
+    reduction: int = MEAN,
+    weight: tuple[int, ...] | None = None,
+    pos_weight: tuple[int, ...] | None = None,
+    inner: int = 1,
+    both: bool = False,
+) -> None:
+    from pyops.triton_kernels import loss
+
+    x = meta(*shape, dtype=dtype)
+    factors = [None if f is None else meta(*f, dtype=dtype) for f in (weight, pos_weight)]
+    tensors = (x, x, factors[0], inner, factors[1], inner)
+    value, divisor = loss.elementwise_loss_forward(*tensors, kind, 0.5, reduction)
+    loss.elementwise_loss_backward(value, *tensors, divisor, kind, 0.5, reduction, both)
+
+
+TRITON_CASES = {
+    "mse_loss-float32": lambda: _triton((4096, 1000), F32, 0, both=True),
+    "mse_loss-weight-float64": lambda: _triton((1001, 77), F64, 0, SUM, weight=(1001, 77)),
+    "l1_loss-bfloat16": lambda: _triton((4096, 1000), BF16, 1),
+    "huber_loss-many-float32": lambda: _triton((2**31 + 5,), F32, 2),
+    "smooth_l1_loss-none-float16": lambda: _triton((4096, 1000), F16, 3, NONE),
+    "binary_cross_entropy-float32": lambda: _triton((4096, 1000), F32, 4),
+    "binary_cross_entropy-factors-bfloat16": lambda: _triton(
+        (8, 21, 64, 64), BF16, 4, weight=(8, 21, 64, 64), pos_weight=(21, 1, 1), inner=4096
+    ),
+    "binary_cross_entropy-factors-float64": lambda: _triton(
+        (64, 1000), F64, 4, NONE, weight=(1000,), pos_weight=(1000,)
+    ),
+}
 
 
 MUTANTS = {

@@ -15,6 +15,7 @@ from ..contract import FLOAT, Contract, bad, over
 from ..layouts import channels_last
 from ..mutants import Mutant
 from ..pooling import pair, windows_of
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def max_pool2d(
@@ -151,6 +152,25 @@ def valid_arguments() -> dict[str, tuple]:
         "max_pool2d_backward": (grad, argmax, [3, 5], *windows),
         "max_pool2d_indices": (argmax, [3, 5], *windows),
     }
+
+
+def _triton(
+    shape: tuple[int, ...], dtype: torch.dtype, kernel: int, stride: int, padding: int, channels_last: bool
+) -> None:
+    from pyops.triton_kernels.pooling import max_pool2d
+
+    windows = ([kernel] * 2, [stride] * 2, [padding] * 2, [1, 1], False, channels_last)
+    y, argmax = max_pool2d.max_pool2d_forward(meta(*shape, dtype=dtype), *windows)
+    size = list(shape[1:3] if channels_last else shape[2:])
+    max_pool2d.max_pool2d_backward(y, argmax, size, *windows)
+    max_pool2d.max_pool2d_indices(argmax, size, *windows)
+
+
+TRITON_CASES = {
+    "max_pool2d-nchw-float32": lambda: _triton((32, 64, 112, 112), F32, 3, 2, 1, False),
+    "max_pool2d-channels_last-bfloat16": lambda: _triton((32, 112, 112, 64), BF16, 3, 2, 1, True),
+    "max_pool2d-wide-float64": lambda: _triton((4, 3, 56, 56), F64, 17, 1, 8, False),
+}
 
 
 MUTANTS = {

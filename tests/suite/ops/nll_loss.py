@@ -12,6 +12,7 @@ from ..cases import REDUCTIONS, Case, Op, name_of, pairwise, product
 from ..class_losses import IGNORED, SHAPES, SIZES, SMOKE_SHAPES, as_rows, loss_case, reduce, row_shape
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, MEAN, NONE, SUM, meta
 
 
 def nll_loss(
@@ -160,6 +161,23 @@ def valid_arguments() -> dict[str, tuple]:
         "nll_loss_forward": (torch.randn(3, 5), target, None, 1, -100),
         "nll_loss_backward": (one, target, None, one, 5, 1, -100, torch.float32),
     }
+
+
+def _triton(shape: tuple[int, ...], dtype: torch.dtype, reduction: int, weighted: bool) -> None:
+    from pyops.triton_kernels.classes import nll_loss
+
+    acc = F64 if dtype == F64 else F32
+    target = meta(shape[0], *shape[2:], dtype=torch.int64)
+    weight = meta(shape[1], dtype=acc) if weighted else None
+    loss, total = nll_loss.nll_loss_forward(meta(*shape, dtype=dtype), target, weight, reduction, -100)
+    nll_loss.nll_loss_backward(loss, target, weight, total, shape[1], reduction, -100, dtype)
+
+
+TRITON_CASES = {
+    "nll_loss-float32": lambda: _triton((4096, 1000), F32, MEAN, False),
+    "nll_loss-inner-weight-bfloat16": lambda: _triton((8, 21, 64, 64), BF16, NONE, True),
+    "nll_loss-many_rows-float64": lambda: _triton((10**8, 10), F64, SUM, True),
+}
 
 
 MUTANTS = {

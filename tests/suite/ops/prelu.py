@@ -10,7 +10,9 @@ from pyops import functional as F
 from ..backends import CPP, THOROUGH, TRITON
 from ..cases import Case, Op, normal, uniform
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import PACKS
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -107,6 +109,24 @@ CONTRACT = Contract(
 def valid_arguments() -> dict[str, tuple]:
     x, weight = torch.randn(3, 5), torch.rand(5)
     return {"prelu_forward": (x, weight, 1), "prelu_backward": (x, x, weight, 1)}
+
+
+CUDA_CODE = {"prelu": [PACKS]}
+
+
+def _triton(shape: tuple[int, ...], slopes: int, dtype: torch.dtype) -> None:
+    from pyops.triton_kernels import prelu
+
+    x, weight = meta(*shape, dtype=dtype), meta(slopes, dtype=dtype)
+    prelu.prelu_forward(x, weight, 1)
+    prelu.prelu_backward(x, x, weight, 1)
+
+
+TRITON_CASES = {
+    "prelu-columns-bfloat16": lambda: _triton((4096, 4096), 4096, BF16),
+    "prelu-runs-float32": lambda: _triton((16, 64, 56, 56), 64, F32),
+    "prelu-one-slope-float64": lambda: _triton((1001, 77), 1, F64),
+}
 
 
 MUTANTS = {

@@ -14,7 +14,9 @@ from pyops import functional as F
 from ..backends import BACKENDS, CPP, WITH_KERNELS, Backend
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, over
+from ..cuda_code import Code
 from ..mutants import Mutant
+from ..triton_cases import BF16, F32, F64, meta
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
@@ -308,6 +310,43 @@ def run_sanitized(ops: Any) -> None:
                     y, h_n, None, x, w_ih, w_hh, h, c, y, saved, extra, packed, kind, reverse,
                     True, True, True, True,
                 )  # fmt: skip
+
+
+# What other blocks have written is read 16 bytes at once and past the L1 cache, which may be stale.
+_SHARED = (r"LDS\.128", r"LDG\.E\.128\.STRONG\.GPU", r"LDG\.E\.STRONG\.GPU", r"MEMBAR\.\w+\.GPU")
+CUDA_CODE = {
+    "grid": [
+        Code(has=("HMMA", *_SHARED), kernels="TensorCores"),
+        Code(has=_SHARED, lacks=("HMMA",), kernels="^(?!.*TensorCores)"),
+    ]
+}
+
+
+def _triton(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype) -> None:
+    """The time loops; of the products around them, which gemm's cases have, only the one of forward."""
+    from pyops.triton_kernels.recurrent import recurrent
+
+    gates = recurrent._GATES[kind] * hidden
+    x, w_ih, w_hh = (
+        meta(*shape, dtype=dtype) for shape in [(steps, batch, inputs), (gates, inputs), (gates, hidden)]
+    )
+    bias, h = meta(gates, dtype=dtype), meta(batch, hidden, dtype=dtype)
+    c = h if kind == 2 else None
+    y, h_n, c_n, saved, extra = recurrent.recurrent_forward(
+        x, w_ih, w_hh, bias, bias, h, c, None, kind, False, True
+    )
+    recurrent.recurrent_backward(
+        y, h_n, c_n if kind == 2 else None, x, w_ih, w_hh, h, c, y, saved, extra, None, kind, False,
+        False, False, False, False,
+    )  # fmt: skip
+
+
+TRITON_CASES = {
+    "recurrent-lstm-loop-bfloat16": lambda: _triton(2, 3, 64, 128, 128, BF16),
+    "recurrent-gru-loop-float32": lambda: _triton(3, 3, 1024, 28, 32, F32),
+    "recurrent-lstm-steps-float32": lambda: _triton(2, 1, 32, 28, 256, F32),
+    "recurrent-relu-odd-float64": lambda: _triton(1, 2, 7, 5, 33, F64),
+}
 
 
 MUTANTS = {

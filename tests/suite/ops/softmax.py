@@ -12,7 +12,9 @@ from pyops import functional as F
 from ..cases import Case, Op, normal
 from ..class_losses import EXTREME_SHAPES, EXTREMES
 from ..contract import BOTH, FLOAT, Contract, bad, over
+from ..cuda_code import PACKS
 from ..mutants import Mutant
+from ..triton_cases import BF16, F16, F32, F64, meta
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
@@ -136,6 +138,26 @@ CONTRACT = Contract(
 def valid_arguments() -> dict[str, tuple]:
     x = torch.randn(3, 5)
     return {"softmax_forward": (x, 1, False), "softmax_backward": (x, x, 1, True)}
+
+
+CUDA_CODE = {"softmax": [PACKS]}
+
+
+def _triton(shape: tuple[int, ...], dtype: torch.dtype, log: bool) -> None:
+    from pyops.triton_kernels.classes import softmax
+
+    x = meta(*shape, dtype=dtype)
+    softmax.softmax_backward(x, softmax.softmax_forward(x, 1, log), 1, log)
+
+
+TRITON_CASES = {
+    "softmax-many_rows-float16": lambda: _triton((4096, 100), F16, False),
+    "softmax-one_tile-bfloat16": lambda: _triton((4096, 16384), BF16, False),
+    "softmax-loop-bfloat16": lambda: _triton((4096, 50257), BF16, False),
+    "softmax-inner-float32": lambda: _triton((8, 21, 64, 64), F32, False),
+    "log_softmax-one_tile-float32": lambda: _triton((4096, 1000), F32, True),
+    "log_softmax-loop-float64": lambda: _triton((64, 10000), F64, True),
+}
 
 
 MUTANTS = {
