@@ -10,7 +10,7 @@ namespace pyops {
 // A contiguous tensor as [outer, channels, inner].
 struct BatchNormShape {
   // With at least as many elements of a channel in a row, such a run is a row of one channel; otherwise
-  // everything behind `outer` is a row, in which channels alternate (pyops/ops/_batch_norm.py has the same).
+  // everything behind `outer` is a row, in which channels alternate (as in pyops/ops/tools/batch_norm.py).
   static constexpr int64_t kLongRun = 64;
 
   int64_t outer;

@@ -14,8 +14,7 @@
 
 namespace pyops::math {
 
-// The numbers are part of the raw ops' contract; pyops/ops/recurrent.py and triton_kernels/recurrent.py have
-// the same.
+// The numbers are part of the raw ops' contract, and those of pyops/kinds.py.
 enum class CellKind : int64_t { kRnnTanh = 0, kRnnRelu = 1, kLstm = 2, kGru = 3 };
 
 // kGates columns of products per unit, kGradients columns of gradients. They differ in the GRU, whose last
