@@ -1,4 +1,4 @@
-"""What must hold for every op on every backend. Each check is called by the tests of its ops."""
+"""What must hold for every op on every backend. Ops' contracts give each check its cases."""
 
 from __future__ import annotations
 

@@ -147,6 +147,7 @@ _X, _W, _Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.in
 CONTRACT = Contract(
     small=SMALL,
     accuracy=over([*INDEX, *SOFT], backends=THOROUGH)
+    # Their kernels, those of gemm_ and cross_entropy, have cases of every dtype of their own.
     + over([*INDEX, *SOFT], BOTH, SLOW)
     + over(
         [
