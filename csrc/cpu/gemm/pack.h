@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/dtypes.h"
+#include "common/integers.h"
 #include "common/macros.h"
 #include "cpu/simd/lanes.h"
 
@@ -43,20 +44,6 @@ struct GemmBlocking {
   static constexpr int64_t kTileRows = std::is_same_v<Acc, Out> ? 1024 : 512;
   template <class Out>
   static constexpr int64_t kTileColumns = std::is_same_v<Acc, Out> ? 2048 : 1024;
-};
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// `count` items cut into `parts` runs whose lengths differ by at most one.
-struct EvenSplit {
-  EvenSplit(int64_t count, int64_t parts_) : parts(parts_), base(count / parts_), longer(count % parts_) {}
-  int64_t begin(int64_t part) const { return part * base + std::min(part, longer); }
-  int64_t size(int64_t part) const { return base + (part < longer ? 1 : 0); }
-
-  int64_t parts;
-  int64_t base;
-  int64_t longer;
 };
 
 // ---------------------------------------------------------------------------------------------
