@@ -2,8 +2,8 @@
 #include "cpu/activation.h"
 
 #include "binding/activation.h"
+#include "cpu/runtime/elementwise.h"
 #include "cpu/runtime/output_cache.h"
-#include "cpu/simd/elementwise.h"
 
 namespace pyops::cpu {
 namespace {

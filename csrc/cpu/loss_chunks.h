@@ -8,7 +8,7 @@
 #include <functional>
 
 #include "binding/loss.h"
-#include "cpu/simd/elementwise.h"
+#include "cpu/runtime/elementwise.h"
 
 namespace pyops::cpu {
 

@@ -1,7 +1,7 @@
 // The activations of fused.h that are chosen at run time.
 #include "cpu/epilogue/fused.h"
 
-#include "cpu/simd/elementwise.h"
+#include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
 

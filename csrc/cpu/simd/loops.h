@@ -1,4 +1,4 @@
-// Loops over the elements of one row, a vector at a time.
+// Loops over the elements of a row or of one thread's share, a vector at a time.
 #pragma once
 
 #include <algorithm>
@@ -49,6 +49,27 @@ PYOPS_HD Vec<acc_t<T>> reduce_row(const T* x, int64_t n, acc_t<T> start, acc_t<T
 template <class V>
 PYOPS_HD V add(V a, V b) {
   return a + b;
+}
+
+// y[i] = f(x[i]...) for n elements of one thread's share; f takes and returns vectors. y may be one of the x.
+// Vectors are loaded kUnroll at a time before any is stored: with y possibly an x, the compiler could not
+// move a load across a store.
+template <class Out, class F, class... In>
+void transform(int64_t n, const F& f, Out* y, const In*... x) {
+  using Acc = acc_t<Out>;
+  constexpr int kLanes = Vec<Acc>::kLanes;
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes <= n; i += kUnroll * kLanes) {
+    Vec<Acc> v[kUnroll];
+    PYOPS_UNROLL
+    for (int u = 0; u < kUnroll; ++u) v[u] = f(load<Acc>(x + i + u * kLanes)...);
+    PYOPS_UNROLL
+    for (int u = 0; u < kUnroll; ++u) store(y + i + u * kLanes, v[u]);
+  }
+  for (; i < n; i += kLanes) {
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - i));
+    store_lanes(y + i, f(load_lanes(x + i, lanes)...), lanes);
+  }
 }
 
 }  // namespace pyops::cpu

@@ -183,7 +183,9 @@ MUTANTS = {
         "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("activation",)
     ),
     "elementwise_loop_leaves_the_end_out": Mutant(
-        "cpu/simd/elementwise.h", "for (; i < n; i += kLanes) {", "for (; i + kLanes <= n; i += kLanes) {",
+        "cpu/simd/loops.h",
+        "store_lanes(y + i, f(load_lanes(x + i, lanes)...), lanes);",
+        "if (lanes == kLanes) store_lanes(y + i, f(load_lanes(x + i, lanes)...), lanes);",
         ("activation",),
     ),
 }  # fmt: skip

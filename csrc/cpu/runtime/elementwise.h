@@ -1,0 +1,25 @@
+// Loops over elements by several threads: one output element from the elements at the same place in the
+// inputs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/loops.h"
+#include "cpu/simd/math.h"
+
+namespace pyops::cpu {
+
+// As transform, by several threads; `cost` is that of an element in units of a plain copy's.
+template <class Out, class F, class... In>
+void elementwise(int64_t n, int64_t cost, const F& f, Out* y, const In*... x) {
+  // Shares are whole blocks, so that only the last one ends inside a vector.
+  constexpr int64_t kBlock = 1024;
+  parallel_for((n + kBlock - 1) / kBlock, kBlock * cost, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kBlock;
+    transform(std::min(n, end * kBlock) - first, f, y + first, (x + first)...);
+  });
+}
+
+}  // namespace pyops::cpu
