@@ -21,7 +21,7 @@ namespace {
 bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #if defined(__x86_64__)
   constexpr double kLeastWork = 1 << 21;
-  return type == ScalarType::BFloat16 && std::min({M, N, K}) > kThin &&
+  return type == ScalarType::BFloat16 && std::min({M, N, K}) > kSkinny &&
          double(M) * double(N) * double(K) >= kLeastWork && __builtin_cpu_supports("avx512bf16");
 #else
   (void)type, (void)M, (void)N, (void)K;

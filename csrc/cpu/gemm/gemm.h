@@ -15,15 +15,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <utility>
 
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/skinny.h"
+#include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
 
@@ -148,24 +146,6 @@ void sweep(const EvenSplit& row_panels, int64_t columns, int64_t depth, const Ac
   }
 }
 
-// The calling thread's buffer for packed blocks. It is kept between calls, so its pages are
-// faulted in once; GemmBlocking bounds its size. Another `Owner` has another buffer.
-template <class Owner = void>
-void* workspace(size_t bytes) {
-  struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{kVectorBytes}); }
-  };
-  static thread_local std::unique_ptr<void, Free> buffer;
-  static thread_local size_t capacity = 0;
-  if (bytes > capacity) {
-    buffer.reset();
-    capacity = 0;
-    buffer.reset(::operator new(bytes, std::align_val_t{kVectorBytes}));
-    capacity = bytes;
-  }
-  return buffer.get();
-}
-
 // One tile of the output by one thread. finished(row, rows) is called for rows whose sums are final, which
 // are then still in cache.
 template <class T, class Out, class Finished>
@@ -181,10 +161,10 @@ void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, 
   const int64_t padded = round_up(N, Blocking::kMicroColumns);
   const bool spill = !std::is_same_v<Acc, Out> && depth_blocks > 1;
 
-  const int64_t a_size = round_up(max_rows * max_depth + n, n), b_size = padded * max_depth + n;
-  Acc* packed_a = static_cast<Acc*>(workspace((a_size + b_size + (spill ? M * padded : 0)) * sizeof(Acc)));
-  Acc* packed_b = packed_a + a_size;
-  Acc* partial = spill ? packed_b + b_size : nullptr;
+  Scratch scratch;  // GemmBlocking bounds its size
+  Acc* const packed_a = scratch.take<Acc>(round_up(max_rows * max_depth + n, n));
+  Acc* const packed_b = scratch.take<Acc>(padded * max_depth + n);
+  Acc* const partial = spill ? scratch.take<Acc>(M * padded) : nullptr;
 
   int64_t k = 0;
   do {
@@ -268,8 +248,8 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
   constexpr double kSerialWork = 1 << 19;
   if (M == 0 || N == 0) return;
   const bool serial = double(M) * double(N) * double(K) < kSerialWork;
-  if (serial ? thin_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
-             : thin_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
+  if (serial ? skinny_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
+             : skinny_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
     return;
   }
   const int64_t threads = serial ? 1 : std::max<int64_t>(parallel.threads(), 1);

@@ -89,9 +89,9 @@ void sweep_in_place(const EvenSplit& row_panels, int64_t columns, int64_t depth,
 }
 
 template <class Acc>
-class ResidentMatrix {
+class PrepackedMatrix {
  public:
-  ResidentMatrix(int64_t columns, int64_t depth) : columns_(columns), depth_(depth) {
+  PrepackedMatrix(int64_t columns, int64_t depth) : columns_(columns), depth_(depth) {
     constexpr int n = Vec<Acc>::kLanes;
     block_ = round_up(ceil_div(depth, ceil_div(depth, GemmBlocking<Acc>::kDepth)), n);
     padded_ = round_up(columns, GemmBlocking<Acc>::kMicroColumns);
@@ -101,7 +101,8 @@ class ResidentMatrix {
   int64_t depth() const { return depth_; }
   int64_t padded_columns() const { return padded_; }
   int64_t packed_size() const { return padded_ * depth_ + Vec<Acc>::kLanes; }
-  int64_t scratch_size(int64_t rows) const { return round_up(rows * block_, 16) + Vec<Acc>::kLanes; }
+  // Of the memory that a product with as many rows packs them into.
+  int64_t packed_rows_size(int64_t rows) const { return round_up(rows * block_, 16) + Vec<Acc>::kLanes; }
 
   // Where the matrix lies, aligned to kVectorBytes.
   void place(Acc* packed) { packed_ = packed; }
@@ -143,16 +144,16 @@ class ResidentMatrix {
     }
   }
 
-  // out[rows, columns] = a[rows, depth] @ b, with scratch_size(rows) numbers of scratch.
+  // out[rows, columns] = a[rows, depth] @ b, by way of packed_rows_size(rows) numbers of memory.
   template <class T>
-  void multiply(int64_t rows, const Operand<T>& a, Acc* out, int64_t ldc, Acc* scratch) const {
-    multiply_from(0, rows, a, out, ldc, false, scratch);
+  void multiply(int64_t rows, const Operand<T>& a, Acc* out, int64_t ldc, Acc* packed_rows) const {
+    multiply_from(0, rows, a, out, ldc, false, packed_rows);
   }
 
   // Of the product only the columns from `column` on, a multiple of kMicroColumns; added to `out` or not.
   template <class T>
   void multiply_from(int64_t column, int64_t rows, const Operand<T>& a, Acc* out, int64_t ldc, bool adds,
-                     Acc* scratch) const {
+                     Acc* packed_rows) const {
     const EvenSplit panels(rows, ceil_div(rows, kMicroRows));
     for (int64_t k = 0; k < depth_; k += block_) {
       const int64_t depth = std::min(block_, depth_ - k);
@@ -166,8 +167,8 @@ class ResidentMatrix {
           continue;
         }
       }
-      pack_rows(block, panels, depth, scratch);
-      sweep(panels, columns_ - column, depth, scratch, right, target);
+      pack_rows(block, panels, depth, packed_rows);
+      sweep(panels, columns_ - column, depth, packed_rows, right, target);
     }
   }
 

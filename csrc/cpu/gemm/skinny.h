@@ -1,5 +1,5 @@
-// Thin products for gemm.h: few rows in the output, or few terms in its sums. Packing would take longer than
-// the multiplication, so operands are read where they lie.
+// Skinny products for gemm.h: few rows in the output, or few terms in its sums. Packing would take longer
+// than the multiplication, so operands are read where they lie.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,12 @@
 
 namespace pyops::cpu {
 
-// Rows of the output, or terms of its sums, up to which a product is thin. Measured on AVX-512, one thread,
+// Rows of the output, or terms of its sums, up to which a product is skinny. Measured on AVX-512, one thread,
 // [M, 1024] @ [1024, 4096] in float32, times of the packing kernel relative to these: M = 1: 4, M = 4: 3.
-inline constexpr int kThin = 4;
+inline constexpr int kSkinny = 4;
 
 // Elements of b's shorter side that one task takes.
-inline constexpr int64_t kThinTask = 256;
+inline constexpr int64_t kSkinnyTask = 256;
 
 // out[i, j] = sum_k a[i, k] b[j, k] for `rows` rows of a and `columns` of b, both contiguous along k.
 template <int rows, int columns, class T, class Out>
@@ -88,9 +88,9 @@ void add_rows(int64_t depth, const Operand<T>& a, const Operand<T>& b, Out* out,
   }
 }
 
-// Calls f(std::integral_constant<int, rows>) for 1 <= rows <= kThin.
+// Calls f(std::integral_constant<int, rows>) for 1 <= rows <= kSkinny.
 template <class F>
-void with_thin_rows(int64_t rows, const F& f) {
+void with_skinny_rows(int64_t rows, const F& f) {
   switch (rows) {
     case 1:
       return f(std::integral_constant<int, 1>{});
@@ -99,7 +99,7 @@ void with_thin_rows(int64_t rows, const F& f) {
     case 3:
       return f(std::integral_constant<int, 3>{});
     default:
-      return f(std::integral_constant<int, kThin>{});
+      return f(std::integral_constant<int, kSkinny>{});
   }
 }
 
@@ -108,7 +108,7 @@ template <class T, class Out>
 void dot_columns(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b, Out* out, int64_t ldc,
                  acc_t<T> beta, int64_t begin, int64_t end) {
   constexpr int kColumns = 4;
-  with_thin_rows(M, [&](auto rows) {
+  with_skinny_rows(M, [&](auto rows) {
     int64_t j = begin;
     for (; j + kColumns <= end; j += kColumns) {
       dot_rows<rows, kColumns>(K, a.data, a.row_stride, b.data + j * b.row_stride, b.row_stride, out + j, ldc,
@@ -120,12 +120,12 @@ void dot_columns(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b,
   });
 }
 
-// Columns [begin, end) of up to kThin rows of the output, b being contiguous along its columns.
+// Columns [begin, end) of up to kSkinny rows of the output, b being contiguous along its columns.
 template <class T, class Out>
 void add_columns(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b, Out* out, int64_t ldc,
                  acc_t<T> beta, int64_t begin, int64_t end) {
   constexpr int kVectors = 4, n = Vec<acc_t<T>>::kLanes;
-  with_thin_rows(M, [&](auto rows) {
+  with_skinny_rows(M, [&](auto rows) {
     int64_t j = begin;
     for (; j + kVectors * n <= end; j += kVectors * n) {
       add_rows<rows, kVectors>(K, a, {b.data + j, b.row_stride, b.depth_stride}, out + j, ldc, n, beta);
@@ -140,31 +140,31 @@ void add_columns(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b,
 // gemm() for the products it is slow at; false, and nothing done, for all others. Every sum is formed in the
 // same order wherever the tasks begin.
 template <class T, class Out, class Parallel, class Epilogue>
-bool thin_gemm(int64_t M, int64_t N, int64_t K, const Operand<T>& a, const Operand<T>& b, Out* out,
-               int64_t ldc, acc_t<T> beta, const Parallel& parallel, const Epilogue& epilogue) {
+bool skinny_gemm(int64_t M, int64_t N, int64_t K, const Operand<T>& a, const Operand<T>& b, Out* out,
+                 int64_t ldc, acc_t<T> beta, const Parallel& parallel, const Epilogue& epilogue) {
   const auto for_tasks = [&](int64_t count, const auto& body) {
-    const auto task = [&](int64_t i) { body(i * kThinTask, std::min(count, (i + 1) * kThinTask)); };
-    parallel(ceil_div(count, kThinTask), task);
+    const auto task = [&](int64_t i) { body(i * kSkinnyTask, std::min(count, (i + 1) * kSkinnyTask)); };
+    parallel(ceil_div(count, kSkinnyTask), task);
   };
-  if (M <= kThin && b.row_stride != 1 && a.depth_stride == 1 && b.depth_stride == 1) {
+  if (M <= kSkinny && b.row_stride != 1 && a.depth_stride == 1 && b.depth_stride == 1) {
     for_tasks(N, [&](int64_t begin, int64_t end) {
       dot_columns(M, K, a, b, out, ldc, beta, begin, end);
       epilogue(0, M, begin, end - begin);
     });
     return true;
   }
-  if (M <= kThin && b.row_stride == 1) {
+  if (M <= kSkinny && b.row_stride == 1) {
     for_tasks(N, [&](int64_t begin, int64_t end) {
       add_columns(M, K, a, b, out, ldc, beta, begin, end);
       epilogue(0, M, begin, end - begin);
     });
     return true;
   }
-  if (K <= kThin && b.row_stride == 1) {
+  if (K <= kSkinny && b.row_stride == 1) {
     for_tasks(M, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i += kThin) {
+      for (int64_t i = begin; i < end; i += kSkinny) {
         const Operand<T> left{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
-        add_columns(std::min<int64_t>(kThin, end - i), K, left, b, out + i * ldc, ldc, beta, 0, N);
+        add_columns(std::min<int64_t>(kSkinny, end - i), K, left, b, out + i * ldc, ldc, beta, 0, N);
       }
       epilogue(begin, end - begin, 0, N);
     });

@@ -1,11 +1,13 @@
-// The time loop of a recurrent layer backward, on one thread, for some of the sequences; steps.h is
-// the one forward, and what both are made of.
+// The time loop of a recurrent layer backward, on one thread, for some of the sequences.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
 #include "cpu/recurrent/steps.h"
+#include "cpu/runtime/scratch.h"
+#include "cpu/simd/loops.h"
+#include "cpu/simd/math.h"
 
 namespace pyops::cpu {
 
@@ -43,8 +45,8 @@ class BackwardLoop {
 
   // `weights` [gates, H] multiply the state's shares of the gates' gradients; with `input_weights` [gates, I]
   // the gradient of the input is formed here, step by step.
-  BackwardLoop(const BackwardTensors<T>& tensors, const ResidentMatrix<Acc>& weights,
-               const ResidentMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
+  BackwardLoop(const BackwardTensors<T>& tensors, const PrepackedMatrix<Acc>& weights,
+               const PrepackedMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
       : at_(tensors), weights_(weights), input_weights_(input_weights), walk_(walk), hidden_(hidden) {}
 
   // Writes the gradients of the gates' arguments [active, gradients] of the sequences from `begin` on that
@@ -63,7 +65,7 @@ class BackwardLoop {
       const StepRows twice_before = walk_.rows(walk_.before(walk_.before(t)));
       const int64_t active = std::min(now.count - begin, rows);
       if (active <= 0) continue;
-      if (running > 0) weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
+      if (running > 0) weights_.multiply(running, latest, memory.sum, hidden_, memory.packed);
       // Going back through a reversed layer, the longest sequences begin last.
       if (active < running) store_state_gradients(begin, active, running, memory);
       T* const to = rows_for(t, active);
@@ -83,7 +85,7 @@ class BackwardLoop {
       if (input_weights_) input_gradient(active, to, grad_input, memory);
     }
     if (at_.grad_h_0 == nullptr) return;
-    weights_.multiply(running, latest, memory.sum, hidden_, memory.scratch);
+    weights_.multiply(running, latest, memory.sum, hidden_, memory.packed);
     store_state_gradients(begin, 0, running, memory);
   }
 
@@ -94,26 +96,20 @@ class BackwardLoop {
   // What is carried from step to step.
   struct Memory {
     Memory(const BackwardLoop& loop, int64_t rows) {
-      const int64_t state = round_up(rows * loop.hidden_, 16);
-      const int64_t all = kSame ? 0 : round_up(rows * Cell::kGates * loop.hidden_, 16);
-      int64_t scratch_size = loop.weights_.scratch_size(rows), inputs = 0;
-      if (loop.input_weights_) {
-        scratch_size = std::max(scratch_size, loop.input_weights_->scratch_size(rows));
-        inputs = kSame ? 0 : round_up(rows * loop.input_weights_->columns(), 16);
-      }
-      latest =
-          static_cast<Acc*>(workspace<LoopMemory>((all + 2 * state + inputs + scratch_size) * sizeof(Acc)));
-      sum = latest + all;
-      carry = sum + state;
-      dx = carry + state;
-      scratch = dx + inputs;
+      const int64_t inputs = loop.input_weights_ ? loop.input_weights_->columns() : 0;
+      latest = scratch.take<Acc>(kSame ? 0 : rows * Cell::kGates * loop.hidden_);
+      sum = scratch.take<Acc>(rows * loop.hidden_);
+      carry = scratch.take<Acc>(rows * loop.hidden_);
+      dx = scratch.take<Acc>(kSame ? 0 : rows * inputs);
+      packed = scratch.take<Acc>(packed_rows_size(rows, loop.weights_, loop.input_weights_));
     }
 
+    Scratch scratch;
     Acc* latest;  // the state's shares, where d is narrower
     Acc* sum;
     Acc* carry;
-    Acc* dx;  // of the input, where that is narrower
-    Acc* scratch;
+    Acc* dx;      // of the input, where that is narrower
+    Acc* packed;  // rows of a product
   };
 
   // Of the rows [first, last) behind sequence `begin`, whose first step has been the latest.
@@ -151,9 +147,9 @@ class BackwardLoop {
     const Operand<T> shares{d + Blocks::kShift * hidden_, Cell::kGradients * hidden_, 1};
     const int64_t inputs = input_weights_->columns();
     if constexpr (kSame) {
-      input_weights_->multiply(rows, shares, to, inputs, memory.scratch);
+      input_weights_->multiply(rows, shares, to, inputs, memory.packed);
     } else {
-      input_weights_->multiply(rows, shares, memory.dx, inputs, memory.scratch);
+      input_weights_->multiply(rows, shares, memory.dx, inputs, memory.packed);
       for_each_vector<Acc>(rows * inputs, [&](int64_t j, int lanes) {
         store_lanes(to + j, load_lanes(memory.dx + j, lanes), lanes);
       });
@@ -201,8 +197,8 @@ class BackwardLoop {
   }
 
   const BackwardTensors<T> at_;
-  const ResidentMatrix<Acc>& weights_;
-  const ResidentMatrix<Acc>* const input_weights_;  // null: no gradient of the input here
+  const PrepackedMatrix<Acc>& weights_;
+  const PrepackedMatrix<Acc>* const input_weights_;  // null: no gradient of the input here
   const Walk walk_;
   const int64_t hidden_;
 };

@@ -33,7 +33,7 @@ struct FactorColumns {
 template <class T>
 int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, const BackwardTensors<T>& at,
                     const T* input, const RecurrentShape& s, int64_t first,
-                    ResidentMatrix<acc_t<T>>& factors) {
+                    PrepackedMatrix<acc_t<T>>& factors) {
   using Acc = acc_t<T>;
   const auto columns = FactorColumns::of(s, Acc());
   const StepRows now = walk.rows(t), before = walk.rows(walk.before(t));
@@ -107,10 +107,9 @@ void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* sha
 
 // The gradients of the parameters by one product, whose tasks store what they have found.
 template <class T>
-void store_products(const RecurrentShape& s, const T* d, const ResidentMatrix<acc_t<T>>& factors,
+void store_products(const RecurrentShape& s, const T* d, const PrepackedMatrix<acc_t<T>>& factors,
                     int64_t shift, const ParameterGradients<T>& to) {
   using Acc = acc_t<T>;
-  struct ProductScratch;
   // The more rows in a task the less often the factors are read. Their sums should stay in the L2 cache.
   constexpr int64_t kMostSums = 128 << 10, kFewestRows = 4 * kMicroRows;
   const int64_t columns = factors.columns(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
@@ -119,11 +118,10 @@ void store_products(const RecurrentShape& s, const T* d, const ResidentMatrix<ac
     parallel_claim(tasks, double(factors.depth()) * s.gates * columns, task);
   };
   for_each_product<Acc>(s, threads, task_rows, claimed, [&](int64_t row, int64_t rows, int64_t column) {
-    const int64_t sums_size = round_up(rows * columns, 16);
-    Acc* const sums =
-        static_cast<Acc*>(workspace<ProductScratch>((sums_size + factors.scratch_size(rows)) * sizeof(Acc)));
-    factors.multiply_from(column, rows, Operand<T>{d + row, 1, s.gradients}, sums, columns, false,
-                          sums + sums_size);
+    Scratch scratch;
+    Acc* const sums = scratch.take<Acc>(rows * columns);
+    Acc* const packed = scratch.take<Acc>(factors.packed_rows_size(rows));
+    factors.multiply_from(column, rows, Operand<T>{d + row, 1, s.gradients}, sums, columns, false, packed);
     for (int64_t i = 0; i < rows; ++i) {
       store_product_row(s, row + i, sums + i * columns, 1, 0, shift, to);
     }
@@ -178,14 +176,13 @@ class LocalBackward {
   void run_part(int64_t chunk, int64_t begin, int64_t end, bool adds) const {
     const RecurrentShape& s = shape_;
     const int64_t columns = FactorColumns::of(s, Acc()).all;
-    const int64_t packed_size = round_up(ResidentMatrix<Acc>(columns, kRows).packed_size(), 16);
-    Acc* const packed = static_cast<Acc*>(
-        workspace<LocalBackward>(packed_size * sizeof(Acc) + kRows * s.gradients * sizeof(T)));
-    T* const d = reinterpret_cast<T*>(packed + packed_size);
+    Scratch scratch;
+    Acc* const packed = scratch.take<Acc>(PrepackedMatrix<Acc>(columns, kRows).packed_size());
+    T* const d = scratch.take<T>(kRows * s.gradients);
     int64_t rows = 0, first_step = 0, last_step = 0;  // what d holds
     const auto add_products = [&] {
       if (rows == 0 || shares_ == nullptr) return;
-      ResidentMatrix<Acc> factors(columns, rows);
+      PrepackedMatrix<Acc> factors(columns, rows);
       factors.place(packed);
       for (int64_t t = first_step, row = 0;; t += walk_.reverse ? 1 : -1) {
         row += put_factors(walk_, t, begin, end, at_, input_, s, row, factors);
@@ -212,16 +209,15 @@ class LocalBackward {
   }
 
   // One share: d.t() @ factors, added to it or not.
-  void add_to_share(const ResidentMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
-    struct ProductScratch;
+  void add_to_share(const PrepackedMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
     const int64_t columns = factors.columns();
-    for_each_product<Acc>(
-        shape_, 1, 4 * kMicroRows, Serial{}, [&](int64_t row, int64_t rows, int64_t column) {
-          Acc* const scratch =
-              static_cast<Acc*>(workspace<ProductScratch>(factors.scratch_size(rows) * sizeof(Acc)));
-          factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
-                                columns, adds, scratch);
-        });
+    const auto product = [&](int64_t row, int64_t rows, int64_t column) {
+      Scratch scratch;
+      Acc* const packed = scratch.take<Acc>(factors.packed_rows_size(rows));
+      factors.multiply_from(column, rows, Operand<T>{d + row, 1, shape_.gradients}, share + row * columns,
+                            columns, adds, packed);
+    };
+    for_each_product<Acc>(shape_, 1, 4 * kMicroRows, Serial{}, product);
   }
 
   const BackwardLoop<T, Cell>& loop_;

@@ -1,6 +1,6 @@
 // Recurrent layers on the CPU, one direction of one layer per call: the input's share of the gates of all
-// steps by one product, the time loop (steps.h, backward.h) in parallel over sequences,
-// and in backward the gradients of weights and input by products over all steps again.
+// steps by one product, the time loop (forward.h, backward.h) in parallel over sequences, and in backward the
+// gradients of weights and input by products over all steps again.
 #include "binding/recurrent.h"
 
 #include <tuple>
@@ -8,8 +8,8 @@
 #include "cpu/epilogue/matrix.h"
 #include "cpu/gemm/operand.h"
 #include "cpu/recurrent/backward.h"
+#include "cpu/recurrent/forward.h"
 #include "cpu/recurrent/gradients.h"
-#include "cpu/recurrent/steps.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
@@ -29,7 +29,7 @@ class StoredMatrix {
     matrix.place(reinterpret_cast<Acc*>(round_up(address, kVectorBytes)));
   }
 
-  // As ResidentMatrix::pack().
+  // As PrepackedMatrix::pack().
   StoredMatrix(const Tensor& like, int64_t columns, int64_t depth, const Operand<T>& b, int64_t first = 0)
       : StoredMatrix(like, columns, depth) {
     constexpr double kSerialWork = 1 << 14;
@@ -40,7 +40,7 @@ class StoredMatrix {
     }
   }
 
-  ResidentMatrix<Acc> matrix;
+  PrepackedMatrix<Acc> matrix;
 
  private:
   Tensor memory_;

@@ -368,7 +368,7 @@ MUTANTS = {
     "recurrent_small_layers_keep_the_last_steps_only": Mutant(
         "cpu/recurrent/gradients.h", "adds = true;", "adds = false;", ("recurrent/recurrent",)
     ),
-    "resident_product_keeps_the_last_block_only": Mutant(
+    "prepacked_product_keeps_the_last_block_only": Mutant(
         "cpu/gemm/prepacked.h", "k == 0 && !adds", "!adds", ("recurrent/recurrent",)
     ),
 }
