@@ -1,21 +1,18 @@
 // Activations on the CPU.
-#include "cpu/activation.h"
-
 #include "binding/activation.h"
+
+#include "cpu/epilogue/activation.h"
 #include "cpu/runtime/elementwise.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
 namespace {
 
-// An element's work beside a copy's: exp and a division take about as long as four.
-constexpr int64_t kCost = 4;
-
 void forward_into(const Tensor& input, Tensor& output, const math::ActivationParams& params, const char* op) {
   dispatch_typed_activation(input.scalar_type(), params, op, [&](auto tag, const auto& functor) {
     using T = decltype(tag);
     const math::Forward<std::decay_t<decltype(functor)>> f{functor};
-    elementwise(input.numel(), kCost, f, mutable_data<T>(output), data<T>(input));
+    elementwise(input.numel(), kActivationCost, f, mutable_data<T>(output), data<T>(input));
   });
 }
 
@@ -43,16 +40,6 @@ Tensor activation_backward(Tensor grad_output, Tensor saved, int64_t kind, doubl
 }
 
 }  // namespace
-
-void activation_gradient(const Tensor& grad, const Tensor& saved, const math::ActivationParams& params,
-                         bool saved_is_output, const char* op, const Tensor& to) {
-  dispatch_activation_derivative(
-      saved.scalar_type(), params, saved_is_output, op, [&](auto tag, const auto& derivative) {
-        using T = decltype(tag);
-        elementwise(saved.numel(), kCost, derivative, mutable_data<T>(to), data<T>(saved), data<T>(grad));
-      });
-}
-
 }  // namespace pyops::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {

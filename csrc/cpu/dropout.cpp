@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "cpu/epilogue/fused.h"
+#include "cpu/epilogue/row.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
 

@@ -3,7 +3,9 @@
 // Training's forward needs two passes over the input, and its backward two over the input and the gradient.
 // What bounds them is memory: where a channel lies in runs, the second pass finds it in cache (Runs), and
 // large outputs are written past the caches.
-#include "cpu/batch_norm/passes.h"
+#include "cpu/batch_norm/backward.h"
+#include "cpu/batch_norm/forward.h"
+#include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
 namespace {
@@ -69,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
                        channel_values<T>(weight, s.channels, 1),
                        channel_values<T>(bias, s.channels, 0),
                        std::vector<Moments>(own ? s.channels : 0),
-                       Table<T>(s)};
-    with_activation<Acc>(params, [&](const auto& activation) { forward.run(activation); });
+                       ChannelTable<T>(s)};
+    with_activation<Acc>(params, [&](const auto& activation) { forward.normalize(activation); });
     if (own) update_running(given, s, forward.moments, momentum);
   });
   return {output, mean, rstd, mask};
@@ -120,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const GradientOutputs<T> to{needs_input ? mutable_data<T>(grad_input) : nullptr,
                                 needs_residual ? mutable_data<T>(grad_residual) : nullptr, through_statistics,
                                 streams(input)};
-    backward.with_kind([&](auto of) { backward.template run<decltype(of)::value>(to, sums_needed); });
+    backward.with_kind([&](auto of) { backward.template compute<decltype(of)::value>(to, sums_needed); });
     if (!needs_affine) return;
     update_channels(grad_weight, s.channels, [&](double, int64_t c) {
       return backward.sums[c].product * static_cast<double>(backward.rstd(c));

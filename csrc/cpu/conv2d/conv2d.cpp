@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "cpu/activation.h"
+#include "cpu/epilogue/activation.h"
 
 namespace pyops::cpu {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "binding/conv2d_max_pool2d.h"
 #include "cpu/conv2d/correlate.h"
-#include "cpu/epilogue/fused.h"
+#include "cpu/epilogue/activation.h"
 #include "cpu/pooling/max_pool_channels.h"
 #include "cpu/pooling/max_pool_rows.h"
 

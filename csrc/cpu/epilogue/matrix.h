@@ -1,4 +1,4 @@
-// fused.h over the rows of a matrix [M, N] with one bias per column:
+// The epilogue of row.h over the rows of a matrix [M, N] with one bias per column:
 //
 //   output = dropout(activation(z)), z = sums + bias,   dz = grad * mask * activation',   dbias = column sums
 //
@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "cpu/epilogue/fused.h"
+#include "cpu/epilogue/row.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/math.h"
 #include "math/activation.h"

@@ -386,18 +386,18 @@ MUTANTS = {
         ("batch_norm/batch_norm",),
     ),
     "batch_norm_mask_is_taken_before_the_residual": Mutant(
-        "cpu/batch_norm/run.h",
+        "cpu/batch_norm/elements.h",
         "bits_above(v, math",
         "bits_above(residual ? v - load_lanes(residual + i, lanes) : v, math",
         ("batch_norm/batch_norm",),
     ),
     "batch_norm_run_counts_the_missing_lanes": Mutant(
-        "cpu/batch_norm/blocks.h", "std::min<int64_t>(kLanes, n - i)), shift));",
+        "cpu/batch_norm/runs.h", "std::min<int64_t>(kLanes, n - i)), shift));",
         "std::min<int64_t>(kLanes, n - i))));",
         ("batch_norm/batch_norm",),
     ),
     "batch_norm_chunks_of_rows_are_about_different_shifts": Mutant(
-        "cpu/batch_norm/blocks.h",
+        "cpu/batch_norm/columns.h",
         "const double apart = block.shift[i] - reference[i], within",
         "const double apart = 0, within",
         ("batch_norm/batch_norm",),

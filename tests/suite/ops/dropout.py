@@ -342,7 +342,7 @@ MUTANTS = {
         "cpu/simd/philox.h", "return draws_ + first % kDrawsPerBlock;", "return draws_;", ("dropout",)
     ),
     "dropout_derivative_of_a_scaled_output": Mutant(
-        "cpu/epilogue/fused.h",
+        "cpu/epilogue/row.h",
         "if (s.is_output) return v * unscale;",
         "if (s.is_output) return v;",
         ("dropout",),

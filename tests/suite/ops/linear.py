@@ -260,7 +260,7 @@ MUTANTS = {
         "if (target.first) finished(row, rows);",
         ("linear",),
     ),
-    "thin_products_forget_the_last_columns": Mutant(
+    "skinny_products_forget_the_last_columns": Mutant(
         "cpu/gemm/skinny.h", "for (; j < end; ++j) {", "for (; j + 1 < end; ++j) {", ("gemm/gemm",)
     ),
 }

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
-#include "cpu/epilogue/fused.h"
+#include "cpu/batch_norm/channels.h"
+#include "cpu/epilogue/activation.h"
+#include "cpu/simd/bits.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "cpu/simd/multiply_add.h"
@@ -13,126 +16,17 @@
 
 namespace pyops::cpu {
 
-// ---- what elements need of their channels ---------------------------------------------------------------
+// ---- stores past the caches -----------------------------------------------------------------------------
 
-template <class Acc>
-struct NormVectors {
-  Vec<Acc> center, scale, shift, slope, offset;
-};
+// Outputs of at least as many bytes are not found in a cache by whoever reads them next.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
-// Numbers of all channels, or of all columns of a row, one array after another.
-template <class Acc>
-struct NormTable {
-  static constexpr int kArrays = 5;  // as in NormVectors; a forward leaves out the last two
-  int64_t width;
-  const Acc* values;
-
-  Acc at(int array, int64_t i) const { return values[array * width + i]; }
-  Vec<Acc> load(int array, int64_t i, int lanes) const {
-    return load_lanes(values + array * width + i, lanes);
-  }
-};
-
-// A run of one channel.
-template <class Acc>
-struct OneChannel {
-  NormVectors<Acc> same;
-
-  static OneChannel of(const NormTable<Acc>& table, int64_t channel, bool gradient) {
-    const auto at = [&](int array) { return Vec<Acc>(table.at(array, channel)); };
-    NormVectors<Acc> same{at(0), at(1), at(2), Vec<Acc>(Acc(0)), Vec<Acc>(Acc(0))};
-    if (gradient) same.slope = at(3), same.offset = at(4);
-    return {same};
-  }
-  Vec<Acc> center(int64_t, int) const { return same.center; }
-  Vec<Acc> scale(int64_t, int) const { return same.scale; }
-  Vec<Acc> shift(int64_t, int) const { return same.shift; }
-  Vec<Acc> slope(int64_t, int) const { return same.slope; }
-  Vec<Acc> offset(int64_t, int) const { return same.offset; }
-};
-
-// Columns of a row from number `first`.
-template <class Acc>
-struct EachColumn {
-  NormTable<Acc> table;
-  int64_t first;
-
-  Vec<Acc> center(int64_t i, int lanes) const { return table.load(0, first + i, lanes); }
-  Vec<Acc> scale(int64_t i, int lanes) const { return table.load(1, first + i, lanes); }
-  Vec<Acc> shift(int64_t i, int lanes) const { return table.load(2, first + i, lanes); }
-  Vec<Acc> slope(int64_t i, int lanes) const { return table.load(3, first + i, lanes); }
-  Vec<Acc> offset(int64_t i, int lanes) const { return table.load(4, first + i, lanes); }
-};
-
-// ---- one bit per element --------------------------------------------------------------------------------
-
-// Bit l is set unless x[l] <= limit: NaN passes.
-template <class Acc>
-PYOPS_HD uint32_t bits_above(Vec<Acc> x, Acc limit) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<Acc, float>) {
-    return _mm512_cmp_ps_mask(x.v, Vec<Acc>(limit).v, _CMP_NLE_UQ);
-  } else {
-    return _mm512_cmp_pd_mask(x.v, Vec<Acc>(limit).v, _CMP_NLE_UQ);
-  }
-#elif defined(__AVX2__)
-  if constexpr (std::is_same_v<Acc, float>) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(x.v, Vec<Acc>(limit).v, _CMP_NLE_UQ));
-  } else {
-    return _mm256_movemask_pd(_mm256_cmp_pd(x.v, Vec<Acc>(limit).v, _CMP_NLE_UQ));
-  }
-#else
-  uint32_t bits = 0;
-  for (int l = 0; l < Vec<Acc>::kLanes; ++l) bits |= (x.v[l] <= limit ? 0u : 1u) << l;
-  return bits;
-#endif
+inline bool streams(const Tensor& output) {
+  return output.numel() * static_cast<int64_t>(output.element_size()) >= kStreamBytes;
 }
 
-// The bits of elements [i, i + lanes) of a row whose first element has the lowest bit of *row.
-template <int kLanes>
-PYOPS_HD void store_bits(uint8_t* row, int64_t i, int lanes, uint32_t bits) {
-  bits &= (uint32_t{1} << lanes) - 1u;
-  if constexpr (kLanes >= 8) {
-    memcpy(row + i / 8, &bits, (lanes + 7) / 8);
-  } else {
-    const int at = static_cast<int>(i % 8);
-    row[i / 8] = static_cast<uint8_t>((at == 0 ? 0 : row[i / 8]) | bits << at);
-  }
-}
-
-template <int kLanes>
-PYOPS_HD uint32_t load_bits(const uint8_t* row, int64_t i, int lanes) {
-  if constexpr (kLanes >= 8) {
-    uint32_t bits = 0;
-    memcpy(&bits, row + i / 8, (lanes + 7) / 8);
-    return bits;
-  } else {
-    return row[i / 8] >> (i % 8);
-  }
-}
-
-// x where the lane's bit is set, otherwise 0.
-template <class Acc>
-PYOPS_HD Vec<Acc> where_bit(uint32_t bits, Vec<Acc> x) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<Acc, float>) {
-    return typename Vec<Acc>::Native(_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x.v));
-  } else {
-    return typename Vec<Acc>::Native(_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), x.v));
-  }
-#else
-  using Bits = typename Vec<Acc>::NativeInt;
-  Bits lane;
-  for (int l = 0; l < Vec<Acc>::kLanes; ++l) lane[l] = 1 << l;
-  const Bits set = (Bits{} + static_cast<int32_t>(bits)) & lane;
-  return typename Vec<Acc>::Native(set != 0 ? x.v : Vec<Acc>(Acc(0)).v);
-#endif
-}
-
-// ---- forward --------------------------------------------------------------------------------------------
-
-// Elements that an activation of the other kind (cpu/epilogue/fused.h) works on at a time.
-constexpr int64_t kNormPiece = 1024;
+// Makes streamed stores visible before another thread is told about them.
+inline void end_of_streams() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
 // Stores that go past the caches, for outputs that would not be found there again.
 template <class T>
@@ -154,9 +48,14 @@ bool can_stream(const T* p, bool wanted) {
   return wanted && reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
 }
 
+// ---- forward --------------------------------------------------------------------------------------------
+
+// Elements that AnyActivation works on at a time.
+constexpr int64_t kNormPiece = 1024;
+
 // y = activation(normalised x + residual); residual and mask may be null.
 template <class T, class Activation, class Channels>
-void normalize_run(const Activation& activation, const Channels& channels, const T* x, const T* residual,
+void normalize_elements(const Activation& activation, const Channels& channels, const T* x, const T* residual,
                    T* y, uint8_t* mask, int64_t n, bool stream) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
@@ -194,16 +93,16 @@ void normalize_run(const Activation& activation, const Channels& channels, const
 // The gradient behind the activation becomes that of its input: how, by the activation.
 enum class GradientOf { kIdentity, kRelu, kMaskedRelu, kOther };
 
-// What a run's gradient is made of.
+// What the gradient of neighbouring elements is made of.
 template <class T>
-struct GradientRun {
+struct GradientInputs {
   const T* grad;
   const T* x;
   const T* residual;    // for kRelu and kOther; may be null
   const uint8_t* mask;  // of kMaskedRelu
 
   // From element `at`, whose bit is the lowest of the mask's byte `bit`.
-  GradientRun from(int64_t at, int64_t bit) const {
+  GradientInputs from(int64_t at, int64_t bit) const {
     return {grad + at, x + at, residual ? residual + at : nullptr, mask ? mask + bit : nullptr};
   }
 };
@@ -211,11 +110,11 @@ struct GradientRun {
 // Calls use(i, lanes, g, x - center) with each vector's gradient of the normalised value plus residual.
 template <GradientOf kOf, class T, class Channels, class Use>
 PYOPS_HD void for_each_gradient(const AnyActivation<acc_t<T>>& activation, const Channels& channels,
-                                const GradientRun<T>& run, int64_t n, const Use& use) {
+                                const GradientInputs<T>& from, int64_t n, const Use& use) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   const auto deviation = [&](int64_t i, int lanes) {
-    return load_lanes(run.x + i, lanes) - channels.center(i, lanes);
+    return load_lanes(from.x + i, lanes) - channels.center(i, lanes);
   };
   if constexpr (kOf == GradientOf::kOther) {
     alignas(kVectorBytes) Acc values[kNormPiece], grads[kNormPiece];
@@ -224,9 +123,9 @@ PYOPS_HD void for_each_gradient(const AnyActivation<acc_t<T>>& activation, const
       for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
         const int64_t at = begin + i;
         V z = math::normalized(deviation(at, lanes), channels.scale(at, lanes), channels.shift(at, lanes));
-        if (run.residual) z = z + load_lanes(run.residual + at, lanes);
+        if (from.residual) z = z + load_lanes(from.residual + at, lanes);
         store_lanes(values + i, z, lanes);
-        store_lanes(grads + i, load_lanes(run.grad + at, lanes), lanes);
+        store_lanes(grads + i, load_lanes(from.grad + at, lanes), lanes);
       });
       activation.backward(values, false, grads, count);
       for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
@@ -236,13 +135,13 @@ PYOPS_HD void for_each_gradient(const AnyActivation<acc_t<T>>& activation, const
   } else {
     for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
       const V d = deviation(i, lanes);
-      V g = load_lanes(run.grad + i, lanes);
+      V g = load_lanes(from.grad + i, lanes);
       if constexpr (kOf == GradientOf::kRelu) {
         V z = math::normalized(d, channels.scale(i, lanes), channels.shift(i, lanes));
-        if (run.residual) z = z + load_lanes(run.residual + i, lanes);
+        if (from.residual) z = z + load_lanes(from.residual + i, lanes);
         g = select_at_most(z, V(math::largest_stored_as_zero<T>()), V(Acc(0)), g);
       } else if constexpr (kOf == GradientOf::kMaskedRelu) {
-        g = where_bit(load_bits<V::kLanes>(run.mask, i, lanes), g);
+        g = where_bit(load_bits<V::kLanes>(from.mask, i, lanes), g);
       }
       use(i, lanes, g, d);
     });
@@ -263,13 +162,13 @@ struct GradientOutputs {
 };
 
 template <GradientOf kOf, class T, class Channels>
-void gradient_run(const AnyActivation<acc_t<T>>& activation, const Channels& channels,
-                  const GradientRun<T>& run, const GradientOutputs<T>& to, int64_t n) {
+void write_gradients(const AnyActivation<acc_t<T>>& activation, const Channels& channels,
+                  const GradientInputs<T>& from, const GradientOutputs<T>& to, int64_t n) {
   using V = Vec<acc_t<T>>;
   T *const dx = to.dx, *const dresidual = to.dresidual;
   const bool through = to.through_statistics;
   const bool stream_x = can_stream(dx, to.stream), stream_r = can_stream(dresidual, to.stream);
-  for_each_gradient<kOf>(activation, channels, run, n, [&](int64_t i, int lanes, V g, V d) {
+  for_each_gradient<kOf>(activation, channels, from, n, [&](int64_t i, int lanes, V g, V d) {
     const bool full = lanes == V::kLanes;
     if (dresidual) put(dresidual + i, g, lanes, stream_r && full);
     if (dx) {

@@ -1,7 +1,8 @@
-// The activations of fused.h that are chosen at run time.
-#include "cpu/epilogue/fused.h"
+// The parts of activations that are compiled once for all ops.
+#include "cpu/epilogue/activation.h"
 
-#include "cpu/simd/loops.h"
+#include "binding/activation.h"
+#include "cpu/runtime/elementwise.h"
 
 namespace pyops::cpu {
 
@@ -26,5 +27,14 @@ void AnyActivation<Acc>::backward(const Acc* saved, bool saved_is_output, Acc* g
 
 template struct AnyActivation<float>;
 template struct AnyActivation<double>;
+
+void activation_gradient(const Tensor& grad, const Tensor& saved, const math::ActivationParams& params,
+                         bool saved_is_output, const char* op, const Tensor& to) {
+  dispatch_activation_derivative(
+      saved.scalar_type(), params, saved_is_output, op, [&](auto tag, const auto& derivative) {
+        using T = decltype(tag);
+        elementwise(saved.numel(), kActivationCost, derivative, mutable_data<T>(to), data<T>(saved), data<T>(grad));
+      });
+}
 
 }  // namespace pyops::cpu

@@ -1,4 +1,4 @@
-// What follows a matrix product, a convolution or nothing at all, on neighbouring elements of one row:
+// What follows a matrix product, or nothing at all, on neighbouring elements of one row:
 //   y = residual + mask * activation(x + bias)
 // and its gradient, with the mask made again from the seed. The ops of dropout.cpp call it on whole tensors,
 // others on pieces of their output while it is in cache.
@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/epilogue/activation.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "cpu/simd/philox.h"
-#include "math/activation.h"
 
 namespace pyops::cpu {
 
@@ -49,43 +49,6 @@ struct RowBias {
   static RowBias one(const Acc* copies) { return {copies, kCopies - 1}; }
   RowBias from(int64_t first) const { return {values ? values + (first & wrap) : nullptr, wrap}; }
 };
-
-// An activation chosen at run time: it works on pieces in the L1 cache by functions that are compiled once
-// (fused.cpp). The commonest, whose own loops are worth their code, are of the other kind below.
-template <class Acc>
-struct AnyActivation {
-  static constexpr bool kOnPieces = true;
-  math::ActivationParams params;
-  void forward(Acc* values, int64_t n) const;
-  void backward(const Acc* saved, bool saved_is_output, Acc* grad, int64_t n) const;
-};
-
-template <class Functor>
-struct OneActivation {
-  static constexpr bool kOnPieces = false;
-  template <class V>
-  PYOPS_HD V forward(V x) const {
-    return Functor{}.forward(x);
-  }
-  template <class V>
-  PYOPS_HD V backward(V saved, bool saved_is_output, V grad) const {
-    const Functor f{};
-    return saved_is_output ? f.backward(saved, grad) : math::FromInput<Functor>{f}(saved, grad);
-  }
-};
-
-// Calls f(activation) with either; the kind must be known.
-template <class Acc, class F>
-void with_activation(const math::ActivationParams& params, const F& f) {
-  switch (static_cast<math::ActivationKind>(params.kind)) {
-    case math::ActivationKind::kIdentity:
-      return f(OneActivation<math::Identity<Acc>>{});
-    case math::ActivationKind::kRelu:
-      return f(OneActivation<math::Relu<Acc>>{});
-    default:
-      return f(AnyActivation<Acc>{params});
-  }
-}
 
 // n elements of one row; `first` is the number of the first of them in the tensor that the mask belongs to.
 // In may be the accumulation type. `y` may be `x`; `activation_input`, if not null, gets x + bias.

@@ -1,0 +1,138 @@
+// The backward pass of a batch normalisation as a whole: sums, then the gradients of input and residual.
+#pragma once
+
+#include <vector>
+
+#include "cpu/batch_norm/columns.h"
+#include "cpu/batch_norm/runs.h"
+
+namespace pyops::cpu {
+
+template <class T>
+struct Backward {
+  using Acc = acc_t<T>;
+  const BatchNormShape& s;
+  const BatchNormSaved& saved;
+  GradientInputs<T> all;
+  AnyActivation<Acc> activation;
+  std::vector<Acc> weight;
+  std::vector<GradientSums> sums;
+  ChannelTable<T> table;
+
+  static Backward of(const BatchNormShape& s, const BatchNormSaved& saved, const Tensor& grad,
+                     const Tensor& x, const math::ActivationParams& params) {
+    Backward backward{
+        s,
+        saved,
+        {data<T>(grad), data<T>(x), data_or_null<T>(saved.residual), data_or_null<uint8_t>(saved.mask)},
+        {params},
+        channel_values<T>(saved.weight, s.channels, 1),
+        std::vector<GradientSums>(s.channels),
+        ChannelTable<T>(s)};
+    const auto bias = channel_values<T>(saved.bias, s.channels, 0);
+    for (int64_t c = 0; c < s.channels; ++c) {
+      backward.table.set(
+          c, math::NormMap<Acc>::of(backward.mean(c), backward.rstd(c), backward.weight[c], bias[c]));
+      backward.table.set(c, math::NormGradient<Acc>{0, 0, 0});
+    }
+    return backward;
+  }
+
+  double mean(int64_t c) const { return data<double>(saved.mean)[c]; }
+  Acc rstd(int64_t c) const { return data<Acc>(saved.rstd)[c]; }
+
+  // Calls f with GradientOf as a constant.
+  template <class F>
+  void with_kind(const F& f) const {
+    switch (static_cast<math::ActivationKind>(activation.params.kind)) {
+      case math::ActivationKind::kIdentity:
+        return f(std::integral_constant<GradientOf, GradientOf::kIdentity>{});
+      case math::ActivationKind::kRelu:
+        if (all.mask) return f(std::integral_constant<GradientOf, GradientOf::kMaskedRelu>{});
+        return f(std::integral_constant<GradientOf, GradientOf::kRelu>{});
+      default:
+        return f(std::integral_constant<GradientOf, GradientOf::kOther>{});
+    }
+  }
+
+  // Of products with x - mean, once those with x - center are summed.
+  void finish_sums(int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      sums[c].product -= (mean(c) - static_cast<double>(static_cast<Acc>(mean(c)))) * sums[c].grad;
+    }
+  }
+
+  // The part of the gradient that goes through the batch's statistics.
+  void set_gradients(int64_t begin, int64_t end) {
+    const double* const means = data_or_null<double>(saved.mean_gradients);
+    const double count = static_cast<double>(s.count());
+    for (int64_t c = begin; c < end; ++c) {
+      const double grad = means ? means[c] : sums[c].grad / count;
+      const double product = means ? means[s.channels + c] : sums[c].product / count;
+      table.set(c, math::NormGradient<Acc>::of(mean(c), rstd(c), weight[c], grad, product));
+    }
+  }
+
+  template <GradientOf kOf>
+  void sum(const Runs& runs, int64_t begin, int64_t end) {
+    run_gradient_sums<kOf>(runs, activation, table.view(), all, begin, end, sums.data());
+    finish_sums(begin, end);
+  }
+  template <GradientOf kOf>
+  void sum(const Columns& columns) {
+    column_gradient_sums<kOf>(columns, activation, table.view(), all, sums.data());
+    finish_sums(0, s.channels);
+  }
+  template <GradientOf kOf>
+  void sum_all() {
+    if (s.numel() == 0) return;
+    if (s.has_runs()) return sum<kOf>(Runs::of(s), 0, s.channels);
+    sum<kOf>(Columns::of(s));
+  }
+
+  template <GradientOf kOf>
+  void write(const Runs& runs, const GradientOutputs<T>& to, int64_t begin, int64_t end) const {
+    runs.for_each_block(begin, end, true, [&](int64_t channel, int64_t block) {
+      const auto of_channel = OneChannel<Acc>::of(table.view(), channel, true);
+      runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
+        write_gradients<kOf>(activation, of_channel, all.from(at, bit), to.from(at), n);
+      });
+      if (to.stream) end_of_streams();
+    });
+  }
+
+  template <GradientOf kOf>
+  void write(const Columns& columns, const GradientOutputs<T>& to) const {
+    columns.for_each_piece(true, [&](int64_t, int64_t row, int64_t end, int64_t column, int64_t n) {
+      const EachColumn<Acc> channels{table.view(), column};
+      for (int64_t r = row; r < end; ++r) {
+        const int64_t at = r * columns.width + column;
+        write_gradients<kOf>(activation, channels, all.from(at, r * s.mask_bytes() + column / 8), to.from(at),
+                          n);
+      }
+      if (to.stream) end_of_streams();
+    });
+  }
+
+  // `sums_needed`: by the parameters' gradients, or by that of the input.
+  template <GradientOf kOf>
+  void compute(const GradientOutputs<T>& to, bool sums_needed) {
+    const bool writes = to.dx || to.dresidual;
+    if (s.numel() == 0) return;
+    if (!s.has_runs()) {
+      const Columns columns = Columns::of(s);
+      if (sums_needed) sum<kOf>(columns);
+      if (to.through_statistics) set_gradients(0, s.channels);
+      if (writes) write<kOf>(columns, to);
+      return;
+    }
+    const Runs runs = Runs::of(s);
+    runs.for_each_group(2 * sizeof(T), [&](int64_t begin, int64_t end) {
+      if (sums_needed) sum<kOf>(runs, begin, end);
+      if (to.through_statistics) set_gradients(begin, end);
+      if (writes) write<kOf>(runs, to, begin, end);
+    });
+  }
+};
+
+}  // namespace pyops::cpu

@@ -1,0 +1,171 @@
+// Batch normalisation of rows in which channels alternate: vectors run along the rows, and a block is some rows
+// of a strip of columns, cut by the problem alone.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/batch_norm/elements.h"
+#include "cpu/batch_norm/sums.h"
+#include "cpu/runtime/parallel.h"
+
+namespace pyops::cpu {
+
+struct Columns {
+  static constexpr int64_t kStrip = 1024;   // columns whose sums stay in the L1 cache
+  static constexpr int64_t kBlock = 32768;  // elements that are summed in the accumulation type
+  static constexpr int64_t kMostRows = 128;
+  static constexpr int64_t kChunks = 32;  // wanted, for several threads
+  static constexpr int64_t kMostBlocks = 16;
+
+  BatchNormShape shape;
+  int64_t rows;
+  int64_t width;
+  int64_t block_rows;
+  int64_t chunk_rows;  // of several blocks, whose sums are merged before they go to memory
+  int64_t chunks;
+  int64_t strips;
+
+  static Columns of(const BatchNormShape& s) {
+    const int64_t rows = s.rows(), width = s.width(), strip = std::max<int64_t>(1, std::min(width, kStrip));
+    const int64_t most = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
+    // Few rows make small blocks, and many make chunks of several.
+    const int64_t block =
+        std::clamp<int64_t>((rows + kChunks - 1) / kChunks, std::min<int64_t>(16, most), most);
+    const int64_t blocks = std::clamp<int64_t>(rows / (block * kChunks), 1, kMostBlocks);
+    const int64_t chunk = block * blocks;
+    return {s, rows, width, block, chunk, (rows + chunk - 1) / chunk, (width + kStrip - 1) / kStrip};
+  }
+
+  // Calls f(chunk, first row, end of rows, first column, columns) for every piece.
+  template <class F>
+  void for_each_piece(bool reversed, const F& f) const {
+    parallel_for(chunks * strips, chunk_rows * std::min(width, kStrip), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t item = reversed ? first + last - 1 - i : i;
+        const int64_t chunk = item / strips, row = chunk * chunk_rows, column = item % strips * kStrip;
+        f(chunk, row, std::min(rows, row + chunk_rows), column, std::min(kStrip, width - column));
+      }
+    });
+  }
+};
+
+// The sums over a block of rows of x - shift and of its squares, the shift being the mean of the first rows.
+template <class Acc>
+struct ColumnSums {
+  alignas(kVectorBytes) Acc shift[Columns::kStrip];
+  alignas(kVectorBytes) Acc sum[Columns::kStrip];
+  alignas(kVectorBytes) Acc squares[Columns::kStrip];
+
+  template <class T>
+  void of_block(const T* x, int64_t stride, int64_t rows, int64_t n) {
+    const int64_t some = std::min<int64_t>(4, rows);
+    for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+      Vec<Acc> total = Acc(0);
+      for (int64_t r = 0; r < some; ++r) total += load_lanes(x + r * stride + i, lanes);
+      store_lanes(shift + i, total * (Acc(1) / static_cast<Acc>(some)), lanes);
+      store_lanes(sum + i, Vec<Acc>(Acc(0)), lanes);
+      store_lanes(squares + i, Vec<Acc>(Acc(0)), lanes);
+    });
+    for (int64_t r = 0; r < rows; ++r) {
+      for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+        const Vec<Acc> d = load_lanes(x + r * stride + i, lanes) - load_lanes(shift + i, lanes);
+        store_lanes(sum + i, load_lanes(sum + i, lanes) + d, lanes);
+        store_lanes(squares + i, multiply_add(d, d, load_lanes(squares + i, lanes)), lanes);
+      });
+    }
+  }
+};
+
+// Moments of every channel from those of every chunk and column: the means first, then what is about them.
+inline void merge_columns(const Columns& columns, const double* means, const double* m2s, Moments* moments) {
+  const BatchNormShape& s = columns.shape;
+  const double all = static_cast<double>(s.count());
+  const auto for_each = [&](const auto& f) {
+    for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
+      const int64_t rows = std::min(columns.chunk_rows, columns.rows - chunk * columns.chunk_rows);
+      for (int64_t c = 0; c < s.channels; ++c) {
+        for (int64_t i = 0; i < s.inner; ++i) {
+          f(moments[c], static_cast<double>(rows), (chunk * s.channels + c) * s.inner + i);
+        }
+      }
+    }
+  };
+  for (int64_t c = 0; c < s.channels; ++c) moments[c] = {all, 0, 0};
+  for_each([&](Moments& m, double count, int64_t at) { m.mean += count / all * means[at]; });
+  for_each([&](Moments& m, double count, int64_t at) {
+    m.m2 += m2s[at] + count * (means[at] - m.mean) * (means[at] - m.mean);
+  });
+}
+
+// Moments of every channel.
+template <class T>
+void column_moments(const Columns& columns, const T* x, Moments* moments) {
+  const int64_t width = columns.width;
+  std::vector<double> means(columns.chunks * width), m2s(columns.chunks * width);
+  columns.for_each_piece(false, [&](int64_t chunk, int64_t row, int64_t end, int64_t column, int64_t n) {
+    ColumnSums<acc_t<T>> block;
+    // Of the blocks' moments, about the first block's shift.
+    double reference[Columns::kStrip], sum[Columns::kStrip], squares[Columns::kStrip];
+    const T* const piece = x + row * width + column;
+    for (int64_t first = row; first < end; first += columns.block_rows) {
+      const int64_t rows = std::min(columns.block_rows, end - first);
+      block.of_block(x + first * width + column, width, rows, n);
+      if (first == row) {
+        for (int64_t i = 0; i < n; ++i) reference[i] = block.shift[i], sum[i] = squares[i] = 0;
+      }
+      const double count = static_cast<double>(rows);
+      for (int64_t i = 0; i < n; ++i) {
+        const double apart = block.shift[i] - reference[i], within = block.sum[i];
+        sum[i] += within + count * apart;
+        squares[i] += block.squares[i] + apart * (2 * within + count * apart);
+      }
+    }
+    const int64_t rows = end - row;
+    for (int64_t i = 0; i < n; ++i) {
+      Moments m = Moments::of(static_cast<double>(rows), reference[i], sum[i], squares[i]);
+      if (!std::isfinite(m.m2)) {
+        m = moments_in_double(rows, [&](int64_t r) { return double(to_acc(piece[r * width + i])); });
+      }
+      means[chunk * width + column + i] = m.mean;
+      m2s[chunk * width + column + i] = m.m2;
+    }
+  });
+  merge_columns(columns, means.data(), m2s.data(), moments);
+}
+
+template <GradientOf kOf, class T>
+void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>& activation,
+                          const NormTable<acc_t<T>>& table, const GradientInputs<T>& all, GradientSums* sums) {
+  using Acc = acc_t<T>;
+  const int64_t width = columns.width, row_bytes = columns.shape.mask_bytes();
+  std::vector<double> grad_sums(columns.chunks * width), product_sums(columns.chunks * width);
+  columns.for_each_piece(false, [&](int64_t chunk, int64_t row, int64_t end, int64_t column, int64_t n) {
+    const EachColumn<Acc> channels{table, column};
+    double* const grad_sum = grad_sums.data() + chunk * width + column;
+    double* const product_sum = product_sums.data() + chunk * width + column;
+    alignas(kVectorBytes) Acc grads[Columns::kStrip], products[Columns::kStrip];
+    for (int64_t first = row; first < end; first += columns.block_rows) {
+      std::fill(grads, grads + n, Acc(0));
+      std::fill(products, products + n, Acc(0));
+      for (int64_t r = first; r < std::min(end, first + columns.block_rows); ++r) {
+        const GradientInputs<T> from = all.from(r * width + column, r * row_bytes + column / 8);
+        for_each_gradient<kOf>(activation, channels, from, n, [&](int64_t i, int lanes, auto g, auto d) {
+          store_lanes(grads + i, load_lanes(grads + i, lanes) + g, lanes);
+          store_lanes(products + i, multiply_add(g, d, load_lanes(products + i, lanes)), lanes);
+        });
+      }
+      for (int64_t i = 0; i < n; ++i) grad_sum[i] += grads[i], product_sum[i] += products[i];
+    }
+  });
+  std::fill(sums, sums + columns.shape.channels, GradientSums{});
+  for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
+    for (int64_t i = 0; i < width; ++i) {
+      sums[i / columns.shape.inner] += {grad_sums[chunk * width + i], product_sums[chunk * width + i]};
+    }
+  }
+}
+
+}  // namespace pyops::cpu

@@ -1,0 +1,88 @@
+// The forward pass of a batch normalisation as a whole: statistics, then the output.
+#pragma once
+
+#include <vector>
+
+#include "cpu/batch_norm/columns.h"
+#include "cpu/batch_norm/runs.h"
+
+namespace pyops::cpu {
+
+template <class T>
+struct Forward {
+  using Acc = acc_t<T>;
+  const BatchNormShape& s;
+  const BatchNormArguments& given;
+  const T* x;
+  T* y;
+  uint8_t* mask;
+  double* mean;
+  Acc* rstd;
+  bool batch_statistics;
+  double eps;
+  bool stream;
+  std::vector<Acc> weight, bias;
+  std::vector<Moments> moments;
+  ChannelTable<T> table;
+
+  // Mean and rstd of channels [begin, end): of the batch, given, or running.
+  void finish(int64_t begin, int64_t end) {
+    const double* const statistics = data_or_null<double>(given.statistics);
+    for (int64_t c = begin; c < end; ++c) {
+      if (statistics) {
+        mean[c] = statistics[c];
+        rstd[c] = static_cast<Acc>(math::reciprocal_deviation(statistics[s.channels + c], eps));
+      } else if (batch_statistics) {
+        mean[c] = moments[c].mean;
+        rstd[c] = static_cast<Acc>(math::reciprocal_deviation(moments[c].variance(), eps));
+      }
+      table.set(c, math::NormMap<Acc>::of(mean[c], rstd[c], weight[c], bias[c]));
+    }
+  }
+
+  template <class Activation>
+  void apply(const Runs& runs, const Activation& activation, int64_t begin, int64_t end) const {
+    const T* const residual = data_or_null<T>(given.residual);
+    runs.for_each_block(begin, end, batch_statistics, [&](int64_t channel, int64_t block) {
+      const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
+      runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
+        normalize_elements(activation, of_channel, x + at, residual ? residual + at : nullptr, y + at,
+                      mask ? mask + bit : nullptr, n, stream);
+      });
+      if (stream) end_of_streams();
+    });
+  }
+
+  template <class Activation>
+  void apply(const Columns& columns, const Activation& activation) const {
+    const T* const residual = data_or_null<T>(given.residual);
+    columns.for_each_piece(
+        batch_statistics, [&](int64_t, int64_t row, int64_t end, int64_t column, int64_t n) {
+          const EachColumn<Acc> channels{table.view(), column};
+          for (int64_t r = row; r < end; ++r) {
+            const int64_t at = r * columns.width + column;
+            normalize_elements(activation, channels, x + at, residual ? residual + at : nullptr, y + at,
+                          mask ? mask + r * s.mask_bytes() + column / 8 : nullptr, n, stream);
+          }
+          if (stream) end_of_streams();
+        });
+  }
+
+  template <class Activation>
+  void normalize(const Activation& activation) {
+    if (!s.has_runs()) {
+      const Columns columns = Columns::of(s);
+      if (batch_statistics) column_moments(columns, x, moments.data());
+      finish(0, s.channels);
+      return apply(columns, activation);
+    }
+    const Runs runs = Runs::of(s);
+    runs.for_each_group(sizeof(T), [&](int64_t begin, int64_t end) {
+      if (batch_statistics) run_moments(runs, x, begin, end, moments.data());
+      finish(begin, end);
+      apply(runs, activation, begin, end);
+    });
+  }
+};
+
+}  // namespace pyops::cpu
