@@ -34,8 +34,8 @@ inline bool has_channels_last(const Tensor& t) {
   return true;
 }
 
-// Whether outputs follow a dense tensor in having the channels last. Where both formats are the same in
-// memory, the strides tell what the tensor was made as, as they do torch.
+// Whether outputs have the channels last because this dense tensor has. Where both formats are the same in
+// memory, the strides tell what the tensor was made as; torch goes by them, too.
 inline bool is_channels_last(const Tensor& t) {
   if (!has_channels_last(t)) return false;
   return !t.is_contiguous() ||
@@ -53,7 +53,7 @@ inline void check_image(const Tensor& t, const char* op, const char* name, const
 
 inline math::ConvAxis conv_axis(const char* op, int64_t input, int64_t kernel, int64_t stride,
                                 int64_t padding, int64_t dilation) {
-  // So that no sum or product below leaves 64 bits; more than any memory holds.
+  // Keeps every sum and product below within 64 bits; more than any memory holds.
   constexpr int64_t kLimit = int64_t{1} << 30;
   STD_TORCH_CHECK(stride >= 1 && stride < kLimit, op, ": stride must be at least 1, got ", stride);
   STD_TORCH_CHECK(dilation >= 1 && dilation < kLimit, op, ": dilation must be at least 1, got ", dilation);

@@ -7,7 +7,7 @@
 
 namespace pyops {
 
-// The seed's values are not looked at: any two int64 make a mask.
+// Any two int64 make a mask, so the seed's values are not checked.
 inline void check_dropout_mask(const std::optional<Tensor>& seed, double p, const char* op,
                                const Tensor& like) {
   STD_TORCH_CHECK(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);

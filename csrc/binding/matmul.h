@@ -34,8 +34,8 @@ inline void library_mm(const Tensor& out, const Tensor& a, const Tensor& b) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The answer of an op that takes nothing and returns a bool: torch's switches are process-wide and may change
-// between calls, and no C++ interface that is stable tells them.
+// The answer of an op that takes nothing and returns a bool. torch's switches are process-wide and may change
+// between calls, and no stable C++ interface tells them.
 inline bool ask(const char* op) {
   std::array<StableIValue, 1> stack{};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));

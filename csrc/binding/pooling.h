@@ -110,7 +110,7 @@ struct Windows {
     check_output(out, op, "argmax");
     return out;
   }
-  // Of max pooling. The values of argmax are not looked at: they are compared with, and address nothing.
+  // Of max pooling. The values of argmax are not checked: they are compared, and address nothing.
   Image check_backward(const Tensor& grad_output, const Tensor& argmax, bool channels_last,
                        const char* op) const {
     check_floating(grad_output, op, "grad_output");

@@ -22,7 +22,7 @@ class Sequences {
     for (int64_t t = 0; t < steps_; ++t) offsets_[t + 1] = offsets_[t] + counts_[t];
   }
 
-  // Of these sequences [begin, end) alone; the steps behind the last of them fall away.
+  // Only sequences [begin, end) of these; steps that none of them has fall away.
   Sequences part(int64_t begin, int64_t end) const {
     if (is_dense()) return Sequences(steps_, end - begin);
     Sequences found(0, std::min(counts_[0], end) - begin);

@@ -10,12 +10,12 @@
 namespace pyops::cpu {
 namespace {
 
-// Rows shorter than this are joined, so that vectors and draws come in useful numbers.
+// Shorter rows are joined, so that they fill vectors and blocks of draws.
 constexpr int64_t kShortestRow = 256;
 constexpr int64_t kShortestInner = 64;
 constexpr int64_t kLongestJoined = int64_t{1} << 16;
 constexpr int64_t kPiece = 4 * kDrawChunk;
-// Rows whose gradients are added one by one before they join a longer sum, which keeps rounding errors small.
+// Rows whose gradients are added up before the sum is added to a longer one: rounding errors stay small.
 constexpr int64_t kRowsPerSum = 32;
 constexpr int64_t kRowBlocks = 32;
 

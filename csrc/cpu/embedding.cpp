@@ -42,8 +42,8 @@ void check_range(const Index* indices, const EmbeddingShape& s, const char* op) 
 
 // ---- forward -------------------------------------------------------------------------------------------
 
-// Rows are copied as bits. Rows of a table that no cache holds lie anywhere, so the row after next is fetched
-// meanwhile.
+// Rows are copied as bits. The rows of a table that no cache holds may lie anywhere, so the row after the
+// next is fetched meanwhile.
 template <class Word, class Index>
 void gather(const Word* weight, const Index* indices, Word* output, const EmbeddingShape& s) {
   constexpr int64_t kAhead = 2;
@@ -109,7 +109,7 @@ RowPositions sort_positions(const Index* indices, const EmbeddingShape& s, int64
   sorted.positions.reset(new int64_t[s.positions]);
   int64_t* const starts = sorted.starts.get();
   std::fill(starts, starts + s.rows + 2, 0);
-  // Counted two places up, so that after placing the positions every start is where it belongs.
+  // Counted two places up, so that every start is where it belongs once the positions are placed.
   for (int64_t i = 0; i < s.positions; ++i) ++starts[indices[i] + 2];
   if (padding_idx >= 0 && padding_idx < s.rows) starts[padding_idx + 2] = 0;
   for (int64_t r = 2; r < s.rows + 2; ++r) {
@@ -158,8 +158,8 @@ void sum_row(const T* grad, int64_t dim, int64_t columns, const int64_t* positio
   });
 }
 
-// Rows are shared out by the cost of their positions. Where one row has a good part of all, columns are as
-// well; the sums are the same either way.
+// Rows are shared out by the cost of their positions. Where one row has a good part of all positions, its
+// columns are shared out, too; the sums are the same either way.
 template <class T>
 void sum_rows(const T* grad, const RowPositions& sorted, const EmbeddingShape& s, bool scale_by_freq,
               T* out) {

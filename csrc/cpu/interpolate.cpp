@@ -128,7 +128,8 @@ void sum_pixels(const OutputRows<T>& from, const AxisTable& width, int64_t inner
   }
 }
 
-// Otherwise along the rows, which are added up first; `columns` and `sums` hold an output and an input row.
+// Otherwise vectors run along the rows, which are added up first. `columns` holds an output row, `sums` an
+// input row.
 template <class T>
 void sum_row(const OutputRows<T>& from, const AxisTable& width, acc_t<T>* PYOPS_RESTRICT columns,
              acc_t<T>* PYOPS_RESTRICT sums, T* out) {

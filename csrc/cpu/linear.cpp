@@ -1,5 +1,5 @@
-// linear with bias, activation and dropout on the CPU: the product by cpu/gemm/gemm.h (or torch's library
-// where that is faster), what follows it while the output is in cache.
+// linear with bias, activation and dropout on the CPU. cpu/gemm forms the product, or torch's library where
+// that is faster; the epilogue follows while the output is in cache.
 #include "binding/linear.h"
 
 #include <tuple>
@@ -13,11 +13,10 @@
 namespace pyops::cpu {
 namespace {
 
-// oneDNN multiplies bfloat16 pairs by an instruction that cpu/gemm/gemm.h does not have, but takes 10 us to
-// begin. Measured on Zen 4, one thread, times of cpu/gemm/gemm.h relative to oneDNN: [256, 784] x [784,
-// 256] 2.0, [8, 784] x [784, 256] 1.2, [32, 16] x [16, 16] 0.2; in float16, without its own instructions, 0.1
-// to 0.02. Products of few rows or terms (cpu/gemm/skinny.h) are ours. float32 and float64 are ours
-// throughout: 0.5.
+// oneDNN multiplies pairs of bfloat16 by an instruction that cpu/gemm does not use, but takes 10 us to begin.
+// Measured on Zen 4, one thread, times of cpu/gemm relative to oneDNN: [256, 784] x [784, 256] 2.0,
+// [8, 784] x [784, 256] 1.2, [32, 16] x [16, 16] 0.2; float16, without such an instruction, 0.1 to 0.02;
+// float32 and float64 0.5. Products of few rows or terms (cpu/gemm/skinny.h) are always ours.
 bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
 #if defined(__x86_64__)
   constexpr double kLeastWork = 1 << 21;
@@ -108,7 +107,7 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::opti
   return {output, saved};
 }
 
-// dz, which is the gradient itself where nothing follows the product, and the bias gradient.
+// Returns dz, which is the gradient itself where nothing follows the product, and forms the bias gradient.
 template <class T>
 Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tensor>& saved,
                             bool saved_is_output, Tensor* grad_bias, const LinearShape& s,

@@ -1,6 +1,6 @@
-// The loops of the elementwise losses. Elements are visited in chunks: 16-bit ones, repeated factors and the
-// last, incomplete chunk are laid out in cache first, so that what is compiled once per loss (visit_chunk)
-// knows whole vectors of float or double only.
+// The loops of the elementwise losses. Elements are visited in chunks. Those of 16 bits, repeated factors and
+// the last, incomplete chunk are first laid out in cache, so that visit_chunk, which is compiled once per
+// loss, sees only whole vectors of float or double.
 #pragma once
 
 #include <algorithm>

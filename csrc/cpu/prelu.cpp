@@ -129,7 +129,7 @@ std::vector<double> backward_rows(const PreluShape& s, const T* grad, const T* x
   using Acc = acc_t<T>;
   const auto wide = WideRows<Acc>::of(s, weight);
   const int64_t period = s.period();
-  // A strip begins and ends between channels: no two blocks have a sum in common.
+  // A strip begins and ends between channels, so no two strips add to one sum.
   const int64_t strip = kStrip / s.inner * s.inner, strips = (wide.width + strip - 1) / strip;
   const bool whole = wide.width <= kStrip;
   const int64_t blocks = (wide.rows + kSumRows - 1) / kSumRows;

@@ -55,7 +55,7 @@ struct Backward {
     }
   }
 
-  // Of products with x - mean, once those with x - center are summed.
+  // Makes the sums of products with x - center those with x - mean.
   void finish_sums(int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       sums[c].product -= (mean(c) - static_cast<double>(static_cast<Acc>(mean(c)))) * sums[c].grad;
@@ -108,13 +108,13 @@ struct Backward {
       for (int64_t r = row; r < end; ++r) {
         const int64_t at = r * columns.width + column;
         write_gradients<kOf>(activation, channels, all.from(at, r * s.mask_bytes() + column / 8), to.from(at),
-                          n);
+                             n);
       }
       if (to.stream) end_of_streams();
     });
   }
 
-  // `sums_needed`: by the parameters' gradients, or by that of the input.
+  // `sums_needed`: the gradients of the parameters, or that of the input, need the sums.
   template <GradientOf kOf>
   void compute(const GradientOutputs<T>& to, bool sums_needed) {
     const bool writes = to.dx || to.dresidual;

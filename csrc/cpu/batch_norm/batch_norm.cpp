@@ -1,8 +1,8 @@
 // Batch normalisation on the CPU.
 //
-// Training's forward needs two passes over the input, and its backward two over the input and the gradient.
-// What bounds them is memory: where a channel lies in runs, the second pass finds it in cache (Runs), and
-// large outputs are written past the caches.
+// In training, forward needs two passes over the input, and backward two over the input and the gradient.
+// Memory bounds them: where a channel lies in runs, the second pass finds it in cache (runs.h), and large
+// outputs are written past the caches.
 #include "cpu/batch_norm/backward.h"
 #include "cpu/batch_norm/forward.h"
 #include "cpu/runtime/output_cache.h"

@@ -88,7 +88,7 @@ class ChannelTable {
 
 // ---- the parameters ------------------------------------------------------------------------------------
 
-// A vector of the parameters' dtype, T or what it accumulates in, in the latter; `fill` where there is none.
+// A parameter's values, whose dtype is T or acc_t<T>, as acc_t<T>; `fill` where there is no parameter.
 template <class T>
 std::vector<acc_t<T>> channel_values(const std::optional<Tensor>& t, int64_t channels, acc_t<T> fill) {
   std::vector<acc_t<T>> values(channels, fill);
@@ -101,7 +101,7 @@ std::vector<acc_t<T>> channel_values(const std::optional<Tensor>& t, int64_t cha
   return values;
 }
 
-// to[c] = f(to[c], c) for a vector of the parameters' dtype, computed in float64.
+// to[c] = f(to[c], c) for a parameter's values or gradient, computed in float64.
 template <class F>
 void update_channels(const Tensor& to, int64_t channels, const F& f) {
   dispatch_floating(to.scalar_type(), "batch_norm", [&](auto tag) {

@@ -1,5 +1,5 @@
-// Batch normalisation of rows in which channels alternate: vectors run along the rows, and a block is some rows
-// of a strip of columns, cut by the problem alone.
+// Batch normalisation of rows in which channels alternate: vectors run along the rows, and a block is some
+// rows of a strip of columns, cut by the problem alone.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ struct Columns {
   static constexpr int64_t kStrip = 1024;   // columns whose sums stay in the L1 cache
   static constexpr int64_t kBlock = 32768;  // elements that are summed in the accumulation type
   static constexpr int64_t kMostRows = 128;
-  static constexpr int64_t kChunks = 32;  // wanted, for several threads
+  static constexpr int64_t kChunks = 32;  // at least, if there are rows enough, to keep threads busy
   static constexpr int64_t kMostBlocks = 16;
 
   BatchNormShape shape;
@@ -31,7 +31,7 @@ struct Columns {
   static Columns of(const BatchNormShape& s) {
     const int64_t rows = s.rows(), width = s.width(), strip = std::max<int64_t>(1, std::min(width, kStrip));
     const int64_t most = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
-    // Few rows make small blocks, and many make chunks of several.
+    // Few rows make small blocks; many rows make chunks of several blocks.
     const int64_t block =
         std::clamp<int64_t>((rows + kChunks - 1) / kChunks, std::min<int64_t>(16, most), most);
     const int64_t blocks = std::clamp<int64_t>(rows / (block * kChunks), 1, kMostBlocks);
@@ -79,7 +79,8 @@ struct ColumnSums {
   }
 };
 
-// Moments of every channel from those of every chunk and column: the means first, then what is about them.
+// Moments of every channel from those of every chunk and column: first the means, then the deviations from
+// them.
 inline void merge_columns(const Columns& columns, const double* means, const double* m2s, Moments* moments) {
   const BatchNormShape& s = columns.shape;
   const double all = static_cast<double>(s.count());
@@ -107,7 +108,7 @@ void column_moments(const Columns& columns, const T* x, Moments* moments) {
   std::vector<double> means(columns.chunks * width), m2s(columns.chunks * width);
   columns.for_each_piece(false, [&](int64_t chunk, int64_t row, int64_t end, int64_t column, int64_t n) {
     ColumnSums<acc_t<T>> block;
-    // Of the blocks' moments, about the first block's shift.
+    // The moments of all blocks, about the first block's shift.
     double reference[Columns::kStrip], sum[Columns::kStrip], squares[Columns::kStrip];
     const T* const piece = x + row * width + column;
     for (int64_t first = row; first < end; first += columns.block_rows) {
@@ -138,7 +139,8 @@ void column_moments(const Columns& columns, const T* x, Moments* moments) {
 
 template <GradientOf kOf, class T>
 void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>& activation,
-                          const NormTable<acc_t<T>>& table, const GradientInputs<T>& all, GradientSums* sums) {
+                          const NormTable<acc_t<T>>& table, const GradientInputs<T>& all,
+                          GradientSums* sums) {
   using Acc = acc_t<T>;
   const int64_t width = columns.width, row_bytes = columns.shape.mask_bytes();
   std::vector<double> grad_sums(columns.chunks * width), product_sums(columns.chunks * width);

@@ -28,7 +28,7 @@ inline bool streams(const Tensor& output) {
 // Makes streamed stores visible before another thread is told about them.
 inline void end_of_streams() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
-// Stores that go past the caches, for outputs that would not be found there again.
+// Stores v, past the caches if `stream`: for outputs that would not be found there again.
 template <class T>
 PYOPS_HD void put(T* p, Vec<acc_t<T>> v, int lanes, [[maybe_unused]] bool stream) {
 #if defined(__AVX512F__)
@@ -56,7 +56,7 @@ constexpr int64_t kNormPiece = 1024;
 // y = activation(normalised x + residual); residual and mask may be null.
 template <class T, class Activation, class Channels>
 void normalize_elements(const Activation& activation, const Channels& channels, const T* x, const T* residual,
-                   T* y, uint8_t* mask, int64_t n, bool stream) {
+                        T* y, uint8_t* mask, int64_t n, bool stream) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   constexpr bool kOnPieces = Activation::kOnPieces;
@@ -90,7 +90,7 @@ void normalize_elements(const Activation& activation, const Channels& channels, 
 
 // ---- backward -------------------------------------------------------------------------------------------
 
-// The gradient behind the activation becomes that of its input: how, by the activation.
+// How the gradient of an activation's output becomes that of its input.
 enum class GradientOf { kIdentity, kRelu, kMaskedRelu, kOther };
 
 // What the gradient of neighbouring elements is made of.
@@ -163,7 +163,7 @@ struct GradientOutputs {
 
 template <GradientOf kOf, class T, class Channels>
 void write_gradients(const AnyActivation<acc_t<T>>& activation, const Channels& channels,
-                  const GradientInputs<T>& from, const GradientOutputs<T>& to, int64_t n) {
+                     const GradientInputs<T>& from, const GradientOutputs<T>& to, int64_t n) {
   using V = Vec<acc_t<T>>;
   T *const dx = to.dx, *const dresidual = to.dresidual;
   const bool through = to.through_statistics;

@@ -47,7 +47,7 @@ struct Forward {
       const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
       runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
         normalize_elements(activation, of_channel, x + at, residual ? residual + at : nullptr, y + at,
-                      mask ? mask + bit : nullptr, n, stream);
+                           mask ? mask + bit : nullptr, n, stream);
       });
       if (stream) end_of_streams();
     });
@@ -62,7 +62,7 @@ struct Forward {
           for (int64_t r = row; r < end; ++r) {
             const int64_t at = r * columns.width + column;
             normalize_elements(activation, channels, x + at, residual ? residual + at : nullptr, y + at,
-                          mask ? mask + r * s.mask_bytes() + column / 8 : nullptr, n, stream);
+                               mask ? mask + r * s.mask_bytes() + column / 8 : nullptr, n, stream);
           }
           if (stream) end_of_streams();
         });

@@ -57,7 +57,7 @@ struct Runs {
     });
   }
 
-  // Calls f(begin, end) for groups of channels, of about a cache's size in each thread.
+  // Calls f(begin, end) for groups of channels whose elements about fill the threads' caches.
   template <class F>
   void for_each_group(int64_t bytes_of_element, const F& f) const {
     constexpr int64_t kCache = int64_t{1} << 20;
@@ -80,7 +80,7 @@ Moments block_moments(const Runs& runs, const T* x, int64_t channel, int64_t blo
   int64_t count = 0;
   runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t) {
     const T* const run = x + at;
-    if (count == 0) {  // the mean of some of the values: near the others' mean, however these are distributed
+    if (count == 0) {  // the mean of some of the values is near that of all, however they are distributed
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n));
       shift = horizontal_sum(load_lanes(run, lanes)) / static_cast<Acc>(lanes);
     }

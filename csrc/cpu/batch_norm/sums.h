@@ -12,7 +12,7 @@ using math::Moments;
 // The two sums of a gradient g, over g and over g (x - mean).
 struct GradientSums {
   double grad = 0;
-  double product = 0;  // over g (x - center) until the mean's rest is taken off
+  double product = 0;  // over g (x - center), until what the mean has beyond center is taken off
 
   GradientSums& operator+=(const GradientSums& other) {
     grad += other.grad;
@@ -21,7 +21,7 @@ struct GradientSums {
   }
 };
 
-// Moments of n values in float64: where the squares of a block of floats overflow.
+// Moments of n values, formed in float64: for blocks of floats whose squares overflow.
 template <class At>
 Moments moments_in_double(int64_t n, const At& at) {
   double mean = 0, m2 = 0;

@@ -45,7 +45,7 @@ struct Gradients {
   Tensor bias;
 };
 
-// From the logits' gradient [N, C]; outputs of no elements are not asked for.
+// From the logits' gradient [N, C]. An output without elements is not asked for.
 template <class T>
 void spread_gradient(const T* grad, const Tensor& hidden, const Tensor& matrix, const Gradients& out) {
   const int64_t rows = hidden.size(0), features = hidden.size(1), classes = matrix.size(0);

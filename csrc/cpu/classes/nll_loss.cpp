@@ -19,8 +19,8 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
   const Acc* w = data_or_null<Acc>(weight);
   return parallel_sum<LossSum>(s.rows(), 1, [&](int64_t begin, int64_t end) {
     LossSum sum;
-    // Kept in registers, and the position counted up: a sum in memory, or a division per row, would take
-    // longer than the row.
+    // The sums are kept in registers and the position is counted up: a sum in memory, or a division per row,
+    // would take longer than the row.
     double loss_sum = 0, weight_sum = 0;
     const T* image = x + begin / s.inner * s.classes * s.inner;
     int64_t l = begin % s.inner - 1;

@@ -35,8 +35,8 @@ struct RowGroup {
   int64_t width;
 };
 
-// A row is a chain: maximum, sum, log, gradient. Several short ones side by side fill each other's waits;
-// long ones wait little, and together would leave the cache.
+// The steps of a row wait for each other: maximum, sum, log, gradient. Several short rows side by side fill
+// these waits; long rows wait little, and several of them would not stay in cache.
 constexpr int64_t kShortRow = 4096;
 constexpr int64_t kShortRows = 4;
 
@@ -89,8 +89,8 @@ class RowGroups {
   int64_t count_;
 };
 
-// What a loss adds up over rows. A target that is no class is remembered, first in row order, so that the
-// caller can be told; throwing from inside a parallel region would end the process.
+// What a loss adds up over rows. The first target in row order that is no class is remembered, so that the
+// caller can be told; an exception from inside a parallel region would end the process.
 struct LossSum {
   double loss = 0;
   double weight = 0;

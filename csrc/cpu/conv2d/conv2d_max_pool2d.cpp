@@ -3,9 +3,9 @@
 // input and weight follow from that one by conv2d_backward.
 #include <tuple>
 
-#include "cpu/epilogue/activation.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/pool.h"
+#include "cpu/epilogue/activation.h"
 #include "cpu/pooling/max_pool.h"
 
 namespace pyops::cpu {

@@ -30,11 +30,12 @@ template struct AnyActivation<double>;
 
 void activation_gradient(const Tensor& grad, const Tensor& saved, const math::ActivationParams& params,
                          bool saved_is_output, const char* op, const Tensor& to) {
-  dispatch_activation_derivative(
-      saved.scalar_type(), params, saved_is_output, op, [&](auto tag, const auto& derivative) {
-        using T = decltype(tag);
-        elementwise(saved.numel(), kActivationCost, derivative, mutable_data<T>(to), data<T>(saved), data<T>(grad));
-      });
+  dispatch_activation_derivative(saved.scalar_type(), params, saved_is_output, op,
+                                 [&](auto tag, const auto& derivative) {
+                                   using T = decltype(tag);
+                                   elementwise(saved.numel(), kActivationCost, derivative,
+                                               mutable_data<T>(to), data<T>(saved), data<T>(grad));
+                                 });
 }
 
 }  // namespace pyops::cpu

@@ -90,7 +90,7 @@ void epilogue_forward(const Activation& activation, DropoutMask<acc_t<T>>& mask,
   }
 }
 
-// What backward reads besides the gradient.
+// What epilogue_backward reads besides the gradient.
 template <class T>
 struct EpilogueSaved {
   const T* values;  // null where the activation is the identity

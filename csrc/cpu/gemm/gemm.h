@@ -36,7 +36,7 @@ void micro_kernel(int64_t depth, const Acc* a, const Acc* b, Acc* c, int64_t ldc
   Native sum[rows][vectors] = {};
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    // c is needed when the loop is through and by then has come from memory.
+    // c is needed after the loop, and will have come from memory by then.
     __builtin_prefetch(c + i * ldc, 1);
     __builtin_prefetch(c + i * ldc + vectors * n - 1, 1);
   }
@@ -161,7 +161,7 @@ void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, 
   const int64_t padded = round_up(N, Blocking::kMicroColumns);
   const bool spill = !std::is_same_v<Acc, Out> && depth_blocks > 1;
 
-  Scratch scratch;  // GemmBlocking bounds its size
+  Scratch scratch;  // GemmBlocking bounds how much
   Acc* const packed_a = scratch.take<Acc>(round_up(max_rows * max_depth + n, n));
   Acc* const packed_b = scratch.take<Acc>(padded * max_depth + n);
   Acc* const partial = spill ? scratch.take<Acc>(M * padded) : nullptr;

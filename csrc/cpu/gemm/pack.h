@@ -50,7 +50,7 @@ struct GemmBlocking {
 // Packing
 
 // A panel holds `width` rows of an operand, k by k: panel[k * width + row]. Rows from `count` on
-// are zero. `x` points at the first element; up to one vector behind the panel is scratched.
+// are zero. `x` points at the first element; up to one vector behind the panel is overwritten.
 template <int width, class T>
 void pack_panel(const Operand<T>& x, int64_t count, int64_t depth, acc_t<T>* panel) {
   using Acc = acc_t<T>;
@@ -141,7 +141,7 @@ void pack_rows(const Operand<T>& a, const EvenSplit& panels, int64_t depth, acc_
   }
 }
 
-// Columns of a block of `b` as panels of kMicroColumns; the last is one vector wide if that does.
+// Columns of a block of `b` as panels of kMicroColumns; the last is one vector wide if that is enough.
 template <class T>
 void pack_columns(const Operand<T>& b, int64_t columns, int64_t depth, acc_t<T>* packed) {
   using Blocking = GemmBlocking<acc_t<T>>;

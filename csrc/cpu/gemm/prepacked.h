@@ -1,7 +1,8 @@
-// Products of few rows with one matrix that stays: a time loop multiplies by the same weights at every step.
+// Products of few rows with a matrix that is packed once: a time loop multiplies by the same weights at every
+// step.
 //
-// The matrix is packed once (pack.h); a product then packs only its rows, or reads them where they lie
-// if the matrix is narrow, and runs on the calling thread.
+// A product packs only its rows (pack.h), or reads them where they lie if the matrix is narrow, and runs on
+// the calling thread.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +19,8 @@ void micro_kernel_in_place(int64_t depth, const Acc* a, int64_t stride, const Ac
   using Native = typename Vec<Acc>::Native;
   constexpr int n = Vec<Acc>::kLanes;
   Native sum[rows][vectors] = {};
-  // Three rows to a pointer, which a stride in one register reaches: with one each the registers would not
-  // do.
+  // Three rows share a pointer, from which the stride in one register reaches them: there are not enough
+  // registers for a pointer each.
   const Acc* from[ceil_div(rows, 3)];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i += 3) from[i / 3] = a + i * (along_rows ? 1 : stride);
@@ -88,6 +89,7 @@ void sweep_in_place(const EvenSplit& row_panels, int64_t columns, int64_t depth,
   }
 }
 
+// The right operand of the products; whoever makes it gives it its memory.
 template <class Acc>
 class PrepackedMatrix {
  public:
@@ -101,7 +103,7 @@ class PrepackedMatrix {
   int64_t depth() const { return depth_; }
   int64_t padded_columns() const { return padded_; }
   int64_t packed_size() const { return padded_ * depth_ + Vec<Acc>::kLanes; }
-  // Of the memory that a product with as many rows packs them into.
+  // Numbers of memory that multiply() packs `rows` rows into.
   int64_t packed_rows_size(int64_t rows) const { return round_up(rows * block_, 16) + Vec<Acc>::kLanes; }
 
   // Where the matrix lies, aligned to kVectorBytes.
@@ -144,13 +146,13 @@ class PrepackedMatrix {
     }
   }
 
-  // out[rows, columns] = a[rows, depth] @ b, by way of packed_rows_size(rows) numbers of memory.
+  // out[rows, columns] = a[rows, depth] @ b; `packed_rows` has packed_rows_size(rows) numbers.
   template <class T>
   void multiply(int64_t rows, const Operand<T>& a, Acc* out, int64_t ldc, Acc* packed_rows) const {
     multiply_from(0, rows, a, out, ldc, false, packed_rows);
   }
 
-  // Of the product only the columns from `column` on, a multiple of kMicroColumns; added to `out` or not.
+  // Adds to `out`, or stores in it, the product's columns from `column` on, a multiple of kMicroColumns.
   template <class T>
   void multiply_from(int64_t column, int64_t rows, const Operand<T>& a, Acc* out, int64_t ldc, bool adds,
                      Acc* packed_rows) const {
@@ -174,7 +176,7 @@ class PrepackedMatrix {
 
  private:
   static constexpr int64_t kWide = GemmBlocking<Acc>::kMicroColumns;
-  static constexpr int64_t kInPlaceColumns = 4 * kWide;  // up to which packing rows does not pay
+  static constexpr int64_t kInPlaceColumns = 4 * kWide;  // of a narrow matrix: packing rows does not pay
 
   // Columns of the panel that begins at `column`: pack_columns() says so.
   int64_t panel_width(int64_t column) const {

@@ -1,6 +1,6 @@
 // Average pooling on the CPU, with sliding and with adaptive windows.
 //
-// A window's sum is taken first down the columns, which is contiguous whatever the windows are, then along
+// A window is summed first down its columns, which is contiguous work whatever the windows are, then along
 // the row; backward spreads in the same two steps. So an element is added once per row of windows that holds
 // it, not once per window.
 #include "binding/pooling.h"
@@ -13,7 +13,7 @@
 namespace pyops::cpu {
 namespace {
 
-// An axis with its questions answered once for all rows.
+// An axis whose windows are worked out once for all rows.
 struct AverageAxis {
   int64_t in;
   int64_t out;

@@ -8,7 +8,7 @@
 
 namespace pyops::cpu {
 
-// f(row) for every row of `image`, by an object made once per thread's share.
+// Calls f(rows, row) for every row of `image`; each thread makes one object `rows` for its share.
 template <class Rows, class F>
 void for_each_row(const Image& image, const Windows& windows, int64_t work, const F& f) {
   if (image.elements() == 0) return;
@@ -24,8 +24,8 @@ bool wide(const Image& image) {
   return image.inner >= Vec<Acc>::kLanes;
 }
 
-// The gradient of images `in`: every element sums those of the windows it is the maximum of. Calls visit(row)
-// before each row of elements.
+// The gradient of images `in`: every element sums the gradients of the windows it is the maximum of. Calls
+// visit(row) before each row of elements.
 template <class T, class A, class Visit>
 void max_pool_gradient(const Image& in, const Windows& windows, const T* grad_output, const A* argmax,
                        T* grad_input, const Visit& visit) {

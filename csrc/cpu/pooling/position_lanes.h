@@ -12,7 +12,7 @@
 namespace pyops::cpu {
 
 // How Vec<Acc>::kLanes positions become numbers of type A in memory and back. The compiler converts between
-// neighbouring widths well, but takes larger steps lane by lane; hence the way there in steps.
+// neighbouring widths well, but takes larger steps lane by lane; so conversions go from width to width.
 template <class Acc, class A>
 struct StoredPositions;
 template <>

@@ -2,8 +2,8 @@
 //
 // A row of blocks (one element, or the channels of a pixel) is split by block index modulo the stride. Then
 // what one tap of neighbouring windows needs is contiguous, whatever stride and dilation are, and vectors run
-// along the windows. The padding is part of the split row, so that no window is a special case. Merging is
-// the way back.
+// along the windows. The padding is part of the split row, so that no window is a special case. A gradient is
+// merged the same way back.
 #pragma once
 
 #include <algorithm>
@@ -61,8 +61,8 @@ struct SplitLayout {
     return offsets;
   }
 
-  // The taps whose elements are in a phase, last first, so that their windows come in order; each with where
-  // window 0 of a row with `reach` blocks of margin stands to an element of block 0.
+  // The taps whose elements are in a phase, last first, so that their windows come in order. `offset`: from
+  // an element of block 0 to window 0 of a row that begins with `reach` blocks of margin.
   struct PhaseTap {
     int64_t tap;
     int64_t offset;

@@ -13,7 +13,7 @@ namespace pyops::cpu {
 
 // The columns of a row of gate gradients d, in blocks of H: the state's shares lie at [0, kGates), the
 // input's at [kShift, kShift + kGates), so both are operands of one product. They differ in the GRU, whose
-// last gate has two: n as the state has it, r, z, n as the input has it.
+// last gate has two gradients; its blocks are n of the state, r, z, n of the input.
 template <class Cell>
 struct GradientBlocks {
   static constexpr int kShift = Cell::kGradients - Cell::kGates;
@@ -93,7 +93,7 @@ class BackwardLoop {
   static constexpr bool kCarriesState = Cell::kSplitsBias;  // the GRU's h goes into the next one directly
   static constexpr bool kSame = std::is_same_v<T, Acc>;     // d itself goes into the next product
 
-  // What is carried from step to step.
+  // What the loop carries from step to step.
   struct Memory {
     Memory(const BackwardLoop& loop, int64_t rows) {
       const int64_t inputs = loop.input_weights_ ? loop.input_weights_->columns() : 0;
@@ -112,7 +112,7 @@ class BackwardLoop {
     Acc* packed;  // rows of a product
   };
 
-  // Of the rows [first, last) behind sequence `begin`, whose first step has been the latest.
+  // Of the sequences [begin + first, begin + last): the latest step was their first.
   void store_state_gradients(int64_t begin, int64_t first, int64_t last, const Memory& memory) const {
     if (at_.grad_h_0 == nullptr) return;
     const int64_t from = first * hidden_, to = (begin + first) * hidden_;

@@ -22,8 +22,8 @@ struct ForwardTensors {
   T* c_n;        // [N, H] of an LSTM
   const T* h_0;  // [N, H]
   const T* c_0;  // [N, H] of an LSTM
-  const acc_t<T>*
-      bias;  // [gates + H]: the sum of both, of a split one first the input's and then the state's
+  // [gates + H]: the sum of both biases; where the last gate's are apart, the input's and then the state's.
+  const acc_t<T>* bias;
 };
 
 template <class T, class Cell>

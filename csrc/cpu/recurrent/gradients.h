@@ -50,10 +50,9 @@ int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, con
   return count;
 }
 
-// Calls f(row, rows, column) for the tasks of d.t() @ factors: of rows [row, row + rows) of the product the
-// columns from `column` on are asked for. Of the GRU's last block, the input's, those are the columns of x
-// and 1. Tasks have at most task_rows rows, and all threads as many; for_tasks(count, f) calls f(i) for every
-// i in [0, count).
+// Calls f(row, rows, column) for the tasks of d.t() @ factors: each forms rows [row, row + rows) of the
+// product, from `column` on. In the GRU's last block, the input's, those are the columns of x and 1. A task
+// has at most task_rows rows, and every thread as many tasks. for_tasks(count, f) calls f(i) for i < count.
 template <class Acc, class ForTasks, class F>
 void for_each_product(const RecurrentShape& s, int64_t threads, int64_t task_rows, const ForTasks& for_tasks,
                       const F& f) {
@@ -79,8 +78,8 @@ struct ParameterGradients {
   T* bias_hh;
 };
 
-// Row `row` of d.t() @ factors, the sum of `count` shares that are `apart` from each other, in order, to the
-// gradients it belongs to. `shift`: of GradientBlocks, times H.
+// Stores row `row` of d.t() @ factors in the gradients it belongs to. The row is the sum, in order, of
+// `count` shares that lie `apart` from each other. `shift`: of GradientBlocks, times H.
 template <class T>
 void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* shares, int64_t count,
                        int64_t apart, int64_t shift, const ParameterGradients<T>& to) {
@@ -105,7 +104,7 @@ void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* sha
   }
 }
 
-// The gradients of the parameters by one product, whose tasks store what they have found.
+// Forms the gradients of the parameters by one product; its tasks store what they have formed.
 template <class T>
 void store_products(const RecurrentShape& s, const T* d, const PrepackedMatrix<acc_t<T>>& factors,
                     int64_t shift, const ParameterGradients<T>& to) {
@@ -142,9 +141,10 @@ void store_shares(const RecurrentShape& s, const acc_t<T>* shares, int64_t count
   });
 }
 
-// Small weights and many sequences: the products then read as much memory as the loop. A thread does them
-// every few steps, while the gate gradients of a few sequences lie in its caches; they never leave them.
-// Chunks are cut by the problem, because their shares are summed up, in order. Zero: not such a layer.
+// With small weights and many sequences, a product over all rows would read as much memory as the loop. So a
+// thread multiplies every few steps, while the gate gradients of a few sequences lie in its caches, which
+// they never leave. Chunks are cut by the problem, because their shares are added up in order. Returns 0 for
+// all other layers.
 inline int64_t local_chunks(const RecurrentShape& s) {
   constexpr int64_t kFewest = 8, kMost = 32, kFewestSequences = 8, kSequences = 32;
   const int64_t batch = s.sequences.batch();
@@ -170,7 +170,7 @@ class LocalBackward {
   }
 
  private:
-  // Of the sequences that are in the loop together, and rows whose products are formed together.
+  // Sequences that are in the loop together, and rows whose products are formed together.
   static constexpr int64_t kMostSequences = 32, kRows = 256;
 
   void run_part(int64_t chunk, int64_t begin, int64_t end, bool adds) const {
@@ -225,8 +225,8 @@ class LocalBackward {
   const Walk& walk_;
   const RecurrentShape& shape_;
   const T* const input_;
-  Acc* const
-      shares_;  // [chunks, gradients, columns of the factors]; null: no parameter's gradient is asked for
+  // [chunks, gradients, columns of the factors]; null: no parameter's gradient is asked for.
+  Acc* const shares_;
 };
 
 }  // namespace pyops::cpu

@@ -15,7 +15,7 @@
 namespace pyops::cpu {
 namespace {
 
-// A matrix that stays, in memory of the output cache.
+// A prepacked matrix and its memory, which comes from the output cache.
 template <class T>
 class StoredMatrix {
  public:
@@ -58,9 +58,9 @@ std::vector<acc_t<T>> joined_bias(const std::optional<Tensor>& bias_ih, const st
   return joined;
 }
 
-// Whether the products with weight_ih are formed step by step rather than by one product for all steps: that
-// one writes or reads as much memory as the loop, which pays when the weights are too large to lie in the L2
-// cache beside the others.
+// Whether the products with weight_ih are formed step by step rather than by one product for all steps. The
+// one product writes or reads as much memory as the loop; that pays when the weights are too large to lie in
+// the L2 cache beside the others.
 bool input_products_in_loop(const RecurrentShape& s) {
   return s.inputs > 0 && s.inputs * s.gates <= kMostSmallWeights;
 }
@@ -82,13 +82,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
   Tensor h_n = made(true, shape_of(h_0)), c_n = made(s.has_cell, shape_of(h_0));
   Tensor gates = made(saves, {rows, s.gates}), extra = made(saves, {rows, s.hidden});
   if (rows == 0) {
-    // No steps: the states stay. The layers refuse this; here it must merely be safe.
+    // Without steps the states stay as they are. The layers refuse this; here it must only be safe.
     torch::stable::copy_(h_n, h_0);
     if (c_0) torch::stable::copy_(c_n, *c_0);
     return {output, h_n, c_n, gates, extra};
   }
   const bool in_loop = input_products_in_loop(s);
-  // An RNN's lies in the output, which replaces it step by step.
+  // The x of an RNN lies in the output, which replaces it step by step.
   const Tensor x = in_loop ? input : saves ? gates : !s.saves_gates ? output : made(true, {rows, s.gates});
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);

@@ -69,8 +69,8 @@ inline std::vector<int64_t> chunk_bounds(const Sequences& sequences, int64_t chu
   return bounds;
 }
 
-// As many chunks as keep every thread busy. More sequences at once reuse the weights more often, fewer keep
-// their sums in the L1 cache.
+// As many chunks as keep every thread busy. Long chunks reuse the weights more often; short ones keep their
+// sums in the L1 cache.
 inline int64_t chunks_for_threads(const Sequences& sequences) {
   constexpr int64_t kMostSequences = 4 * kMicroRows;
   const int64_t batch = sequences.batch(), threads = std::max<int64_t>(ThreadPool{}.threads(), 1);
@@ -84,10 +84,9 @@ void run_chunks(const std::vector<int64_t>& bounds, const Loop& loop) {
                [&](int64_t i) { loop(i, bounds[i], bounds[i + 1]); });
 }
 
-// Loops begin to load at a step what the next one touches: its rows lie far from these, where the hardware
-// does not look ahead, and steps of small layers are over before memory could answer. To the L2 cache: the L1
-// cache holds the weights. Inlined by force, for GCC takes a call that only prefetches for one without
-// effect.
+// At each step the loops begin to load what the next step touches: its rows lie far away, where the hardware
+// does not look ahead, and a step of a small layer ends before memory could answer. They load into the L2
+// cache, because the L1 cache holds the weights. Inlined by force: GCC removes a call that only prefetches.
 template <class T>
 PYOPS_HD void fetch(const T* from) {
   __builtin_prefetch(from, 0, 2);

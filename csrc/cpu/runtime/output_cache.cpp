@@ -120,8 +120,8 @@ size_t element_bytes(ScalarType type) {
   }
 }
 
-// Memory for a tensor, or null where torch should allocate: small tensors, and what no machine holds,
-// for torch's error then says so.
+// Memory for a tensor, or null where torch should allocate: for small tensors, and for what no machine holds,
+// so that torch's error says so.
 void* cached_memory(const std::vector<int64_t>& shape, ScalarType type) {
   size_t bytes = element_bytes(type);
   bool overflows = false;
