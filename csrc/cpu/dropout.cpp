@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "common/integers.h"
 #include "cpu/epilogue/row.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
@@ -31,12 +32,12 @@ struct Rows {
     const int64_t total = s.outer * s.classes * s.inner, joined = s.classes * s.inner;
     if (!has_bias || total == 0) return {s, total, std::max<int64_t>(total, 1), true};
     if (s.inner == 1 || (s.inner < kShortestInner && joined <= kLongestJoined)) {
-      return {s, total, joined * ((kShortestRow + joined - 1) / joined), true};
+      return {s, total, joined * ceil_div(kShortestRow, joined), true};
     }
     return {s, total, s.inner, false};
   }
 
-  int64_t count() const { return (total + width - 1) / width; }
+  int64_t count() const { return ceil_div(total, width); }
   int64_t width_of(int64_t row) const { return std::min(width, total - row * width); }
   int64_t channel(int64_t i) const { return i / shape.inner % shape.classes; }  // of element i of a row
 };
@@ -83,7 +84,7 @@ class Bias {
 // Calls f(mask, row, begin, count) for all elements, in pieces of rows.
 template <class Acc, class F>
 void for_each_piece(const Rows& rows, const std::optional<Tensor>& seed, double p, const F& f) {
-  const int64_t pieces = (rows.width + kPiece - 1) / kPiece;
+  const int64_t pieces = ceil_div(rows.width, kPiece);
   parallel_for(rows.count() * pieces, std::min(rows.width, kPiece), [&](int64_t first, int64_t last) {
     DropoutMask<Acc> mask(seed_data(seed), p);
     for (int64_t u = first; u < last; ++u) {
@@ -141,10 +142,10 @@ struct Backward {
   // Tiles of some rows by some columns add up their columns; db = sum over the tiles of a column, in order.
   void with_bias_per_element(T* db) const {
     constexpr int64_t kColumns = kDrawChunk;
-    const int64_t count = rows.count(), column_tiles = (rows.width + kColumns - 1) / kColumns;
+    const int64_t count = rows.count(), column_tiles = ceil_div(rows.width, kColumns);
     const int64_t columns = std::min(rows.width, kColumns);
-    const int64_t height = std::max((count + kRowBlocks - 1) / kRowBlocks, kGrainElements / columns);
-    const int64_t row_tiles = (count + height - 1) / height;
+    const int64_t height = std::max(ceil_div(count, kRowBlocks), kGrainElements / columns);
+    const int64_t row_tiles = ceil_div(count, height);
     std::vector<Acc> sums(row_tiles * rows.width);
     parallel_for(row_tiles * column_tiles, height * columns, [&](int64_t first, int64_t last) {
       DropoutMask<Acc> mask(seed_data(seed), p);
@@ -192,7 +193,7 @@ struct Backward {
   // A row's elements share a bias: pieces of rows are summed, and then the pieces of a channel in order.
   void with_bias_per_row(T* db) const {
     constexpr int64_t kLong = 16 * kDrawChunk, kCopies = RowBias<Acc>::kCopies;
-    const int64_t pieces = (rows.width + kLong - 1) / kLong, channels = rows.shape.classes;
+    const int64_t pieces = ceil_div(rows.width, kLong), channels = rows.shape.classes;
     std::vector<Acc> sums(rows.count() * pieces);
     parallel_for(rows.count() * pieces, std::min(rows.width, kLong), [&](int64_t first, int64_t last) {
       DropoutMask<Acc> mask(seed_data(seed), p);

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "binding/embedding.h"
+#include "common/integers.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
@@ -167,7 +168,7 @@ void sum_rows(const T* grad, const RowPositions& sorted, const EmbeddingShape& s
   const int64_t cost = sorted.cost_before(s.rows);
   const bool crowded = sorted.largest * 32 > cost;
   const int64_t width = crowded ? kColumns : std::max<int64_t>(s.dim, 1);
-  const int64_t strips = (s.dim + width - 1) / width;
+  const int64_t strips = ceil_div(s.dim, width);
   parallel_for(cost * strips, std::min(width, s.dim), [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t strip = begin / cost, first = begin % cost, last = std::min(cost, first + end - begin);

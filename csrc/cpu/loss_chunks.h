@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "binding/loss.h"
+#include "common/integers.h"
 #include "cpu/runtime/elementwise.h"
 
 namespace pyops::cpu {
@@ -191,7 +192,7 @@ struct LossTensors {
       return sum;
     }
     // Elements that fill the last vector weigh nothing: some losses of 0 and 0 are not 0.
-    const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
+    const int64_t padded = round_up(length, kLanes);
     if (!c.weight) {
       std::fill_n(buffers[2], length, Acc(1));
       std::fill_n(buffers[2] + length, padded - length, Acc(0));

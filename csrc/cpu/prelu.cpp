@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "binding/prelu.h"
+#include "common/integers.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
@@ -62,7 +63,7 @@ struct WideRows {
     const int64_t period = s.period();
     const int64_t repeats = std::max<int64_t>(1, kWideRow / std::max<int64_t>(1, period));
     WideRows w{period * repeats, 0, std::vector<Acc>(period * repeats)};
-    w.rows = w.width == 0 ? 0 : (s.numel() + w.width - 1) / w.width;
+    w.rows = w.width == 0 ? 0 : ceil_div(s.numel(), w.width);
     for (int64_t i = 0; i < w.width; ++i) w.slopes[i] = to_acc(weight[i % period / s.inner]);
     return w;
   }
@@ -72,7 +73,7 @@ template <class T>
 void forward(const PreluShape& s, const T* x, const T* weight, T* y) {
   using Acc = acc_t<T>;
   if (s.inner >= kLongRun) {
-    const int64_t chunks = (s.inner + kChunk - 1) / kChunk;
+    const int64_t chunks = ceil_div(s.inner, kChunk);
     parallel_for(s.outer * s.channels * chunks, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t row = item / chunks, first = item % chunks * kChunk, at = row * s.inner + first;
@@ -105,7 +106,7 @@ void finish(const std::vector<double>& partials, int64_t channels, T* dweight) {
 template <class T>
 std::vector<double> backward_runs(const PreluShape& s, const T* grad, const T* x, const T* weight, T* dx) {
   using Acc = acc_t<T>;
-  const int64_t chunks = (s.inner + kChunk - 1) / kChunk;
+  const int64_t chunks = ceil_div(s.inner, kChunk);
   const int64_t items = s.outer * chunks * s.channels;
   std::vector<double> partials(items);
   parallel_for(items, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
@@ -130,9 +131,9 @@ std::vector<double> backward_rows(const PreluShape& s, const T* grad, const T* x
   const auto wide = WideRows<Acc>::of(s, weight);
   const int64_t period = s.period();
   // A strip begins and ends between channels, so no two strips add to one sum.
-  const int64_t strip = kStrip / s.inner * s.inner, strips = (wide.width + strip - 1) / strip;
+  const int64_t strip = kStrip / s.inner * s.inner, strips = ceil_div(wide.width, strip);
   const bool whole = wide.width <= kStrip;
-  const int64_t blocks = (wide.rows + kSumRows - 1) / kSumRows;
+  const int64_t blocks = ceil_div(wide.rows, kSumRows);
   std::vector<double> partials(blocks * s.channels);
   parallel_for(blocks * (whole ? 1 : strips), kSumRows * std::min(wide.width, strip),
                [&](int64_t begin, int64_t end) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integers.h"
 #include "cpu/batch_norm/elements.h"
 #include "cpu/batch_norm/sums.h"
 #include "cpu/runtime/parallel.h"
@@ -32,11 +33,10 @@ struct Columns {
     const int64_t rows = s.rows(), width = s.width(), strip = std::max<int64_t>(1, std::min(width, kStrip));
     const int64_t most = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
     // Few rows make small blocks; many rows make chunks of several blocks.
-    const int64_t block =
-        std::clamp<int64_t>((rows + kChunks - 1) / kChunks, std::min<int64_t>(16, most), most);
+    const int64_t block = std::clamp<int64_t>(ceil_div(rows, kChunks), std::min<int64_t>(16, most), most);
     const int64_t blocks = std::clamp<int64_t>(rows / (block * kChunks), 1, kMostBlocks);
     const int64_t chunk = block * blocks;
-    return {s, rows, width, block, chunk, (rows + chunk - 1) / chunk, (width + kStrip - 1) / kStrip};
+    return {s, rows, width, block, chunk, ceil_div(rows, chunk), ceil_div(width, kStrip)};
   }
 
   // Calls f(chunk, first row, end of rows, first column, columns) for every piece.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integers.h"
 #include "cpu/batch_norm/elements.h"
 #include "cpu/batch_norm/sums.h"
 #include "cpu/runtime/parallel.h"
@@ -25,11 +26,11 @@ struct Runs {
   int64_t blocks;  // of one channel
 
   static Runs of(const BatchNormShape& s) {
-    const int64_t parts = (s.inner + kBlock - 1) / kBlock;
-    const int64_t piece = ((s.inner + parts - 1) / parts + 63) / 64 * 64;
-    const int64_t pieces = (s.inner + piece - 1) / piece;
+    const int64_t parts = ceil_div(s.inner, kBlock);
+    const int64_t piece = round_up(ceil_div(s.inner, parts), 64);
+    const int64_t pieces = ceil_div(s.inner, piece);
     const int64_t images = std::max<int64_t>(1, kBlock / std::min(piece, s.inner));
-    return {s, piece, pieces, images, (s.outer + images - 1) / images * pieces};
+    return {s, piece, pieces, images, ceil_div(s.outer, images) * pieces};
   }
   int64_t block_elements() const { return images * std::min(piece, shape.inner); }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "binding/class_rows.h"
+#include "common/integers.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
 
@@ -50,8 +51,8 @@ class RowGroups {
         width_(inner > 1              ? Panel<Acc>::kRows
                : classes <= kShortRow ? kShortRows
                                       : 1),
-        per_outer_((inner + width_ - 1) / width_),
-        count_(inner == 1 ? (outer + width_ - 1) / width_ : outer * per_outer_) {}
+        per_outer_(ceil_div(inner, width_)),
+        count_(inner == 1 ? ceil_div(outer, width_) : outer * per_outer_) {}
 
   int64_t count() const { return count_; }
   int64_t cost() const { return std::max<int64_t>(1, classes_) * width_; }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integers.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/loops.h"
 #include "math/pooling.h"
@@ -82,7 +83,7 @@ struct SplitLayout {
     for (int64_t k = 0; k < phases(); ++k) {
       Acc* to = split + k * phase_elements;
       const int64_t residue = residues[k];
-      int64_t q = residue < axis.padding ? (axis.padding - residue + axis.stride - 1) / axis.stride : 0;
+      int64_t q = residue < axis.padding ? ceil_div(axis.padding - residue, axis.stride) : 0;
       int64_t at = q * axis.stride + residue - axis.padding;
       if (axis.stride == 1) {
         const int64_t n = std::min(axis.in, blocks - q) * inner;
@@ -108,7 +109,7 @@ struct SplitLayout {
     for (int64_t k = 0; k < phases(); ++k) {
       const Acc* from = split + k * split_phase_elements;
       const int64_t residue = residues[k];
-      int64_t q = residue < axis.padding ? (axis.padding - residue + axis.stride - 1) / axis.stride : 0;
+      int64_t q = residue < axis.padding ? ceil_div(axis.padding - residue, axis.stride) : 0;
       int64_t at = q * axis.stride + residue - axis.padding;
       for (; at < axis.in; ++q, at += axis.stride)
         for (int64_t c = 0; c < inner; ++c) row[at * inner + c] = from_acc<T>(from[q * inner + c]);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/integers.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
@@ -16,7 +17,7 @@ template <class Out, class F, class... In>
 void elementwise(int64_t n, int64_t cost, const F& f, Out* y, const In*... x) {
   // Shares are whole blocks, so that only the last one ends inside a vector.
   constexpr int64_t kBlock = 1024;
-  parallel_for((n + kBlock - 1) / kBlock, kBlock * cost, [&](int64_t begin, int64_t end) {
+  parallel_for(ceil_div(n, kBlock), kBlock * cost, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBlock;
     transform(std::min(n, end * kBlock) - first, f, y + first, (x + first)...);
   });

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/integers.h"
+
 namespace pyops::cpu {
 
 // Elements that justify waking another thread; below it the hand-over costs more than the work.
@@ -55,7 +57,7 @@ void parallel_claim(int64_t count, double work, const F& f) {
 template <class Sum, class F>
 Sum parallel_sum(int64_t count, int64_t cost, const F& f) {
   const int64_t block = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, cost));
-  const int64_t blocks = (count + block - 1) / block;
+  const int64_t blocks = ceil_div(count, block);
   if (blocks <= 1) return count > 0 ? f(int64_t{0}, count) : Sum{};
   std::vector<Sum> partial(blocks);
   parallel_for(blocks, block * cost, [&](int64_t begin, int64_t end) {
