@@ -24,9 +24,9 @@ LAYERS = (
     {"common"},
     {"math"},
     {"binding"},
-    {"cpu/simd", "cpu/runtime", "cuda/launch.h"},
-    {"cpu/epilogue", "cpu/gemm", "cuda/device"},
-    {"cuda/epilogue"},
+    {"cpu/simd", "cuda/launch.h"},
+    {"cpu/runtime", "cuda/device"},
+    {"cpu/epilogue", "cpu/gemm", "cuda/epilogue"},
     {"cpu", "cuda"},
 )
 #: Files that still have scratch memory by number.
