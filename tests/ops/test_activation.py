@@ -1,4 +1,4 @@
-"""The activations on every backend, against float64 formulas and torch.nn.functional."""
+"""The activations: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""embedding on every backend, against a float64 formula and torch.nn.functional.embedding."""
+"""embedding: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""interpolate (nearest) on every backend, against a float64 formula and torch.nn.functional.interpolate."""
+"""interpolate (nearest): what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

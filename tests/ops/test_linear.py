@@ -1,4 +1,4 @@
-"""linear with bias, activation and dropout on every backend, against float64 and torch.nn.functional."""
+"""linear: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

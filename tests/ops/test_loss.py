@@ -1,4 +1,4 @@
-"""The elementwise losses on every backend, against float64 formulas and torch's functions."""
+"""The elementwise losses: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

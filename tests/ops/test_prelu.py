@@ -1,4 +1,4 @@
-"""prelu on every backend, against the float64 formula and torch.nn.functional."""
+"""prelu: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

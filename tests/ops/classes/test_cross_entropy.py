@@ -1,4 +1,4 @@
-"""cross_entropy on every backend, against float64 formulas and torch.nn.functional.cross_entropy."""
+"""cross_entropy: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

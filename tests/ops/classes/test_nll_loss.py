@@ -1,4 +1,4 @@
-"""nll_loss on every backend, against float64 formulas and torch.nn.functional.nll_loss."""
+"""nll_loss: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

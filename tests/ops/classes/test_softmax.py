@@ -1,4 +1,4 @@
-"""softmax and log_softmax on every backend, against float64 formulas and torch.nn.functional."""
+"""softmax and log_softmax: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

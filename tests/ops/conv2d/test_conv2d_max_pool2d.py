@@ -1,4 +1,4 @@
-"""conv2d_max_pool2d on every backend, against a float64 formula and torch's convolution and pooling."""
+"""conv2d_max_pool2d: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

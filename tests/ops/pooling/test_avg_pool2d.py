@@ -1,4 +1,4 @@
-"""avg_pool2d and adaptive_avg_pool2d on every backend, against float64 formulas and torch.nn.functional."""
+"""avg_pool2d and adaptive_avg_pool2d: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent layers and cells on every backend, against float64 and torch."""
+"""Recurrent layers and cells: what no other op has. The contract in ``suite/ops`` has the rest."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ from tests.suite.backends import Backend
 from tests.suite.ops.recurrent import GATES, case
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
-
-# ------------------------------------------------------------------------------------------------ accuracy
-
-
-# Not the relu's, whose states are not bounded: errors grow as they do.
 
 
 @pytest.mark.parametrize("op", GATES)

@@ -248,36 +248,21 @@ RAW_BACKWARD = {
 _ONLY_BACKWARD = ("grad_loss", "grad_lse", "stats", "divisor")
 _RAW_FORWARD = {k: v for k, v in RAW_BACKWARD.items() if k not in _ONLY_BACKWARD}
 _BAD_EITHER_WAY = [
-    {"logits": torch.zeros(())},
-    {"logits": torch.zeros(3, 5, dtype=torch.int64)},
-    {"logits": torch.zeros(3, 5, dtype=torch.complex64)},
+    {"logits": torch.zeros(())}, {"logits": _X.long()}, {"logits": _X.to(torch.complex64)},
     {"logits": torch.zeros(5, 3).t()},
-    {"target": torch.zeros(2, dtype=torch.int64)},
-    {"target": torch.zeros(3, dtype=torch.int32)},
-    {"target": torch.zeros(6, dtype=torch.int64)[::2]},
-    {"target": torch.zeros(3, 4)},
-    {"target": torch.zeros(3, 5, dtype=torch.float64)},
-    {"weight": torch.zeros(4)},
-    {"weight": torch.zeros(5, dtype=torch.float64)},
-    {"weight": torch.zeros(10)[::2]},
-    {"sample_weight": torch.zeros(2)},
-    {"sample_weight": torch.zeros(3, dtype=torch.float16)},
-    {"reduction": 3},
-    {"reduction": -1},
-    {"label_smoothing": 2.0},
-]
+    {"target": _Y[:2]}, {"target": _Y.int()}, {"target": torch.zeros(6, dtype=torch.int64)[::2]},
+    {"target": torch.zeros(3, 4)}, {"target": _X.double()},
+    {"weight": torch.zeros(4)}, {"weight": torch.zeros(5).double()}, {"weight": torch.zeros(10)[::2]},
+    {"sample_weight": torch.zeros(2)}, {"sample_weight": torch.zeros(3).half()},
+    {"reduction": 3}, {"reduction": -1}, {"label_smoothing": 2.0},
+]  # fmt: skip
 _BAD_BACKWARD = [
-    {"grad_loss": torch.ones(3)},
-    {"reduction": 0},
-    {"grad_loss": torch.ones((), dtype=torch.float64)},
-    {"grad_lse": torch.ones(2)},
-    {"stats": torch.zeros(2, 2)},
-    {"stats": torch.zeros(6)},
-    {"stats": torch.zeros(2, 3, dtype=torch.float64)},
+    {"grad_loss": torch.ones(3)}, {"grad_loss": torch.ones(()).double()}, {"grad_lse": torch.ones(2)},
+    {"reduction": 0},  # rows want one upstream gradient each
+    {"stats": torch.zeros(2, 2)}, {"stats": torch.zeros(6)}, {"stats": torch.zeros(2, 3).double()},
     {"stats": torch.zeros(3, 2).t()},
-    {"divisor": torch.ones(1)},
-    {"divisor": torch.ones((), dtype=torch.float64)},
-]
+    {"divisor": torch.ones(1)}, {"divisor": torch.ones(()).double()},
+]  # fmt: skip
 
 
 CONTRACT = Contract(
