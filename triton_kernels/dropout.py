@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 
 from pyops._library import implement
+from pyops.kinds import Activation
 
-from .tools.activation import activate, check_kind, derive_from_input, derive_from_output
+from .tools.activation import (
+    NO_ACTIVATION,
+    activate,
+    check_activation,
+    derive_from_input,
+    derive_from_output,
+)
 from .tools.checks import acc_dtype, check_dense, check_floating
 from .tools.launch import cdiv, launch, next_power_of_2
 from .tools.math import divide
@@ -86,7 +93,7 @@ def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK:
 def _forward_kernel(
     x_ptr, bias_ptr, residual_ptr, seed_ptr, y_ptr,
     n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
-    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -94,7 +101,7 @@ def _forward_kernel(
     group = first // GROUP + tl.arange(0, BLOCK // GROUP)
     x = _load(x_ptr, i, n, FULL)
     x = _add_bias(x, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
-    x = activate(x, KIND, A, B, x_ptr.dtype.element_ty)
+    x = activate(x, ACTIVATION, x_ptr.dtype.element_ty)
     if seed_ptr is not None:
         x = _drop(x, group_draws(seed_ptr, group, [BLOCK]), threshold)
     if residual_ptr is not None:
@@ -104,7 +111,7 @@ def _forward_kernel(
 
 @triton.jit
 def _differentiate(
-    grad, saved, threshold, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    grad, saved, threshold, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     DROPS: tl.constexpr, storage: tl.constexpr,
 ):  # fmt: skip
     """Through the activation. ``saved`` is the op's output or the activation's input.
@@ -114,16 +121,16 @@ def _differentiate(
     if FROM_OUTPUT:
         if DROPS:
             saved = saved * (tl.full([], _STEPS - threshold, saved.dtype) * (1.0 / 65536))
-        return derive_from_output(saved, grad, KIND, A)
+        return derive_from_output(saved, grad, ACTIVATION)
     else:
-        return derive_from_input(saved, grad, KIND, A, B, storage)
+        return derive_from_input(saved, grad, ACTIVATION, storage)
 
 
 @triton.jit
 def _backward_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr,
     n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
-    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, BIAS: tl.constexpr,
     FULL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -137,7 +144,7 @@ def _backward_kernel(
         saved = _add_bias(saved, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
         drops: tl.constexpr = seed_ptr is not None
         storage: tl.constexpr = grad_ptr.dtype.element_ty
-        grad = _differentiate(grad, saved, threshold, KIND, A, B, FROM_OUTPUT, drops, storage)
+        grad = _differentiate(grad, saved, threshold, ACTIVATION, FROM_OUTPUT, drops, storage)
     _store(dx_ptr, i, n, grad, FULL)
 
 
@@ -148,7 +155,7 @@ def _backward_kernel(
 @triton.jit
 def _gradient_tile(
     grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
-    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
     """Writes and returns the gradient of elements ``i``; ``GROUPS``: they are those of ``group``."""
@@ -166,7 +173,7 @@ def _gradient_tile(
         if bias is not None:
             saved += bias
         drops: tl.constexpr = seed_ptr is not None
-        grad = _differentiate(grad, saved, threshold, KIND, A, B, FROM_OUTPUT, drops, storage)
+        grad = _differentiate(grad, saved, threshold, ACTIVATION, FROM_OUTPUT, drops, storage)
     tl.store(dx_ptr + i, grad.to(storage), mask=mask)
     return tl.where(mask, grad, 0.0)
 
@@ -175,7 +182,7 @@ def _gradient_tile(
 def _column_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
     rows: tl.int64, channels: tl.int64, tiles: tl.int64, threshold: tl.int32, steps: tl.int32,
-    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Element i has channel i % channels."""
@@ -195,7 +202,7 @@ def _column_kernel(
         mask = (row < rows)[:, None] & (column < channels)[None, :]
         sums += _gradient_tile(
             grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
-            KIND, A, B, FROM_OUTPUT, GROUPS, [BLOCK_R, BLOCK_C],
+            ACTIVATION, FROM_OUTPUT, GROUPS, [BLOCK_R, BLOCK_C],
         )  # fmt: skip
     tl.store(partial_ptr + part * channels + column, tl.sum(sums, axis=0), mask=column < channels)
 
@@ -204,7 +211,7 @@ def _column_kernel(
 def _row_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
     outer: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32, steps: tl.int32,
-    KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Element i has channel i // inner % channels. The elements of a channel are counted from 0."""
@@ -225,7 +232,7 @@ def _row_kernel(
         group = (start + (start // inner * (channels - 1) + channel) * inner) // GROUP
         sums += _gradient_tile(
             grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, j < outer * inner, threshold,
-            KIND, A, B, FROM_OUTPUT, GROUPS, [BLOCK],
+            ACTIVATION, FROM_OUTPUT, GROUPS, [BLOCK],
         )  # fmt: skip
     tl.store(partial_ptr + part * channels + channel, tl.sum(sums, axis=0))
 
@@ -282,15 +289,15 @@ def _check_companions(
 
 def _forward(
     input: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
-    seed: torch.Tensor | None, p: float, activation: tuple[int, float, float], channels: int, inner: int,
+    seed: torch.Tensor | None, p: float, activation: Activation, channels: int, inner: int,
 ) -> None:  # fmt: skip
-    n, (kind, a, b) = input.numel(), activation
+    n = input.numel()
     if n == 0:
         return
     launch(
         _forward_kernel, cdiv(n, _BLOCK), input.device,
         input, bias, residual, seed, output, n, channels, inner, threshold_of(p),
-        KIND=kind, A=float(a), B=float(b), BIAS=_bias_mode(bias, channels, inner), FULL=n % _BLOCK == 0,
+        ACTIVATION=activation, BIAS=_bias_mode(bias, channels, inner), FULL=n % _BLOCK == 0,
         BLOCK=_BLOCK, num_warps=_NUM_WARPS,
     )  # fmt: skip
 
@@ -313,39 +320,41 @@ def _plain(op: str, input: torch.Tensor, output: torch.Tensor, seed: torch.Tenso
     check_floating(input, op, "input")
     check_dense(input, op, "input", like=input, dtype=input.dtype)
     check_mask(seed, p, op, input)
-    _forward(input, output, None, None, seed, p, (0, 0.0, 0.0), 1, 1)
+    _forward(input, output, None, None, seed, p, NO_ACTIVATION, 1, 1)
 
 
 @implement("pyops_triton", "bias_activation_dropout_forward")
 def bias_activation_dropout_forward(
     input: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, seed: torch.Tensor | None,
-    p: float, kind: int, a: float, b: float, dim: int,
+    p: float, kind: int, alpha: float, beta: float, dim: int,
 ) -> torch.Tensor:  # fmt: skip
     """residual + dropout(activation(input + bias)) of contiguous tensors, the bias along ``dim``."""
     op = "bias_activation_dropout_forward"
     check_floating(input, op, "input")
     check_dense(input, op, "input", like=input, dtype=input.dtype)
     check_mask(seed, p, op, input)
-    check_kind(kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    check_activation(activation, op)
     _, channels, inner = _bias_shape(input, bias is not None, dim, op)
     _check_companions(input, channels, bias, op, residual=residual)
     output = torch.empty_like(input)
-    _forward(input, output, bias, residual, seed, p, (kind, a, b), channels, inner)
+    _forward(input, output, bias, residual, seed, p, activation, channels, inner)
     return output
 
 
 @implement("pyops_triton", "bias_activation_dropout_backward")
 def bias_activation_dropout_backward(
     grad_output: torch.Tensor, saved: torch.Tensor | None, bias: torch.Tensor | None,
-    seed: torch.Tensor | None, p: float, kind: int, a: float, b: float, dim: int, saved_is_output: bool,
-    needs_bias: bool,
+    seed: torch.Tensor | None, p: float, kind: int, alpha: float, beta: float, dim: int,
+    saved_is_output: bool, needs_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of input and bias (empty unless it is needed); ``saved`` is the output or the input."""
     op = "bias_activation_dropout_backward"
     check_floating(grad_output, op, "grad_output")
     check_dense(grad_output, op, "grad_output", like=grad_output, dtype=grad_output.dtype)
     check_mask(seed, p, op, grad_output)
-    check_kind(kind, a, op, saved_is_output and saved is not None)
+    activation = Activation(kind, alpha, beta)
+    check_activation(activation, op, saved_is_output and saved is not None)
     if saved is None and kind != 0:
         raise RuntimeError(f"{op}: saved must be given unless the activation is the identity")
     shape = _bias_shape(grad_output, needs_bias or bias is not None, dim, op)
@@ -357,7 +366,7 @@ def bias_activation_dropout_backward(
         return grad_input, grad_bias
     if saved is None or saved_is_output:
         bias = None
-    meta = {"KIND": kind, "A": float(a), "B": float(b), "FROM_OUTPUT": saved_is_output}
+    meta = {"ACTIVATION": activation, "FROM_OUTPUT": saved_is_output}
     tensors = (grad_output, saved, bias, seed, grad_input)
     if needs_bias:
         _backward_with_bias(tensors, shape, threshold_of(p), grad_bias, meta)

@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from pyops._library import implement, triton_is_interpreted
+from pyops.kinds import Activation
 
-from .tools.activation import activate
+from .tools.activation import NO_ACTIVATION, activate
 from .tools.checks import acc_dtype, check_dense, check_floating
 from .tools.launch import capability, cdiv, launch
 
@@ -104,12 +105,12 @@ def matmul(
     beta: float = 0.0,
     *,
     bias: torch.Tensor | None = None,
-    activation: tuple[int, float, float] = (0, 0.0, 0.0),
+    activation: Activation = NO_ACTIVATION,
 ) -> None:
     """Overwrite ``out`` [M, N] with activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``).
 
     Of shapes, dtypes and strides as :func:`gemm_` accepts; ``bias`` [N] has the dtype of ``out``.
-    ``activation`` is its number and parameters. An activation of many steps, such as gelu, would spill the
+    An activation of many steps, such as gelu, would spill the
     accumulator's registers (by 1000 to 3000 bytes on sm_80 to sm_100).
     """
     if out.numel() == 0:
@@ -125,13 +126,11 @@ def matmul(
         for address in (t.data_ptr(), stride * t.element_size())
     )
     config = _config(a.dtype, tf32, m, n, aligned, beta != 0, capability(a.device))
-    kind, first, second = activation
     launch(
         _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
         out, a, b, beta, bias, m, n, k, stride_a, stride_b,
         A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, HAS_BETA=beta != 0,
-        KIND=kind, FIRST=float(first), SECOND=float(second),
-        PRECISION="tf32" if tf32 else "ieee", WIDEN=triton_is_interpreted(),
+        ACTIVATION=activation, PRECISION="tf32" if tf32 else "ieee", WIDEN=triton_is_interpreted(),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
@@ -142,10 +141,15 @@ def _gemm_kernel(
     out, a, b, beta: tl.float64, bias,
     m: tl.int64, n: tl.int64, k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
-    KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
+    """A tile of activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``), ``m`` x ``n``, of depth ``k``.
+
+    ``stride_a`` and ``stride_b``: of the dimension that is not contiguous, the first one unless
+    ``A_TRANSPOSED`` or ``B_TRANSPOSED``. ``GROUP_M``: neighbouring programs share so many rows of tiles.
+    """
     acc: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
     tiles_m = tl.cdiv(m, BLOCK_M)
     tiles_n = tl.cdiv(n, BLOCK_N)
@@ -191,5 +195,5 @@ def _gemm_kernel(
         b_tile += b_step
     if bias is not None:
         total += tl.load(bias + columns, mask=columns < n, other=0.0).to(acc)[None, :]
-    total = activate(total, KIND, FIRST, SECOND, out.dtype.element_ty)
+    total = activate(total, ACTIVATION, out.dtype.element_ty)
     tl.store(out_tile, total.to(out.dtype.element_ty), mask=mask)

@@ -8,10 +8,11 @@ share an evaluation of Philox lie in different threads of a tile.
 import torch
 
 from pyops._library import implement
+from pyops.kinds import Activation
 
 from .dropout import bias_activation_dropout_backward, bias_activation_dropout_forward, check_mask
 from .gemm import _leading_stride, matmul
-from .tools.activation import CHEAP, check_kind
+from .tools.activation import CHEAP, NO_ACTIVATION, check_activation
 from .tools.checks import check_dense, check_floating
 
 
@@ -51,8 +52,8 @@ def linear_forward(
     seed: torch.Tensor | None,
     p: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_input_of_activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dropout(activation(``input`` [*, K] @ ``weight`` [N, K].T + ``bias``)), and what was activated."""
@@ -62,16 +63,17 @@ def linear_forward(
     _matrix(weight, op, "weight")
     if bias is not None:
         check_dense(bias, op, "bias", like=input, dtype=input.dtype, shape=weight.shape[:1])
-    check_kind(kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    check_activation(activation, op)
     check_mask(seed, p, op, input)
     product = input.new_empty((*input.shape[:-1], weight.shape[0]))
     fused = kind in CHEAP and seed is None and not save_input_of_activation
     if product.numel() > 0:
-        activation = (kind, a, b) if fused else (0, 0.0, 0.0)
-        matmul(product.view(-1, weight.shape[0]), matrix, weight.t(), bias=bias, activation=activation)
+        applied = activation if fused else NO_ACTIVATION
+        matmul(product.view(-1, weight.shape[0]), matrix, weight.t(), bias=bias, activation=applied)
     if fused:
         return product, input.new_empty(0)
-    output = bias_activation_dropout_forward(product, None, None, seed, p, kind, a, b, 0)
+    output = bias_activation_dropout_forward(product, None, None, seed, p, *activation, 0)
     return output, product if save_input_of_activation else input.new_empty(0)
 
 
@@ -84,8 +86,8 @@ def linear_backward(
     seed: torch.Tensor | None,
     p: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     saved_is_output: bool,
     needs_input: bool,
     needs_weight: bool,
@@ -109,7 +111,7 @@ def linear_backward(
     if kind != 0 or seed is not None or needs_bias:
         dim = grad_output.dim() - 1
         dz, grad_bias = bias_activation_dropout_backward(
-            grad_output, saved, None, seed, p, kind, a, b, dim, saved_is_output, needs_bias
+            grad_output, saved, None, seed, p, kind, alpha, beta, dim, saved_is_output, needs_bias
         )
     rows = _matrix(dz, op, "grad_output")
     grad_input = weight.new_empty((*grad_output.shape[:-1], weight.shape[1]) if needs_input else (0,))

@@ -1,6 +1,6 @@
 """Elementwise losses; formulas as in csrc/math/loss.h."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,7 @@ from .tools.launch import cdiv, launch
 from .tools.math import divide, exp, log1p
 from .tools.merge import reduce_partials
 
-# The kinds' numbers, as in csrc/math/loss.h.
+# The kinds' numbers: those of pyops/kinds.py.
 MSE: tl.constexpr = tl.constexpr(0)
 L1: tl.constexpr = tl.constexpr(1)
 HUBER: tl.constexpr = tl.constexpr(2)
@@ -66,11 +66,16 @@ def _check(
     }
 
 
-def _factors(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Each factor with its number of entries and how many neighbouring elements share one."""
-    _, _, weight, weight_inner, pos_weight, pos_weight_inner = tensors
-    counts = (0 if f is None else f.numel() for f in (weight, pos_weight))
-    return weight, next(counts), weight_inner, pos_weight, next(counts), pos_weight_inner
+class Factor(NamedTuple):
+    """What losses are multiplied by: element i by ``entries``[i // ``inner`` % ``count``], unless None."""
+
+    entries: torch.Tensor | None
+    count: int
+    inner: int
+
+    @staticmethod
+    def of(entries: torch.Tensor | None, inner: int) -> "Factor":
+        return Factor(entries, 0 if entries is None else entries.numel(), inner)
 
 
 @implement("pyops_triton", "elementwise_loss_forward")
@@ -95,7 +100,8 @@ def elementwise_loss_forward(
     partials = input.new_empty((2, 0 if reduction == NONE else blocks), dtype=acc)
     if n > 0:
         launch(
-            _forward_kernel, blocks, input.device, input, target, *_factors(tensors),
+            _forward_kernel, blocks, input.device, input, target,
+            Factor.of(weight, weight_inner), Factor.of(pos_weight, pos_weight_inner),
             loss if reduction == NONE else None, None if reduction == NONE else partials, n,
             DIVIDES_BY_WEIGHT=weight is not None and kind in (0, 1), **meta,
         )  # fmt: skip
@@ -134,7 +140,7 @@ def elementwise_loss_backward(
     if n > 0:
         launch(
             _backward_kernel, cdiv(n, _block(input.dtype)), input.device, grad_loss, input, target,
-            *_factors(tensors),
+            Factor.of(weight, weight_inner), Factor.of(pos_weight, pos_weight_inner),
             divisor if reduction == MEAN else None, grad_input, grad_target if both else None, n,
             PER_ELEMENT=per_element, **meta,
         )  # fmt: skip
@@ -174,36 +180,34 @@ def _loss_terms(x, y, p, KIND: tl.constexpr, PARAMETER: tl.constexpr, storage: t
 
 
 @triton.jit
-def _load_factor(factor, count, inner, i, n, full, REPEATS: tl.constexpr, SMALL: tl.constexpr):
-    """Element i has entry i // inner % count."""
+def _load_factor(factor, i, n, full, REPEATS: tl.constexpr, SMALL: tl.constexpr):
+    """The entries of elements ``i``."""
     if REPEATS:
         # 64-bit divisions are slow. count and inner come in as small as they are.
         index = i.to(tl.int32) if SMALL else i
-        entry = index // inner % count
-        acc: tl.constexpr = tl.float64 if factor.dtype.element_ty == tl.float64 else tl.float32
-        return tl.load(factor + entry, mask=i < n, other=0.0).to(acc)
+        entry = index // factor.inner % factor.count
+        acc: tl.constexpr = tl.float64 if factor.entries.dtype.element_ty == tl.float64 else tl.float32
+        return tl.load(factor.entries + entry, mask=i < n, other=0.0).to(acc)
     else:
-        return load_elements(factor, i, n, full)
+        return load_elements(factor.entries, i, n, full)
 
 
 @triton.jit
 def _weighted_terms(
-    input, target, weight, weight_count, weight_inner, pos_weight, pos_weight_count, pos_weight_inner,
-    i, n, full, KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_REPEATS: tl.constexpr,
+    input, target, weight, pos_weight, i, n, full,
+    KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_REPEATS: tl.constexpr,
     POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr,
 ):  # fmt: skip
     """Losses and derivatives of elements i times their weights, and the weights."""
     x = load_elements(input, i, n, full)
     y = load_elements(target, i, n, full)
-    if pos_weight is not None:
-        p = _load_factor(
-            pos_weight, pos_weight_count, pos_weight_inner, i, n, full, POS_WEIGHT_REPEATS, SMALL
-        )
+    if pos_weight.entries is not None:
+        p = _load_factor(pos_weight, i, n, full, POS_WEIGHT_REPEATS, SMALL)
     else:
         p = tl.full(x.shape, 1.0, x.dtype)
     value, slope = _loss_terms(x, y, p, KIND, PARAMETER, input.dtype.element_ty)
-    if weight is not None:
-        w = _load_factor(weight, weight_count, weight_inner, i, n, full, WEIGHT_REPEATS, SMALL)
+    if weight.entries is not None:
+        w = _load_factor(weight, i, n, full, WEIGHT_REPEATS, SMALL)
         return value * w, slope * w, w
     else:
         return value, slope, tl.full(x.shape, 1.0, x.dtype)
@@ -211,16 +215,15 @@ def _weighted_terms(
 
 @triton.jit
 def _forward_kernel(
-    input, target, weight, weight_count, weight_inner,
-    pos_weight, pos_weight_count, pos_weight_inner, loss, partials, n: tl.int64,
+    input, target, weight, pos_weight, loss, partials, n: tl.int64,
     KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_REPEATS: tl.constexpr,
     POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr, DIVIDES_BY_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, full = block_of_elements(n, BLOCK)
     value, _slope, w = _weighted_terms(
-        input, target, weight, weight_count, weight_inner, pos_weight, pos_weight_count, pos_weight_inner,
-        i, n, full, KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
+        input, target, weight, pos_weight, i, n, full,
+        KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
     )  # fmt: skip
     if loss is not None:
         store_elements(loss, i, n, full, value)
@@ -235,16 +238,15 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad_loss, input, target, weight, weight_count, weight_inner,
-    pos_weight, pos_weight_count, pos_weight_inner, divisor, grad_input, grad_target,
-    n: tl.int64, PER_ELEMENT: tl.constexpr, KIND: tl.constexpr, PARAMETER: tl.constexpr,
+    grad_loss, input, target, weight, pos_weight, divisor, grad_input, grad_target, n: tl.int64,
+    PER_ELEMENT: tl.constexpr, KIND: tl.constexpr, PARAMETER: tl.constexpr,
     WEIGHT_REPEATS: tl.constexpr, POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, full = block_of_elements(n, BLOCK)
     _value, slope, _w = _weighted_terms(
-        input, target, weight, weight_count, weight_inner, pos_weight, pos_weight_count, pos_weight_inner,
-        i, n, full, KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
+        input, target, weight, pos_weight, i, n, full,
+        KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
     )  # fmt: skip
     if PER_ELEMENT:
         grad = load_elements(grad_loss, i, n, full)

@@ -24,7 +24,7 @@ _FINISH_TILE = (64, 32)  # sums of one channel, and channels, that a program add
 
 
 class _Shape(NamedTuple):
-    """The input as [outer, channels, inner]; with a single slope, channels is 1 and outer is everything."""
+    """The input as [``outer``, ``channels``, ``inner``]; a single slope has one channel and all is outer."""
 
     outer: int
     channels: int
@@ -36,7 +36,7 @@ class _Shape(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """Rows of ``width`` slopes, a multiple of the period; program p sums rows p % slices, + slices, ..."""
+    """Rows of ``width`` slopes, whole periods; program p sums ``steps`` rows: p, p + ``slices``, ..."""
 
     width: int
     slices: int

@@ -11,7 +11,7 @@
 
 namespace pyops::math {
 
-// The numbers are part of the raw ops' contract; pyops/ops/loss.py and triton_kernels/loss.py have the same.
+// The numbers are part of the raw ops' contract, and those of pyops/kinds.py.
 enum class LossKind : int64_t {
   kMse = 0,
   kL1 = 1,

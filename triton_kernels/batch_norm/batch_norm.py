@@ -12,19 +12,18 @@ from typing import Any, NamedTuple
 import torch
 
 from pyops._library import implement
+from pyops.kinds import Activation
 
-from ..tools.activation import check_kind
+from ..tools.activation import IDENTITY, RELU, check_activation
 from ..tools.checks import acc_dtype, check_dense, check_floating
 from ..tools.launch import cdiv, launch, next_power_of_2
-from .kernels import (
+from . import backward, forward
+from .backward import add_kernel, affine_gradients_kernel, gradient_sums_kernel, input_gradient_kernel
+from .forward import (
     GIVEN,
     OF_BATCH,
     RUNNING,
-    add_kernel,
-    affine_gradients_kernel,
     finish_statistics_kernel,
-    gradient_sums_kernel,
-    input_gradient_kernel,
     merge_kernel,
     normalize_kernel,
     statistics_kernel,
@@ -37,6 +36,8 @@ _FINISH_TILE = (64, 32)  # partial results of one channel, and channels, that a 
 
 
 class _Shape(NamedTuple):
+    """A tensor as [``outer``, ``channels``, ``inner``]."""
+
     outer: int
     channels: int
     inner: int
@@ -67,7 +68,11 @@ class _Shape(NamedTuple):
 
 
 class _Tiles(NamedTuple):
-    """How the rows are shared out: ``groups`` (channels of runs) x ``strips`` of columns x slices of rows."""
+    """How the rows of ``shape`` are shared out: groups x strips of columns x slices of rows.
+
+    ``groups``: channels of runs, otherwise 1; ``width``: columns of a group; ``block_rows`` and
+    ``block_width``: a tile's; ``align``: a power of two that divides ``width``.
+    """
 
     shape: _Shape
     groups: int
@@ -134,22 +139,10 @@ def _check_pair(t: torch.Tensor | None, op: str, name: str, input: torch.Tensor,
         check_dense(t, op, name, like=input, dtype=torch.float64, shape=(2, s.channels))
 
 
-def _check_backward(
-    grad_output: torch.Tensor,
-    input: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    dim: int,
-    kind: int,
-    a: float,
-    op: str,
-) -> _Shape:
+def _check_backward(tensors: backward.Tensors, dim: int, activation: Activation, op: str) -> _Shape:
+    grad_output, input, weight, bias, residual, mask, mean, rstd = tensors
     s = _Shape.of(input, dim, op)
-    check_kind(kind, a, op)
+    check_activation(activation, op)
     _check_image(grad_output, op, "grad_output", input)
     _check_vector(weight, op, "weight", input, s)
     _check_vector(bias, op, "bias", input, s)
@@ -158,8 +151,8 @@ def _check_backward(
     check_dense(rstd, op, "rstd", like=input, dtype=acc_dtype(input.dtype), shape=(s.channels,))
     if mask is not None:
         check_dense(mask, op, "mask", like=input, dtype=torch.uint8, shape=s.mask)
-        if kind != 1:
-            raise RuntimeError(f"{op}: a mask is for relu, got kind {kind}")
+        if activation.kind != RELU.value:
+            raise RuntimeError(f"{op}: a mask is for relu, got kind {activation.kind}")
     return s
 
 
@@ -190,14 +183,15 @@ def batch_norm_forward(
     momentum: float,
     eps: float,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_mask: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output, mean, 1 / deviation and relu's mask of one bit per element."""
     op = "batch_norm_forward"
     s = _Shape.of(input, dim, op)
-    check_kind(kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    check_activation(activation, op)
     vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for name, vector in vectors.items():
         _check_vector(vector, op, name, input, s)
@@ -205,7 +199,7 @@ def batch_norm_forward(
     _check_pair(statistics, op, "statistics", input, s)
     if not training and statistics is None and (running_mean is None or running_var is None):
         raise RuntimeError(f"{op}: running_mean and running_var must be given unless training")
-    if save_mask and kind != 1:
+    if save_mask and kind != RELU.value:
         raise RuntimeError(f"{op}: save_mask is for relu, got kind {kind}")
     output, device = torch.empty_like(input), input.device
     mean = torch.empty(s.channels, dtype=torch.float64, device=device)
@@ -227,8 +221,9 @@ def batch_norm_forward(
         SOURCE=source, ROWS=rows, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     tiles.launch(
-        normalize_kernel, tiles.row_blocks, device, input, weight, bias, residual, mean, rstd, output,
-        mask if save_mask else None, s.mask[1], KIND=kind, A=float(a), B=float(b),
+        normalize_kernel, tiles.row_blocks, device,
+        forward.Tensors(input, weight, bias, residual, mean, rstd, output, mask if save_mask else None),
+        s.mask[1], ACTIVATION=activation,
     )  # fmt: skip
     return output, mean, rstd, mask
 
@@ -250,18 +245,18 @@ def batch_norm_statistics(input: torch.Tensor, dim: int) -> torch.Tensor:
     return result
 
 
-def _gradient_sums(tensors: tuple[Any, ...], s: _Shape, kind: int, a: float, b: float) -> torch.Tensor:
+def _gradient_sums(tensors: backward.Tensors, s: _Shape, activation: Activation) -> torch.Tensor:
     """Of the gradient g of the normalised value: its sum and that of g (x - mean), of each channel."""
-    grad_output, mask = tensors[0], tensors[5]
-    device = grad_output.device
+    device = tensors.x.device
     result = torch.empty((2, s.channels), dtype=torch.float64, device=device)
     tiles = _Tiles.of(s)
     parts, distance = tiles.parts
     partial = torch.empty((2, parts, s.channels), dtype=torch.float64, device=device)
+    simple = activation.kind in (IDENTITY.value, RELU.value)  # others need registers of their own
     tiles.launch(
-        gradient_sums_kernel, tiles.slices, device, *tensors, partial, parts * s.channels, s.mask[1],
-        KIND=kind, A=float(a), B=float(b), MASKED=mask is not None,
-        num_warps=4 if kind <= 1 else 8,  # an activation needs registers of its own
+        gradient_sums_kernel, tiles.slices, device, tensors, partial, parts * s.channels, s.mask[1],
+        ACTIVATION=activation, MASKED=tensors.mask is not None,
+        num_warps=4 if simple else 8,
     )  # fmt: skip
     rows, columns = _FINISH_TILE
     launch(
@@ -285,16 +280,17 @@ def batch_norm_backward(
     dim: int,
     training: bool,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     needs_input: bool,
     needs_affine: bool,
     needs_residual: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of input, weight, bias and residual."""
     op = "batch_norm_backward"
-    tensors = (grad_output, input, weight, bias, residual, mask, mean, rstd)
-    s = _check_backward(*tensors, dim, kind, a, op)
+    tensors = backward.Tensors(grad_output, input, weight, bias, residual, mask, mean, rstd)
+    activation = Activation(kind, alpha, beta)
+    s = _check_backward(tensors, dim, activation, op)
     _check_pair(mean_gradients, op, "mean_gradients", input, s)
     grad_input = torch.empty_like(input) if needs_input else input.new_empty(0)
     grad_residual = torch.empty_like(input) if needs_residual else input.new_empty(0)
@@ -305,7 +301,7 @@ def batch_norm_backward(
     grad_weight, grad_bias = like.new_empty(size), like.new_empty(size)
     sums, through = None, needs_input and training
     if needs_affine or (through and mean_gradients is None):
-        sums = _gradient_sums(tensors, s, kind, a, b)
+        sums = _gradient_sums(tensors, s, activation)
     if needs_affine:
         columns = _FINISH_TILE[1]
         launch(
@@ -316,9 +312,9 @@ def batch_norm_backward(
         means, count = (sums, s.outer * s.inner) if mean_gradients is None else (mean_gradients, 1)
         tiles = _Tiles.of(s)
         tiles.launch(
-            input_gradient_kernel, tiles.row_blocks, input.device, *tensors, means if through else None,
+            input_gradient_kernel, tiles.row_blocks, input.device, tensors, means if through else None,
             grad_input if needs_input else None, grad_residual if needs_residual else None, count, s.mask[1],
-            KIND=kind, A=float(a), B=float(b), MASKED=mask is not None,
+            ACTIVATION=activation, MASKED=mask is not None,
         )  # fmt: skip
     return grad_input, grad_weight, grad_bias, grad_residual
 
@@ -335,12 +331,13 @@ def batch_norm_backward_sums(
     rstd: torch.Tensor,
     dim: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
 ) -> torch.Tensor:
     """The sums over each channel of the gradient g in front of the activation, and of g (x - mean)."""
-    tensors = (grad_output, input, weight, bias, residual, mask, mean, rstd)
-    s = _check_backward(*tensors, dim, kind, a, "batch_norm_backward_sums")
+    tensors = backward.Tensors(grad_output, input, weight, bias, residual, mask, mean, rstd)
+    activation = Activation(kind, alpha, beta)
+    s = _check_backward(tensors, dim, activation, "batch_norm_backward_sums")
     if s.numel == 0:
         return torch.zeros((2, s.channels), dtype=torch.float64, device=input.device)
-    return _gradient_sums(tensors, s, kind, a, b)
+    return _gradient_sums(tensors, s, activation)

@@ -5,7 +5,7 @@ probabilities while it reads the logits a second time. Formulas as in csrc/math/
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,8 +17,8 @@ from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, c
 from ..tools.launch import cdiv, launch
 from ..tools.math import INFINITY, divide, exp
 from ..tools.merge import reduce_partials
-from ..tools.rows import RowTiles, locate_classes, locate_rows, row_tiles
 from .online_softmax import finish_log_sum, log_probability, shift_of
+from .rows import RowTiles, locate_classes, locate_rows, row_tiles
 
 # Blocks of classes that one program of the backward kernel works on when it shares a row with others:
 # enough to prefetch one while another is computed.
@@ -118,8 +118,11 @@ def cross_entropy_forward(
     programs = max(1, tiles.programs(p.batch))
     partials = None if reduction == NONE else logits.new_empty((2, programs), dtype=acc)
     launch(
-        _forward_kernel, programs, logits.device, logits, target, weight, sample_weight,
-        loss if reduction == NONE else None, partials, stats, None if reduction == MEAN else divisor,
+        _forward_kernel, programs, logits.device,
+        ForwardTensors(
+            logits, target, weight, sample_weight, loss if reduction == NONE else None, partials, stats,
+            None if reduction == MEAN else divisor,
+        ),
         p.batch, tiles.classes, tiles.inner, tiles.class_blocks, ignore_index, label_smoothing, z_loss,
         **_options(p, label_smoothing, z_loss, reduction), **tiles.meta,
     )  # fmt: skip
@@ -185,11 +188,52 @@ def _backward(
         weight_sum = weight.new_empty(())
         reduce_partials(weight.view(1, -1), weight_sum, None)
     launch(
-        _backward_kernel, tiles.programs(p.batch) * splits, logits.device, grad_logits, grad_loss, grad_lse,
-        logits, target, weight, weight_sum, sample_weight, stats, divisor,
+        _backward_kernel, tiles.programs(p.batch) * splits, logits.device,
+        BackwardTensors(
+            grad_logits, grad_loss, grad_lse, logits, target, weight, weight_sum, sample_weight, stats,
+            divisor,
+        ),
         p.batch, tiles.classes, tiles.inner, splits, blocks, ignore_index, label_smoothing, z_loss,
         **_options(p, label_smoothing, z_loss, reduction), **tiles.meta,
     )  # fmt: skip
+
+
+class ForwardTensors(NamedTuple):
+    """What forward reads and writes.
+
+    ``logits``, ``target``, ``weight`` and ``sample_weight``: the op's inputs; ``loss``: each row's, or None;
+    ``partials`` [2, programs]: sums of the losses and of their weights, or None; ``stats`` [2, rows]:
+    maximum and log of the shifted sum; ``divisor``: gets 1, unless None.
+    """
+
+    logits: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor | None
+    sample_weight: torch.Tensor | None
+    loss: torch.Tensor | None
+    partials: torch.Tensor | None
+    stats: torch.Tensor
+    divisor: torch.Tensor | None
+
+
+class BackwardTensors(NamedTuple):
+    """What backward reads and writes.
+
+    ``grad_logits``: the result; ``grad_loss`` and ``grad_lse``, unless None: gradients of forward's results;
+    ``logits``, ``target``, ``weight`` and ``sample_weight``: forward's inputs; ``weight_sum``: of ``weight``,
+    where labels are smoothed; ``stats`` and ``divisor``: as forward left them.
+    """
+
+    grad_logits: torch.Tensor
+    grad_loss: torch.Tensor
+    grad_lse: torch.Tensor | None
+    logits: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor | None
+    weight_sum: torch.Tensor | None
+    sample_weight: torch.Tensor | None
+    stats: torch.Tensor
+    divisor: torch.Tensor
 
 
 # Same formulas as csrc/math/cross_entropy.h, of which these are the rows of a tile.
@@ -204,9 +248,9 @@ def smoothed(probability, on_target, uniform, SMOOTHING: tl.constexpr):
 
 
 @triton.jit
-def weighted(q, weight_ptr, c, class_exists):
-    if weight_ptr is not None:
-        q = q * tl.load(weight_ptr + c, mask=class_exists, other=0.0)[None, :]
+def weighted(q, weight, c, class_exists):
+    if weight is not None:
+        q = q * tl.load(weight + c, mask=class_exists, other=0.0)[None, :]
     return q
 
 
@@ -220,15 +264,19 @@ def add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    logits, target_ptr, weight_ptr, sample_weight_ptr, loss_ptr, partials, stats, divisor,
-    outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
+    tensors, outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
     ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
     PROBABILITIES: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, PER_ROW: tl.constexpr,
     ROW_MAJOR: tl.constexpr, ALIGN: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    storage: tl.constexpr = logits.dtype.element_ty
-    acc: tl.constexpr = stats.dtype.element_ty
+    """Losses and statistics of a tile of rows (see rows.py).
+
+    ``PROBABILITIES``: the target is a distribution for each row. ``SMOOTHING`` and ``Z_LOSS``:
+    ``label_smoothing`` and ``z_loss`` are not 0. ``PER_ROW``: losses are not added up.
+    """
+    storage: tl.constexpr = tensors.logits.dtype.element_ty
+    acc: tl.constexpr = tensors.stats.dtype.element_ty
     classes = classes * ALIGN if ROW_MAJOR else classes
     inner = inner if ROW_MAJOR else inner * ALIGN
     pid = tl.program_id(0).to(tl.int64)
@@ -249,7 +297,7 @@ def _forward_kernel(
         c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
         mask = row_exists[:, None] & class_exists[None, :]
         offsets = start[:, None] + offset[None, :]
-        x = tl.load(logits + offsets, mask=mask, other=-INFINITY).to(acc)
+        x = tl.load(tensors.logits + offsets, mask=mask, other=-INFINITY).to(acc)
         larger = tl.maximum(maximum, tl.max(x, axis=1))
         shift = shift_of(larger)
         decay = exp(maximum - shift, storage)
@@ -257,9 +305,9 @@ def _forward_kernel(
         if SUM_Q:
             q = tl.full([BLOCK_R, BLOCK_C], 1.0, acc)
             if PROBABILITIES:
-                t = tl.load(target_ptr + offsets, mask=mask, other=0.0).to(acc)
+                t = tl.load(tensors.target + offsets, mask=mask, other=0.0).to(acc)
                 q = smoothed(t, on_target, uniform, SMOOTHING)
-            q = weighted(q, weight_ptr, c, class_exists)
+            q = weighted(q, tensors.weight, c, class_exists)
             qx_sums -= q_sums * (shift - shift_of(maximum))[:, None]
             qx_sums += tl.where(mask, q * (x - shift[:, None]), 0.0)
             q_sums += tl.where(mask, q, 0.0)
@@ -276,48 +324,52 @@ def _forward_kernel(
         count = tl.full([BLOCK_R], 1.0, acc) * tl.where(classes > 0, 1.0, 0.0).to(acc)
         counted = row_exists
     else:
-        y = tl.load(target_ptr + row, mask=row_exists, other=ignore_index)
+        y = tl.load(tensors.target + row, mask=row_exists, other=ignore_index)
         counted = y != ignore_index
         in_range = (y >= 0) & (y < classes) & counted
         stride = 1 if ROW_MAJOR else inner
-        x_y = tl.load(logits + start + y * stride, mask=in_range, other=0.0).to(acc)
+        x_y = tl.load(tensors.logits + start + y * stride, mask=in_range, other=0.0).to(acc)
         count = tl.full([BLOCK_R], 1.0, acc)
-        if weight_ptr is not None:
-            count = tl.load(weight_ptr + y, mask=in_range, other=0.0)
+        if tensors.weight is not None:
+            count = tl.load(tensors.weight + y, mask=in_range, other=0.0)
         loss = on_target * count * -log_probability(x_y, maximum, log_sum)
         if SMOOTHING:
             loss += uniform * q_nll
         loss = add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS)
         # A class index out of range poisons its row instead of pointing outside.
         loss = tl.where(in_range, loss, float("nan"))
-    if sample_weight_ptr is not None:
-        loss = loss * tl.load(sample_weight_ptr + row, mask=row_exists, other=0.0)
+    if tensors.sample_weight is not None:
+        loss = loss * tl.load(tensors.sample_weight + row, mask=row_exists, other=0.0)
     # Select, never multiply: an ignored row may hold anything.
     loss = tl.where(counted, loss, 0.0)
     count = tl.where(counted, count, 0.0)
 
-    tl.store(stats + row, maximum, mask=row_exists)
-    tl.store(stats + outer * inner + row, log_sum, mask=row_exists)
+    tl.store(tensors.stats + row, maximum, mask=row_exists)
+    tl.store(tensors.stats + outer * inner + row, log_sum, mask=row_exists)
     if PER_ROW:
-        tl.store(loss_ptr + row, loss, mask=row_exists)
+        tl.store(tensors.loss + row, loss, mask=row_exists)
     else:
-        tl.store(partials + pid, tl.sum(loss, axis=0))
-        tl.store(partials + tl.num_programs(0) + pid, tl.sum(count, axis=0))
-    if divisor is not None:
-        tl.store(divisor, 1.0, mask=pid == 0)
+        tl.store(tensors.partials + pid, tl.sum(loss, axis=0))
+        tl.store(tensors.partials + tl.num_programs(0) + pid, tl.sum(count, axis=0))
+    if tensors.divisor is not None:
+        tl.store(tensors.divisor, 1.0, mask=pid == 0)
 
 
 @triton.jit
 def _backward_kernel(
-    grad_logits, grad_loss, grad_lse, logits, target_ptr, weight_ptr, weight_sum, sample_weight_ptr,
-    stats, divisor, outer: tl.int64, classes: tl.int64, inner: tl.int64, splits: tl.int64,
-    blocks: tl.int64, ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
+    tensors, outer: tl.int64, classes: tl.int64, inner: tl.int64, splits: tl.int64, blocks: tl.int64,
+    ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
     PROBABILITIES: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, PER_ROW: tl.constexpr,
     ROW_MAJOR: tl.constexpr, ALIGN: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    storage: tl.constexpr = logits.dtype.element_ty
-    acc: tl.constexpr = stats.dtype.element_ty
+    """Gradients of ``blocks`` blocks of classes, one of ``splits`` shares of a tile of rows (see rows.py).
+
+    ``PROBABILITIES``: the target is a distribution for each row. ``SMOOTHING`` and ``Z_LOSS``:
+    ``label_smoothing`` and ``z_loss`` are not 0. ``PER_ROW``: there is a gradient for each row's loss.
+    """
+    storage: tl.constexpr = tensors.logits.dtype.element_ty
+    acc: tl.constexpr = tensors.stats.dtype.element_ty
     classes = classes * ALIGN if ROW_MAJOR else classes
     inner = inner if ROW_MAJOR else inner * ALIGN
     pid = tl.program_id(0).to(tl.int64)
@@ -327,40 +379,43 @@ def _backward_kernel(
     num_classes = tl.full([], classes, acc)
     uniform = divide(tl.full([], label_smoothing, acc), num_classes)
     on_target = 1.0 - tl.full([], label_smoothing, acc)
-    maximum = tl.load(stats + row, mask=row_exists, other=0.0)
-    log_sum = tl.load(stats + outer * inner + row, mask=row_exists, other=0.0)
+    maximum = tl.load(tensors.stats + row, mask=row_exists, other=0.0)
+    log_sum = tl.load(tensors.stats + outer * inner + row, mask=row_exists, other=0.0)
 
     # The row's gradient is  on_probability * p_c - scale * q_c.
-    scale = tl.load(grad_loss + row, mask=row_exists, other=0.0) if PER_ROW else tl.load(grad_loss)
-    scale = divide(scale + tl.zeros([BLOCK_R], acc), tl.load(divisor) + tl.zeros([BLOCK_R], acc))
-    if sample_weight_ptr is not None:
-        scale = scale * tl.load(sample_weight_ptr + row, mask=row_exists, other=0.0)
+    if PER_ROW:
+        scale = tl.load(tensors.grad_loss + row, mask=row_exists, other=0.0)
+    else:
+        scale = tl.load(tensors.grad_loss)
+    scale = divide(scale + tl.zeros([BLOCK_R], acc), tl.load(tensors.divisor) + tl.zeros([BLOCK_R], acc))
+    if tensors.sample_weight is not None:
+        scale = scale * tl.load(tensors.sample_weight + row, mask=row_exists, other=0.0)
     if PROBABILITIES:
         sums = tl.zeros([BLOCK_R, BLOCK_C], acc)
         for block in tl.range(0, blocks, num_stages=STAGES):
             first = block * BLOCK_C
             c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
             mask = row_exists[:, None] & class_exists[None, :]
-            t = tl.load(target_ptr + start[:, None] + offset[None, :], mask=mask, other=0.0).to(acc)
-            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), weight_ptr, c, class_exists)
+            t = tl.load(tensors.target + start[:, None] + offset[None, :], mask=mask, other=0.0).to(acc)
+            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), tensors.weight, c, class_exists)
             sums += tl.where(mask, q, 0.0)
         sum_q = tl.sum(sums, axis=1)
     else:
-        y = tl.load(target_ptr + row, mask=row_exists, other=ignore_index)
+        y = tl.load(tensors.target + row, mask=row_exists, other=ignore_index)
         counted = y != ignore_index
         in_range = (y >= 0) & (y < classes) & counted
         target_q = on_target + tl.zeros([BLOCK_R], acc)
-        if weight_ptr is not None:
-            target_q = target_q * tl.load(weight_ptr + y, mask=in_range, other=0.0)
+        if tensors.weight is not None:
+            target_q = target_q * tl.load(tensors.weight + y, mask=in_range, other=0.0)
         sum_q = target_q
         if SMOOTHING:
-            sum_q += uniform * (tl.load(weight_sum) if weight_ptr is not None else num_classes)
+            sum_q += uniform * (tl.load(tensors.weight_sum) if tensors.weight is not None else num_classes)
     on_probability = scale * sum_q
     if Z_LOSS:
         on_probability += scale * (2.0 * tl.full([], z_loss, acc)) * (maximum + log_sum)
     upstream = tl.zeros([BLOCK_R], acc)
-    if grad_lse is not None:
-        upstream = tl.load(grad_lse + row, mask=row_exists, other=0.0)
+    if tensors.grad_lse is not None:
+        upstream = tl.load(tensors.grad_lse + row, mask=row_exists, other=0.0)
     if PROBABILITIES:
         on_probability += upstream
         used = row_exists
@@ -378,17 +433,17 @@ def _backward_kernel(
         c, offset, class_exists = locate_classes(first, classes, inner, ROW_MAJOR, BLOCK_C)
         offsets = start[:, None] + offset[None, :]
         mask = read[:, None] & class_exists[None, :]
-        x = tl.load(logits + offsets, mask=mask, other=0.0).to(acc)
+        x = tl.load(tensors.logits + offsets, mask=mask, other=0.0).to(acc)
         p = exp(log_probability(x, maximum[:, None], log_sum[:, None]), storage)
         dx = on_probability[:, None] * p
         if PROBABILITIES:
-            t = tl.load(target_ptr + offsets, mask=mask, other=0.0).to(acc)
-            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), weight_ptr, c, class_exists)
+            t = tl.load(tensors.target + offsets, mask=mask, other=0.0).to(acc)
+            q = weighted(smoothed(t, on_target, uniform, SMOOTHING), tensors.weight, c, class_exists)
         else:
             q = tl.where(c[None, :] == y[:, None], target_q[:, None], 0.0)
             if SMOOTHING:
-                q += weighted(uniform + tl.zeros([1, BLOCK_C], acc), weight_ptr, c, class_exists)
+                q += weighted(uniform + tl.zeros([1, BLOCK_C], acc), tensors.weight, c, class_exists)
         dx = tl.where(used[:, None], dx - scale[:, None] * q, 0.0)
         # Reading came first, so grad_logits may be the logits themselves.
         stored = row_exists[:, None] & class_exists[None, :]
-        tl.store(grad_logits + offsets, dx.to(storage), mask=stored)
+        tl.store(tensors.grad_logits + offsets, dx.to(storage), mask=stored)

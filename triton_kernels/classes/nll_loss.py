@@ -10,7 +10,7 @@ from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, c
 from ..tools.launch import cdiv, launch
 from ..tools.math import divide
 from ..tools.merge import reduce_partials
-from ..tools.rows import locate_classes, locate_rows, row_tiles
+from .rows import locate_classes, locate_rows, row_tiles
 
 _BLOCK = 1024
 

@@ -11,8 +11,8 @@ from pyops._library import implement
 from ..tools.checks import check_dense, check_floating
 from ..tools.launch import launch
 from ..tools.math import INFINITY, divide, exp
-from ..tools.rows import locate_classes, locate_rows, row_tiles
 from .online_softmax import finish_log_sum, log_probability, shift_of
+from .rows import locate_classes, locate_rows, row_tiles
 
 
 def _reduced_shape(tensor: torch.Tensor, dim: int, op: str) -> tuple[int, int, int]:

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import torch
 
 from pyops._library import implement
+from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
 from ..activation import activation_backward, activation_forward, activation_forward_
-from ..tools.activation import CHEAP, IDENTITY, RELU, check_kind
+from ..tools.activation import CHEAP, IDENTITY, RELU, check_activation
 from .correlate import correlate
-from .depthwise import correlate_depthwise, is_depthwise, sum_products
+from .depthwise import correlate_depthwise, depthwise_weight_gradient, is_depthwise
 from .geometry import Shape, check_bias, check_conv2d, check_like_output, new_image
-from .weight import sum_over_pixels
+from .weight import weight_gradient
 
 
 @implement("pyops_triton", "conv2d_forward")
@@ -30,13 +31,14 @@ def conv2d_forward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     save_input_of_activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """activation(conv2d(``input``, ``weight``) + ``bias`` + ``residual``), and what was activated."""
     op = "conv2d_forward"
-    shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    shape = check_conv2d(input, weight, stride, padding, dilation, groups, activation, op)
     check_bias(bias, op, input, shape)
     check_like_output(residual, op, "residual", input, shape)
     output = new_image(input, shape.output, shape.channels_last)
@@ -44,25 +46,28 @@ def conv2d_forward(
     run = correlate_depthwise if is_depthwise(shape) else correlate
     options = {"gradient": False, "bias": bias, "residual": residual}
     if kind in CHEAP:
-        run(output, input, weight, shape, saved=saved, activation=(kind, a, b), **options)
+        run(output, input, weight, shape, saved=saved, activation=activation, **options)
     elif saved is None:
         run(output, input, weight, shape, **options)
-        activation_forward_(output, kind, a, b)
+        activation_forward_(output, *activation)
     else:
         run(saved, input, weight, shape, **options)
-        output = activation_forward(saved, kind, a, b)
+        output = activation_forward(saved, *activation)
     return output, input.new_empty((0,)) if saved is None else saved
 
 
 def product_gradients(
     grad: torch.Tensor,
-    gate: torch.Tensor | None,
+    relu_output: torch.Tensor | None,
     input: torch.Tensor,
     weight: torch.Tensor,
     shape: Shape,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of input, weight and bias where needed; ``grad`` is 0 where ``gate`` is not positive."""
+    """Gradients of input, weight and bias where needed.
+
+    ``grad`` counts as 0 where ``relu_output``, unless None, is not positive.
+    """
     needs_input, needs_weight, needs_bias = needs
     depthwise = is_depthwise(shape)
     none = input.new_empty((0,))
@@ -70,16 +75,21 @@ def product_gradients(
     if needs_input:
         grad_input = new_image(input, input.shape, is_channels_last(input))
         run = correlate_depthwise if depthwise else correlate
-        run(grad_input, grad, weight, shape, gradient=True, gate=gate)
+        run(grad_input, grad, weight, shape, gradient=True, relu_output=relu_output)
     if needs_weight:
         grad_weight = new_image(weight, weight.shape, is_channels_last(weight))
     if needs_bias:
         grad_bias = weight.new_empty((shape.out_channels,))
     if needs_weight and not depthwise:
-        sum_over_pixels(grad, gate, input, grad_weight, grad_bias if needs_bias else None, shape)
+        weight_gradient(grad, relu_output, input, grad_weight, grad_bias if needs_bias else None, shape)
     elif needs_weight or needs_bias:
-        sum_products(
-            grad, gate, input, grad_weight if needs_weight else None, grad_bias if needs_bias else None, shape
+        depthwise_weight_gradient(
+            grad,
+            relu_output,
+            input,
+            grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None,
+            shape,
         )
     return grad_input, grad_weight, grad_bias
 
@@ -95,8 +105,8 @@ def conv2d_backward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     saved_is_output: bool,
     needs_input: bool,
     needs_weight: bool,
@@ -105,22 +115,23 @@ def conv2d_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of input, weight, bias and residual; empty where not needed."""
     op = "conv2d_backward"
-    shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    shape = check_conv2d(input, weight, stride, padding, dilation, groups, activation, op)
     check_like_output(grad_output, op, "grad_output", input, shape)
     check_like_output(saved, op, "saved", input, shape)
     identity = kind == IDENTITY.value
     if saved is None and not identity:
         raise RuntimeError(f"{op}: saved must be given for an activation")
-    check_kind(kind, a, op, saved_is_output)
-    grad, gate = grad_output, None
+    check_activation(activation, op, saved_is_output)
+    grad, relu_output = grad_output, None
     # ReLU's gradient is formed where it is read; what takes longer is formed once.
     if kind == RELU.value and saved_is_output and not needs_residual:
-        gate = saved
+        relu_output = saved
     elif not identity or needs_residual:  # which may not be grad_output itself
         grad = activation_backward(
-            grad_output, grad_output if identity else saved, kind, a, b, identity or saved_is_output
+            grad_output, grad_output if identity else saved, *activation, identity or saved_is_output
         )
     return (
-        *product_gradients(grad, gate, input, weight, shape, (needs_input, needs_weight, needs_bias)),
+        *product_gradients(grad, relu_output, input, weight, shape, (needs_input, needs_weight, needs_bias)),
         grad if needs_residual else input.new_empty((0,)),
     )

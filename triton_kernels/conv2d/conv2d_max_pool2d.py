@@ -13,15 +13,18 @@ from collections.abc import Sequence
 import torch
 
 from pyops._library import implement
+from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
 from ..pooling.windows import windows
-from ..tools.activation import CHEAP, IDENTITY, RELU, check_kind
+from ..tools.activation import CHEAP, IDENTITY, RELU, check_activation
 from ..tools.checks import check_floating
 from .correlate import correlate
 from .depthwise import correlate_depthwise, is_depthwise
 from .geometry import Shape, check_bias, check_conv2d, check_image, memory_format, new_image
-from .pool import NO_GRADIENT, Pool, correlate_and_pool, gather, pool_sums
+from .pool import correlate_and_pool, pool_sums
+from .pool_gradient import pool_gradient
+from .pool_windows import NO_GRADIENT, Pool
 
 _Pairs = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
 
@@ -52,8 +55,8 @@ def conv2d_max_pool2d_forward(
     dilation: Sequence[int],
     groups: int,
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     pool_kernel: Sequence[int],
     pool_stride: Sequence[int],
     pool_padding: Sequence[int],
@@ -64,7 +67,8 @@ def conv2d_max_pool2d_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """max_pool2d(activation(conv2d(``input``, ``weight``) + ``bias``)), argmax and the activation's input."""
     op = "conv2d_max_pool2d_forward"
-    shape = check_conv2d(input, weight, stride, padding, dilation, groups, kind, a, op)
+    activation = Activation(kind, alpha, beta)
+    shape = check_conv2d(input, weight, stride, padding, dilation, groups, activation, op)
     check_bias(bias, op, input, shape)
     pairs = (pool_kernel, pool_stride, pool_padding, pool_dilation)
     pool = _pool(op, shape.output[2:], pairs, ceil_mode)
@@ -72,7 +76,6 @@ def conv2d_max_pool2d_forward(
     output = new_image(input, pooled, shape.channels_last)
     argmax = torch.empty_like(output, dtype=torch.uint8) if save_argmax else None
     saved = torch.empty_like(output) if save_input_of_activation else None
-    activation = (kind, a, b)
     if _fuses(shape, pool, kind, save_input_of_activation):
         correlate_and_pool(output, argmax, input, weight, bias, shape, pool, activation)
     else:
@@ -94,8 +97,8 @@ def conv2d_max_pool2d_backward(
     saved: torch.Tensor | None,
     conv_size: Sequence[int],
     kind: int,
-    a: float,
-    b: float,
+    alpha: float,
+    beta: float,
     saved_is_output: bool,
     pool_kernel: Sequence[int],
     pool_stride: Sequence[int],
@@ -112,7 +115,8 @@ def conv2d_max_pool2d_backward(
     shape = (*grad_output.shape[:2], pool.height.out, pool.width.out)
     check_image(argmax, op, "argmax", grad_output, shape, dtype=torch.uint8)
     channels_last = is_channels_last(argmax)
-    check_kind(kind, a, op, saved_is_output)
+    activation = Activation(kind, alpha, beta)
+    check_activation(activation, op, saved_is_output)
     keeps_nothing = kind in (IDENTITY.value, RELU.value)
     if saved is None and not keeps_nothing:
         raise RuntimeError(f"{op}: saved must be given for this activation")
@@ -123,8 +127,8 @@ def conv2d_max_pool2d_backward(
                 raise RuntimeError(f"{op}: {name} must be in argmax's memory format")
     grad_conv = new_image(grad_output, (*shape[:2], *conv_size), channels_last)
     grad_bias = grad_output.new_empty((shape[1] if needs_bias else 0,))
-    gather(
+    pool_gradient(
         grad_conv, grad_bias if needs_bias else None, grad_output, argmax,
-        None if keeps_nothing else saved, pool, (kind, a, b), saved_is_output,
+        None if keeps_nothing else saved, pool, activation, saved_is_output,
     )  # fmt: skip
     return grad_conv, grad_bias

@@ -4,34 +4,80 @@ A program makes a tile of pixels x channels. The sum over taps and channels is o
 ahead across taps. Where channels are few, taps and channels are one index (``DEPTH``), whose blocks are full.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from pyops._library import triton_is_interpreted
+from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
-from ..tools.activation import activate
+from ..tools.activation import NO_ACTIVATION, activate
 from ..tools.launch import capability, cdiv, launch, next_power_of_2
 from ..tools.tuning import fastest
-from .geometry import Shape, image_strides, precision
-from .tiles import PixelTiles, axis_taps, load_gated, locate_pixels, multiply_add
+from .geometry import Shape, Sides, image_strides
+from .tiles import (
+    ENOUGH_TILES,
+    Block,
+    Layout,
+    PixelTiles,
+    Product,
+    axis_taps,
+    full_tile,
+    load_where_positive,
+    locate_pixels,
+    multiply_add,
+)
 
 # Below so many channels in a group, taps and channels are one index.
 _FEW_CHANNELS = 16
-# Tiles that keep a large GPU busy; a number of the problem's, so that all GPUs add up in the same order.
-ENOUGH_TILES = 264
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
+    """A tile of ``pixels`` x ``channels``, ``depth`` terms at a time
+    (with Triton's ``num_warps`` and ``num_stages``)."""
+
     pixels: int
     channels: int
     depth: int
     num_warps: int
     num_stages: int
+
+    @property
+    def block(self) -> Block:
+        return Block(self.pixels, self.channels, self.depth)
+
+
+class Operands(NamedTuple):
+    """The tensors of a correlation.
+
+    ``source``: what is correlated, 0 where ``relu_output``, unless None, is not positive; ``weight``;
+    ``bias`` and ``residual``: added to the sums, unless None; ``target``: the result; ``saved``: gets the
+    input of the activation, unless None.
+    """
+
+    source: torch.Tensor
+    relu_output: torch.Tensor | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    residual: torch.Tensor | None
+    target: torch.Tensor
+    saved: torch.Tensor | None
+
+
+class WeightStrides(NamedTuple):
+    """Distances in the weight, in elements, between neighbours.
+
+    ``group``: groups; ``input``: channels of the source; ``output``: channels of the target; ``y`` and ``x``:
+    taps.
+    """
+
+    group: int
+    input: int
+    output: int
+    y: int
+    x: int
 
 
 def _tiles(
@@ -40,7 +86,8 @@ def _tiles(
     """Candidates, the best guess first. All have the same ``depth``: they add up in the same order.
 
     The limits are registers, of which nothing may spill, and the 99 KiB of shared memory that all GPUs since
-    8.0 have. ``heavy`` tiles need more registers for what is loaded: a gate, or single 16-bit elements.
+    8.0 have. ``heavy`` tiles need more registers for what is loaded: ReLU's output, or single 16-bit
+    elements.
     """
     channels = min(max(next_power_of_2(width), 16), 128)
     few = cdiv(pixels, 128) * cdiv(width, channels) < ENOUGH_TILES
@@ -76,55 +123,59 @@ def correlate(
     shape: Shape,
     *,
     gradient: bool,
-    gate: torch.Tensor | None = None,
+    relu_output: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     saved: torch.Tensor | None = None,
-    activation: tuple[int, float, float] = (0, 0.0, 0.0),
+    activation: Activation = NO_ACTIVATION,
 ) -> None:
     """Overwrite ``target`` with the output for the input ``source``, or with ``gradient`` the other way.
 
-    ``source`` counts as 0 where ``gate`` is not positive. ``saved`` gets what the activation is applied to,
-    the sum of product, ``bias`` and ``residual``.
+    ``source`` counts as 0 where ``relu_output`` is not positive. ``saved`` gets the activation's input, the
+    sum of product, ``bias`` and ``residual``.
     """
     if target.numel() == 0:
         return
     axes = (shape.height, shape.width)
     phases = [axis.stride if gradient else 1 for axis in axes]
     # Pixels of one phase: rows and columns, at most.
-    counts = [cdiv(target.shape[2 + i], phases[i]) for i in range(2)]
-    width, depth = (shape.in_group, shape.out_group) if gradient else (shape.out_group, shape.in_group)
-    flat, terms = split_depth(depth, cdiv(shape.taps, phases[0] * phases[1]))
+    counts = Sides(*(cdiv(target.shape[2 + i], phases[i]) for i in range(2)))
+    inputs, outputs = shape.in_group, shape.out_group
+    if gradient:
+        inputs, outputs = outputs, inputs
+    flat, terms = split_depth(inputs, cdiv(shape.taps, phases[0] * phases[1]))
     if not flat:
         weight = channels_innermost(weight)
-    filter_stride, *strides = image_strides(weight)
-    channel_stride, depth_stride = (strides[0], filter_stride) if gradient else (filter_stride, strides[0])
-    how = precision(source.dtype)
-    kind, first, second = activation
+    filters, channels, *taps = image_strides(weight)
+    along = (channels, filters) if gradient else (filters, channels)
+    weight_strides = WeightStrides(filters * shape.out_group, along[1], along[0], *taps)
+    product = Product.of(source.dtype)
     pixels_last = not is_channels_last(source if source.shape[1] > 1 else target)
-    heavy = gate is not None or (source.dtype.itemsize == 2 and (pixels_last or flat))
-    pixels = shape.images * counts[0] * counts[1]
-    candidates = _tiles(source.dtype, how, pixels, width, terms, heavy, capability(source.device))
+    heavy = relu_output is not None or (source.dtype.itemsize == 2 and (pixels_last or flat))
+    pixels = shape.images * counts.height * counts.width
+    cc = capability(source.device)
+    candidates = _tiles(source.dtype, product.precision, pixels, outputs, terms, heavy, cc)
+    operands = Operands(source, relu_output, weight, bias, residual, target, saved)
 
     def run(tile: Tile) -> None:
-        blocks = PixelTiles.of(shape.images, counts[0] * counts[1], tile.pixels)
-        channel_tiles = cdiv(width, tile.channels)
+        blocks = PixelTiles.of(shape.images, counts.height * counts.width, tile.pixels)
+        channel_tiles = cdiv(outputs, tile.channels)
         launch(
-            _correlation_kernel, shape.groups * blocks.count * phases[0] * phases[1] * channel_tiles,
-            source.device, source, gate, weight, bias, residual, target, saved,
-            shape.images, depth, width, *counts, *target.shape[2:], *source.shape[2:],
-            *shape.height.args, *shape.width.args, *image_strides(source), *image_strides(target),
-            filter_stride * shape.out_group, depth_stride, channel_stride, *strides[1:],
-            blocks.count, channel_tiles,
-            KERNEL_H=shape.height.kernel, KERNEL_W=shape.width.kernel, GRADIENT=gradient,
-            ONE_PHASE=phases == [1, 1], POINTWISE=shape.is_pointwise,
-            DEPTH=depth if flat else 0, PER_IMAGE=blocks.per_image, PIXELS=1 if pixels_last else 0,
-            WIDE=shape.is_wide, KIND=kind, FIRST=float(first), SECOND=float(second), PRECISION=how,
-            WIDEN=triton_is_interpreted(), BLOCK_P=tile.pixels, BLOCK_C=tile.channels, BLOCK_D=tile.depth,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            _correlate_kernel, shape.groups * blocks.count * phases[0] * phases[1] * channel_tiles,
+            source.device, operands, shape.images, inputs, outputs,
+            counts, Sides(*target.shape[2:]), Sides(*source.shape[2:]),
+            shape.height.phase_steps, shape.width.phase_steps, image_strides(source), image_strides(target),
+            weight_strides, blocks.count, channel_tiles,
+            KERNEL=Sides(*(axis.kernel for axis in axes)), GRADIENT=gradient,
+            ONE_PHASE=phases == [1, 1], POINTWISE=shape.is_pointwise, DEPTH=inputs if flat else 0,
+            LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), ACTIVATION=activation, PRODUCT=product,
+            BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
-    key = ("correlation", source.dtype, how, gradient, shape.key, pixels_last, kind, gate is None)
+    key = (
+        "correlate", source.dtype, product.precision, gradient, shape.key, pixels_last, activation.kind,
+        relu_output is None,
+    )  # fmt: skip
     run(fastest(key, candidates, run, source.device))
 
 
@@ -143,6 +194,7 @@ def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _pack_kernel(source, packed, n: tl.int64, channels, taps, BLOCK: tl.constexpr):
+    """Copies ``source`` [filters, channels, taps] to ``packed`` [filters, taps, channels]."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = i // channels
     filter = row // taps
@@ -151,125 +203,133 @@ def _pack_kernel(source, packed, n: tl.int64, channels, taps, BLOCK: tl.constexp
 
 
 @triton.jit
-def _correlation_kernel(
-    source, gate, weight, bias, residual, target, saved,
-    images, depth, width, count_h, count_w, target_h, target_w, source_h, source_w,
-    stride_h, padding_h, dilation_h, common_h, inverse_h,
-    stride_w, padding_w, dilation_w, common_w, inverse_w,
-    source_n, source_c, source_y, source_x, target_n, target_c, target_y, target_x,
-    weight_g, weight_d, weight_c, weight_y, weight_x, pixel_tiles, channel_tiles,
-    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, GRADIENT: tl.constexpr, ONE_PHASE: tl.constexpr,
-    POINTWISE: tl.constexpr, DEPTH: tl.constexpr, PER_IMAGE: tl.constexpr, PIXELS: tl.constexpr,
-    WIDE: tl.constexpr, KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+def _correlate_kernel(
+    operands, images, inputs, outputs, counts, target, source, down, across,
+    source_strides, target_strides, weight_strides, pixel_tiles, channel_tiles,
+    KERNEL: tl.constexpr, GRADIENT: tl.constexpr, ONE_PHASE: tl.constexpr, POINTWISE: tl.constexpr,
+    DEPTH: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A tile of the target.
+
+    ``inputs`` and ``outputs``: channels of a group, of source and target. ``counts``, ``target``, ``source``:
+    sides of one phase of the target, of the target and of the source. ``down`` and ``across``: PhaseSteps of
+    the axes. ``KERNEL``: the sides of the weight. ``ONE_PHASE``: the target has but one, as without
+    ``GRADIENT``. ``POINTWISE``: pixel i of the target is made of pixel i of the source. ``DEPTH``: ``inputs``
+    where taps and channels are one index, otherwise 0.
+    """
+    PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    BLOCK_C: tl.constexpr = BLOCK.channels
+    index: tl.constexpr = tl.int64 if LAYOUT.wide else tl.int32
     # Programs that read the same pixels are neighbours.
     pid = tl.program_id(0).to(index)
     rest = pid // channel_tiles
     channel = (pid - rest * channel_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel_exists = channel < width
+    channel_exists = channel < outputs
     phase_y = tl.zeros([], index)
     phase_x = tl.zeros([], index)
     if not ONE_PHASE:
-        phase_x = rest % stride_w
-        rest = rest // stride_w
-        phase_y = rest % stride_h
-        rest = rest // stride_h
+        phase_x = rest % across.stride
+        rest = rest // across.stride
+        phase_y = rest % down.stride
+        rest = rest // down.stride
     group = rest // pixel_tiles
     image, pixel, row, column, exists = locate_pixels(
-        rest - group * pixel_tiles, images, count_h, count_w, PER_IMAGE, WIDE, BLOCK_P
+        rest - group * pixel_tiles, images, counts.height, counts.width, LAYOUT, BLOCK.pixels
     )
-    taps_y, kernel_y, kernel_step_y, step_y, first_y, shift_y = axis_taps(
-        phase_y, stride_h, padding_h, dilation_h, common_h, inverse_h, KERNEL_H, GRADIENT, WIDE
-    )
-    taps_x, kernel_x, kernel_step_x, step_x, first_x, shift_x = axis_taps(
-        phase_x, stride_w, padding_w, dilation_w, common_w, inverse_w, KERNEL_W, GRADIENT, WIDE
-    )
-    y = row * step_y + first_y
-    x = column * step_x + first_x
+    taps_y = axis_taps(phase_y, down, KERNEL.height, GRADIENT, LAYOUT.wide)
+    taps_x = axis_taps(phase_x, across, KERNEL.width, GRADIENT, LAYOUT.wide)
+    y = row * taps_y.source_step + taps_y.first
+    x = column * taps_x.source_step + taps_x.first
     if POINTWISE:
-        place = image * source_n + pixel * source_x
+        place = image * source_strides.n + pixel * source_strides.x
     else:
-        place = image * source_n + y * source_y + x * source_x
-    source_tile = tl.expand_dims(place + group * depth * source_c, CHANNELS)
+        place = image * source_strides.n + y * source_strides.y + x * source_strides.x
+    source_tile = tl.expand_dims(place + group * inputs * source_strides.c, CHANNELS)
     weight_tile = tl.expand_dims(
-        channel * weight_c + group * weight_g + kernel_y * weight_y + kernel_x * weight_x, PIXELS
+        channel * weight_strides.output
+        + group * weight_strides.group
+        + taps_y.first_tap * weight_strides.y
+        + taps_x.first_tap * weight_strides.x,
+        PIXELS,
     )
     total = sum_terms(
-        source, gate, weight, source_tile, weight_tile, y, x, exists, channel_exists,
-        taps_y, taps_x, shift_y, shift_x, depth, source_h, source_w, source_c, source_y, source_x,
-        weight_d, kernel_step_y * weight_y, kernel_step_x * weight_x,
-        POINTWISE, DEPTH, PIXELS, PRECISION, WIDEN, BLOCK_P, BLOCK_C, BLOCK_D,
+        operands.source, operands.relu_output, operands.weight, source_tile, weight_tile,
+        y, x, exists, channel_exists, taps_y, taps_x, inputs, source, source_strides, weight_strides,
+        POINTWISE, DEPTH, LAYOUT, PRODUCT, BLOCK,
     )  # fmt: skip
 
     if ONE_PHASE:
-        place = image * target_n + pixel * target_x
+        place = image * target_strides.n + pixel * target_strides.x
     else:
-        out_y = row * stride_h + phase_y
-        out_x = column * stride_w + phase_x
-        exists = exists & (out_y < target_h) & (out_x < target_w)
-        place = image * target_n + out_y * target_y + out_x * target_x
-    out_channel = group * width + channel
+        out_y = row * down.stride + phase_y
+        out_x = column * across.stride + phase_x
+        exists = exists & (out_y < target.height) & (out_x < target.width)
+        place = image * target_strides.n + out_y * target_strides.y + out_x * target_strides.x
+    out_channel = group * outputs + channel
     finish(
-        total, tl.expand_dims(place, CHANNELS) + tl.expand_dims(out_channel * target_c, PIXELS),
+        operands, total,
+        tl.expand_dims(place, CHANNELS) + tl.expand_dims(out_channel * target_strides.c, PIXELS),
         tl.expand_dims(exists, CHANNELS) & tl.expand_dims(channel_exists, PIXELS),
-        tl.expand_dims(out_channel, PIXELS), tl.expand_dims(channel_exists, PIXELS),
-        bias, residual, saved, target, KIND, FIRST, SECOND,
+        tl.expand_dims(out_channel, PIXELS), tl.expand_dims(channel_exists, PIXELS), ACTIVATION,
     )  # fmt: skip
 
 
 @triton.jit
 def sum_terms(
-    source, gate, weight, source_tile, weight_tile, y, x, exists, channel_exists,
-    taps_y, taps_x, shift_y, shift_x, depth, source_h, source_w, source_c, source_y, source_x,
-    weight_d, weight_y, weight_x,
-    POINTWISE: tl.constexpr, DEPTH: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    source, relu_output, weight, source_tile, weight_tile, y, x, exists, channel_exists, taps_y, taps_x,
+    inputs, sides, source_strides, weight_strides,
+    POINTWISE: tl.constexpr, DEPTH: tl.constexpr, LAYOUT: tl.constexpr, PRODUCT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The products of a tile, added up over taps and channels.
 
     ``source_tile`` and ``weight_tile`` are the offsets of the first tap and channel, ``y`` and ``x`` each
-    pixel's position there. Where the stride is 1, taps are constants, and no division is left in the loop.
+    pixel's position there, ``sides`` those of the source. Where the stride is 1, taps are constants, and no
+    division is left in the loop.
     """
+    PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
+    BLOCK_D: tl.constexpr = BLOCK.depth
     acc: tl.constexpr = tl.float64 if source.dtype.element_ty == tl.float64 else tl.float32
-    taps = taps_y * taps_x
+    weight_y = taps_y.tap_step * weight_strides.y
+    weight_x = taps_x.tap_step * weight_strides.x
+    shift_y, shift_x = taps_y.shift, taps_x.shift
+    taps = taps_y.count * taps_x.count
     lane = tl.arange(0, BLOCK_D)
-    total = tl.zeros([BLOCK_C, BLOCK_P] if PIXELS == 1 else [BLOCK_P, BLOCK_C], acc)
-    steps = tl.cdiv(taps * DEPTH, BLOCK_D) if DEPTH else taps * tl.cdiv(depth, BLOCK_D)
+    total = full_tile(BLOCK, LAYOUT, 0.0, acc)
+    steps = tl.cdiv(taps * DEPTH, BLOCK_D) if DEPTH else taps * tl.cdiv(inputs, BLOCK_D)
     for step in tl.range(0, steps):
         if DEPTH:
             term = tl.full([], step * BLOCK_D, y.dtype) + lane
             tap = term // DEPTH
             element = term - tap * DEPTH
-            tap_y = tap // taps_x
-            tap_x = tap - tap_y * taps_x
+            tap_y = tap // taps_x.count
+            tap_x = tap - tap_y * taps_x.count
             has_element = tap < taps
             at_y = tl.expand_dims(y, CHANNELS) + tl.expand_dims(tap_y * shift_y, PIXELS)
             at_x = tl.expand_dims(x, CHANNELS) + tl.expand_dims(tap_x * shift_x, PIXELS)
             inside = tl.expand_dims(exists, CHANNELS)
-            inside = inside & (at_y >= 0) & (at_y < source_h) & (at_x >= 0) & (at_x < source_w)
+            inside = inside & (at_y >= 0) & (at_y < sides.height) & (at_x >= 0) & (at_x < sides.width)
         else:
             block = step // taps
             tap = step - block * taps
             element = block * BLOCK_D + lane
-            tap_y = tap // taps_x
-            tap_x = tap - tap_y * taps_x
-            has_element = element < depth
+            tap_y = tap // taps_x.count
+            tap_x = tap - tap_y * taps_x.count
+            has_element = element < inputs
             at_y = y + tap_y * shift_y
             at_x = x + tap_x * shift_x
             inside = exists
             if not POINTWISE:
-                inside = inside & (at_y >= 0) & (at_y < source_h) & (at_x >= 0) & (at_x < source_w)
+                inside = inside & (at_y >= 0) & (at_y < sides.height) & (at_x >= 0) & (at_x < sides.width)
             inside = tl.expand_dims(inside, CHANNELS)
-        source_step = element * source_c
-        source_step += tap_y * shift_y * source_y + tap_x * shift_x * source_x
-        weight_step = element * weight_d + tap_y * weight_y + tap_x * weight_x
-        a = load_gated(
-            source, gate, source_tile + tl.expand_dims(source_step, PIXELS),
+        source_step = element * source_strides.c
+        source_step += tap_y * shift_y * source_strides.y + tap_x * shift_x * source_strides.x
+        weight_step = element * weight_strides.input + tap_y * weight_y + tap_x * weight_x
+        a = load_where_positive(
+            source, relu_output, source_tile + tl.expand_dims(source_step, PIXELS),
             inside & tl.expand_dims(has_element, PIXELS),
         )  # fmt: skip
         # The weight's elements lie along the other axis of its tile.
@@ -277,25 +337,19 @@ def sum_terms(
             weight + weight_tile + tl.expand_dims(weight_step, CHANNELS),
             mask=tl.expand_dims(has_element, CHANNELS) & tl.expand_dims(channel_exists, PIXELS), other=0.0,
         )  # fmt: skip
-        if PIXELS == 1:
-            total = multiply_add(b, a, total, PRECISION, WIDEN)
-        else:
-            total = multiply_add(a, b, total, PRECISION, WIDEN)
+        total = multiply_add(b, a, total, PRODUCT) if PIXELS == 1 else multiply_add(a, b, total, PRODUCT)
     return total
 
 
 @triton.jit
-def finish(
-    total, offset, mask, channel, channel_exists, bias, residual, saved, target,
-    KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-):  # fmt: skip
+def finish(operands, total, offset, mask, channel, channel_exists, ACTIVATION: tl.constexpr):
     """What follows the sum: bias, residual, what backward wants of it, activation, one rounding."""
-    storage: tl.constexpr = target.dtype.element_ty
-    if bias is not None:
-        total += tl.load(bias + channel, mask=channel_exists, other=0.0).to(total.dtype)
-    if residual is not None:
-        total += tl.load(residual + offset, mask=mask, other=0.0).to(total.dtype)
-    if saved is not None:
-        tl.store(saved + offset, total.to(storage), mask=mask)
-    total = activate(total, KIND, FIRST, SECOND, storage)
-    tl.store(target + offset, total.to(storage), mask=mask)
+    storage: tl.constexpr = operands.target.dtype.element_ty
+    if operands.bias is not None:
+        total += tl.load(operands.bias + channel, mask=channel_exists, other=0.0).to(total.dtype)
+    if operands.residual is not None:
+        total += tl.load(operands.residual + offset, mask=mask, other=0.0).to(total.dtype)
+    if operands.saved is not None:
+        tl.store(operands.saved + offset, total.to(storage), mask=mask)
+    total = activate(total, ACTIVATION, storage)
+    tl.store(operands.target + offset, total.to(storage), mask=mask)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 import torch
 
+from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
-from ..tools.activation import check_kind
+from ..tools.activation import check_activation
 from ..tools.checks import check_dense, check_floating
 
 _LIMIT = 2**30  # of strides and the like: no sum or product leaves 64 bits
@@ -16,8 +18,52 @@ _LIMIT = 2**30  # of strides and the like: no sum or product leaves 64 bits
 NARROW_ELEMENTS = 2**30
 
 
+class Sides(NamedTuple):
+    """``height`` and ``width`` of an image or a window."""
+
+    height: int
+    width: int
+
+
+class Strides(NamedTuple):
+    """Distances in memory, in elements, between neighbours of an image or a weight [n, c, y, x].
+
+    ``n``: images or filters; ``c``: channels, None where there is but one; ``y``: rows; ``x``: columns.
+    """
+
+    n: int
+    c: int | None
+    y: int
+    x: int
+
+
+class Steps(NamedTuple):
+    """How a window moves along an axis: ``stride`` elements at a time, from ``padding`` elements before the
+    first one; its own elements are ``dilation`` apart."""
+
+    stride: int
+    padding: int
+    dilation: int
+
+
+class PhaseSteps(NamedTuple):
+    """Steps, and what :func:`..tiles.axis_taps` makes of them.
+
+    ``stride``, ``padding``, ``dilation``: as in :class:`Steps`; ``common``: the greatest common divisor of
+    stride and dilation; ``inverse``: that of dilation / common modulo stride / common.
+    """
+
+    stride: int
+    padding: int
+    dilation: int
+    common: int
+    inverse: int
+
+
 @dataclass(frozen=True)
 class Axis:
+    """An axis of a convolution: sizes of input and kernel, and how the kernel moves."""
+
     input: int
     kernel: int
     stride: int
@@ -33,20 +79,21 @@ class Axis:
         return (self.input + 2 * self.padding - self.extent) // self.stride + 1
 
     @property
-    def args(self) -> tuple[int, ...]:
-        """What a kernel gets of it, besides its size: ``stride, padding, dilation, common, inverse``.
+    def steps(self) -> Steps:
+        return Steps(self.stride, self.padding, self.dilation)
 
-        ``common`` is the greatest common divisor of stride and dilation, ``inverse`` that of
-        dilation / common modulo stride / common (see :func:`phase_taps`).
-        """
+    @property
+    def phase_steps(self) -> PhaseSteps:
         common = gcd(self.stride, self.dilation)
         step = self.stride // common
         inverse = pow(self.dilation // common, -1, step) if step > 1 else 0
-        return (self.stride, self.padding, self.dilation, common, inverse)
+        return PhaseSteps(self.stride, self.padding, self.dilation, common, inverse)
 
 
 @dataclass(frozen=True)
 class Shape:
+    """A convolution's sizes."""
+
     images: int
     in_channels: int
     out_channels: int
@@ -158,8 +205,7 @@ def check_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    kind: int,
-    a: float,
+    activation: Activation,
     op: str,
 ) -> Shape:
     """The geometry, after the checks that memory safety asks for."""
@@ -177,7 +223,7 @@ def check_conv2d(
             f"{op}: input must have {in_group} channels in each of {groups} groups, "
             f"got shape {tuple(input.shape)}"
         )
-    check_kind(kind, a, op)
+    check_activation(activation, op)
     axes = (
         _axis(op, height, kernel_h, stride[0], padding[0], dilation[0]),
         _axis(op, width, kernel_w, stride[1], padding[1], dilation[1]),
@@ -196,15 +242,9 @@ def new_image(like: torch.Tensor, shape: Sequence[int], channels_last: bool) -> 
     )
 
 
-def image_strides(image: torch.Tensor) -> tuple[int, int, int, int]:
+def image_strides(image: torch.Tensor) -> Strides:
     """Strides of a dense image, also along dimensions of one element, where its own may be anything."""
     _, channels, height, width = image.shape
     if is_channels_last(image):
-        return height * width * channels, 1, width * channels, channels
-    return channels * height * width, height * width, width, 1
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's convolutions, whose switches are cuDNN's."""
-    tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+        return Strides(height * width * channels, 1, width * channels, channels)
+    return Strides(channels * height * width, height * width, width, 1)

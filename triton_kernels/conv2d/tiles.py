@@ -6,11 +6,78 @@ and ``CHANNELS`` are the numbers of these axes, and a value for each pixel gets 
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
+from pyops._library import triton_is_interpreted
+
 from ..tools.launch import cdiv, next_power_of_2
+
+# Tiles that keep a large GPU busy; a number of the problem's, so that all GPUs add up in the same order.
+ENOUGH_TILES = 264
+# The same for light programs, of which several share a multiprocessor.
+MANY_TILES = 8 * ENOUGH_TILES
+
+
+class Layout(NamedTuple):
+    """How a kernel's tiles lie, a constant.
+
+    ``per_image``: each tile's pixels are of one image; ``pixels``: the axis of pixels, 0 or 1; ``wide``:
+    offsets take 64 bits.
+    """
+
+    per_image: bool
+    pixels: int
+    wide: bool
+
+    @staticmethod
+    def of(blocks: "PixelTiles", pixels_last: bool, wide: bool) -> "Layout":
+        return Layout(blocks.per_image, 1 if pixels_last else 0, wide)
+
+
+class Block(NamedTuple):
+    """The sizes of a tile, a constant: ``pixels`` and ``channels``, and ``depth``, the terms that one step of
+    a matrix product adds up."""
+
+    pixels: int
+    channels: int
+    depth: int = 0
+
+
+class Product(NamedTuple):
+    """How a matrix product multiplies, a constant.
+
+    ``precision``: "tf32" or "ieee", for float32; ``widen``: operands become float32 first, which is exact
+    (Triton's interpreter would multiply the bits of bfloat16 as integers).
+    """
+
+    precision: str
+    widen: bool
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> "Product":
+        """As torch's convolutions, whose switches are cuDNN's."""
+        tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+        return Product("tf32" if tf32 else "ieee", triton_is_interpreted())
+
+
+class Taps(NamedTuple):
+    """The taps of an axis, or of one phase of it.
+
+    ``count``: how many; ``first_tap`` and ``tap_step``: which elements of the kernel they are;
+    ``source_step`` and ``first``: target j begins at source element j * source_step + first; ``shift``: from
+    one tap's source element to the next one's.
+    """
+
+    count: Any
+    first_tap: Any
+    tap_step: Any
+    source_step: Any
+    first: Any
+    shift: Any
 
 
 @dataclass(frozen=True)
@@ -31,26 +98,24 @@ class PixelTiles:
         return PixelTiles(cdiv(images * pixels, block), False)
 
 
-def light_tile(pixels: int, channels: int, pixels_last: bool) -> tuple[int, int]:
-    """Pixels and channels of a tile without a matrix product, long in the direction of neighbours."""
+def light_block(pixels: int, channels: int, pixels_last: bool) -> Block:
+    """A tile without a matrix product, long in the direction of neighbours."""
     elements = 2048  # 16 a thread
     if pixels_last:
         block_p = min(max(next_power_of_2(pixels), 32), 512)
-        return block_p, min(elements // block_p, next_power_of_2(channels))
+        return Block(block_p, min(elements // block_p, next_power_of_2(channels)))
     block_c = min(next_power_of_2(channels), 128)
-    return elements // block_c, block_c
+    return Block(elements // block_c, block_c)
 
 
 @triton.jit
-def locate_pixels(
-    tile, images, height, width, PER_IMAGE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Of a tile's pixels: image, number in the image, row and column, and whether it exists."""
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+def locate_pixels(tile, images, height, width, LAYOUT: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a tile's ``BLOCK`` pixels: image, number in the image, row and column, and whether it exists."""
+    index: tl.constexpr = tl.int64 if LAYOUT.wide else tl.int32
     lane = tl.arange(0, BLOCK)
     # A size may be a constant: to the interpreter, and to the compiler where it is 1.
     pixels = tl.full([], height, index) * width
-    if PER_IMAGE:
+    if LAYOUT.per_image:
         tiles = tl.cdiv(pixels, BLOCK)
         image = tile // tiles
         pixel = (tile - image * tiles) * BLOCK + lane
@@ -64,7 +129,14 @@ def locate_pixels(
     return image, pixel, row, pixel - row * width, exists
 
 
-# ----------------------------------------------------------------------------------------------- taps
+@triton.jit
+def full_tile(BLOCK: tl.constexpr, LAYOUT: tl.constexpr, value, dtype: tl.constexpr):
+    """A tile of one value."""
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    return tl.full([CHANNELS, PIXELS] if LAYOUT.pixels == 1 else [PIXELS, CHANNELS], value, dtype)
+
+
 # Forward and data gradient are both a correlation: target j of an axis is a sum over taps t of source element
 # j * source_step + first + t * shift, times the weight's element first_tap + t * tap_step. In the data
 # gradient the target has as many phases as the stride (every stride-th element), each with taps of its own:
@@ -72,41 +144,38 @@ def locate_pixels(
 
 
 @triton.jit
-def axis_taps(
-    phase, stride, padding, dilation, common, inverse,
-    KERNEL: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """``taps, first_tap, tap_step, source_step, first, shift`` of an axis, or of one phase of it."""
+def axis_taps(phase, steps, KERNEL: tl.constexpr, GRADIENT: tl.constexpr, WIDE: tl.constexpr):
+    """The taps of an axis or, in the data gradient, of one phase of it; ``steps`` are PhaseSteps."""
     zero = tl.full([], 0, tl.int64 if WIDE else tl.int32)
     if GRADIENT:
+        stride, common = steps.stride, steps.common
         # The taps k for which stride divides phase + padding - k * dilation.
-        distance = phase + padding
+        distance = phase + steps.padding
         step = (zero + stride) // common
-        first_tap = distance // common * inverse % step
+        first_tap = distance // common * steps.inverse % step
         taps = tl.where(distance % common == 0, (KERNEL - first_tap + step - 1) // step, 0)
-        first = (distance - first_tap * dilation) // stride  # exact where there are taps
-        return taps, first_tap, step, zero + 1, first, zero - dilation // common
+        first = (distance - first_tap * steps.dilation) // stride  # exact where there are taps
+        return Taps(taps, first_tap, step, zero + 1, first, zero - steps.dilation // common)
     else:
-        return zero + KERNEL, zero, zero + 1, zero + stride, zero - padding, zero + dilation
-
-
-# ----------------------------------------------------------------------------------------- arithmetic
+        return Taps(
+            zero + KERNEL, zero, zero + 1, zero + steps.stride, zero - steps.padding, zero + steps.dilation
+        )
 
 
 @triton.jit
-def load_gated(source, gate, offset, mask):
-    """Elements of a gradient, 0 where the mask or ReLU, whose output is ``gate``, is closed."""
+def load_where_positive(source, relu_output, offset, mask):
+    """Elements of ``source``; 0 outside the mask, and where ``relu_output``, unless None, is not positive."""
     x = tl.load(source + offset, mask=mask, other=0.0)
-    if gate is not None:
-        y = tl.load(gate + offset, mask=mask, other=0.0)
+    if relu_output is not None:
+        y = tl.load(relu_output + offset, mask=mask, other=0.0)
         acc: tl.constexpr = tl.float64 if y.dtype == tl.float64 else tl.float32
         x = tl.where(y.to(acc) <= 0.0, 0.0, x)  # passes where y is NaN, as in torch
     return x
 
 
 @triton.jit
-def multiply_add(a, b, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+def multiply_add(a, b, total, PRODUCT: tl.constexpr):
     """total + a @ b."""
-    if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
+    if PRODUCT.widen:
         a, b = a.to(total.dtype), b.to(total.dtype)
-    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+    return tl.dot(a, b, total, input_precision=PRODUCT.precision, out_dtype=total.dtype)

@@ -5,32 +5,35 @@ into parts, as many as the problem's tiles need to keep a large GPU busy, which 
 added up in order. The bias's gradient is summed where the gradient is read for the first tile of columns.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from pyops._library import triton_is_interpreted
 from pyops.layouts import is_channels_last
 
-from ..tools.checks import acc_dtype
 from ..tools.launch import cdiv, launch, next_power_of_2
-from ..tools.merge import merge_parts
 from ..tools.tuning import fastest
-from .correlate import ENOUGH_TILES
-from .geometry import Shape, image_strides, precision
-from .tiles import PixelTiles, load_gated, locate_pixels, multiply_add
+from .geometry import Shape, Sides, image_strides
+from .parts import Parts, Sums, SumTensors
+from .tiles import Layout, PixelTiles, Product, load_where_positive, locate_pixels, multiply_add
 
 # Below so many input channels in a group, a tile's columns are taps and channels.
 _FEW_CHANNELS = 32
-_STEPS_PER_PART = 8  # at least: blocks of pixels
-# Enough programs where they are light: several share a multiprocessor.
-MANY_TILES = 8 * ENOUGH_TILES
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Block(NamedTuple):
+    """The sizes of a tile: ``rows`` of output channels, ``columns``, and the ``pixels`` of one step."""
+
+    rows: int
+    columns: int
+    pixels: int
+
+
+class _Tile(NamedTuple):
+    """A tile of ``rows`` x ``columns``, ``pixels`` at a time, for ``num_warps`` and ``num_stages``."""
+
     rows: int
     columns: int
     pixels: int
@@ -39,7 +42,7 @@ class _Tile:
 
 
 def _tiles(
-    dtype: torch.dtype, precision: str, rows: int, columns: int, flat: bool, pixels_last: bool, gated: bool
+    dtype: torch.dtype, precision: str, rows: int, columns: int, flat: bool, pixels_last: bool, masked: bool
 ) -> list[_Tile]:
     """Candidates, the best guess first; all take as many ``pixels`` at a time.
 
@@ -54,63 +57,30 @@ def _tiles(
         return [_Tile(min(rows, 64), min(columns, 64), 16, 4, 3)]
     if flat or (pixels_last and dtype.itemsize == 2):
         return [_Tile(min(rows, 64), min(columns, 64), 32, 8 if rows * columns >= 64 * 64 else 4, 3)]
-    pixels = (64 if dtype.itemsize == 2 else 32) // (2 if gated else 1)
+    pixels = (64 if dtype.itemsize == 2 else 32) // (2 if masked else 1)
     small = _Tile(min(rows, 64), min(columns, 64), pixels, 4, 3)
     large = _Tile(rows, columns, pixels, 8 if rows * columns > 64 * 128 else 4, 3)
     return list(dict.fromkeys([large, small]))
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Blocks of pixels, ``steps`` of them in each of ``count`` parts."""
-
-    blocks: PixelTiles
-    count: int
-    steps: int
-
-    @staticmethod
-    def of(blocks: PixelTiles, tiles: int, enough: int = ENOUGH_TILES) -> "Parts":
-        """So many parts that, of each of ``tiles``, they are ``enough`` programs."""
-        most = max(1, blocks.count // _STEPS_PER_PART)
-        steps = max(1, cdiv(blocks.count, min(most, cdiv(enough, tiles))))
-        return Parts(blocks, max(1, cdiv(blocks.count, steps)), steps)
-
-
-class Sums:
-    """Where parts leave their sums: in the gradient itself if there is but one part."""
-
-    def __init__(self, total: torch.Tensor | None, parts: int) -> None:
-        self.total = total
-        self.partials: torch.Tensor | None = None
-        if total is not None and parts > 1:
-            shape = (parts, total.numel())
-            self.partials = torch.empty(shape, dtype=acc_dtype(total.dtype), device=total.device)
-
-    @property
-    def target(self) -> torch.Tensor | None:
-        return self.total if self.partials is None else self.partials
-
-    def finish(self) -> None:
-        if self.total is not None and self.partials is not None:
-            merge_parts(self.partials, self.total)
-
-
-def sum_over_pixels(
+def weight_gradient(
     grad: torch.Tensor,
-    gate: torch.Tensor | None,
+    relu_output: torch.Tensor | None,
     input: torch.Tensor,
     grad_weight: torch.Tensor,
     grad_bias: torch.Tensor | None,
     shape: Shape,
 ) -> None:
-    """Overwrite ``grad_weight`` and ``grad_bias``; ``grad`` counts as 0 where ``gate`` is not positive."""
+    """Overwrite ``grad_weight`` and ``grad_bias``; ``grad`` is 0 where ``relu_output`` is not positive."""
     flat = shape.in_group < _FEW_CHANNELS
     per_tap = shape.in_group * (shape.taps if flat else 1)
-    how = precision(input.dtype)
+    product = Product.of(input.dtype)
     pixels_last = not is_channels_last(input if shape.in_channels > 1 else grad)
-    candidates = _tiles(input.dtype, how, shape.out_group, per_tap, flat, pixels_last, gate is not None)
-    pixels = shape.height.output * shape.width.output
-    blocks = PixelTiles.of(shape.images, pixels, candidates[0].pixels)
+    candidates = _tiles(
+        input.dtype, product.precision, shape.out_group, per_tap, flat, pixels_last, relu_output is not None
+    )
+    out, source = Sides(shape.height.output, shape.width.output), Sides(shape.height.input, shape.width.input)
+    blocks = PixelTiles.of(shape.images, out.height * out.width, candidates[0].pixels)
 
     def tile_counts(tile: _Tile) -> tuple[int, int]:
         taps = 1 if flat else shape.taps
@@ -119,25 +89,22 @@ def sum_over_pixels(
     row_tiles, column_tiles = tile_counts(candidates[0])
     parts = Parts.of(blocks, shape.groups * row_tiles * column_tiles)
     weight_sums, bias_sums = Sums(grad_weight, parts.count), Sums(grad_bias, parts.count)
-    height, width = shape.height, shape.width
+    tensors = SumTensors(grad, relu_output, input, weight_sums.target, bias_sums.target)
 
     def run(tile: _Tile) -> None:
         row_tiles, column_tiles = tile_counts(tile)
         launch(
             _weight_kernel, shape.groups * parts.count * row_tiles * column_tiles, input.device,
-            grad, gate, input, weight_sums.target, bias_sums.target,
-            shape.images, shape.in_group, shape.out_group, height.output, width.output,
-            height.input, width.input, height.stride, height.padding, height.dilation,
-            width.stride, width.padding, width.dilation,
-            *image_strides(grad), *image_strides(input), *image_strides(grad_weight), grad_weight.numel(),
-            shape.out_channels, blocks.count, parts.count, parts.steps, row_tiles, column_tiles,
-            TAPS=shape.taps, TAPS_W=width.kernel, POINTWISE=shape.is_pointwise, FLAT=flat,
-            PER_IMAGE=blocks.per_image, PIXELS=1 if pixels_last else 0, WIDE=shape.is_wide, PRECISION=how,
-            WIDEN=triton_is_interpreted(), BLOCK_R=tile.rows, BLOCK_C=tile.columns, BLOCK_P=tile.pixels,
+            tensors, shape.images, shape.in_group, shape.out_group, out, source,
+            shape.height.steps, shape.width.steps,
+            image_strides(grad), image_strides(input), image_strides(grad_weight), grad_weight.numel(),
+            shape.out_channels, parts.split, row_tiles, column_tiles,
+            TAPS=shape.taps, TAPS_W=shape.width.kernel, POINTWISE=shape.is_pointwise, FLAT=flat,
+            LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), PRODUCT=product, BLOCK=_Block(*tile[:3]),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
-    key = ("weight", input.dtype, how, shape.key, pixels_last, gate is None)
+    key = ("weight", input.dtype, product.precision, shape.key, pixels_last, relu_output is None)
     run(fastest(key, candidates, run, input.device))
     weight_sums.finish()
     bias_sums.finish()
@@ -145,88 +112,94 @@ def sum_over_pixels(
 
 @triton.jit
 def _weight_kernel(
-    grad, gate, input, weight_sums, bias_sums,
-    images, in_group, out_group, out_h, out_w, in_h, in_w,
-    stride_h, padding_h, dilation_h, stride_w, padding_w, dilation_w,
-    grad_n, grad_c, grad_y, grad_x, input_n, input_c, input_y, input_x,
-    weight_k, weight_c, weight_y, weight_x, weight_numel, out_channels,
-    blocks, parts, steps, row_tiles, column_tiles,
+    tensors, images, inputs, outputs, out, source, down, across,
+    grad_strides, input_strides, weight_strides, weight_numel, out_channels, split, row_tiles, column_tiles,
     TAPS: tl.constexpr, TAPS_W: tl.constexpr, POINTWISE: tl.constexpr, FLAT: tl.constexpr,
-    PER_IMAGE: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One part's sums of a tile of the weight's gradient (and of the bias's).
+
+    ``inputs`` and ``outputs``: channels of a group. ``out`` and ``source``: sides of grad and input. ``down``
+    and ``across``: Steps of the axes. From one part's sums to the next one's are ``weight_numel``
+    and ``out_channels`` elements. ``FLAT``: a tile's columns are taps and channels, otherwise channels of one
+    of the ``TAPS`` taps, ``TAPS_W`` in a row. ``POINTWISE``: pixel i of grad is made of pixel i of input.
+    """
+    PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    index: tl.constexpr = tl.int64 if LAYOUT.wide else tl.int32
+    ROWS: tl.constexpr = BLOCK.rows
+    COLUMNS: tl.constexpr = BLOCK.columns
     # Programs that read the same pixels are neighbours.
     pid = tl.program_id(0).to(index)
     rest = pid // column_tiles
     column_tile = pid - rest * column_tiles
     row_tile = rest % row_tiles
     rest = rest // row_tiles
-    part = rest % parts
-    group = rest // parts
+    part = rest % split.parts
+    group = rest // split.parts
 
-    row = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    row_exists = row < out_group
-    lane = tl.arange(0, BLOCK_C)
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    row_exists = row < outputs
+    lane = tl.arange(0, COLUMNS)
     if FLAT:
-        column = column_tile * BLOCK_C + lane
-        tap = column // in_group
-        channel = column - tap * in_group
+        column = column_tile * COLUMNS + lane
+        tap = column // inputs
+        channel = column - tap * inputs
         column_exists = tap < TAPS
     else:
         tap = column_tile % TAPS
-        channel = column_tile // TAPS * BLOCK_C + lane
-        column_exists = channel < in_group
+        channel = column_tile // TAPS * COLUMNS + lane
+        column_exists = channel < inputs
     tap_y = tap // TAPS_W
     tap_x = tap - tap_y * TAPS_W
-    shift_y = tap_y * dilation_h - padding_h
-    shift_x = tap_x * dilation_w - padding_w
+    shift_y = tap_y * down.dilation - down.padding
+    shift_x = tap_x * across.dilation - across.padding
 
-    acc: tl.constexpr = tl.float64 if input.dtype.element_ty == tl.float64 else tl.float32
-    out_channel = group * out_group + row
-    grad_tile = tl.expand_dims(out_channel * grad_c, PIXELS)
-    input_tile = tl.expand_dims((group * in_group + channel) * input_c, PIXELS)
-    total = tl.zeros([BLOCK_R, BLOCK_C], acc)
-    bias = tl.zeros([BLOCK_R], acc)
-    for step in tl.range(part * steps, tl.minimum(part * steps + steps, blocks)):
+    acc: tl.constexpr = tl.float64 if tensors.input.dtype.element_ty == tl.float64 else tl.float32
+    out_channel = group * outputs + row
+    grad_tile = tl.expand_dims(out_channel * grad_strides.c, PIXELS)
+    input_tile = tl.expand_dims((group * inputs + channel) * input_strides.c, PIXELS)
+    total = tl.zeros([ROWS, COLUMNS], acc)
+    bias = tl.zeros([ROWS], acc)
+    for step in tl.range(part * split.steps, tl.minimum(part * split.steps + split.steps, split.blocks)):
         image, pixel, y, x, exists = locate_pixels(
-            tl.full([], step, index), images, out_h, out_w, PER_IMAGE, WIDE, BLOCK_P
+            tl.full([], step, index), images, out.height, out.width, LAYOUT, BLOCK.pixels
         )
-        g = load_gated(
-            grad, gate, grad_tile + tl.expand_dims(image * grad_n + pixel * grad_x, CHANNELS),
+        grad_place = image * grad_strides.n + pixel * grad_strides.x
+        g = load_where_positive(
+            tensors.grad, tensors.relu_output, grad_tile + tl.expand_dims(grad_place, CHANNELS),
             tl.expand_dims(exists, CHANNELS) & tl.expand_dims(row_exists, PIXELS),
         )  # fmt: skip
         inside = tl.expand_dims(exists, CHANNELS) & tl.expand_dims(column_exists, PIXELS)
         if POINTWISE:
-            place = input_tile + tl.expand_dims(image * input_n + pixel * input_x, CHANNELS)
+            place = input_tile + tl.expand_dims(image * input_strides.n + pixel * input_strides.x, CHANNELS)
         else:
             if FLAT:
-                at_y = tl.expand_dims(y * stride_h, CHANNELS) + tl.expand_dims(shift_y, PIXELS)
-                at_x = tl.expand_dims(x * stride_w, CHANNELS) + tl.expand_dims(shift_x, PIXELS)
+                at_y = tl.expand_dims(y * down.stride, CHANNELS) + tl.expand_dims(shift_y, PIXELS)
+                at_x = tl.expand_dims(x * across.stride, CHANNELS) + tl.expand_dims(shift_x, PIXELS)
             else:
-                at_y = tl.expand_dims(y * stride_h + shift_y, CHANNELS)
-                at_x = tl.expand_dims(x * stride_w + shift_x, CHANNELS)
-            inside = inside & (at_y >= 0) & (at_y < in_h) & (at_x >= 0) & (at_x < in_w)
-            place = at_y * input_y + at_x * input_x
-            if PER_IMAGE:
-                place += image * input_n
+                at_y = tl.expand_dims(y * down.stride + shift_y, CHANNELS)
+                at_x = tl.expand_dims(x * across.stride + shift_x, CHANNELS)
+            inside = inside & (at_y >= 0) & (at_y < source.height) & (at_x >= 0) & (at_x < source.width)
+            place = at_y * input_strides.y + at_x * input_strides.x
+            if LAYOUT.per_image:
+                place += image * input_strides.n
             else:
-                place += tl.expand_dims(image * input_n, CHANNELS)
+                place += tl.expand_dims(image * input_strides.n, CHANNELS)
             place += input_tile
-        value = tl.load(input + place, mask=inside, other=0.0)
+        value = tl.load(tensors.input + place, mask=inside, other=0.0)
         if PIXELS == 1:
-            total = multiply_add(g, tl.trans(value), total, PRECISION, WIDEN)
+            total = multiply_add(g, tl.trans(value), total, PRODUCT)
         else:
-            total = multiply_add(tl.trans(g), value, total, PRECISION, WIDEN)
-        if bias_sums is not None:  # noqa: SIM102 (decided when compiled)
+            total = multiply_add(tl.trans(g), value, total, PRODUCT)
+        if tensors.bias_sums is not None:  # noqa: SIM102 (decided when compiled)
             if column_tile == 0:
                 bias += tl.sum(g.to(acc), axis=PIXELS)
-    place = part * weight_numel + (out_channel * weight_k)[:, None]
-    place += (channel * weight_c + tap_y * weight_y + tap_x * weight_x)[None, :]
+    place = part * weight_numel + (out_channel * weight_strides.n)[:, None]
+    place += (channel * weight_strides.c + tap_y * weight_strides.y + tap_x * weight_strides.x)[None, :]
     mask = row_exists[:, None] & column_exists[None, :]
-    tl.store(weight_sums + place, total.to(weight_sums.dtype.element_ty), mask=mask)
-    if bias_sums is not None:  # noqa: SIM102 (decided when compiled)
+    tl.store(tensors.weight_sums + place, total.to(tensors.weight_sums.dtype.element_ty), mask=mask)
+    if tensors.bias_sums is not None:  # noqa: SIM102 (decided when compiled)
         if column_tile == 0:
-            bias_place = bias_sums + part * out_channels + out_channel
-            tl.store(bias_place, bias.to(bias_sums.dtype.element_ty), mask=row_exists)
+            bias_place = tensors.bias_sums + part * out_channels + out_channel
+            tl.store(bias_place, bias.to(tensors.bias_sums.dtype.element_ty), mask=row_exists)

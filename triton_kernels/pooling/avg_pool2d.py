@@ -172,6 +172,12 @@ def _forward_kernel(
     ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr,
     ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Writes the mean of each window: its sum over ``divisor`` or, if that is 0, over what the window counts.
+
+    ``rows``, ``row_height``, ``columns`` and ``inner``: the output's sizes (see windows.py). Along the
+    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements
+    begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with ``_w``.
+    """
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     image, row, column, channel, at, exists = locate(
         rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
@@ -196,6 +202,7 @@ def _forward_kernel(
 def _planes_kernel(
     x_ptr, y_ptr, planes: tl.int64, elements, divisor: tl.int64, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
+    """Means of whole planes, ``BLOCK_R`` planes at a time."""
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     plane = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     lane = tl.arange(0, BLOCK_C)
@@ -216,6 +223,13 @@ def _backward_kernel(
     span_h, span_w, divisor: tl.int64, ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr,
     ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Adds up for each element the gradients of its windows, over ``divisor`` or what each window counts.
+
+    ``rows``, ``row_height``, ``columns`` and ``inner``: the input's sizes (see windows.py). Along the
+    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements
+    begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with ``_w``.
+    At most ``span_h`` times ``span_w`` windows hold an element.
+    """
     acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
     image, row, column, channel, at, exists = locate(
         rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C

@@ -117,6 +117,13 @@ def _forward_kernel(
     in_w: tl.int64, out_w: tl.int64, kernel_w, stride_w: tl.int64, pad_w: tl.int64, dilation_w: tl.int64,
     ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Writes maxima to ``y_ptr``, and their positions in their windows to ``argmax_ptr``.
+
+    ``rows``, ``row_height``, ``columns`` and ``inner``: the output's sizes (see windows.py). Along the
+    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements,
+    ``dilation_h`` apart, begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with
+    ``_w``.
+    """
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     image, row, column, channel, at, exists = locate(
         rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
@@ -150,6 +157,14 @@ def _backward_kernel(
     pad_w: tl.int64, dilation_w: tl.int64, span_h, span_w,
     ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Adds up for each element the gradients of the windows whose maximum it is.
+
+    ``rows``, ``row_height``, ``columns`` and ``inner``: the input's sizes (see windows.py). Along the
+    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements,
+    ``dilation_h`` apart, begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with
+    ``_w``.
+    At most ``span_h`` times ``span_w`` windows span an element.
+    """
     acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
     image, row, column, channel, at, exists = locate(
         rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
@@ -183,6 +198,13 @@ def _indices_kernel(
     pad_w: tl.int64, dilation_w: tl.int64,
     ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Turns positions in windows into indices in planes.
+
+    ``rows``, ``row_height``, ``columns`` and ``inner``: the output's sizes (see windows.py). Along the
+    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements,
+    ``dilation_h`` apart, begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with
+    ``_w``.
+    """
     _image, row, column, _channel, at, exists = locate(
         rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
     )

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from pyops._library import implement, triton_is_interpreted
+from pyops.kinds import Activation
 
 from ..gemm import matmul
+from ..tools.activation import RELU, TANH
 from ..tools.checks import acc_dtype, check_dense, check_floating
 from ..tools.launch import cdiv, launch, next_power_of_2
-from .step import GRU, LSTM, backward_kernel, forward_kernel
+from .step import GRU, LSTM, RNN_RELU, BackwardTensors, ForwardTensors, backward_kernel, forward_kernel
 
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # per unit, by kind
 _BLOCK_B = 16
@@ -110,6 +112,7 @@ def _meta(kind: int, dtype: torch.dtype, hidden: int, loops: bool) -> dict[str, 
     units = next_power_of_2(hidden) if loops else min(next_power_of_2(hidden), 32)
     return {
         "KIND": kind,
+        "ACTIVATION": Activation(RELU.value if kind == RNN_RELU.value else TANH.value),
         "PRECISION": "tf32" if tf32 else "ieee",
         "WIDEN": triton_is_interpreted(),
         "BLOCK_B": _BLOCK_B,
@@ -161,7 +164,7 @@ def recurrent_forward(
     cell = None if c_0 is None else c_0.to(acc_dtype(input.dtype), copy=True)
     loops = _loops(steps, hidden, input.dtype)
     meta = _meta(kind, input.dtype, hidden, loops)
-    tensors = (
+    tensors = ForwardTensors(
         x, weight_hh, bias_ih, bias_hh, h_0, cell, gates if saved else None, extra if saved else None,
         output, h_n, c_n,
     )  # fmt: skip
@@ -179,7 +182,7 @@ def recurrent_forward(
                 0,
             )
         launch(
-            forward_kernel, _programs(place[3], hidden, meta), input.device, *tensors, *place, hidden, **meta
+            forward_kernel, _programs(place[3], hidden, meta), input.device, tensors, *place, hidden, **meta
         )
         if loops:
             break
@@ -243,7 +246,7 @@ def recurrent_backward(
         carry.zero_()
     loops = _loops(steps, hidden, input.dtype)
     meta = _meta(kind, input.dtype, hidden, loops)
-    tensors = (
+    tensors = BackwardTensors(
         grad_output, grad_h_n, grad_c_n, weight_hh, gates, extra, output, h_0, c_0, d, d_input, carry,
     )  # fmt: skip
     order = range(len(steps.counts)) if reverse else range(len(steps.counts) - 1, -1, -1)
@@ -255,7 +258,7 @@ def recurrent_backward(
             stride = steps.batch if reverse else -steps.batch
             place = (len(order), steps.offset(t), stride, steps.batch, 0, 0, 0, 0)
         programs = _programs(count, hidden, meta)
-        launch(backward_kernel, programs, input.device, *tensors, *place, hidden, columns, **meta)
+        launch(backward_kernel, programs, input.device, tensors, *place, hidden, columns, **meta)
         if loops:
             break
     return _sums(

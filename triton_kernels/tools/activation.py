@@ -3,9 +3,11 @@
 import triton
 import triton.language as tl
 
+from pyops.kinds import Activation
+
 from .math import divide, exp, expm1, log1p, logistic, normal_distribution, tanh
 
-# The kinds' numbers, as in csrc/math/activation.h.
+# The kinds' numbers: those of pyops/kinds.py.
 IDENTITY: tl.constexpr = tl.constexpr(0)
 RELU: tl.constexpr = tl.constexpr(1)
 LEAKY_RELU: tl.constexpr = tl.constexpr(2)
@@ -30,24 +32,29 @@ _TWO_SQRT_2_OVER_PI: tl.constexpr = tl.constexpr(1.5957691216057307117)
 _GELU_CUBIC: tl.constexpr = tl.constexpr(0.044715)
 
 
-def check_kind(kind: int, a: float, op: str, saved_is_output: bool = False) -> None:
+NO_ACTIVATION = Activation(IDENTITY.value)
+
+
+def check_activation(activation: Activation, op: str, saved_is_output: bool = False) -> None:
     """Raise RuntimeError for a kind that does not exist, or whose derivative is no formula of the output."""
+    kind = activation.kind
     if not 0 <= kind <= 11:
         raise RuntimeError(f"{op}: kind must be in [0, 11], got {kind}")
-    if not saved_is_output or kind in (0, 1, 3, 4, 5) or (kind in (2, 7) and a >= 0):
-        return
-    raise RuntimeError(f"{op}: the derivative of kind {kind} needs the input, not the output")
+    if saved_is_output and not activation.from_output:
+        raise RuntimeError(f"{op}: the derivative of kind {kind} needs the input, not the output")
 
 
 @triton.jit
-def activate(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, storage: tl.constexpr):
+def activate(x, ACTIVATION: tl.constexpr, storage: tl.constexpr):
     """The activation of x, which is float32 or float64; results are to be stored as ``storage``."""
+    KIND: tl.constexpr = ACTIVATION.kind
+    ALPHA: tl.constexpr = ACTIVATION.alpha
     if KIND == IDENTITY:
         return x
     elif KIND == RELU:
         return tl.where(x < 0.0, 0.0, x)
     elif KIND == LEAKY_RELU:
-        return tl.where(x > 0.0, x, x * A)
+        return tl.where(x > 0.0, x, x * ALPHA)
     elif KIND == SIGMOID:
         return logistic(x, storage)
     elif KIND == TANH:
@@ -55,11 +62,12 @@ def activate(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, storage: t
     elif KIND == SELU:
         return tl.where(x < 0.0, expm1(x) * _SELU_SATURATION, x * _SELU_SCALE)
     elif KIND == SOFTPLUS:
-        t = x * A
-        smooth = divide(tl.where(t > 0.0, t, 0.0) + log1p(exp(-tl.abs(t), storage)), tl.zeros_like(x) + A)
-        return tl.where(t > B, x, smooth)
+        t = x * ALPHA
+        smooth = tl.where(t > 0.0, t, 0.0) + log1p(exp(-tl.abs(t), storage))
+        smooth = divide(smooth, tl.zeros_like(x) + ALPHA)
+        return tl.where(t > ACTIVATION.beta, x, smooth)
     elif KIND == ELU:
-        return tl.where(x < 0.0, expm1(x) * A, x)
+        return tl.where(x < 0.0, expm1(x) * ALPHA, x)
     elif KIND == GELU:
         cdf, _exponential = normal_distribution(x, storage)
         return x * cdf
@@ -74,14 +82,16 @@ def activate(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, storage: t
 
 
 @triton.jit
-def derive_from_output(y, grad, KIND: tl.constexpr, A: tl.constexpr):
+def derive_from_output(y, grad, ACTIVATION: tl.constexpr):
     """Gradient of the input, from the output and the upstream gradient."""
+    KIND: tl.constexpr = ACTIVATION.kind
+    ALPHA: tl.constexpr = ACTIVATION.alpha
     if KIND == IDENTITY:
         return grad
     elif KIND == RELU:
         return tl.where(y <= 0.0, 0.0, grad)
     elif KIND == LEAKY_RELU:
-        return tl.where(y > 0.0, grad, grad * A)
+        return tl.where(y > 0.0, grad, grad * ALPHA)
     elif KIND == SIGMOID:
         return grad * (1.0 - y) * y
     elif KIND == TANH:
@@ -90,19 +100,21 @@ def derive_from_output(y, grad, KIND: tl.constexpr, A: tl.constexpr):
         return tl.where(y <= 0.0, grad * (y + _SELU_SATURATION), grad * _SELU_SCALE)
     else:
         tl.static_assert(KIND == ELU)
-        return tl.where(y <= 0.0, grad * (y + A), grad)
+        return tl.where(y <= 0.0, grad * (y + ALPHA), grad)
 
 
 @triton.jit
-def derive_from_input(x, grad, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr, storage: tl.constexpr):
+def derive_from_input(x, grad, ACTIVATION: tl.constexpr, storage: tl.constexpr):
     """Gradient of the input, from the input and the upstream gradient."""
+    KIND: tl.constexpr = ACTIVATION.kind
+    ALPHA: tl.constexpr = ACTIVATION.alpha
     if KIND == LEAKY_RELU:
-        return tl.where(x > 0.0, grad, grad * A)
+        return tl.where(x > 0.0, grad, grad * ALPHA)
     elif KIND == ELU:
-        return tl.where(x <= 0.0, grad * (exp(x, storage) * A), grad)
+        return tl.where(x <= 0.0, grad * (exp(x, storage) * ALPHA), grad)
     elif KIND == SOFTPLUS:
-        t = x * A
-        return tl.where(t > B, grad, grad * logistic(t, storage))
+        t = x * ALPHA
+        return tl.where(t > ACTIVATION.beta, grad, grad * logistic(t, storage))
     elif KIND == GELU:
         cdf, exponential = normal_distribution(x, storage)
         return grad * (cdf + x * (exponential * 0.39894228040143267794))
@@ -118,4 +130,4 @@ def derive_from_input(x, grad, KIND: tl.constexpr, A: tl.constexpr, B: tl.conste
         inside = grad * (divide(x, tl.zeros_like(x) + 3.0) + 0.5)
         return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, inside, grad))
     else:
-        return derive_from_output(activate(x, KIND, A, B, storage), grad, KIND, A)
+        return derive_from_output(activate(x, ACTIVATION, storage), grad, ACTIVATION)

@@ -66,10 +66,18 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta:
         with torch.cuda.device(device):
             kernel[(programs,)](*args, **meta)
     else:
-        # The interpreter boxes integers in arrays, which NumPy 2.4 no longer takes as loop bounds. It also
-        # boxes what a kernel assigns: loop bounds have to be arguments, as they are.
-        boxed = (tl.constexpr(arg) if isinstance(arg, int) else arg for arg in args)
-        kernel[(programs,)](*boxed, **meta)
+        kernel[(programs,)](*map(_constant, args), **meta)
+
+
+def _constant(arg: Any) -> Any:
+    """``arg``, or the arguments of a named tuple, as the interpreter has to get them.
+
+    It boxes integers in arrays, which NumPy 2.4 no longer takes as loop bounds. It also boxes what a kernel
+    assigns: loop bounds have to be arguments, as they are.
+    """
+    if isinstance(arg, int):
+        return tl.constexpr(arg)
+    return type(arg)(*map(_constant, arg)) if isinstance(arg, tuple) else arg
 
 
 def capability(device: torch.device) -> tuple[int, int]:

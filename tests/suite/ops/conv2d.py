@@ -361,7 +361,7 @@ TRITON_CASES = {
     "conv2d-float64": lambda: _triton((4, 32, 14, 14), 64, 3, F64, stride=2, padding=1),
 }
 TRITON_PRODUCTS = {
-    "conv2d-(?!depthwise).*(float16|tf32)$": ["_correlation_kernel", "_correlation_kernel", "_weight_kernel"]
+    "conv2d-(?!depthwise).*(float16|tf32)$": ["_correlate_kernel", "_correlate_kernel", "_weight_kernel"]
 }
 
 
@@ -401,7 +401,7 @@ MUTANTS = {
 TRITON_MUTANTS = {
     "conv2d_first_tap_of_a_phase_ignores_the_dilation": TritonMutant(
         "conv2d/tiles.py",
-        "first_tap = distance // common * inverse % step",
+        "first_tap = distance // common * steps.inverse % step",
         "first_tap = distance % step",
         "conv2d_tiny_dilated",
     ),
@@ -410,8 +410,8 @@ TRITON_MUTANTS = {
     ),
     "conv2d_parts_take_the_same_pixels": TritonMutant(
         "conv2d/weight.py",
-        "tl.range(part * steps, tl.minimum(part * steps + steps, blocks))",
-        "tl.range(0, tl.minimum(steps, blocks))",
+        "tl.range(part * split.steps, tl.minimum(part * split.steps + split.steps, split.blocks))",
+        "tl.range(0, tl.minimum(split.steps, split.blocks))",
         "conv2d_tiny_parts",
     ),
 }

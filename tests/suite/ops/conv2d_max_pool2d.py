@@ -321,8 +321,8 @@ TRITON_CASES = {
     "conv2d_max_pool2d-float64": lambda: _triton((4, 32, 14, 14), 64, 3, F64, False, 2, 2),
 }
 TRITON_PRODUCTS = {
-    "conv2d_max_pool2d-(?!overlapping).*(float16|tf32)$": ["_fused_kernel"],
-    "conv2d_max_pool2d-overlapping-": ["_correlation_kernel"],
+    "conv2d_max_pool2d-(?!overlapping).*(float16|tf32)$": ["_correlate_and_pool_kernel"],
+    "conv2d_max_pool2d-overlapping-": ["_correlate_kernel"],
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .launch import cdiv, next_power_of_2
+from ..tools.launch import cdiv, next_power_of_2
 
 
 @dataclass(frozen=True)
