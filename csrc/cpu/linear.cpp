@@ -7,8 +7,10 @@
 
 #include "binding/matmul.h"
 #include "cpu/epilogue/matrix.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/gemm/operand.h"
 #include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
 
 namespace pyops::cpu {
 namespace {

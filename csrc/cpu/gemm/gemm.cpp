@@ -1,8 +1,11 @@
 // gemm_: the library's own matrix multiplication as an op; see gemm.h for the algorithm.
+#include "cpu/gemm/gemm.h"
+
 #include <cstdint>
 #include <type_traits>
 
 #include "cpu/gemm/operand.h"
+#include "cpu/runtime/parallel.h"
 
 namespace pyops::cpu {
 

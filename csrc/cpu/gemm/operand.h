@@ -1,11 +1,8 @@
 // Torch's matrices as operands of gemm.h.
 #pragma once
 
-#include <algorithm>
-
 #include "binding/tensor.h"
-#include "cpu/gemm/gemm.h"
-#include "cpu/runtime/parallel.h"
+#include "cpu/gemm/pack.h"
 
 namespace pyops::cpu {
 

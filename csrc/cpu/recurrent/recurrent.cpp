@@ -6,11 +6,13 @@
 #include <tuple>
 
 #include "cpu/epilogue/matrix.h"
+#include "cpu/gemm/gemm.h"
 #include "cpu/gemm/operand.h"
 #include "cpu/recurrent/backward.h"
 #include "cpu/recurrent/forward.h"
 #include "cpu/recurrent/gradients.h"
 #include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/parallel.h"
 
 namespace pyops::cpu {
 namespace {
