@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 import pyops.functional as F
 from tests.suite import checks, ops
 from tests.suite.backends import BACKENDS, THOROUGH, WITH_KERNELS, Backend
-from tests.suite.cases import DTYPES, Case
+from tests.suite.cases import DTYPES, Case, combinations
 from tests.suite.contract import BOTH, FLOAT, Contract
 from tests.suite.layouts import LAYOUTS
 
@@ -32,16 +31,15 @@ def sweep(
     backends: Iterable[Backend] = BACKENDS,
     layouts: Iterable[str] | None = None,
 ) -> pytest.MarkDecorator:
-    """Parametrise over the cases of ``check``; slow backends get the quick ones only."""
+    """Parametrise over what the contracts say of ``check``; what they leave open is said here."""
     names = ["backend", "case", "dtype", "layout"][: 3 if layouts is None else 4]
     found = []
     for name, contract in contracts():
         for s in contract.sweeps(check):
             axes = [s.backends or backends, s.cases, s.dtypes or dtypes, s.layouts or layouts]
-            for values in itertools.product(*axes[: len(names)]):
-                if values[0].thorough or values[1].quick:
-                    id = "-".join([name, *(str(v).removeprefix("torch.") for v in values)])
-                    found.append(pytest.param(*values, id=id))
+            for values in combinations(*axes[: len(names)]):
+                id = "-".join([name, *(str(v).removeprefix("torch.") for v in values)])
+                found.append(pytest.param(*values, id=id))
     return pytest.mark.parametrize(names, found, indirect=["backend"])
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
+from .backends import BACKENDS, Backend
 from .layouts import LAYOUTS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,7 +50,7 @@ class Case:
         drawn = self.make(generator)
         return {k: t.to(dtype) if t.is_floating_point() else t for k, t in drawn.items()}
 
-    def lying(self, layout: str) -> Case:
+    def in_layout(self, layout: str) -> Case:
         """The same with all tensors in another of the ``LAYOUTS``."""
 
         def make(generator: torch.Generator) -> dict[str, Tensor]:
@@ -59,21 +59,24 @@ class Case:
         return dataclasses.replace(self, id=f"{self.id}_{layout}", make=make)
 
 
+def combinations(backends: Iterable[Backend], cases: Iterable[Case], *axes: Iterable[Any]) -> Iterator[tuple]:
+    """Each of ``backends`` with each of ``cases``, and so on; slow backends get the quick cases only."""
+    for backend, case, *values in itertools.product(backends, cases, *axes):
+        if backend.thorough or case.quick:
+            yield backend, case, *values
+
+
 def sweep(
     cases: Iterable[Case],
     dtypes: Iterable[torch.dtype] = DTYPES,
-    backends: Iterable[Any] = tuple(BACKENDS),
+    backends: Iterable[Backend] = tuple(BACKENDS),
 ) -> pytest.MarkDecorator:
-    """Parametrise (backend, case, dtype) over everything; slow backends get the quick cases only."""
-    cases, dtypes = list(cases), list(dtypes)
-    combinations = [
-        pytest.param(backend, case, dtype, id=f"{backend}-{case}-{str(dtype)[6:]}")
-        for backend in backends
-        for case in cases
-        for dtype in dtypes
-        if case.quick or backend.thorough
+    """Parametrise (backend, case, dtype) over all combinations."""
+    found = [
+        pytest.param(*values, id="-".join(str(v).removeprefix("torch.") for v in values))
+        for values in combinations(backends, cases, dtypes)
     ]
-    return pytest.mark.parametrize(("backend", "case", "dtype"), combinations, indirect=["backend"])
+    return pytest.mark.parametrize(("backend", "case", "dtype"), found, indirect=["backend"])
 
 
 def pairwise(seed: int = 0, **axes: Iterable[Any]) -> list[dict[str, Any]]:

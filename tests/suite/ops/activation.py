@@ -104,7 +104,7 @@ CONTRACT = Contract(
     small=SMALL,
     accuracy=over(_SHAPES, FLOAT) + over(_LARGE, [torch.float32, torch.float16], [CPP]),
     strided_input=over(_LAYOUTS),
-    strided_upstream=over(_LAYOUTS[::2] + [c.lying("transposed") for c in _LAYOUTS[::2]]),
+    strided_upstream=over(_LAYOUTS[::2] + [c.in_layout("transposed") for c in _LAYOUTS[::2]]),
     gradcheck=over([case(v, (3, 5)) for v in VARIANTS], backends=[CPP, TRITON]),
     opcheck=over(SMALL, FLOAT),
     compile=over([case(v, (4, 7)) for v in VARIANTS], FLOAT, [CPP]),

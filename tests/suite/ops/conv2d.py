@@ -207,7 +207,7 @@ CONTRACT = Contract(
         ],
         backends=_FULL,
     ),
-    opcheck=over([*SMALL, *(c.lying("channels_last") for c in SMALL)], backends=[CPP]),
+    opcheck=over([*SMALL, *(c.in_layout("channels_last") for c in SMALL)], backends=[CPP]),
     no_host_sync=over(SMALL[:1]),
     compile=over(SMALL, backends=_FULL),
     same_bits=over(
