@@ -5,62 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+from typing import Any
 
 import pytest
 import torch
 
 import pyops.nn
+from tests.suite import ops
 from tests.suite.backends import Backend
 
 # Arguments with which each module that both libraries have is built.
-MODULES = {
-    "BatchNorm1d": [
-        {"num_features": 4},
-        {"num_features": 4, "momentum": None},
-        {"num_features": 4, "affine": False},
-        {"num_features": 4, "track_running_stats": False, "eps": 1e-3},
-        {"num_features": 4, "bias": False},
-    ],
-    "BatchNorm2d": [{"num_features": 6}, {"num_features": 6, "momentum": 0.5}],
-    "CrossEntropyLoss": [
-        {},
-        {"reduction": "none"},
-        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "label_smoothing": 0.1, "ignore_index": 1},
-        {"reduction": "sum", "ignore_index": 255},
-    ],
-    "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
-    "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
-    "MSELoss": [{}, {"reduction": "none"}],
-    "L1Loss": [{}, {"reduction": "sum"}],
-    "HuberLoss": [{}, {"reduction": "sum", "delta": 0.3}],
-    "SmoothL1Loss": [{}, {"reduction": "none", "beta": 0.3}],
-    "BCEWithLogitsLoss": [
-        {"reduction": "sum"},
-        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 3.0, 0.5, 2.0])},
-    ],
-    "Softmax": [{"dim": 1}, {"dim": -1}],
-    "LogSoftmax": [{"dim": 1}, {"dim": 0}],
-    "MaxPool2d": [
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        {"kernel_size": (2, 3), "dilation": (1, 2), "ceil_mode": True},
-    ],
-    "AvgPool2d": [
-        {"kernel_size": 2},
-        {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False, "divisor_override": 7},
-    ],
-    "AdaptiveAvgPool2d": [{"output_size": 1}, {"output_size": (None, 2)}],
-    "ReLU": [{}],
-    "LeakyReLU": [{}, {"negative_slope": 0.2}],
-    "PReLU": [{}, {"num_parameters": 4, "init": 0.1}],
-    "Sigmoid": [{}],
-    "Tanh": [{}],
-    "SELU": [{}],
-    "ELU": [{}, {"alpha": 0.5}],
-    "Softplus": [{}, {"beta": 2.0, "threshold": 1.0}],
-    "GELU": [{}, {"approximate": "tanh"}],
-    "SiLU": [{}],
-    "Hardswish": [{}],
-}
+MODULES: dict[str, list[dict[str, Any]]] = ops.joined("LAYERS")
 CASES = [
     pytest.param(name, arguments, id=f"{name}-{i}")
     for name, several in MODULES.items()

@@ -3,6 +3,7 @@
 A module may assign
 ``OPS``: public functions by name, with torch's counterpart and the float64 formula (:class:`..cases.Op`);
 ``CONTRACT``: the checks of ``test_contract.py`` with the cases they take (:class:`..contract.Contract`);
+``LAYERS``: by the name of each module of pyops.nn, the arguments with which ``test_nn.py`` builds it;
 ``SMOKE``: the cases of the few seconds' check (``suite/smoke.py``), of every code path of the CPU kernels;
 ``SMOKE_CHECKS``: further checks for it, functions of the backend by name;
 ``valid_arguments``: a function that gives valid arguments of each raw op, which the fuzzer spoils;

@@ -130,6 +130,20 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "ReLU": [{}],
+    "LeakyReLU": [{}, {"negative_slope": 0.2}],
+    "Sigmoid": [{}],
+    "Tanh": [{}],
+    "SELU": [{}],
+    "ELU": [{}, {"alpha": 0.5}],
+    "Softplus": [{}, {"beta": 2.0, "threshold": 1.0}],
+    "GELU": [{}, {"approximate": "tanh"}],
+    "SiLU": [{}],
+    "Hardswish": [{}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x = torch.randn(3, 5)
     return {

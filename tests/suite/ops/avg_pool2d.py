@@ -208,6 +208,15 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "AvgPool2d": [
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False, "divisor_override": 7},
+    ],
+    "AdaptiveAvgPool2d": [{"output_size": 1}, {"output_size": (None, 2)}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     windows = ([3, 2], [2, 1], [1, 0], False, True, None, False)
     return {

@@ -322,6 +322,18 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "BatchNorm1d": [
+        {"num_features": 4},
+        {"num_features": 4, "momentum": None},
+        {"num_features": 4, "affine": False},
+        {"num_features": 4, "track_running_stats": False, "eps": 1e-3},
+        {"num_features": 4, "bias": False},
+    ],
+    "BatchNorm2d": [{"num_features": 6}, {"num_features": 6, "momentum": 0.5}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x, vector, pair = torch.randn(3, 5, 2), torch.rand(5), torch.rand(2, 5).double()
     mask = torch.zeros(mask_shape(x.shape, 1), dtype=torch.uint8)

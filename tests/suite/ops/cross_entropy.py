@@ -324,6 +324,16 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "CrossEntropyLoss": [
+        {},
+        {"reduction": "none"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "label_smoothing": 0.1, "ignore_index": 1},
+        {"reduction": "sum", "ignore_index": 255},
+    ],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     logits, target = torch.randn(3, 5), torch.randint(0, 5, (3,))
     one, stats = torch.ones(()), torch.zeros(2, 3)

@@ -283,6 +283,11 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "Dropout": [{"p": 0.0}, {"p": 1.0}, {"p": 0.0, "inplace": True}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x, bias, seed = torch.randn(3, 5), torch.randn(5), torch.tensor(SEED)
     return {

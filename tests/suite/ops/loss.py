@@ -311,6 +311,18 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "MSELoss": [{}, {"reduction": "none"}],
+    "L1Loss": [{}, {"reduction": "sum"}],
+    "HuberLoss": [{}, {"reduction": "sum", "delta": 0.3}],
+    "SmoothL1Loss": [{}, {"reduction": "none", "beta": 0.3}],
+    "BCEWithLogitsLoss": [
+        {"reduction": "sum"},
+        {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "pos_weight": torch.tensor([1.0, 3.0, 0.5, 2.0])},
+    ],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x, one = torch.rand(3, 5), torch.ones(())
     tensors = (x, torch.rand(3, 5), torch.rand(3, 5), 1, torch.rand(5), 1)

@@ -144,6 +144,14 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "MaxPool2d": [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (2, 3), "dilation": (1, 2), "ceil_mode": True},
+    ],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     windows = ([3, 2], [2, 1], [1, 0], [1, 1], False, False)
     grad, argmax = torch.randn(2, 2, 4), torch.zeros(2, 2, 4, dtype=torch.uint8)

@@ -155,6 +155,11 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "NLLLoss": [{}, {"reduction": "none"}, {"weight": torch.tensor([0.5, 1.0, 2.0, 0.0]), "ignore_index": 1}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     target, one = torch.randint(0, 5, (3,)), torch.ones(())
     return {

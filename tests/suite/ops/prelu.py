@@ -106,6 +106,11 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "PReLU": [{}, {"num_parameters": 4, "init": 0.1}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x, weight = torch.randn(3, 5), torch.rand(5)
     return {"prelu_forward": (x, weight, 1), "prelu_backward": (x, x, weight, 1)}

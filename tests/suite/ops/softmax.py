@@ -135,6 +135,12 @@ CONTRACT = Contract(
 )
 
 
+LAYERS = {
+    "Softmax": [{"dim": 1}, {"dim": -1}],
+    "LogSoftmax": [{"dim": 1}, {"dim": 0}],
+}
+
+
 def valid_arguments() -> dict[str, tuple]:
     x = torch.randn(3, 5)
     return {"softmax_forward": (x, 1, False), "softmax_backward": (x, x, 1, True)}
