@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-NONE, MEAN, SUM = 0, 1, 2
 
 
 def meta(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:

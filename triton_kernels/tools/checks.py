@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from pyops.kinds import MEAN, NONE, SUM
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NONE, MEAN, SUM = 0, 1, 2
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

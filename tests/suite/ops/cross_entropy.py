@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
+from pyops.kinds import MEAN, NONE, SUM
 
 from ..backends import BACKENDS, Backend
 from ..cases import REDUCTIONS, Case, Op, name_of, pairwise, product
@@ -30,7 +31,7 @@ from ..class_losses import (
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..cuda_code import PACKS
 from ..mutants import Mutant
-from ..triton_cases import BF16, F16, F32, F64, MEAN, NONE, SUM, meta
+from ..triton_cases import BF16, F16, F32, F64, meta
 
 
 def cross_entropy(

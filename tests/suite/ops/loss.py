@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
+from pyops.kinds import MEAN, NONE, SUM
 
 from ..backends import SLOW, THOROUGH
 from ..cases import REDUCTIONS, Case, Op, name_of, normal, product, uniform
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
-from ..triton_cases import BF16, F16, F32, F64, MEAN, NONE, SUM, meta
+from ..triton_cases import BF16, F16, F32, F64, meta
 
 
 def _reduce(loss: Tensor, reduction: str, divisor: Tensor | int) -> Tensor:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
+from pyops.kinds import MEAN, NONE, SUM
 
 from ..backends import BACKENDS
 from ..cases import REDUCTIONS, Case, Op, name_of, pairwise, product
 from ..class_losses import IGNORED, SHAPES, SIZES, SMOKE_SHAPES, as_rows, loss_case, reduce, row_shape
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
 from ..mutants import Mutant
-from ..triton_cases import BF16, F32, F64, MEAN, NONE, SUM, meta
+from ..triton_cases import BF16, F32, F64, meta
 
 
 def nll_loss(
