@@ -77,7 +77,7 @@ def test_wheel_holds_every_module_and_library_and_no_rubbish(wheel: Path) -> Non
         modules = {p.relative_to(ROOT / folder).as_posix() for p in (ROOT / folder).rglob("*.py")}
         missing = {f"{package}/{m}" for m in modules} - names
         assert not missing
-    assert "pyops/py.typed" in names
+    assert {"pyops/py.typed", "pyops/functional.pyi", "pyops/nn/__init__.pyi"} <= names
     assert "pyops/_lib/libpyops_cpu_baseline.so" in names
     assert not [n for n in names if "__pycache__" in n or n.endswith((".o", ".cpp", ".d")) or "tests" in n]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from pyops import functional as F
 
 from ..cases import Case, Op, normal
-from ..contract import Contract
+from ..contract import Contract, bad
+from ..triton_cases import meta
 
 
 def toy_scale(input: Tensor, factor: float = 2.0) -> Tensor:
@@ -26,9 +27,22 @@ def case(shape: tuple[int, ...]) -> Case:
 
 
 SMOKE = [case((9, 43))]
-CONTRACT = Contract(small=[case((3, 5))])
-TINY = [case((3, 5))]
+
+CONTRACT = Contract(
+    small=[case((4, 7))],
+    raw_op_refuses=[("toy_scale", (torch.zeros(3).long(), 2.0))],
+    bad_arguments=bad("toy_scale", (TypeError, "input must be a Tensor, got list", ([1.0],))),
+)
 
 
 def valid_arguments() -> dict[str, tuple]:
     return {"toy_scale": (torch.randn(3, 5), 2.0)}
+
+
+def _triton() -> None:
+    from pyops.triton_kernels.toy_scale import toy_scale
+
+    toy_scale(meta(1001, 77), 2.0)
+
+
+TRITON_CASES = {"toy_scale-float32": _triton}
