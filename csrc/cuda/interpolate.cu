@@ -1,8 +1,8 @@
 // Nearest-neighbour interpolation on CUDA: a gather forward, and a gather of sums backward.
 //
-// Elements are taken in memory order. Where the channels are last and fill whole packs, a pack has one source
-// pixel; otherwise a pack of outputs collects single elements. Backward computes which outputs copied an
-// input element (NearestAxis::first_output) and adds them in order.
+// Threads take elements in the order of memory. Where the channels are last and fill whole packs, a pack has
+// one source pixel; otherwise a pack of outputs collects single elements. Backward works out which outputs
+// copied an input element (NearestAxis::first_output) and adds them in order.
 #include "binding/interpolate.h"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
@@ -14,8 +14,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kMinBlocks = 2;  // 128 registers per thread
 
-// Where element i of [outer, depth, height, width, inner] is. Divisions of 32-bit numbers take a third of
-// the time, so that Index is the narrowest that counts the elements.
+// Where element i of [outer, depth, height, width, inner] is. A division of 32-bit numbers takes a third of
+// the time, so Index is the narrowest type that counts the elements.
 template <class Index>
 struct Place {
   Index outer, d, h, w, c;
@@ -140,8 +140,7 @@ void launch_over(Kernel kernel, const InterpolateShape& s, int64_t count, cudaSt
 
 template <class T>
 bool whole_packs(const InterpolateShape& s, const void* a, const void* b) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; };
-  return s.inner % Pack<T>::kSize == 0 && aligned(a) && aligned(b);
+  return s.inner % Pack<T>::kSize == 0 && is_aligned(a) && is_aligned(b);
 }
 
 template <class T, class Index>
@@ -153,7 +152,7 @@ void forward(const InterpolateShape& s, const T* x, T* y, cudaStream_t stream) {
     packs.inner /= kSize;
     launch_over(copy_pixels_kernel<uint4, Index>, packs, count / kSize, stream,
                 reinterpret_cast<const uint4*>(x), reinterpret_cast<uint4*>(y));
-  } else if (count % kSize == 0 && same_alignment(y, static_cast<const void*>(nullptr))) {
+  } else if (count % kSize == 0 && is_aligned(y)) {
     launch_over(collect_packs_kernel<T, Index>, s, count / kSize, stream, x, y);
   } else {
     launch_over(copy_pixels_kernel<T, Index>, s, count, stream, x, y);

@@ -1,12 +1,11 @@
 // Two-dimensional convolution on CUDA: the ops.
 //
-// Forward is one product with everything that follows it. Backward first forms the gradient of the
-// activation's input and the bias's gradient, in one pass; the two other products then copy their operands
-// asynchronously, which no gate between memory and tile would allow. A rule that hands some shapes to the
-// vendor's library, followed by one fused pass, would stand in conv2d_forward and conv2d_backward; there is
-// none, because none was measured.
+// Forward is one correlation with everything that follows it. Backward first forms the gradient of the
+// activation's input and the bias's gradient, in one pass. The data gradient and the weight gradient then
+// read that gradient by asynchronous copies, which could not look at the activation's output on the way.
 #include "binding/matmul.h"
-#include "cuda/conv2d/conv2d.cuh"
+#include "cuda/conv2d/algorithms.cuh"
+#include "cuda/conv2d/images.cuh"
 #include "cuda/dropout.cuh"
 
 namespace pyops::cuda {
@@ -14,6 +13,75 @@ namespace pyops::cuda {
 bool conv2d_allows_tf32() { return ask("pyops::conv2d_allows_tf32"); }
 
 namespace {
+
+using Axes = std::vector<math::CorrelationAxis>;
+
+int take_phases(const Axes& axes, size_t first, ConvPhase* phases) {
+  const size_t count = std::min<size_t>(kMaxPhases, axes.size() - first);
+  for (size_t p = 0; p < count; ++p) phases[p] = ConvPhase::of(axes[first + p]);
+  return static_cast<int>(count);
+}
+
+// Runs the problem for every phase of the two axes, as many in a launch as it can take.
+template <class T>
+void correlate(const Axes& h, const Axes& w, CorrelationProblem<T> problem) {
+  const auto& algorithm = algorithm_for(kCorrelations<T>, problem);
+  Correlation& c = problem.correlation;
+  problem.epilogue.channels_inner = c.target.channel == 1;
+  for (size_t i = 0; i < h.size(); i += kMaxPhases) {
+    for (size_t j = 0; j < w.size(); j += kMaxPhases) {
+      c.phases_down = take_phases(h, i, c.down);
+      c.phases_across = take_phases(w, j, c.across);
+      algorithm.run(problem);
+    }
+  }
+}
+
+template <class T>
+void run_forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight,
+                 const ConvEpilogue<T>& epilogue, cudaStream_t stream) {
+  check_narrow(s, "conv2d");
+  const Axes h{math::forward_axis(s.height)}, w{math::forward_axis(s.width)};
+  const ConvOperand<T> operand = input_operand<T>(s, input, stream);
+  const ImageStrides target =
+      ImageStrides::of(s.out_channels, s.height.output(), s.width.output(), s.channels_last);
+  correlate<T>(
+      h, w,
+      {s, conv_correlation(s, h[0], w[0], s.out_channels / s.groups, target), operand.source, weight,
+       weight_strides(s, is_channels_last(weight), false), s.in_channels / s.groups, epilogue, stream});
+}
+
+template <class T>
+void run_input_gradient(const Conv2dShape& s, const ConvSource<T>& grad, const Tensor& weight,
+                        const Tensor& grad_input, cudaStream_t stream) {
+  check_narrow(s, "conv2d");
+  const Axes h = math::gradient_axes(s.height), w = math::gradient_axes(s.width);
+  if (h.empty() || w.empty()) return;
+  const ImageStrides target =
+      ImageStrides::of(s.in_channels, s.height.input, s.width.input, is_channels_last(grad_input));
+  ConvEpilogue<T> epilogue{};
+  epilogue.output = mutable_data<T>(grad_input);
+  correlate<T>(
+      h, w,
+      {s, conv_correlation(s, h[0], w[0], s.in_channels / s.groups, target), grad, weight,
+       weight_strides(s, is_channels_last(weight), true), s.out_channels / s.groups, epilogue, stream});
+}
+
+template <class T>
+void run_weight_gradient(const Conv2dShape& s, const ConvSource<T>& grad, const Tensor& input,
+                         const Tensor& grad_weight, cudaStream_t stream) {
+  const char* op = "conv2d_backward";
+  check_narrow(s, op);
+  const ConvOperand<T> operand = input_operand<T>(s, input, stream);
+  const int64_t plane = s.height.output() * s.width.output();
+  const int64_t terms = s.height.kernel * s.width.kernel * operand.source.channels;
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  STD_TORCH_CHECK(plane < kLimit && terms < kLimit, op,
+                  ": an image must have less than 2^30 pixels and an output less than 2^30 terms, got ",
+                  plane, " and ", terms);
+  const WeightGradientProblem<T> problem{s, grad, operand.source, grad_weight, stream};
+  algorithm_for(kWeightGradients<T>, problem).run(problem);
+}
 
 std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                           std::optional<Tensor> residual, std::vector<int64_t> stride,
@@ -38,7 +106,7 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
     epilogue.saved = save_input_of_activation ? mutable_data<T>(saved) : nullptr;
     epilogue.output = mutable_data<T>(output);
     epilogue.activation = {params};
-    conv2d_output<T>(shape, input, weight, epilogue, device.stream);
+    run_forward<T>(shape, input, weight, epilogue, device.stream);
   });
   return {output, saved};
 }
@@ -75,9 +143,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     if (!needs_input && !needs_weight) return;
-    const ConvOperand<T> grad = conv2d_gradient_operand<T>(shape, gradient, device.stream);
-    if (needs_input) conv2d_input_gradient<T>(shape, grad, weight, grad_input, device.stream);
-    if (needs_weight) conv2d_weight_gradient<T>(shape, grad, input, grad_weight, device.stream);
+    const ConvOperand<T> grad = gradient_operand<T>(shape, gradient, device.stream);
+    if (needs_input) run_input_gradient<T>(shape, grad.source, weight, grad_input, device.stream);
+    if (needs_weight) run_weight_gradient<T>(shape, grad.source, input, grad_weight, device.stream);
   });
   return {grad_input, grad_weight, grad_bias, needs_residual ? gradient : none};
 }

@@ -1,67 +1,15 @@
-// Output and data gradient of the convolution: for each phase and group a product of [pixels, terms],
-// gathered from the source while it is loaded, and packed weights [terms, outputs]. A term is a tap and a
+// Output and data gradient of the convolution: for each phase and group a product of the source [pixels,
+// terms], gathered while it is loaded, and the packed weights [terms, outputs]. A term is a tap and a
 // channel.
 #pragma once
 
+#include "cuda/conv2d/epilogue.cuh"
 #include "cuda/conv2d/geometry.cuh"
 #include "cuda/conv2d/tile.cuh"
-#include "cuda/epilogue/fused.cuh"
 
 namespace pyops::cuda {
 
-constexpr int kMaxPhases = 4;  // per axis and launch
-
-struct Correlation {
-  ConvPhase down[kMaxPhases];
-  ConvPhase across[kMaxPhases];
-  int phases_down;
-  int phases_across;
-  int64_t images;
-  int groups;
-  int outputs;  // channels per group
-  int source_height;
-  int source_width;
-  int source_step_down;
-  int source_step_across;
-  int target_step_down;
-  int target_step_across;
-  ImageStrides target;
-
-  __host__ __device__ __forceinline__ int64_t pixels(const ConvPhase& h, const ConvPhase& w) const {
-    return images * h.count * w.count;
-  }
-};
-
-// All but the phases.
-inline Correlation conv_correlation(const Conv2dShape& s, const math::CorrelationAxis& h,
-                                    const math::CorrelationAxis& w, int64_t outputs,
-                                    const ImageStrides& target) {
-  Correlation c{};
-  c.images = s.images;
-  c.groups = static_cast<int>(s.groups);
-  c.outputs = static_cast<int>(outputs);
-  c.source_height = static_cast<int>(h.source_size);
-  c.source_width = static_cast<int>(w.source_size);
-  c.source_step_down = static_cast<int>(h.source_step);
-  c.source_step_across = static_cast<int>(w.source_step);
-  c.target_step_down = static_cast<int>(h.target_step);
-  c.target_step_across = static_cast<int>(w.target_step);
-  c.target = target;
-  return c;
-}
-
-struct ConvPixel {
-  int64_t image;
-  int row;
-  int column;
-
-  static __device__ __forceinline__ ConvPixel of(int64_t pixel, int height, int width) {
-    const int64_t line = math::quotient<int64_t>(pixel, width), image = math::quotient<int64_t>(line, height);
-    return {image, static_cast<int>(line - image * height), static_cast<int>(pixel - line * width)};
-  }
-};
-
-// The pixels that a tile's rows stand for: a stretch of those of all images.
+// The pixels that a tile's rows stand for: neighbours in the list of all images' pixels.
 struct PixelStrip {
   int64_t first;
   int64_t pixels;
@@ -76,9 +24,9 @@ struct PixelStrip {
   }
 };
 
-// Loads the source's part of a tile: kExtent pixels, and of each the terms of a step. With
-// kPacks, four threads share a pixel and each copies 16 bytes; else neighbouring threads have neighbouring
-// pixels and gather single elements.
+// Loads the source's part of a tile: kExtent pixels, and of each the terms of a step. With kPacks, four
+// threads share a pixel and each copies 16 bytes. Otherwise neighbouring threads have neighbouring pixels and
+// gather single elements.
 template <class T, class Tile, bool kPacks>
 class SourceLoader {
  public:
@@ -223,59 +171,6 @@ class PackedLoader {
   const int& padded_depth_;  // a kernel's argument costs no register
 };
 
-// activation(sums + bias + residual), and where it goes. Null: not there, or not wanted.
-template <class T>
-struct ConvEpilogue {
-  const T* bias;
-  const T* residual;
-  T* saved;  // the activation's input
-  T* output;
-  AnyActivation<acc_t<T>> activation;
-  bool channels_inner;
-  bool packs;  // 16 bytes of neighbouring channels can be accessed at once
-
-  // Elements `at`, at + stride, ..., of channels `channel`, channel + 1, ...
-  template <int kSize>
-  __device__ __forceinline__ void store(acc_t<T> (&values)[kSize], int64_t at, int64_t stride, int channel,
-                                        int count) const {
-    const bool whole = kSize == kChunk<T> && packs && count == kSize;
-    if (bias) {
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) values[k] += k < count ? to_acc(bias[channel + k]) : acc_t<T>(0);
-    }
-    if (residual) {
-      acc_t<T> more[kSize];
-      bool loaded = false;
-      if constexpr (kSize == kChunk<T>) {
-        loaded = whole;
-        if (whole) widen(load_pack(residual + at), more);
-      }
-      if (!loaded) {
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) more[k] = k < count ? to_acc(residual[at + k * stride]) : acc_t<T>(0);
-      }
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) values[k] += more[k];
-    }
-    if (saved) write(saved + at, values, stride, count, whole);
-    if (!activation.params.is(math::ActivationKind::kIdentity)) activate(activation, values);
-    write(output + at, values, stride, count, whole);
-  }
-
- private:
-  template <int kSize>
-  static __device__ __forceinline__ void write(T* to, const acc_t<T> (&values)[kSize], int64_t stride,
-                                               int count, bool whole) {
-    if constexpr (kSize == kChunk<T>) {
-      if (whole) return store_pack(to, values);
-    }
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      if (k < count) to[k * stride] = from_acc<T>(values[k]);
-    }
-  }
-};
-
 // The sums of a tile on their way through shared memory, a band of rows at a time, so that neighbouring
 // threads store neighbours.
 template <class Acc, class TileA, class TileB, int kBandRows = 64>
@@ -347,15 +242,7 @@ __device__ __forceinline__ void store_tile(char* shared, const Product& product,
   }
 }
 
-// Packed weights: [phases, groups, outputs, terms].
-template <class T>
-struct PackedWeights {
-  const T* data;
-  int padded_depth;
-  int padded_outputs;
-};
-
-// Blocks take tiles, those of the same pixels after each other.
+// A block takes a tile. Blocks with the same pixels follow each other.
 template <class T, class TileA, class TileB, class Product, bool kPacks>
 __global__ void __launch_bounds__(kConvThreads, 2)
     conv2d_correlate_kernel(const __grid_constant__ Correlation c,

@@ -1,7 +1,9 @@
 // What the convolution's kernels know of its geometry: csrc/math/conv2d.h in the numbers of a GPU.
 #pragma once
 
+#include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "binding/conv2d.h"
 #include "cuda/device/memory.cuh"
@@ -30,6 +32,10 @@ struct Divisor {
     return static_cast<int>((high + static_cast<uint32_t>(n)) >> shift);
   }
 };
+
+// Elements that move in 16 bytes.
+template <class T>
+constexpr int kChunk = kPackBytes / sizeof(T);
 
 // In elements.
 struct ImageStrides {
@@ -80,13 +86,69 @@ struct ConvPhase {
   }
 };
 
-// The axis in 32 bits.
-inline void check_narrow(const math::ConvAxis& axis, const char* op) {
-  STD_TORCH_CHECK(axis.input + 2 * axis.padding + axis.extent() + axis.stride < (int64_t{1} << 30), op,
-                  ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
+// The kernels count along an axis in 32 bits.
+inline void check_narrow(const Conv2dShape& s, const char* op) {
+  for (const math::ConvAxis& axis : {s.height, s.width}) {
+    STD_TORCH_CHECK(axis.input + 2 * axis.padding + axis.extent() + axis.stride < (int64_t{1} << 30), op,
+                    ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
+  }
 }
 
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+constexpr int kMaxPhases = 4;  // per axis and launch
+
+// A launch's share of a correlation: its phases, and what they have in common. The output and the data
+// gradient are correlations of the input and of the output's gradient with the weights.
+struct Correlation {
+  ConvPhase down[kMaxPhases];
+  ConvPhase across[kMaxPhases];
+  int phases_down;
+  int phases_across;
+  int64_t images;
+  int groups;
+  int outputs;  // channels per group
+  int source_height;
+  int source_width;
+  int source_step_down;
+  int source_step_across;
+  int target_step_down;
+  int target_step_across;
+  ImageStrides target;
+
+  __host__ __device__ __forceinline__ int64_t pixels(const ConvPhase& h, const ConvPhase& w) const {
+    return images * h.count * w.count;
+  }
+};
+
+// Without its phases.
+inline Correlation conv_correlation(const Conv2dShape& s, const math::CorrelationAxis& h,
+                                    const math::CorrelationAxis& w, int64_t outputs,
+                                    const ImageStrides& target) {
+  Correlation c{};
+  c.images = s.images;
+  c.groups = static_cast<int>(s.groups);
+  c.outputs = static_cast<int>(outputs);
+  c.source_height = static_cast<int>(h.source_size);
+  c.source_width = static_cast<int>(w.source_size);
+  c.source_step_down = static_cast<int>(h.source_step);
+  c.source_step_across = static_cast<int>(w.source_step);
+  c.target_step_down = static_cast<int>(h.target_step);
+  c.target_step_across = static_cast<int>(w.target_step);
+  c.target = target;
+  return c;
+}
+
+struct ConvPixel {
+  int64_t image;
+  int row;
+  int column;
+
+  static __device__ __forceinline__ ConvPixel of(int64_t pixel, int height, int width) {
+    const int64_t line = math::quotient<int64_t>(pixel, width), image = math::quotient<int64_t>(line, height);
+    return {image, static_cast<int>(line - image * height), static_cast<int>(pixel - line * width)};
+  }
+};
 
 // A tensor [images, groups x channels, height, width] that a kernel reads.
 template <class T>
@@ -97,10 +159,8 @@ struct ConvSource {
   bool packs;    // 16 bytes of neighbouring channels can be read at once
 
   static ConvSource of(const T* data, const ImageStrides& strides, int64_t channels) {
-    constexpr int kSize = kPackBytes / sizeof(T);
-    const bool aligned = reinterpret_cast<uintptr_t>(data) % kPackBytes == 0;
     return {data, strides, static_cast<int>(channels),
-            strides.channel == 1 && aligned && channels % kSize == 0};
+            strides.channel == 1 && is_aligned(data) && channels % kChunk<T> == 0};
   }
 };
 

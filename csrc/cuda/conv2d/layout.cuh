@@ -1,12 +1,12 @@
-// Copies that bring the convolution's operands into the order its loaders read: weights in tiles of zeros'
-// padding, and images with the channels innermost.
+// Copies that bring the convolution's operands into the order in which its loaders read: weights in tiles,
+// padded with zeros, and images with the channels innermost.
 //
-// An image is converted where 16 bytes of it do not hold neighbouring channels: one that is not channels_last
-// and has many channels, or one whose channels are no multiple of 16 bytes. That is one pass over it, next to
-// one read per tap by the product. With few channels it is gathered where it lies.
+// An image is copied where 16 bytes of it do not hold neighbouring channels: where it is not channels_last
+// and has many channels, or where its channels are no multiple of 16 bytes. The copy is one pass; the product
+// then reads it once per tap. An image of few channels is gathered where it lies.
 #pragma once
 
-#include "cuda/conv2d/correlate.cuh"
+#include "cuda/conv2d/tile.cuh"
 
 namespace pyops::cuda {
 
@@ -123,7 +123,8 @@ struct ConvOperand {
   Tensor copy;
 };
 
-// [images, groups x channels, height, width] in one of the two formats, for packs or to be gathered.
+// `image` is [images, groups x channels, height, width] in one of the two formats. `gathers`: no copy is
+// needed.
 template <class T>
 ConvOperand<T> conv_operand(const Tensor& image, bool channels_last, int64_t groups, bool gathers,
                             cudaStream_t stream) {

@@ -1,10 +1,11 @@
 // Tiles of the convolution's matrix products in shared memory, and the product of two of them in registers.
 //
-// A stage holds kDepth terms of the sum, 64 bytes per row or column of the product. Memory is dealt with in
-// chunks of 16 bytes, which are permuted within a tile so that neither the threads that fill it nor those
-// that read fragments meet in a bank.
+// A stage holds kDepth terms of the sum, 64 bytes per row or column of the product. Memory is laid out in
+// chunks of 16 bytes. They are permuted within a tile, so that neither the threads that fill it nor those
+// that read fragments have bank conflicts.
 #pragma once
 
+#include "cuda/conv2d/geometry.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/mma.cuh"
 
@@ -15,11 +16,9 @@ constexpr int kStageBytes = 64;  // per row of a tile
 constexpr int kStages = 4;
 
 template <class T>
-constexpr int kChunk = kPackBytes / sizeof(T);  // elements
-template <class T>
 constexpr int kDepth = kStageBytes / sizeof(T);
 
-// [extent][depth]: a row's terms are neighbours. The operands of the output and of the data gradient.
+// [extent][depth]: a row's terms are neighbours. For the output and the data gradient.
 template <class T, int kExtentOf>
 struct DepthInner {
   static constexpr int kExtent = kExtentOf;
@@ -31,7 +30,7 @@ struct DepthInner {
   }
 };
 
-// [depth][extent]: those of the weight gradient, whose terms are pixels.
+// [depth][extent]: for the weight gradient, whose terms are pixels.
 template <class T, int kExtentOf>
 struct ExtentInner {
   static constexpr int kExtent = kExtentOf;
@@ -49,8 +48,16 @@ struct ExtentInner {
   }
 };
 
-// The product on tensor cores: bfloat16, float16, or float rounded to TF32. Warps are laid over the tile,
-// each with kRows x kColumns instructions' results.
+// Weights [phases, groups, outputs, terms], padded with zeros to whole tiles. A term is a tap and a channel.
+template <class T>
+struct PackedWeights {
+  const T* data;
+  int padded_depth;
+  int padded_outputs;
+};
+
+// The product on tensor cores: bfloat16, float16, or float rounded to TF32. Warps are laid over the tile;
+// each has the results of kRows x kColumns instructions.
 template <class T, class TileA, class TileB>
 struct TensorCores {
   using Acc = float;
@@ -147,9 +154,8 @@ struct TensorCores {
   }
 };
 
-// The product on the ordinary units: float32 as it is, and float64. 16 x 16 threads, each with kRows x
-// kColumns sums; neighbouring threads read neighbouring rows, or neighbouring chunks where the extent is
-// inner.
+// The product without tensor cores: float32 as it is, and float64. 16 x 16 threads have kRows x kColumns sums
+// each. Neighbouring threads read neighbouring rows, or neighbouring chunks where the extent is inner.
 template <class T, class TileA, class TileB>
 struct Fma {
   using Acc = T;
@@ -242,7 +248,7 @@ __device__ __forceinline__ void sum_products(char* shared, int steps, Product& p
   }
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<kStages - 2>();
-    __syncthreads();  // the stage is complete, and all have done with the one that is filled next
+    __syncthreads();  // the stage is complete, and no thread reads the one that is filled next
     const int ahead = step + kStages - 1;
     char* const next = shared + ahead % kStages * kBytes;
     if (ahead < steps) {

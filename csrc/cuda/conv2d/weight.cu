@@ -1,9 +1,11 @@
-// The convolution's weight gradient on CUDA: for each group a product of [outputs, pixels], the gradient, and
-// [pixels, terms], gathered from the input while it is loaded.
+// The convolution's weight gradient on CUDA: for each group a product of the output's gradient [outputs,
+// pixels] and the input [pixels, terms], gathered while it is loaded.
 //
-// There are few outputs and terms and many pixels, so the pixels are cut into parts, by the problem alone.
-// The parts' sums stay apart, in float32 (float64 for double), until a second kernel adds them up in order.
-#include "cuda/conv2d/conv2d.cuh"
+// There are few outputs and terms and many pixels, so the pixels are cut into parts; how depends on the
+// problem alone. The sums of the parts stay apart, in float32 (float64 for double), until a second kernel
+// adds them up in order.
+#include "cuda/conv2d/algorithms.cuh"
+#include "cuda/conv2d/weight.cuh"
 #include "cuda/device/reduce.cuh"
 
 namespace pyops::cuda {
@@ -65,8 +67,8 @@ class GradientLoader {
   bool inside_;
 };
 
-// Loads for kDepth pixels the input's elements at kExtent terms from `first` on. With kPacks a thread has one
-// chunk of terms, of one tap, for good; else neighbouring threads have neighbouring pixels.
+// Loads the input's elements at kDepth pixels and kExtent terms from `first` on. With kPacks a thread always
+// has the same chunk of terms, of one tap. Otherwise neighbouring threads have neighbouring pixels.
 template <class T, class Tile, bool kPacks>
 class TermLoader {
  public:
@@ -188,8 +190,8 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   });
 }
 
-// Adds up the parts [parts, groups, outputs, taps, channels]: the threads of a column take every eighth part,
-// and their sums are merged in order. Of the channels, those that exist are written.
+// Adds up the parts [parts, groups, outputs, taps, channels]. Each of an element's eight threads takes every
+// eighth part, and their sums are merged in order. Channels of padding are not written.
 template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
     conv2d_merge_kernel(const acc_t<T>* partial, int parts, int64_t rows, int taps, int taps_across,
@@ -225,17 +227,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 template <class T>
 class WeightGradient {
  public:
-  WeightGradient(const Conv2dShape& s, const ConvOperand<T>& grad, const Tensor& input, cudaStream_t stream)
-      : grad_(grad.source),
-        input_(conv_operand<T>(input, is_channels_last(input), s.groups, conv2d_gathers<T>(s), stream)),
-        channels_(static_cast<int>(s.in_channels / s.groups)),
-        stream_(stream) {
-    const int64_t plane = s.height.output() * s.width.output();
-    const int64_t terms = s.height.kernel * s.width.kernel * input_.source.channels;
-    constexpr int64_t kLimit = int64_t{1} << 30;
-    STD_TORCH_CHECK(plane < kLimit && terms < kLimit, kOp,
-                    ": an image must have less than 2^30 pixels and an output less than 2^30 terms, got ",
-                    plane, " and ", terms);
+  explicit WeightGradient(const WeightGradientProblem<T>& p) : p_(p) {
+    const Conv2dShape& s = p.shape;
     s_.down = ConvPhase::of(math::forward_axis(s.height));
     s_.across = ConvPhase::of(math::forward_axis(s.width));
     s_.source_height = static_cast<int>(s.height.input);
@@ -243,39 +236,35 @@ class WeightGradient {
     s_.step_down = static_cast<int>(s.height.stride);
     s_.step_across = static_cast<int>(s.width.stride);
     s_.width = static_cast<int>(s.width.output());
-    s_.plane = static_cast<int>(plane);
+    s_.plane = static_cast<int>(s.height.output() * s.width.output());
     s_.by_width = Divisor::of(s_.width);
     s_.by_plane = Divisor::of(s_.plane);
-    s_.pixels = s.images * plane;
+    s_.pixels = s.images * s_.plane;
     s_.groups = static_cast<int>(s.groups);
     s_.outputs = static_cast<int>(s.out_channels / s.groups);
-    s_.terms = static_cast<int>(terms);
-    s_.by_channels = Divisor::of(input_.source.channels);
+    s_.terms = s_.down.taps * s_.across.taps * p.source.channels;
+    s_.by_channels = Divisor::of(p.source.channels);
   }
 
-  void run(const Conv2dShape& s, const Tensor& grad_weight) {
-    if (conv2d_is_direct(s)) {
-      const Tensor partial = conv2d_direct_weight_sums<T>(s, grad_, input_.source, grad_weight, stream_);
-      merge(partial, grad_weight);
-    } else if constexpr (std::is_same_v<T, double>) {
-      run_tiles<Fma, 64, 64, true>(grad_weight);
+  void run() {
+    if constexpr (std::is_same_v<T, double>) {
+      run_tiles<Fma, 64, 64, true>();
     } else if constexpr (std::is_same_v<T, float>) {
-      conv2d_allows_tf32() ? choose<TensorCores>(grad_weight) : choose<Fma>(grad_weight);
+      conv2d_allows_tf32() ? choose_tiles<TensorCores>() : choose_tiles<Fma>();
     } else {
-      choose<TensorCores>(grad_weight);
+      choose_tiles<TensorCores>();
     }
   }
 
  private:
   template <template <class, class, class> class Product>
-  void choose(const Tensor& grad_weight) {
-    if (!input_.source.packs) return run_tiles<Product, 64, 64, false>(grad_weight);
-    s_.outputs > 64 ? run_tiles<Product, 128, 128, true>(grad_weight)
-                    : run_tiles<Product, 64, 128, true>(grad_weight);
+  void choose_tiles() {
+    if (!p_.source.packs) return run_tiles<Product, 64, 64, false>();
+    s_.outputs > 64 ? run_tiles<Product, 128, 128, true>() : run_tiles<Product, 64, 128, true>();
   }
 
   template <template <class, class, class> class Product, int kTileRows, int kTileColumns, bool kPacks>
-  void run_tiles(const Tensor& grad_weight) {
+  void run_tiles() {
     using TileA = ExtentInner<T, kTileRows>;
     using TileB = ExtentInner<T, kTileColumns>;
     using Acc = acc_t<T>;
@@ -283,25 +272,16 @@ class WeightGradient {
     const int64_t parts = cut(tiles), rows = int64_t{s_.groups} * s_.outputs;
     STD_TORCH_CHECK(parts * tiles < (int64_t{1} << 31), kOp, ": the weight is too large");
     Tensor partial =
-        new_tensor(grad_weight, {parts, rows, s_.terms}, accumulate_type(grad_weight.scalar_type()));
+        new_tensor(p_.grad_weight, {parts, rows, s_.terms}, accumulate_type(p_.grad_weight.scalar_type()));
     if (parts > 0) {
       launch_large(conv2d_weight_kernel<T, TileA, TileB, Product<T, TileA, TileB>, kPacks>,
-                   static_cast<unsigned>(parts * tiles), kConvThreads, kPipelineBytes<TileA, TileB>, stream_,
-                   s_, grad_, input_.source, mutable_data<Acc>(partial));
+                   static_cast<unsigned>(parts * tiles), kConvThreads, kPipelineBytes<TileA, TileB>,
+                   p_.stream, s_, p_.grad, p_.source, mutable_data<Acc>(partial));
     }
-    merge(partial, grad_weight);
+    merge_parts(p_, partial);
   }
 
-  // partial: [parts, groups x outputs, terms].
-  void merge(const Tensor& partial, const Tensor& grad_weight) {
-    const int64_t rows = partial.size(1);
-    launch(conv2d_merge_kernel<T>, conv_grid(ceil_div(rows * s_.terms, kMergeElements)), kMergeThreads, 0,
-           stream_, data<acc_t<T>>(partial), static_cast<int>(partial.size(0)), rows,
-           s_.down.taps * s_.across.taps, s_.across.taps, channels_, input_.source.channels,
-           strides_of(grad_weight), s_.outputs, mutable_data<T>(grad_weight));
-  }
-
-  // Parts enough to occupy a GPU, in whole steps.
+  // As many parts as occupy a GPU, in whole steps.
   int64_t cut(int64_t tiles) {
     constexpr int64_t kMostPixels = 1 << 18;  // of a part: longer sums lose digits
     const int64_t wanted = std::max(ceil_div(kWholeGpu, tiles), ceil_div(s_.pixels, kMostPixels));
@@ -311,36 +291,33 @@ class WeightGradient {
     return ceil_div(s_.pixels, s_.part);
   }
 
-  WeightStrides strides_of(const Tensor& weight) const {
-    Conv2dShape shape{};
-    shape.groups = s_.groups;
-    shape.in_channels = int64_t{s_.groups} * channels_;
-    shape.out_channels = int64_t{s_.groups} * s_.outputs;
-    shape.height.kernel = weight.size(2);
-    shape.width.kernel = weight.size(3);
-    return weight_strides(shape, is_channels_last(weight), false);
-  }
-
-  ConvSource<T> grad_;
-  ConvOperand<T> input_;
-  int channels_;  // per group; its copy may have more
-  cudaStream_t stream_;
+  const WeightGradientProblem<T>& p_;
   WeightSum s_{};
 };
 
 }  // namespace
 
 template <class T>
-void conv2d_weight_gradient(const Conv2dShape& shape, const ConvOperand<T>& grad, const Tensor& input,
-                            const Tensor& grad_weight, cudaStream_t stream) {
-  check_narrow(shape.height, kOp);
-  check_narrow(shape.width, kOp);
-  WeightGradient<T>(shape, grad, input, stream).run(shape, grad_weight);
+void implicit_gemm_weight_gradient(const WeightGradientProblem<T>& problem) {
+  WeightGradient<T>(problem).run();
 }
 
-#define PYOPS_INSTANTIATE(T)                                                                        \
-  template void conv2d_weight_gradient<T>(const Conv2dShape&, const ConvOperand<T>&, const Tensor&, \
-                                          const Tensor&, cudaStream_t);
+template <class T>
+void merge_parts(const WeightGradientProblem<T>& p, const Tensor& parts) {
+  const Conv2dShape& s = p.shape;
+  const int64_t rows = parts.size(1);
+  const auto taps_across = static_cast<int>(s.width.kernel);
+  launch(conv2d_merge_kernel<T>, conv_grid(ceil_div(rows * parts.size(2), kMergeElements)), kMergeThreads, 0,
+         p.stream, data<acc_t<T>>(parts), static_cast<int>(parts.size(0)), rows,
+         static_cast<int>(s.height.kernel) * taps_across, taps_across,
+         static_cast<int>(s.in_channels / s.groups), p.source.channels,
+         weight_strides(s, is_channels_last(p.grad_weight), false),
+         static_cast<int>(s.out_channels / s.groups), mutable_data<T>(p.grad_weight));
+}
+
+#define PYOPS_INSTANTIATE(T)                                                       \
+  template void implicit_gemm_weight_gradient<T>(const WeightGradientProblem<T>&); \
+  template void merge_parts<T>(const WeightGradientProblem<T>&, const Tensor&);
 PYOPS_INSTANTIATE(float)
 PYOPS_INSTANTIATE(double)
 PYOPS_INSTANTIATE(bfloat16)

@@ -24,8 +24,8 @@ __device__ __forceinline__ Pack<T> load_pack(const T* p) {
   return {*reinterpret_cast<const uint4*>(p)};
 }
 
-// Returns the pack as a value the compiler knows nothing about. A pack that is widened twice with a long way
-// between would otherwise be widened once and kept as floats, in twice the registers.
+// Returns the pack as a value the compiler knows nothing about. It would otherwise widen a pack that is used
+// twice only once, and keep the floats in between, in twice the registers.
 template <class T>
 __device__ __forceinline__ Pack<T> forget_widened(Pack<T> pack) {
 #if defined(__CUDA_ARCH__)
@@ -66,19 +66,19 @@ __device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&values)[kSize]
       words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
     }
   }
-  // A plain assignment is split into four stores. This one is cached as usual, and whole.
+  // nvcc splits a plain assignment into four stores. This is one store, cached as usual.
   __stwb(reinterpret_cast<uint4*>(p), uint4{words[0], words[1], words[2], words[3]});
 }
 
-// n contiguous elements from p: single ones up to a 16-byte boundary, packs, single ones after the last.
+// n contiguous elements from p: single ones up to a 16-byte boundary, then packs, then single ones again.
 // Packs are counted in 32 bits to save registers; rows of more than kMaxPacks must not claim to be aligned.
 struct RowSplit {
   int head;
   int packs;
   int64_t tail;  // where the single elements start again
 
-  // Without `aligned`, because another row must be accessed alongside and its boundaries lie elsewhere, all
-  // elements are single.
+  // `aligned` is false where the row of another tensor is accessed alongside and its boundaries lie
+  // elsewhere. All elements are single then.
   template <class T>
   static __device__ __forceinline__ RowSplit of(const T* p, int64_t n, bool aligned) {
     constexpr int kSize = Pack<T>::kSize;
@@ -89,6 +89,10 @@ struct RowSplit {
     return {head, static_cast<int>(packs), head + packs * kSize};
   }
 };
+
+inline bool is_aligned(const void* p, size_t bytes = kPackBytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
 // Whether pointers into tensors of one dtype reach 16-byte boundaries at the same element.
 template <class... Pointers>

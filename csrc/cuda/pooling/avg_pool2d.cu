@@ -1,5 +1,5 @@
 // Average pooling on CUDA, with sliding and with adaptive windows. A thread sums the elements of a window or,
-// in backward, the windows of an element; for a global average over contiguous planes, a warp sums a plane.
+// in backward, the windows of an element. For a global average over contiguous planes, a warp sums a plane.
 #include "cuda/device/reduce.cuh"
 #include "cuda/pooling/pooling.cuh"
 
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     average_planes_kernel(int64_t planes, int64_t n, acc_t<T> divisor, const T* input, T* output) {
   using Acc = acc_t<T>;
   const int lane = threadIdx.x % kWarpSize, warps = kPoolThreads / kWarpSize;
-  // Whole warps go round together: every lane joins the reduction.
+  // Whole warps go through the loop together: every lane joins the reduction.
   for (int64_t plane = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / kWarpSize; plane < planes;
        plane += static_cast<int64_t>(gridDim.x) * warps) {
     Acc sum[1] = {Acc(0)};

@@ -1,12 +1,12 @@
-// Max pooling on CUDA. Forward keeps where in its window each maximum was; backward gathers: every element of
-// the input sums the gradients of the windows it is the maximum of, in the order of the windows.
+// Max pooling on CUDA. Forward keeps the position of each maximum in its window. Backward gathers: every
+// element of the input sums the gradients of the windows whose maximum it is, in the order of the windows.
 #include "common/fast_math.h"
 #include "cuda/pooling/pooling.cuh"
 
 namespace pyops::cuda {
 namespace {
 
-// kKernel: the window's height and width, so that its loads are issued together; 0 for any other.
+// kKernel: the window's height and width, known so that its loads are issued together; 0: known at run time.
 template <class T, class A, int kSize, int kKernel>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_forward_kernel(PoolRows rows, WindowAxes axes, const T* input, T* output, A* argmax) {

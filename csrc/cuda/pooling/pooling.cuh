@@ -1,8 +1,8 @@
 // How threads are laid over a pooled tensor [outer, height, width, inner].
 //
-// A thread makes one element or, where the channels are innermost and aligned, one 16-byte pack of them, and
-// neighbouring threads make neighbours. Work is dealt out by rows, so that a row's place is worked out once
-// for a thread and not for each of its elements.
+// A thread makes one element or, where the channels are innermost and aligned, one 16-byte pack of them.
+// Neighbouring threads make neighbours. Work is dealt out by rows, so that a thread works out the place of a
+// row once and not for each of its elements.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace pyops::cuda {
 
 constexpr int kPoolThreads = 256;
-constexpr int kPoolBlocks = 2;  // per multiprocessor at least: 128 registers per thread, and no spills
+constexpr int kPoolBlocks = 2;  // per multiprocessor, at least: 128 registers per thread, and no spills
 
 using Axis = math::SlidingAxisOf<int>;
 using AxisRange = math::RangeOf<int>;
@@ -145,8 +145,6 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
   aligned&& image.inner % kSize == 0 ? run(std::integral_constant<int, kSize>{})
                                      : run(std::integral_constant<int, 1>{});
 }
-
-inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 // The gradient of images `in`, by the kernel of max_pool2d.cu.
 void max_pool_gradient(const Windows& windows, const Image& in, const Tensor& grad_output,

@@ -6,9 +6,7 @@
 namespace pyops::cuda {
 namespace {
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
-
-// With as many groups of blocks as the device holds, or fewer where these have no more tiles of sequences.
+// Launches as many groups of blocks as the device holds, or as few as do with the same number of tiles each.
 template <class T, class Kernel, class Data>
 bool launch_grid(const Kernel& kernel, int tiles_of_rows, int64_t depth, const Data& at,
                  const RecurrentCall& call) {
@@ -29,7 +27,7 @@ bool launch_grid(const Kernel& kernel, int tiles_of_rows, int64_t depth, const D
   return true;
 }
 
-// f(cell, product) for the cell of that kind, and the units that may form its products.
+// Calls f(cell, product) for the cell of that kind, and the units that may form its products.
 template <class T, class F>
 bool with_product(const RecurrentCall& call, const F& f) {
   bool launched = false;
@@ -44,7 +42,7 @@ bool with_product(const RecurrentCall& call, const F& f) {
 }
 
 bool whole_rows(const RecurrentCall& call, int64_t element, const void* initial) {
-  return call.shape.hidden * element % kPackBytes == 0 && aligned(initial);
+  return call.shape.hidden * element % kPackBytes == 0 && is_aligned(initial);
 }
 
 }  // namespace

@@ -301,7 +301,7 @@ def run_sanitized(ops: Any) -> None:
 # Matrix instructions, their loads from shared memory, and asynchronous copies into it.
 _PRODUCT = Code(has=("HMMA", "LDGSTS", "LDSM"), kernels="TensorCores")
 CUDA_CODE = {
-    "products": [_PRODUCT],
+    "correlate": [_PRODUCT],
     "weight": [
         Code(has=_PRODUCT.has, kernels="TensorCores(?!If)"),
         # Only TF32 operands that are not innermost are read word by word.

@@ -1,9 +1,11 @@
-// The convolution on CUDA where a group has so few channels that a tile of a matrix product would be all but
-// empty: depthwise convolutions, and those of one channel to a handful.
+// The convolution on CUDA where a group has so few channels that a tile of a matrix product would be almost
+// empty: depthwise convolutions, and those from one channel to a handful.
 //
-// A thread makes one element, or the 16 bytes of neighbouring channels of a depthwise convolution, and reads
-// what its window holds where it lies, in either format; what neighbours share comes from the L1 cache.
-#include "cuda/conv2d/direct.cuh"
+// A thread makes one element, or 16 bytes of neighbouring channels of a depthwise convolution. It reads its
+// window in place, in either format; what neighbours share comes from the L1 cache.
+#include "cuda/conv2d/algorithms.cuh"
+#include "cuda/conv2d/few_channels.cuh"
+#include "cuda/conv2d/weight.cuh"
 
 namespace pyops::cuda {
 namespace {
@@ -13,16 +15,16 @@ constexpr int kSumLanes = 32;  // channels of a block that sums a weight's gradi
 constexpr int64_t kFewestPixels = std::min<int64_t>(1 << 11, 16 * kWholeGpu);  // of a part
 
 template <class T, int kSize>
-__global__ void __launch_bounds__(kDirectThreads, 1)
-    conv2d_direct_kernel(const __grid_constant__ Correlation c, int phase,
-                         const __grid_constant__ ConvSource<T> source, DirectWeights shape, const T* weights,
-                         const __grid_constant__ ConvEpilogue<T> epilogue) {
+__global__ void __launch_bounds__(kFewChannelsThreads, 1)
+    conv2d_few_channels_kernel(const __grid_constant__ Correlation c, int phase,
+                               const __grid_constant__ ConvSource<T> source, FewChannelsWeights shape,
+                               const T* weights, const __grid_constant__ ConvEpilogue<T> epilogue) {
   using Acc = acc_t<T>;
   const ConvPhase &h = c.down[phase / c.phases_across], &w = c.across[phase % c.phases_across];
   const int64_t pixels = c.pixels(h, w), packs = shape.channels / kSize;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= pixels * packs) return;
-  const DirectItem item = DirectItem::of(index, pixels, packs, kSize, epilogue.channels_inner);
+  const FewChannelsItem item = FewChannelsItem::of(index, pixels, packs, kSize, epilogue.channels_inner);
   const ConvPixel at = ConvPixel::of(item.pixel, h.count, w.count);
   const int channel = static_cast<int>(item.channel);
   Acc sum[kSize] = {};
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(kDirectThreads, 1)
       c.target.channel, channel, kSize);
 }
 
-struct DirectSum {
+struct FewChannelsSum {
   ConvPhase down;
   ConvPhase across;
   int source_height;
@@ -48,24 +50,24 @@ struct DirectSum {
   int64_t channels;  // outputs of all groups
   int outputs;       // per group
   int inputs;
-  int lanes;  // neighbouring threads with neighbouring channels; the others have neighbouring pixels
+  int lanes;  // threads with neighbouring channels; teams of them have neighbouring pixels
 };
 
 // partial[parts, channels, taps, inputs]. A block sums a part for `lanes` channels at one tap and input.
 template <class T>
-__global__ void __launch_bounds__(kDirectThreads)
-    conv2d_direct_weight_kernel(const __grid_constant__ DirectSum s,
-                                const __grid_constant__ ConvSource<T> grad,
-                                const __grid_constant__ ConvSource<T> source, acc_t<T>* partial) {
+__global__ void __launch_bounds__(kFewChannelsThreads)
+    conv2d_few_channels_weight_kernel(const __grid_constant__ FewChannelsSum s,
+                                      const __grid_constant__ ConvSource<T> grad,
+                                      const __grid_constant__ ConvSource<T> source, acc_t<T>* partial) {
   using Acc = acc_t<T>;
-  PYOPS_SHARED_ARRAY(Acc, sums, kDirectThreads);
+  PYOPS_SHARED_ARRAY(Acc, sums, kFewChannelsThreads);
   const int terms = s.down.taps * s.across.taps * s.inputs;
   const int64_t blocks_across = (s.channels + s.lanes - 1) / s.lanes;
   const int64_t unit = blockIdx.x / terms, part = math::quotient<int64_t>(unit, blocks_across);
   const int term = static_cast<int>(blockIdx.x - unit * terms), tap = term / s.inputs,
             input = term - tap * s.inputs;
   const int tap_down = tap / s.across.taps, tap_across = tap - tap_down * s.across.taps;
-  const int team = threadIdx.x / s.lanes, teams = kDirectThreads / s.lanes;
+  const int team = threadIdx.x / s.lanes, teams = kFewChannelsThreads / s.lanes;
   const int64_t channel = (unit - part * blocks_across) * s.lanes + threadIdx.x % s.lanes;
   const int64_t end = math::smaller<int64_t>((part + 1) * s.part, s.pixels);
   Acc sum = 0;
@@ -99,32 +101,35 @@ __global__ void __launch_bounds__(kDirectThreads)
 }  // namespace
 
 template <class T>
-void conv2d_direct(const Correlation& c, const ConvSource<T>& source, const Tensor& weight,
-                   const WeightStrides& strides, int64_t inputs, const ConvEpilogue<T>& epilogue,
-                   cudaStream_t stream) {
-  const DirectOperand<T> packed = direct_weights<T>(c, weight, strides, inputs, stream);
-  // A depthwise group's pack would be one channel: what counts is whether the groups fill packs.
-  const bool packs = inputs == 1 && c.outputs == 1 && epilogue.channels_inner &&
-                     source.strides.channel == 1 && c.groups % kChunk<T> == 0 && epilogue.packs &&
-                     reinterpret_cast<uintptr_t>(source.data) % kPackBytes == 0;
+void few_channels_correlate(const CorrelationProblem<T>& p) {
+  const Correlation& c = p.correlation;
+  const ConvSource<T>& source = p.source;
+  const FewChannelsOperand<T> packed = few_channels_weights<T>(c, p.weight, p.strides, p.inputs, p.stream);
+  // The channels of a depthwise convolution's groups fill packs together.
+  const ConvEpilogue<T> epilogue = p.epilogue.over(packed.shape.channels);
+  const bool packs = p.inputs == 1 && c.outputs == 1 && epilogue.packs && source.strides.channel == 1 &&
+                     is_aligned(source.data);
   for (int phase = 0; phase < c.phases_down * c.phases_across; ++phase) {
     const int64_t pixels = c.pixels(c.down[phase / c.phases_across], c.across[phase % c.phases_across]);
     const auto run = [&](auto size) {
       const int64_t items = pixels * (packed.shape.channels / size());
       if (items == 0) return;
-      const int64_t blocks = ceil_div(items, kDirectThreads);
+      const int64_t blocks = ceil_div(items, kFewChannelsThreads);
       STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", items, " elements");
-      launch(conv2d_direct_kernel<T, size()>, static_cast<unsigned>(blocks), kDirectThreads, 0, stream, c,
-             phase, source, packed.shape, data<T>(packed.memory), epilogue);
+      launch(conv2d_few_channels_kernel<T, size()>, static_cast<unsigned>(blocks), kFewChannelsThreads, 0,
+             p.stream, c, phase, source, packed.shape, data<T>(packed.memory), epilogue);
     };
     packs ? run(std::integral_constant<int, kChunk<T>>{}) : run(std::integral_constant<int, 1>{});
   }
 }
 
+namespace {
+
+// Without the size of a part.
 template <class T>
-Tensor conv2d_direct_weight_sums(const Conv2dShape& s, const ConvSource<T>& grad, const ConvSource<T>& source,
-                                 const Tensor& like, cudaStream_t stream) {
-  DirectSum sum{};
+FewChannelsSum few_channels_sum(const WeightGradientProblem<T>& p) {
+  const Conv2dShape& s = p.shape;
+  FewChannelsSum sum{};
   sum.down = ConvPhase::of(math::forward_axis(s.height));
   sum.across = ConvPhase::of(math::forward_axis(s.width));
   sum.source_height = static_cast<int>(s.height.input);
@@ -137,26 +142,33 @@ Tensor conv2d_direct_weight_sums(const Conv2dShape& s, const ConvSource<T>& grad
   sum.channels = s.out_channels;
   sum.outputs = static_cast<int>(s.out_channels / s.groups);
   sum.inputs = static_cast<int>(s.in_channels / s.groups);
-  sum.lanes = grad.strides.channel == 1 ? kSumLanes : 1;
+  sum.lanes = p.grad.strides.channel == 1 ? kSumLanes : 1;
+  return sum;
+}
+
+}  // namespace
+
+template <class T>
+void few_channels_weight_gradient(const WeightGradientProblem<T>& p) {
+  FewChannelsSum sum = few_channels_sum(p);
   const int64_t terms = int64_t{sum.down.taps} * sum.across.taps * sum.inputs;
   const int64_t units = ceil_div(sum.channels, sum.lanes) * terms;
   const int64_t wanted = std::min(ceil_div(4 * kWholeGpu, units), ceil_div(sum.pixels, kFewestPixels));
   sum.part = wanted > 0 ? ceil_div(sum.pixels, wanted) : 1;
   const int64_t parts = ceil_div(sum.pixels, sum.part);
   STD_TORCH_CHECK(parts * units < (int64_t{1} << 31), kOp, ": the weight is too large");
-  Tensor partial = new_tensor(like, {parts, sum.channels, terms}, accumulate_type(like.scalar_type()));
+  Tensor partial =
+      new_tensor(p.grad_weight, {parts, sum.channels, terms}, accumulate_type(p.grad_weight.scalar_type()));
   if (parts > 0) {
-    launch(conv2d_direct_weight_kernel<T>, static_cast<unsigned>(parts * units), kDirectThreads, 0, stream,
-           sum, grad, source, mutable_data<acc_t<T>>(partial));
+    launch(conv2d_few_channels_weight_kernel<T>, static_cast<unsigned>(parts * units), kFewChannelsThreads, 0,
+           p.stream, sum, p.grad, p.source, mutable_data<acc_t<T>>(partial));
   }
-  return partial;
+  merge_parts(p, partial);
 }
 
-#define PYOPS_INSTANTIATE(T)                                                                           \
-  template void conv2d_direct<T>(const Correlation&, const ConvSource<T>&, const Tensor&,              \
-                                 const WeightStrides&, int64_t, const ConvEpilogue<T>&, cudaStream_t); \
-  template Tensor conv2d_direct_weight_sums<T>(const Conv2dShape&, const ConvSource<T>&,               \
-                                               const ConvSource<T>&, const Tensor&, cudaStream_t);
+#define PYOPS_INSTANTIATE(T)                                             \
+  template void few_channels_correlate<T>(const CorrelationProblem<T>&); \
+  template void few_channels_weight_gradient<T>(const WeightGradientProblem<T>&);
 PYOPS_INSTANTIATE(float)
 PYOPS_INSTANTIATE(double)
 PYOPS_INSTANTIATE(bfloat16)

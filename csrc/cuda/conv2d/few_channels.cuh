@@ -1,13 +1,14 @@
-// One element of a correlation, or 16 bytes of neighbouring channels of a depthwise one, without tiles.
+// An element of a correlation, or 16 bytes of neighbouring channels of a depthwise one, as a sum over its
+// window.
 #pragma once
 
-#include "cuda/conv2d/conv2d.cuh"
+#include "cuda/conv2d/layout.cuh"
 
 namespace pyops::cuda {
 
-constexpr int kDirectThreads = 256;
+constexpr int kFewChannelsThreads = 256;
 
-struct DirectWeights {
+struct FewChannelsWeights {
   int kernel_width;
   int inputs;        // per group
   int64_t channels;  // outputs of all groups
@@ -15,9 +16,9 @@ struct DirectWeights {
 
 // To [taps, inputs, outputs of all groups], so that neighbouring channels are neighbours.
 template <class T>
-__global__ void __launch_bounds__(kDirectThreads)
-    conv2d_direct_pack_kernel(DirectWeights shape, WeightStrides strides, int outputs, const T* weight,
-                              T* packed, int64_t total) {
+__global__ void __launch_bounds__(kFewChannelsThreads)
+    conv2d_few_channels_pack_kernel(FewChannelsWeights shape, WeightStrides strides, int outputs,
+                                    const T* weight, T* packed, int64_t total) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t term = math::quotient<int64_t>(i, shape.channels), channel = i - term * shape.channels;
@@ -32,41 +33,43 @@ __global__ void __launch_bounds__(kDirectThreads)
 
 // Those weights, and their memory.
 template <class T>
-struct DirectOperand {
-  DirectWeights shape;
+struct FewChannelsOperand {
+  FewChannelsWeights shape;
   Tensor memory;
 };
 
 template <class T>
-DirectOperand<T> direct_weights(const Correlation& c, const Tensor& weight, const WeightStrides& strides,
-                                int64_t inputs, cudaStream_t stream) {
-  const DirectWeights shape{static_cast<int>(weight.size(3)), static_cast<int>(inputs),
-                            int64_t{c.groups} * c.outputs};
+FewChannelsOperand<T> few_channels_weights(const Correlation& c, const Tensor& weight,
+                                           const WeightStrides& strides, int64_t inputs,
+                                           cudaStream_t stream) {
+  const FewChannelsWeights shape{static_cast<int>(weight.size(3)), static_cast<int>(inputs),
+                                 int64_t{c.groups} * c.outputs};
   const int64_t total = weight.numel();
   Tensor packed = new_tensor(weight, {total}, weight.scalar_type());
-  launch(conv2d_direct_pack_kernel<T>, conv_grid(ceil_div(total, kDirectThreads)), kDirectThreads, 0, stream,
-         shape, strides, c.outputs, data<T>(weight), mutable_data<T>(packed), total);
+  launch(conv2d_few_channels_pack_kernel<T>, conv_grid(ceil_div(total, kFewChannelsThreads)),
+         kFewChannelsThreads, 0, stream, shape, strides, c.outputs, data<T>(weight), mutable_data<T>(packed),
+         total);
   return {shape, packed};
 }
 
-// Item `index` of pixels x channel groups: neighbours are neighbours in memory.
-struct DirectItem {
+// Item `index` of pixels x packs of channels. Neighbouring items are neighbours in memory.
+struct FewChannelsItem {
   int64_t pixel;
   int64_t channel;
 
-  static __device__ __forceinline__ DirectItem of(int64_t index, int64_t pixels, int64_t packs, int size,
-                                                  bool channels_inner) {
+  static __device__ __forceinline__ FewChannelsItem of(int64_t index, int64_t pixels, int64_t packs, int size,
+                                                       bool channels_inner) {
     const int64_t rest = math::quotient<int64_t>(index, channels_inner ? packs : pixels);
     const int64_t lane = index - rest * (channels_inner ? packs : pixels);
-    return channels_inner ? DirectItem{rest, lane * size} : DirectItem{lane, rest * size};
+    return channels_inner ? FewChannelsItem{rest, lane * size} : FewChannelsItem{lane, rest * size};
   }
 };
 
-// Adds to `sum` the products of pixel `at` for channels `channel`, ...; several only if depthwise.
+// Adds the products of pixel `at` to `sum`, for channels `channel`, ...; for several only if depthwise.
 template <class T, int kSize>
 __device__ __forceinline__ void conv2d_window_sum(const Correlation& c, const ConvPhase& h,
                                                   const ConvPhase& w, const ConvSource<T>& source,
-                                                  const DirectWeights& shape, const T* weights,
+                                                  const FewChannelsWeights& shape, const T* weights,
                                                   const ConvPixel& at, int channel, acc_t<T> (&sum)[kSize]) {
   using Acc = acc_t<T>;
   const int first_input = kSize > 1 ? channel : channel / c.outputs * shape.inputs;
