@@ -1,14 +1,14 @@
 // Embedding on CUDA.
 //
-// Backward sorts the positions by row, then sums the sorted positions in chunks of fixed size: a row that
-// lies within a chunk is finished there, and what crosses a chunk's borders becomes at most two partial sums
-// per chunk, which are the positions of the next, smaller pass. So a row that most positions name is summed
-// by as many threads as any other, always in the same order.
+// Backward sorts the positions by row and sums them in chunks of fixed size. A row that lies within one chunk
+// is finished there. A row that crosses the chunk's borders leaves at most two partial sums per chunk, and
+// these are the positions of the next, smaller pass. So even a row that most positions name is summed by many
+// threads, and always in the same order.
 #include <climits>
 
 #include "binding/embedding.h"
 #include "binding/sort.h"
-#include "cuda/device/memory.cuh"
+#include "cuda/device/columns.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/embedding.h"
@@ -16,90 +16,17 @@
 namespace pyops::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kColumnTileThreads;
 constexpr int kMinBlocks = 4;     // 64 registers per thread
 constexpr int kMinSumBlocks = 2;  // 128
 constexpr int kChunk = 32;        // sorted positions that one group of threads sums
 constexpr int kBatch = 4;         // of them, loaded together
 
-// kWidth neighbouring columns of one row: packs, or with kWidth 1 a single element of any alignment.
-template <class T, int kWidth>
-struct Columns {
-  static constexpr int kPacks = kWidth / Pack<T>::kSize;
-  Pack<T> packs[kPacks];
-
-  __device__ __forceinline__ void load(const T* p) {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i) packs[i] = load_pack(p + i * Pack<T>::kSize);
-  }
-  // Calls f(column, value) for each.
-  template <class F>
-  __device__ __forceinline__ void for_each(const F& f) const {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
-      acc_t<T> values[Pack<T>::kSize];
-      widen(packs[i], values);
-#pragma unroll
-      for (int k = 0; k < Pack<T>::kSize; ++k) f(i * Pack<T>::kSize + k, values[k]);
-    }
-  }
-  static __device__ __forceinline__ void store(T* p, const acc_t<T> (&values)[kWidth]) {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
-      acc_t<T> part[Pack<T>::kSize];
-#pragma unroll
-      for (int k = 0; k < Pack<T>::kSize; ++k) part[k] = values[i * Pack<T>::kSize + k];
-      store_pack(p + i * Pack<T>::kSize, part);
-    }
-  }
-};
-
-template <class T>
-struct Columns<T, 1> {
-  T value;
-  __device__ __forceinline__ void load(const T* p) { value = *p; }
-  template <class F>
-  __device__ __forceinline__ void for_each(const F& f) const {
-    f(0, to_acc(value));
-  }
-  static __device__ __forceinline__ void store(T* p, const acc_t<T> (&values)[1]) {
-    *p = from_acc<T>(values[0]);
-  }
-};
-
-// How `dim` columns are cut for groups of `lanes` threads, each taking `width` columns.
-struct Tiling {
-  int lanes;
-  int64_t tiles;
-
-  static Tiling of(int64_t dim, int width) {
-    int lanes = 1;
-    while (lanes < kWarpSize && lanes * width < dim) lanes *= 2;
-    return {lanes, (dim + lanes * width - 1) / (lanes * width)};
-  }
-  unsigned blocks(int64_t items) const {
-    const int64_t groups_per_block = kThreads / lanes;
-    return static_cast<unsigned>(
-        std::clamp<int64_t>((items * tiles + groups_per_block - 1) / groups_per_block, 1, kMaxBlocks));
-  }
-};
-
-// Calls f(item, first column of this thread) for the items this group of threads takes.
-template <int kWidth, class F>
-__device__ __forceinline__ void for_each_tile(const Tiling& tiling, int64_t items, const F& f) {
-  const int64_t groups = static_cast<int64_t>(gridDim.x) * kThreads / tiling.lanes;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / tiling.lanes;
-  const int lane = threadIdx.x % tiling.lanes;
-  for (int64_t g = first; g < items * tiling.tiles; g += groups) {
-    f(g / tiling.tiles, (g % tiling.tiles * tiling.lanes + lane) * kWidth);
-  }
-}
-
 // ---- forward -------------------------------------------------------------------------------------------
 
 template <class T, class Index, int kWidth>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    gather_kernel(EmbeddingShape s, Tiling tiling, const T* weight, const Index* indices, T* output) {
+    gather_kernel(EmbeddingShape s, ColumnTiling tiling, const T* weight, const Index* indices, T* output) {
   using Acc = acc_t<T>;
   for_each_tile<kWidth>(tiling, s.positions, [&](int64_t i, int64_t column) {
     if (column >= s.dim) return;
@@ -123,7 +50,7 @@ void gather(const EmbeddingShape& s, const T* weight, const Index* indices, T* o
   const bool packed = s.column_stride == 1 && s.dim % kSize == 0 && s.row_stride % kSize == 0 &&
                       same_alignment(weight, output);
   const auto run = [&](auto kernel, int width) {
-    const Tiling tiling = Tiling::of(s.dim, width);
+    const ColumnTiling tiling = ColumnTiling::of(s.dim, width);
     launch(kernel, tiling.blocks(s.positions), kThreads, 0, stream, s, tiling, weight, indices, output);
   };
   packed ? run(gather_kernel<T, Index, kSize>, kSize) : run(gather_kernel<T, Index, 1>, 1);
@@ -146,7 +73,7 @@ Tensor embedding_forward(Tensor weight, Tensor indices) {
 
 // ---- sorted positions ----------------------------------------------------------------------------------
 
-// Rows in ascending order; from the first `rows` on there is nothing to do.
+// Rows in ascending order. Keys equal to `rows` come last and need no work.
 struct Keys {
   const int32_t* narrow;
   const int64_t* wide;
@@ -204,7 +131,7 @@ struct Pass {
   __device__ __forceinline__ int64_t chunks() const { return (count + kChunk - 1) / kChunk; }
 };
 
-// All sorted keys, to divide by how often a row occurs; no keys when that is not asked for.
+// All sorted keys, to divide by how often a row occurs. No keys: do not divide.
 struct Frequencies {
   Keys keys;
   int64_t count;
@@ -226,9 +153,9 @@ struct Frequencies {
   }
 };
 
-// The partial sums of chunk c are rows 2c, of a row that began in an earlier chunk, and 2c + 1, of one that
-// goes on in the next. A row that does both leaves its sum in the first and zeros in the second, so that the
-// partial sums of a row are neighbours. The key of one that does not exist is `rows`.
+// Chunk c leaves two partial sums: number 2c is of a row that began in an earlier chunk, number 2c + 1 of one
+// that goes on in the next. A row that does both leaves its sum in the first and zeros in the second, so the
+// partial sums of a row are neighbours. A partial sum that does not exist has the key `rows`.
 template <class Acc>
 struct Partials {
   int64_t* keys;
@@ -237,7 +164,7 @@ struct Partials {
 
 template <class T, class Source, int kWidth>
 __global__ void __launch_bounds__(kThreads, kMinSumBlocks)
-    sum_rows_kernel(Pass pass, Tiling tiling, Frequencies frequencies, const Source* source,
+    sum_rows_kernel(Pass pass, ColumnTiling tiling, Frequencies frequencies, const Source* source,
                     Partials<acc_t<T>> partials, T* grad) {
   using Acc = acc_t<T>;
   for_each_tile<kWidth>(tiling, pass.chunks(), [&](int64_t chunk, int64_t column) {
@@ -298,12 +225,12 @@ __global__ void __launch_bounds__(kThreads, kMinSumBlocks)
   });
 }
 
-// Into a gradient full of zeros. Each pass has a sixteenth of the summands of the one before.
+// `grad` is full of zeros. Each pass has a sixteenth of the summands of the pass before.
 template <class T, int kWidth>
 void sum_rows(const EmbeddingShape& s, const SortedPositions& sorted, bool scale_by_freq,
               const Tensor& grad_output, T* grad, cudaStream_t stream) {
   using Acc = acc_t<T>;
-  const Tiling tiling = Tiling::of(s.dim, kWidth);
+  const ColumnTiling tiling = ColumnTiling::of(s.dim, kWidth);
   const Frequencies frequencies{scale_by_freq ? sorted.keys() : Keys{nullptr, nullptr}, s.positions};
   Pass pass{sorted.keys(), data<int64_t>(sorted.order), s.positions, s.rows, s.dim};
   std::optional<Tensor> keys, sums;
@@ -361,7 +288,7 @@ struct JoinNorms {
   }
 };
 
-// A warp per sorted position; the first position of a row works on it.
+// A warp takes a sorted position; the warp with a row's first position works on that row.
 template <class T, class Norm>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     renorm_kernel(EmbeddingShape s, Keys keys, Norm norm, double max_norm, T* weight) {

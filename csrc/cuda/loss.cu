@@ -1,8 +1,8 @@
 // Elementwise losses on CUDA: forward sums terms over 16-byte packs, backward writes their slopes.
 #include "binding/loss.h"
+#include "cuda/device/loss_sum.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
-#include "cuda/loss.cuh"
 #include "math/loss.h"
 
 namespace pyops::cuda {
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMinBlocks = 4;       // 64 registers per thread
-constexpr int kPacksPerThread = 4;  // so many that a block's reduction costs little beside its loads
+constexpr int kPacksPerThread = 4;  // enough to make a block's reduction cheap beside its loads
 
 template <class T>
 struct LossInputs {
@@ -81,7 +81,7 @@ __device__ __forceinline__ void read(const Repeated<T>& factor, int64_t elements
   }
 }
 
-// The terms of one piece, times their weights; returns the sum of the weights.
+// The terms of neighbouring elements, times their weights. Returns the sum of the weights.
 template <class T, class Loss, int kSize>
 __device__ __forceinline__ acc_t<T> piece_terms(const LossInputs<T>& in, const Loss& loss, int64_t at,
                                                 math::LossTerm<acc_t<T>> (&terms)[kSize]) {
@@ -103,7 +103,7 @@ __device__ __forceinline__ acc_t<T> piece_terms(const LossInputs<T>& in, const L
   return weight_sum;
 }
 
-// Writes the losses of the elements, or each block's sum of them and of what their mean divides by.
+// Writes every element's loss, or each block's sum of the losses and of what their mean divides by.
 template <class T, class Loss>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     loss_forward_kernel(LossInputs<T> in, Loss loss, bool divides_by_weight, T* per_element,
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
-// Tensors of one entry per element must be aligned alike for packs; null ones are.
+// Packs need all tensors with an entry per element to be aligned alike. A null one is.
 template <class T, class... Others>
 LossInputs<T> inputs_of(const LossArguments& a, const Others*... others) {
   LossInputs<T> in{a.input.numel(),

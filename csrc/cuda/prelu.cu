@@ -1,21 +1,21 @@
 // PReLU on CUDA.
 //
-// Backward writes the input's gradient and sums the slopes' in one visit. Where many elements of one channel
-// are neighbours, a group of threads takes such a run and leaves one sum. Otherwise (one slope, channels
-// last, few pixels) the tensor is seen as rows of whole periods of slopes: a thread keeps its columns, whose
-// slopes and sums stay in registers. A last kernel adds up the sums in a fixed order.
+// One visit in backward writes the input's gradient and sums that of the slopes. Where many elements of one
+// channel are neighbours, a group of threads takes such a run and leaves one sum. Otherwise (one slope,
+// channels last, few pixels) the kernel sees the tensor as rows of whole periods of slopes: a thread keeps
+// its columns, whose slopes and sums stay in registers. A last kernel adds up the sums in a fixed order.
 #include "binding/prelu.h"
-#include "cuda/classes/rows.cuh"
+#include "cuda/device/rows.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/prelu.h"
 
 namespace pyops::cuda {
 namespace {
 
-constexpr int64_t kLongRun = 256;  // elements of one channel in a row that are worth a group of threads
+constexpr int64_t kLongRun = 256;  // a run of at least so many elements is worth a group of threads
 constexpr int kThreads = 256;
 constexpr int kMinBlocks = 4;        // 64 registers per thread
-constexpr int64_t kRowsPerSum = 16;  // at least, so that the sums are few beside the elements
+constexpr int64_t kRowsPerSum = 16;  // at least, so that there are few sums beside the elements
 constexpr int kFinishThreads = 128;
 
 template <class T>
@@ -152,8 +152,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 template <class T, bool kBackward>
 void launch_columns(const PreluShape& s, const ColumnPlan& plan, const Operands<T>& t, acc_t<T>* sums,
                     cudaStream_t stream) {
-  const bool aligned = reinterpret_cast<uintptr_t>(t.input) % kPackBytes == 0 &&
-                       same_alignment(t.input, t.output, kBackward ? t.grad : t.input);
+  const bool aligned = is_aligned(t.input) && same_alignment(t.input, t.output, kBackward ? t.grad : t.input);
   launch(prelu_columns_kernel<T, kBackward>, static_cast<unsigned>(plan.slices * plan.blocks), kThreads, 0,
          stream, s, plan, aligned, t, sums);
 }

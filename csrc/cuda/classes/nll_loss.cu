@@ -1,7 +1,8 @@
 // Negative log-likelihood on CUDA: a gather forward, a scatter into zeros backward.
 #include "binding/nll_loss.h"
+#include "cuda/classes/target.cuh"
+#include "cuda/device/loss_sum.cuh"
 #include "cuda/device/tensor.cuh"
-#include "cuda/loss.cuh"
 #include "math/nll_loss.h"
 
 namespace pyops::cuda {
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   store_block_sum(sum, partials, scratch);
 }
 
-// Into a gradient full of zeros.
+// `grad` is full of zeros.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     nll_loss_backward_kernel(Targets targets, const acc_t<T>* grad_loss, const acc_t<T>* weight,

@@ -1,10 +1,10 @@
 // Softmax and log-softmax on CUDA.
 //
-// Two visits of each row, one to reduce it and one to write. A row that fits is kept in registers between the
-// two (CachedRows), so global memory is read once; otherwise the second visit is served mostly by the L2
-// cache.
+// A kernel visits each row twice, once to reduce it and once to write. Between the two it keeps a row that
+// fits in registers (CachedRows), so global memory is read once. Otherwise the L2 cache mostly serves the
+// second visit.
 #include "binding/softmax.h"
-#include "cuda/classes/rows.cuh"
+#include "cuda/device/rows.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/online_softmax.h"
 

@@ -29,8 +29,8 @@ __device__ __forceinline__ Acc apply_elementwise(const F& f, const Acc (&x)[3]) 
   return f(x[0], x[1], x[2]);
 }
 
-// Threads first deal out the 16-byte packs, then the single elements before and behind them. The output may
-// be one of the inputs: an element is read and written by one thread.
+// The threads share out the 16-byte packs first, then the single elements before and behind them. The output
+// may be one of the inputs: one thread reads and writes an element.
 template <class T, int kInputs, class F>
 __global__ void __launch_bounds__(kElementwiseThreads)
     elementwise_kernel(int64_t n, bool aligned, F f, Inputs<T, kInputs> inputs, T* output) {

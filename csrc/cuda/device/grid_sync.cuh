@@ -1,8 +1,8 @@
 // How the blocks of a cooperative launch wait for each other: counters in global memory that only grow.
 //
-// A block that has written what others read raises a counter; who reads it waits until enough blocks have.
-// Between two steps nothing else is exchanged, so a group of blocks that share a counter waits only for
-// itself. What others have written must be read past the L1 cache (load_shared_pack), which is no one else's.
+// A block that has written what others will read raises a counter; a reader waits until enough blocks have
+// done so. Blocks that share a counter wait only for each other. What other blocks have written must be read
+// past the L1 cache, which may hold older values (load_shared_pack).
 #pragma once
 
 #include "cuda/device/memory.cuh"
@@ -11,7 +11,7 @@ namespace pyops::cuda {
 
 #if defined(__CUDACC__)
 
-// By all threads: what the block has written before is seen by those who have waited for this.
+// All threads call it. Blocks that have waited for the announcement see what this block wrote before it.
 __device__ __forceinline__ void announce(unsigned* counter) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -19,7 +19,7 @@ __device__ __forceinline__ void announce(unsigned* counter) {
   }
 }
 
-// By all threads, until so many announcements have been made, in arithmetic modulo 2^32.
+// All threads call it. It returns after so many announcements, counted modulo 2^32.
 __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned announcements) {
   if (threadIdx.x == 0) {
     unsigned seen;

@@ -28,22 +28,22 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes into shared memory, past the registers; zeros where not `valid`, and then `from` is not read.
-// Through the L1 cache, where neighbouring taps find them again.
+// Copies 16 bytes into shared memory, past the registers. Where not `valid` it writes zeros and does not read
+// `from`. The bytes go through the L1 cache, where neighbouring taps find them again.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
 }
 
-// The same around the L1 cache, for what one block reads once.
+// The same past the L1 cache, for what a block reads only once.
 __device__ __forceinline__ void copy_async_once(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most kPending of this thread's groups are on their way.
+// Returns when at most kPending of this thread's groups of copies are on their way.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -138,8 +138,8 @@ struct MultiplyLane {
   float* sum;
 };
 
-// Element k of a fragment's row or column, whose words lie with 4 neighbouring lanes. The products are summed
-// in float32, in order; the hardware's order is its own.
+// Element k of a fragment's row or column, whose words lie in 4 neighbouring lanes. The twin sums the
+// products in float32, in order; the hardware has an order of its own.
 template <class T>
 float fragment_element(const uint32_t* low, const uint32_t* high, int k) {
   if constexpr (sizeof(T) == 2) {

@@ -64,7 +64,7 @@ __device__ __forceinline__ void reduce_group(T (&values)[kValues], int size, T* 
     values[k] = lane < warps ? scratch[lane * kValues + k] : Op::template identity<T>();
   }
   reduce_lanes<Op>(values, warps);
-  // Lanes from `warps` on have reduced identities, except in the aligned group that starts at lane 0.
+  // Only the aligned group that starts at lane 0 has the result: the others have reduced identities.
 #pragma unroll
   for (int k = 0; k < kValues; ++k) values[k] = __shfl_sync(kAllLanes, values[k], 0);
 }

@@ -86,12 +86,12 @@ struct DropoutMask {
     values[0] *= rate.factor((slot & 4 ? high : low) >> (slot % 2 * 16) & 0xffffu);
   }
 
-  // A kept output over the activation's.
+  // What the activation's output is, relative to the kept one.
   __device__ __forceinline__ Acc unscale() const { return seed ? rate.inverse_scale() : Acc(1); }
 };
 
-// An activation chosen at run time: one kernel serves all but the commonest, whose own kernels stay small.
-// visit(f) calls f(functor).
+// An activation chosen at run time: one kernel serves all but the commonest, which have small kernels of
+// their own. visit(f) calls f(functor).
 template <class Acc>
 struct AnyActivation {
   math::ActivationParams params;
@@ -109,7 +109,7 @@ struct OneActivation {
   }
 };
 
-// values = activation(values + bias)
+// values = activation(values)
 template <class Activation, class Acc, int kCount>
 __device__ __forceinline__ void activate(const Activation& activation, Acc (&values)[kCount]) {
   activation.visit([&](const auto& f) {
@@ -118,7 +118,7 @@ __device__ __forceinline__ void activate(const Activation& activation, Acc (&val
   });
 }
 
-// grad = activation'(saved) grad; `saved` is an output whose mask was divided out, or an input with its bias.
+// grad = activation'(saved) grad. `saved` is the activation's output or, with the bias added, its input.
 template <class Activation, class Acc, int kCount>
 __device__ __forceinline__ void differentiate(const Activation& activation, bool saved_is_output,
                                               const Acc (&saved)[kCount], Acc (&grad)[kCount]) {
@@ -131,7 +131,7 @@ __device__ __forceinline__ void differentiate(const Activation& activation, bool
   });
 }
 
-// Calls f(activation for the kernels' argument) on the host.
+// Calls f(activation), for an argument of the kernels, on the host.
 template <class Acc, class F>
 void with_activation(const math::ActivationParams& params, const F& f) {
   switch (static_cast<math::ActivationKind>(params.kind)) {

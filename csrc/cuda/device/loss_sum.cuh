@@ -1,23 +1,10 @@
-// What the losses over class indices share: reading a target, and summing row losses in a fixed order.
+// Sums of losses and of their weights over all rows, in a fixed order: per thread, per block, and over the
+// blocks by one more kernel.
 #pragma once
 
-#include "binding/tensor.h"
 #include "cuda/device/reduce.cuh"
 
 namespace pyops::cuda {
-
-struct RowTarget {
-  int64_t index;
-  bool ignored;
-  bool valid;  // not ignored and a class that exists; only then may `index` be used to address memory
-};
-
-__device__ __forceinline__ RowTarget read_target(const int64_t* targets, int64_t row, int64_t classes,
-                                                 int64_t ignore_index) {
-  const int64_t index = targets[row];
-  const bool ignored = index == ignore_index;
-  return {index, ignored, !ignored && index >= 0 && index < classes};
-}
 
 // Loss and weight of the rows a thread has seen. In double, so that a mean over millions of rows is as good
 // as its terms.

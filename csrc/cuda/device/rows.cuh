@@ -1,4 +1,4 @@
-// How threads are laid over the rows of a [batch, classes, inner] tensor, for every op that reduces classes.
+// How threads are laid over the rows of a [batch, classes, inner] tensor, for every op that reduces rows.
 //
 // ContiguousRows (inner == 1): a group of threads per row, a few lanes of a warp or a whole block, each
 // moving 16 bytes at a time. CachedRows: the same, and a row visited twice is read once and kept in registers
