@@ -33,11 +33,12 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 namespace pyops::cuda {
 
-// Blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a property
-// of the device, so that sums merge in the same order on every GPU. It bounds the per-block partial sums too.
+// The most blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a
+// property of the device, so that sums merge in the same order on every GPU. It also bounds the number of
+// partial sums.
 constexpr int64_t kMaxBlocks = 1 << 14;
 
-// Blocks that keep a large GPU busy: where a sum is cut into parts, into about as many. A constant, too.
+// Blocks that keep a large GPU busy. Sums are cut into about as many parts. A constant, too.
 constexpr int64_t kWholeGpu = 264;
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
@@ -61,7 +62,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   check(cudaGetLastError(), "kernel launch");
 }
 
-// With more dynamic shared memory than the 48 KiB that a kernel may take without asking.
+// A launch with more dynamic shared memory than the 48 KiB that a kernel may take without asking.
 template <class... Parameters, class... Arguments>
 void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                   cudaStream_t stream, Arguments&&... arguments) {
@@ -91,7 +92,7 @@ int64_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t share
   return static_cast<int64_t>(multiprocessors) * per_multiprocessor;
 }
 
-// With all blocks resident at once, so that they may wait for each other; refused otherwise.
+// A launch whose blocks are all resident at once, so that they may wait for each other; refused otherwise.
 template <class... Parameters, class... Arguments>
 void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                         cudaStream_t stream, Arguments&&... arguments) {

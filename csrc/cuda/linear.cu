@@ -1,6 +1,6 @@
-// linear with bias, activation and dropout on CUDA. The products are the vendor's, through torch; bias and
-// product are one call, activation and dropout one pass over its result, their derivatives and the bias's
-// gradient one pass over the gradient.
+// linear with bias, activation and dropout on CUDA. The vendor's library forms the products, through torch:
+// one call for product and bias, then one pass for activation and dropout. Backward is one pass for their
+// derivatives and the bias's gradient, then the two products.
 #include "binding/linear.h"
 #include "binding/matmul.h"
 #include "cuda/device/tensor.cuh"
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::opti
   return {output, save_input_of_activation ? z : empty(input, false, {})};
 }
 
-// dz, which is the gradient itself where nothing follows the product, and the bias's gradient.
+// The product's gradient dz and the bias's. Where nothing follows the product, dz is grad_output itself.
 std::tuple<Tensor, Tensor> backward_of_epilogue(const Tensor& grad_output, const std::optional<Tensor>& saved,
                                                 const LinearShape& s, const LinearEpilogue& e,
                                                 bool saved_is_output, bool needs_bias) {
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> backward_of_epilogue(const Tensor& grad_output, const
                                              saved_is_output, needs_bias);
   }
   if (!needs_bias) return {grad_output, empty(grad_output, false, {})};
-  // Nothing but a sum, in an order of its own that is always the same.
+  // torch's sum: its order is its own, but always the same.
   const Tensor rows = matrix_view(grad_output, s.M, s.N);
   return {grad_output, torch::stable::sum(rows, std::vector<int64_t>{0}, false, grad_output.scalar_type())};
 }

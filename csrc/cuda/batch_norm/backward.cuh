@@ -12,7 +12,7 @@ struct BackwardTensors {
   const T* x;
   const T* residual;    // null: none
   const uint8_t* mask;  // null: relu's sign is made again
-  T* dx;                // null: not needed, as for the next
+  T* dx;                // null: not needed, and so for dresidual
   T* dresidual;
   NormParameters<T> parameters;
   NormActivation activation;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
   });
 }
 
-// All of backward where a block keeps a channel's input and gradient.
+// The whole of backward, where a block keeps a channel's input and gradient.
 template <class T>
 __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
     batch_norm_backward_kernel(NormPlan plan, BackwardTensors<T> t, double* sums, AffineGradients<T> affine) {

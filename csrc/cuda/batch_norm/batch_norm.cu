@@ -1,9 +1,9 @@
 // Batch normalisation on CUDA.
 //
-// Where a channel, or a strip of columns, fits into the shared memory of one block, a kernel reads it once:
-// sums, then writes from what it has kept. Elsewhere one kernel sums, a small one merges the blocks' results
-// in a fixed order, and a third writes. Backward is the same with the gradient beside the input. No block
-// waits for another.
+// Where a channel, or a strip of columns, fits into the shared memory of one block, a kernel reads it once,
+// sums it, and writes from what it has kept. Elsewhere one kernel sums, a small one merges the blocks'
+// results in a fixed order, and a third writes. Backward does the same with the gradient beside the input. No
+// block waits for another.
 #include "cuda/batch_norm/backward.cuh"
 #include "cuda/device/tensor.cuh"
 
@@ -15,12 +15,12 @@ unsigned finish_blocks(int64_t channels) {
   return static_cast<unsigned>((channels + kPerBlock - 1) / kPerBlock);
 }
 
-// For strips of 32 bytes or more of each row, and of a warp's width where there is as much.
+// Several blocks share a channel or strip.
 NormPlan split_plan(const BatchNormShape& s, bool aligned) {
   return NormPlan::of(s, kMaxStrip, false, aligned);
 }
 
-// `tensors` of them are kept; none if the block's share does not fit.
+// A block has a whole channel or strip and keeps it of so many tensors; none if that does not fit.
 template <class T>
 std::optional<NormPlan> whole_plan(const BatchNormShape& s, int tensors, const NormActivation& activation,
                                    bool aligned) {

@@ -1,8 +1,9 @@
 // How batch normalisation is shared out over blocks and threads, and the sums over a block.
 //
 // A thread takes groups of 8 neighbouring elements of a row: 16 bytes or more of each tensor, and one byte of
-// the mask. Where a channel lies in runs, a block belongs to one channel; otherwise to a strip of columns,
-// and a thread keeps its columns. Several blocks, the slices, share the rows of a channel or strip.
+// the mask. Where a channel lies in runs, a block belongs to one channel. Otherwise it belongs to a strip of
+// columns, and a thread keeps its columns. Several blocks share the rows of a channel or strip; each has a
+// slice.
 #pragma once
 
 #include "binding/batch_norm.h"
@@ -15,8 +16,8 @@ using math::Moments;
 
 #if defined(__CUDACC__)
 constexpr int kNormThreads = 256;
-constexpr int64_t kNormBlocks = 1024;  // that sum, where there is so much to do
-// Of a block's input kept on chip: with the sums, what every GPU has.
+constexpr int64_t kNormBlocks = 1024;  // of a launch that sums; a small input has fewer
+// The bytes of input that a block keeps on chip. Together with the sums every GPU has room for them.
 constexpr int64_t kStashBytes = int64_t{92} << 10;
 #else  // small, so that small tests reach several slices and both ways to work
 constexpr int kNormThreads = 64;
@@ -27,7 +28,7 @@ constexpr int kMaxStrip = kNormThreads / kGroup;  // groups side by side in a st
 
 struct NormPlan {
   BatchNormShape shape;
-  int64_t strip;   // groups of a row that a block takes: all of a run, or a power of two
+  int64_t strip;   // groups of a row that a block takes: the whole run, or a power of two
   int64_t parts;   // channels that lie in runs, or strips
   int64_t slices;  // blocks that share the groups of a part
   int64_t share;   // groups of a slice, a multiple of the threads
@@ -51,7 +52,7 @@ struct NormPlan {
 
   PYOPS_HD int64_t total() const { return shape.outer * strip; }  // groups of a part
   unsigned blocks() const { return static_cast<unsigned>(parts * slices); }
-  // Results of a channel, each block leaving one of a channel or of every column.
+  // Results of a channel: each block leaves one per channel, or one per column.
   PYOPS_HD int64_t results() const { return slices * (shape.has_runs() ? 1 : shape.inner); }
 };
 
@@ -62,12 +63,12 @@ struct NormGroup {
   GroupRange range;
 };
 
-// What one thread does of its block's share.
+// A thread's part of its block's share.
 struct NormShare {
   const NormPlan& plan;
   int64_t part;
   int64_t slice;
-  int64_t first;  // group of the row, of a strip's
+  int64_t first;  // group of the row, or of the strip
   bool runs;
 
   __device__ __forceinline__ explicit NormShare(const NormPlan& p)
@@ -77,7 +78,7 @@ struct NormShare {
         first(p.shape.has_runs() ? 0 : part * p.strip),
         runs(p.shape.has_runs()) {}
 
-  // The column of the thread's first element, where it is always the same.
+  // The column of the thread's first element; only for strips, where it never changes.
   __device__ __forceinline__ int64_t column() const { return (first + threadIdx.x % plan.strip) * kGroup; }
   __device__ __forceinline__ int64_t columns() const { return plan.shape.width(); }
   __device__ __forceinline__ int64_t channel(int k) const {
@@ -87,7 +88,7 @@ struct NormShare {
   }
 
   __device__ __forceinline__ NormGroup group(int64_t item) const {
-    // Items of one part rarely need 64 bits, whose division is slow.
+    // Division of 64-bit numbers is slow, and the items of one part rarely need it.
     int64_t row, of_row;
     if (plan.total() <= 0xffffffffll) {
       row = static_cast<uint32_t>(item) / static_cast<uint32_t>(plan.strip);
@@ -178,12 +179,12 @@ struct GroupMap {
 
 // ---- sums over a block ----------------------------------------------------------------------------------
 
-// Doubles of shared memory for the sums of a block whose strips are of at most kStrip groups.
+// Doubles of shared memory for the sums of a block whose strips have at most kStrip groups.
 template <int kStrip>
 constexpr int kSumScratch = (kNormThreads / kWarpSize) * kStrip * kGroup;
 
-// One sum per column of a strip, of values in every thread; the first threads of the block get them, thread t
-// that of column t. Lanes of one column first, then warps in order.
+// Sums the threads' values by column of the strip. Thread t of the block gets the sum of column t. Lanes of
+// one column are added first, then the warps in order.
 __device__ __forceinline__ double column_sum(double (&values)[kGroup], int strip, double* scratch) {
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {

@@ -20,8 +20,8 @@ __device__ __forceinline__ void rotate_group(Acc (&values)[kGroup]) {
   values[kGroup - 1] = first;
 }
 
-// Calls f once for each element of the groups, which come to place 0 one after another: a loop whose code is
-// not repeated for every element, and whose registers have fixed names.
+// Calls f once for each element of the groups, which come to place 0 one after another. The loop's code is
+// not repeated for every element, and its registers have fixed names.
 template <class F, class... Groups>
 __device__ __forceinline__ void for_each_in_turn(const F& f, Groups&... groups) {
 #pragma unroll 1
@@ -31,7 +31,7 @@ __device__ __forceinline__ void for_each_in_turn(const F& f, Groups&... groups) 
   }
 }
 
-// kOther: an activation beside identity and relu, chosen at run time.
+// kOther: any activation but identity and relu, chosen at run time.
 struct NormActivation {
   math::ActivationParams params;
 
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
 
 // ---- what a block keeps on chip -------------------------------------------------------------------------
 
-// The groups of one thread, in order, as they are in memory; packs of neighbouring threads are neighbours.
+// The groups of one thread in order, as they are in memory. Packs of neighbouring threads are neighbours.
 template <class T>
 struct Stash {
   static constexpr int kPacks = kGroup / Pack<T>::kSize;
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kNormThreads, kMinNormBlocks<T>)
   });
   const Moments block = moments.of_block(share, scratch);
   for_result(share, [&](int64_t, int64_t channel) { outputs.finish(channel, block); });
-  __syncthreads();  // a block's threads see what one of them wrote to memory before it
+  __syncthreads();  // all threads see what one of them wrote to memory before
   GroupMap<Acc> map;
   map.load(share, t.parameters);
   share.for_each([&](const NormGroup& g, int number) {

@@ -1,12 +1,12 @@
 // The whole time loop of a recurrent layer in one cooperative launch, for weights too many for one block.
 //
-// Block (x, y) keeps the recurrent weights of 16 units in shared memory for the whole loop, and every step
-// forms these units' gates for tiles of 16 sequences: y, y + gridDim.y, ... A tile's states go from step to
-// step through the output in global memory, its gate gradients through d; a counter per tile says how many
-// blocks have written theirs. So blocks wait once per step and tile, only for those with the same sequences,
-// and while one tile's states are on their way they work on another.
+// Block (x, y) keeps the recurrent weights of 16 units in shared memory for the whole loop. In every step it
+// forms these units' gates for tiles of 16 sequences: y, y + gridDim.y, ... The states of a tile go from step
+// to step through the output in global memory, its gate gradients through d. A counter per tile says how many
+// blocks have written theirs. So a block waits once per step and tile, only for blocks with the same
+// sequences, and while one tile's states are on their way it works on another.
 //
-// The eight warps of a block share the depth of a product. Their sums meet in shared memory, in a fixed
+// The eight warps of a block share the depth of a product. Their sums are added in shared memory, in a fixed
 // order. Cf. Diamos et al. 2016, "Persistent RNNs" (weights that stay on the chip).
 #pragma once
 
@@ -21,16 +21,16 @@ constexpr int kGridSequences = 16;
 constexpr int kGridThreads = kGridUnits * kGridSequences;
 constexpr int kGridWarps = kGridThreads / 32;
 
-// Tiles of a block beyond which the vendor's products, a launch per step, are taken for faster.
+// With more tiles per block, the vendor's products, with launches for every step, are assumed to be faster.
 constexpr int64_t kMostGridTiles = 4;
 
-// The depth is cut into slabs of 64 bytes, of which each lane of a quad has 16: one load, factors for two
-// products of the tensor cores. The order of terms within a slab is not that of memory, but the same for both
-// factors, and so of no consequence.
+// The depth is cut into slabs of 64 bytes. Each lane of a quad loads 16 of them at once: factors for two
+// products of the tensor cores. The order of terms within a slab is not that of memory, but it is the same
+// for both factors, so it does not matter.
 constexpr int64_t kSlabBytes = 64;
 
-// Weights in shared memory, [tiles of 16 rows][depth], zeros behind the last unit and the depth. Rows lie an
-// odd number of slabs apart: eight lanes in a row, which have two rows, meet no bank twice.
+// Weights in shared memory, [tiles of 16 rows][depth], with zeros behind the last unit and the depth. Rows
+// lie an odd number of slabs apart: eight neighbouring lanes, which read two rows, have no bank conflicts.
 template <class T>
 struct GridWeights {
   char* memory;
@@ -44,7 +44,7 @@ struct GridWeights {
     return *reinterpret_cast<const uint4*>(memory + row * stride(slabs) + slab * kSlabBytes + part * 16);
   }
 
-  // read(row, k) for every row; neighbouring threads have neighbouring rows, or neighbouring terms.
+  // Calls read(row, k) for every row. kTermsFirst: neighbouring threads have neighbouring terms, not rows.
   template <bool kTermsFirst, class Read>
   __device__ __forceinline__ void fill(int rows, const Read& read) const {
     const int64_t terms = slabs * kSlab;
@@ -55,8 +55,8 @@ struct GridWeights {
   }
 };
 
-// The vectors of a product, one per sequence: the first `recent_count` from the step before, the others, up
-// to `count`, from the initial state.
+// The vectors of a product, one per sequence: the first `recent_count` come from the step before, the others,
+// up to `count`, from the initial state.
 template <class T>
 struct VectorRows {
   const T* recent;
@@ -129,7 +129,7 @@ struct GridTensorCores {
   }
 };
 
-// float as it is, on the ordinary units.
+// float as it is, without tensor cores.
 template <class T>
 struct GridFma {
   static constexpr int kVectors = 4;
@@ -206,8 +206,8 @@ struct GridShared {
     return carry[(2 * own + which) * kGridThreads + threadIdx.x];
   }
 
-  // The product of all rows of weights and a tile's vectors, summed over the warps: of this thread's unit and
-  // sequence, in every tile of rows.
+  // The product of all rows of weights and a tile's vectors, summed over the warps. A thread gets the sums of
+  // its unit and sequence, one for every tile of rows.
   template <class Product, int kTiles>
   __device__ __forceinline__ void multiply(const VectorRows<T>& vectors, int64_t first, int64_t length,
                                            Acc (&found)[kTiles]) const {
@@ -242,7 +242,7 @@ struct GridShared {
   }
 };
 
-// What each thread is for: a unit, and a sequence of every tile of the block.
+// What a thread works on: a unit, and a sequence of every tile of the block.
 struct GridPlace {
   int64_t first_unit = static_cast<int64_t>(blockIdx.x) * kGridUnits;
   int64_t unit = first_unit + threadIdx.x % kGridUnits;
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kGridThreads, 1)
       Acc sums[1];
       shared.template multiply<Product, 1>(gradients, first, length, sums);
       if (!exists && me.unit < H && !ends && at.grad_h_0 != nullptr) {
-        // The step behind it in this walk was its first.
+        // The step of the round before was this sequence's first.
         store_initial<T, Cell>(at.grad_h_0, at.grad_c_0, b * H + me.unit, sums[0], carry);
       }
       const auto now = retreat<T, Cell>(saved, ends, sums[0], carry);

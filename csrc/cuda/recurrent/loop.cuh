@@ -6,23 +6,23 @@
 
 namespace pyops::cuda {
 
-// What the blocks of a launch share beyond 48 KiB has to be asked for; all GPUs since 8.0 grant this much.
+// Every GPU since 8.0 grants a block this much shared memory; more than 48 KiB has to be asked for.
 constexpr int64_t kLoopSharedBytes = 96 << 10;
 
-// A thread has one unit of this many sequences, whose sums it keeps in registers.
+// A thread has one unit of so many sequences, and keeps their sums in registers.
 constexpr int kLoopSequences = 4;
 
-// Sequences of a block beyond which more blocks are better.
+// Threads of a block, beyond which more blocks are better.
 constexpr int kLoopThreads = 128;
 
 // The most units that one block has.
 constexpr int kMostLoopThreads = 256;
 
-// The shared memory of a loop's block: the weights, transposed so that neighbouring threads, which have
-// neighbouring units, read neighbouring numbers; and the vectors that they multiply, twice, so that one
-// barrier a step is enough: the next step's are written while this step's are read. The two swap by pointer:
-// an array of them, indexed by the step, would lie in local memory. Both have zeros behind their length, up
-// to whole packs.
+// The shared memory of a block: the weights, transposed so that neighbouring threads, which have neighbouring
+// units, read neighbouring numbers; and the vectors that they multiply, twice. The next step's vectors are
+// written while this step's are read, so one barrier per step is enough. Their pointers are swapped: an array
+// of them, indexed by the step, would lie in local memory. Zeros follow weights and vectors, up to whole
+// packs.
 template <class T>
 struct LoopShared {
   using Acc = acc_t<T>;
@@ -42,7 +42,7 @@ struct LoopShared {
     return weight_bytes(columns, length) + 2 * sequences * whole_packs(length) * sizeof(Acc);
   }
 
-  // weight(k, column) is wanted once of each.
+  // Calls weight(k, column) once for each.
   template <class Weight>
   __device__ LoopShared(char* memory, int64_t columns_, int64_t length, const Weight& weight)
       : columns(columns_), depth(whole_packs(length)) {
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kMostLoopThreads, 1)
       shared.multiply(u, H, sums);
 #pragma unroll
       for (int b = 0; b < kLoopSequences; ++b) {
-        // A sequence that does not have this step waits for its first, or is over.
+        // A sequence without this step has not begun yet, or is over.
         if (first + b >= place.count) {
           next[b * shared.depth] = h[b * shared.depth];
           continue;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kMostLoopThreads, 1)
 #pragma unroll
           for (int g = 0; g < G; ++g) next[b * shared.depth + g * H] = now.d[g];
         } else if (sequence < place.after_count && at.grad_h_0 != nullptr) {
-          // The step behind it in this walk was its first.
+          // The step of the round before was this sequence's first.
           store_initial<T, Cell>(at.grad_h_0, at.grad_c_0, sequence * H + u, sums[b][0], carry[b]);
         }
       }

@@ -1,5 +1,5 @@
-// Recurrent layers on CUDA, one direction of one layer per call. The products over all steps are the
-// vendor's, through torch; for the time loop see recurrent.cuh.
+// Recurrent layers on CUDA, one direction of one layer per call. The vendor's library forms the products over
+// all steps, through torch; recurrent.cuh describes the time loop.
 #include <tuple>
 
 #include "binding/matmul.h"
@@ -15,8 +15,8 @@ Tensor empty(const Tensor& like, bool needed, const std::vector<int64_t>& shape)
 
 Tensor rows_of(Tensor t, int64_t first, int64_t count) { return torch::stable::narrow(t, 0, first, count); }
 
-// A part of the places at which the steps of a packed batch begin. They are arguments of a launch, because a
-// copy from the host's memory would have to wait for the stream.
+// Some of the places at which the steps of a packed batch begin. They are passed as arguments of a launch,
+// because a copy from the host's memory would have to wait for the stream.
 struct OffsetChunk {
   int64_t values[256];
 };
@@ -73,7 +73,8 @@ void backward_steps(const BackwardData<T>& at, const RecurrentCall& call, const 
   const int64_t steps = s.sequences.steps(), batch = s.sequences.batch();
   Tensor sums = empty(d, true, {batch, s.hidden});
   Tensor carry = new_tensor(d, {batch, s.hidden}, accumulate_type(d.scalar_type()));
-  // As many sums as the step after this one has sequences; behind the last one, the first steps' are left.
+  // A step has as many sums as the step after it has sequences. The last round is left for the initial
+  // states.
   for (int64_t i = 0; i <= steps; ++i) {
     const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? i : steps - 1 - i);
     const int64_t summed = at.grad_h_0 ? place.after_count : std::min(place.after_count, place.count);
@@ -111,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     if (c_0) torch::stable::copy_(c_n, *c_0);
     return {output, h_n, c_n, gates, extra};
   }
-  // An RNN's lies in the output, which replaces it step by step.
+  // An RNN keeps it in the output, which replaces it step by step.
   const Tensor x = saves            ? gates
                    : !s.saves_gates ? matrix_view(output, rows, s.gates)
                                     : empty(input, true, {rows, s.gates});
@@ -211,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
     library_mm(grad_weight_ih, torch::stable::transpose(d_input, 0, 1), matrix_view(input, rows, s.inputs));
     library_mm(grad_weight_hh, torch::stable::transpose(d, 0, 1), states);
   }
-  // A sum in an order of torch's own, that is always the same.
+  // torch's sum: its order is its own, but always the same.
   const auto sum = [&](const Tensor& t) {
     return torch::stable::sum(t, std::vector<int64_t>{0}, false, t.scalar_type());
   };

@@ -7,10 +7,10 @@
 
 namespace pyops::cuda {
 
-// Where a step's rows are. Sequence b of it has row first + b; its predecessor in the layer's direction is
-// row before + b for b < before_count, otherwise the initial state. The next step has after_count sequences,
-// with rows after + b: sequences from after_count on end here, and those from count on begin there. Before
-// the first step and behind the last one `count` is 0.
+// Where a step's rows are. Its sequence b has row first + b. The state before is row before + b for b <
+// before_count, otherwise the initial state. The next step in the layer's direction has after_count
+// sequences, with rows after + b: sequences from after_count on end here, and those from count on begin
+// there. Before the first step and behind the last one `count` is 0.
 struct StepPlace {
   int64_t first;
   int64_t count;
@@ -20,7 +20,7 @@ struct StepPlace {
   int64_t after_count;
 };
 
-// Of `steps`, on the host or the device, that have count(t) rows from offset(t) on.
+// For `steps`, on the host or the device, that have count(t) rows from offset(t) on.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
@@ -93,7 +93,7 @@ __device__ __forceinline__ acc_t<T> read_or_zero(const T* from, int64_t index) {
 
 // ---- forward --------------------------------------------------------------------------------------------
 
-// What of a unit's gates is known before the product with the state: it can be read ahead of it.
+// The part of a unit's gates that does not depend on the state: it can be read before the product.
 template <class T, class Cell>
 struct GateInputs {
   acc_t<T> x[Cell::kGates] = {};
@@ -123,7 +123,7 @@ __device__ __forceinline__ ForwardResult<T, Cell> advance(const GateInputs<T, Ce
   return Cell::forward(inputs.x, s, h, c);
 }
 
-// All of a result but the output, which others may be waiting for.
+// Stores all of a result but the output. That is stored before, because other blocks may be waiting for it.
 template <class T, class Cell>
 __device__ __forceinline__ void keep(const ForwardData<T>& at, const StepPlace& place, int64_t b, int64_t u,
                                      int64_t H, const ForwardResult<T, Cell>& now) {
@@ -141,7 +141,7 @@ __device__ __forceinline__ void keep(const ForwardData<T>& at, const StepPlace& 
   }
 }
 
-// The state before a step where it begins.
+// The initial state of a sequence.
 template <class T, class Cell>
 __device__ __forceinline__ void read_initial(const ForwardData<T>& at, int64_t b, int64_t u, int64_t H,
                                              acc_t<T>& h, acc_t<T>& c) {
@@ -184,8 +184,8 @@ struct SavedUnit {
 template <class T, class Cell>
 using BackwardResult = math::StepBackward<acc_t<T>, Cell::kGradients>;
 
-// `sum` comes from the gate gradients of the step after this one, `carry` is c's gradient or, in a GRU, h's;
-// the carry to the step before is put there.
+// `sum` comes from the gate gradients of the step after this one. `carry` is c's gradient or, in a GRU, h's,
+// and becomes that of the step before.
 template <class T, class Cell>
 __device__ __forceinline__ BackwardResult<T, Cell> retreat(const SavedUnit<T, Cell>& saved, bool ends,
                                                            acc_t<T> sum, acc_t<T>& carry) {
@@ -208,7 +208,7 @@ __device__ __forceinline__ void store_gradients(const BackwardData<T>& at, int64
   for (int g = 0; g < Cell::kGates; ++g) at.d[(row * Cell::kGates + g) * H + u] = from_acc<T>(now.d[g]);
 }
 
-// Those of the input's shares, where they differ.
+// The gradients of the input's shares, where they differ.
 template <class T, class Cell>
 __device__ __forceinline__ void keep_gradients(const BackwardData<T>& at, int64_t row, int64_t u, int64_t H,
                                                const BackwardResult<T, Cell>& now) {
@@ -270,8 +270,7 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// The gradients of the initial states [begin, end), from the sums behind the first step and what was carried
-// to it.
+// The gradients of the initial states [begin, end), from the sums behind the first step and its carry.
 template <class T, class Cell>
 __global__ void __launch_bounds__(kStepThreads)
     initial_gradients(int64_t begin, int64_t end, const T* sums, const acc_t<T>* carry, T* grad_h_0,
