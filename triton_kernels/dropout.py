@@ -30,7 +30,7 @@ _STEPS: tl.constexpr = tl.constexpr(65536)
 _BLOCK = 1024
 _NUM_WARPS = 4
 
-# How the bias lies along a group of elements: without, one channel after the other, one channel, anyhow.
+# The channels of a group of elements: no bias, one channel after the other, one channel, anything.
 _NO_BIAS: tl.constexpr = tl.constexpr(0)
 _NEIGHBOURS: tl.constexpr = tl.constexpr(1)
 _SHARED: tl.constexpr = tl.constexpr(2)
@@ -114,7 +114,7 @@ def _differentiate(
     grad, saved, threshold, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     DROPS: tl.constexpr, storage: tl.constexpr,
 ):  # fmt: skip
-    """Through the activation. ``saved`` is the op's output or the activation's input.
+    """The gradient of the activation's input. ``saved`` is that input or the op's output.
 
     A dropped output is 0, and its gradient too, whatever the activation's output was.
     """

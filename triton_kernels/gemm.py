@@ -50,7 +50,7 @@ def _config(
     return _Config(128, 128, block_k, 8, 3)
 
 
-def _leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
+def leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
     """Stride of the dimension that is not contiguous, and whether that is the second one."""
     if matrix.dim() != 2:
         raise RuntimeError(f"{op}: {name} must have 2 dimensions, got {matrix.dim()}")
@@ -82,8 +82,8 @@ def gemm_(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float) -> N
     """
     op = "gemm_"
     check_floating(a, op, "a")
-    _leading_stride(a, op, "a")
-    _leading_stride(b, op, "b")
+    leading_stride(a, op, "a")
+    leading_stride(b, op, "b")
     m, k = a.shape
     n = b.shape[1]
     if b.shape[0] != k or b.dtype != a.dtype or b.device != a.device:
@@ -109,16 +109,16 @@ def matmul(
 ) -> None:
     """Overwrite ``out`` [M, N] with activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``).
 
-    Of shapes, dtypes and strides as :func:`gemm_` accepts; ``bias`` [N] has the dtype of ``out``.
-    An activation of many steps, such as gelu, would spill the
-    accumulator's registers (by 1000 to 3000 bytes on sm_80 to sm_100).
+    Shapes, dtypes and strides are those of :func:`gemm_`; ``bias`` [N] has the dtype of ``out``.
+    An activation of many steps, such as gelu, would spill the accumulator's registers (by 1000 to 3000 bytes
+    on sm_80 to sm_100).
     """
     if out.numel() == 0:
         return
     m, k = a.shape
     n = b.shape[1]
-    stride_a, a_transposed = _leading_stride(a, "matmul", "a")
-    stride_b, b_transposed = _leading_stride(b, "matmul", "b")
+    stride_a, a_transposed = leading_stride(a, "matmul", "a")
+    stride_b, b_transposed = leading_stride(b, "matmul", "b")
     tf32 = a.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     aligned = all(
         address % 16 == 0

@@ -11,7 +11,7 @@ from pyops._library import implement
 from pyops.kinds import Activation
 
 from .dropout import bias_activation_dropout_backward, bias_activation_dropout_forward, check_mask
-from .gemm import _leading_stride, matmul
+from .gemm import leading_stride, matmul
 from .tools.activation import CHEAP, NO_ACTIVATION, check_activation
 from .tools.checks import check_dense, check_floating
 
@@ -26,7 +26,7 @@ def _matrix(tensor: torch.Tensor, op: str, name: str) -> torch.Tensor:
         for size in tensor.shape[:-1]:
             rows *= size
         tensor = tensor.view(rows, tensor.shape[-1])
-    _leading_stride(tensor, op, name)
+    leading_stride(tensor, op, name)
     return tensor
 
 
@@ -56,7 +56,7 @@ def linear_forward(
     beta: float,
     save_input_of_activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dropout(activation(``input`` [*, K] @ ``weight`` [N, K].T + ``bias``)), and what was activated."""
+    """dropout(activation(``input`` [*, K] @ ``weight`` [N, K].T + ``bias``)), and the activation's input."""
     op = "linear"
     _check_operands(input, 1, weight, op, "input")
     matrix = _matrix(input, op, "input")

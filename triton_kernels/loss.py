@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from pyops._library import implement
+from pyops.kinds import MEAN, NONE
 
-from .tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from .tools.checks import acc_dtype, check_dense, check_floating, check_reduction
 from .tools.elements import block_of_elements, load_elements, store_elements
 from .tools.launch import cdiv, launch
 from .tools.math import divide, exp, log1p

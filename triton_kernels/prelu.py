@@ -1,8 +1,8 @@
 """PReLU; formulas as in csrc/math/prelu.h.
 
-Backward writes the input's gradient and sums the slopes' in one visit. Where many elements of one channel are
-neighbours, a program takes a piece of such a run and leaves one sum. Otherwise the tensor is seen as rows of
-whole periods of slopes (a period is channels * inner elements), and a program keeps its columns.
+Backward writes the input's gradient and sums the slopes' gradients in one pass. Where many elements of one
+channel are neighbours, a program takes a piece of such a run and leaves one sum. Otherwise the tensor is seen
+as rows of whole periods of slopes (a period is channels * inner elements), and a program keeps its columns.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ _FINISH_TILE = (64, 32)  # sums of one channel, and channels, that a program add
 
 
 class _Shape(NamedTuple):
-    """The input as [``outer``, ``channels``, ``inner``]; a single slope has one channel and all is outer."""
+    """The input as [``outer``, ``channels``, ``inner``]; with one slope, all is outer."""
 
     outer: int
     channels: int

@@ -62,7 +62,7 @@ def gradient_sums_kernel(
     ACTIVATION: tl.constexpr, MASKED: tl.constexpr,
     RUNS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Parts of each channel's sum of the gradient, and ``size`` elements on, of its product with x - mean.
+    """Parts of each channel's sum of the gradient and, ``size`` elements on, of its product with x - mean.
 
     A row of relu's mask, which is read if ``MASKED``, has ``mask_bytes`` bytes.
     """
@@ -136,8 +136,9 @@ def input_gradient_kernel(
 ):  # fmt: skip
     """Writes ``dx_ptr`` and ``dresidual_ptr``, unless None.
 
-    ``means_ptr`` has the sums of :func:`gradient_sums_kernel`, which ``count`` divides, or is None where the
-    statistics do not depend on the input. A row of relu's mask, read if ``MASKED``, has ``mask_bytes`` bytes.
+    ``means_ptr`` has the sums of :func:`gradient_sums_kernel`, to be divided by ``count``; it is None where
+    the statistics do not depend on the input. A row of relu's mask, read if ``MASKED``, has ``mask_bytes``
+    bytes.
     """
     stride, width = aligned_stride * ALIGN, aligned_width * ALIGN
     channel, _strip, slice, column = locate_program(strips, slices, BLOCK_W)

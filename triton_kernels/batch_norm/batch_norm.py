@@ -2,9 +2,9 @@
 
 A tensor [outer, channels, inner] is seen as ``outer`` rows of channels * inner elements. Where inner is
 large, a program's tile is a piece of one channel's part of some rows; otherwise it is some columns, whose
-channels alternate. Either way neighbouring threads read neighbouring elements. Statistics are summed about a
-shift from among the values by many programs, each of which leaves its moments in float64; one kernel merges
-them in a fixed order, and another pass writes.
+channels alternate. Either way neighbouring threads read neighbouring elements. Many programs sum the
+statistics, about a shift that is near their own values, and leave moments in float64; one kernel merges these
+in a fixed order, and another pass writes.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from .forward import (
 
 _LONG_RUN = 64  # as in csrc/binding/batch_norm.h: the mask's rows depend on it
 _TILE = 2048
-_PROGRAMS = 1024  # that sum, where there is so much to do: some for each multiprocessor
+_PROGRAMS = 1024  # that sum, at most: some for each multiprocessor
 _FINISH_TILE = (64, 32)  # partial results of one channel, and channels, that a program merges at once
 
 
@@ -246,7 +246,7 @@ def batch_norm_statistics(input: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _gradient_sums(tensors: backward.Tensors, s: _Shape, activation: Activation) -> torch.Tensor:
-    """Of the gradient g of the normalised value: its sum and that of g (x - mean), of each channel."""
+    """Each channel's sums of g and of g (x - mean); g is the gradient of the activation's input."""
     device = tensors.x.device
     result = torch.empty((2, s.channels), dtype=torch.float64, device=device)
     tiles = _Tiles.of(s)
@@ -334,7 +334,7 @@ def batch_norm_backward_sums(
     alpha: float,
     beta: float,
 ) -> torch.Tensor:
-    """The sums over each channel of the gradient g in front of the activation, and of g (x - mean)."""
+    """Each channel's sums of g and of g (x - mean); g is the gradient of the activation's input."""
     tensors = backward.Tensors(grad_output, input, weight, bias, residual, mask, mean, rstd)
     activation = Activation(kind, alpha, beta)
     s = _check_backward(tensors, dim, activation, "batch_norm_backward_sums")

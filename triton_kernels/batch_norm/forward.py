@@ -86,7 +86,7 @@ def statistics_kernel(
 def _merged(
     partial_ptr, channel, channels, parts, distance, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Count, mean and sum of squared deviations of channels: the means first, then what is about them."""
+    """Count, mean and sum of squared deviations of channels: first the means, then what is about them."""
     size = parts * channels
     counts = tl.zeros([ROWS, COLUMNS], tl.float64)
     total = tl.zeros([ROWS, COLUMNS], tl.float64)

@@ -5,7 +5,7 @@ some rows: of one channel (``RUNS``), or of columns whose channels alternate. Al
 
 ``rows``, ``channels`` and ``inner``: the tensor's sizes, rows being ``outer``;
 ``aligned_stride`` and ``aligned_width``: from row to row, and of a channel (or of all, where they alternate),
-both divided by ``ALIGN``, a power of two, so that the compiler knows what they are multiples of;
+both divided by ``ALIGN``, a power of two, so that the compiler knows that they are its multiples;
 ``strips``: tiles that lie beside each other in a row, or in a channel's part of it;
 ``slices`` and ``steps``: programs that share the rows of a strip, and how many tiles each of them takes;
 ``BLOCK_R`` and ``BLOCK_W``: rows and columns of a tile.
@@ -87,7 +87,7 @@ def locate_parts(step, channel, channels, parts, distance, ROWS: tl.constexpr):
 
 @triton.jit
 def rounded(x, ptr):
-    """A float64 as what ``ptr`` points to; there is no way to 16 bits but over float32."""
+    """A float64 as what ``ptr`` points to; the way to 16 bits leads over float32."""
     if ptr.dtype.element_ty == tl.float64:
         return x
     else:

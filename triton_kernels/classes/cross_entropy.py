@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from pyops._library import implement
+from pyops.kinds import MEAN, NONE
 
-from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from ..tools.checks import acc_dtype, check_dense, check_floating, check_reduction
 from ..tools.launch import cdiv, launch
 from ..tools.math import INFINITY, divide, exp
 from ..tools.merge import reduce_partials
@@ -106,7 +107,7 @@ def cross_entropy_forward(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, row statistics [2, rows] (maximum, log of the shifted sum) and what mean divided by."""
+    """Loss, row statistics [2, rows] (maximum, log of the shifted sum) and the mean's divisor."""
     op = "cross_entropy_forward"
     p = _check(op, logits, target, weight, sample_weight, reduction, label_smoothing)
     acc = acc_dtype(logits.dtype)
@@ -423,9 +424,9 @@ def _backward_kernel(
         on_probability = tl.where(counted, on_probability, 0.0) + upstream
         on_probability = tl.where(counted & (~in_range), float("nan"), on_probability)
         scale = tl.where(counted, scale, 0.0)
-        # An ignored row that also gets nothing through lse is 0 whatever it holds.
+        # An ignored row without a gradient through lse is 0, whatever it holds.
         used = row_exists & (counted | (on_probability != 0.0))
-    # It need not be read either, except where neighbouring rows are read in one vector.
+    # It need not be read, unless neighbouring rows are read in one vector.
     read = used if ROW_MAJOR else row_exists
 
     for block in tl.range(0, blocks, num_stages=STAGES):

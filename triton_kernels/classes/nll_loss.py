@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 
 from pyops._library import implement
+from pyops.kinds import MEAN, NONE
 
-from ..tools.checks import MEAN, NONE, acc_dtype, check_dense, check_floating, check_reduction
+from ..tools.checks import acc_dtype, check_dense, check_floating, check_reduction
 from ..tools.launch import cdiv, launch
 from ..tools.math import divide
 from ..tools.merge import reduce_partials
@@ -127,7 +128,7 @@ def _forward_kernel(
         w = tl.load(weight_ptr + y, mask=in_range, other=0.0)
     else:
         w = tl.full([BLOCK], 1.0, acc)
-    # An index out of range poisons its row; an ignored row is selected away, whatever it holds.
+    # An index out of range poisons its row; an ignored row does not count, whatever it holds.
     loss = tl.where(counted, -log_p * w, 0.0)
     if loss_ptr is not None:
         tl.store(loss_ptr + row, loss, mask=exists)

@@ -1,7 +1,7 @@
 """Two-dimensional convolution with bias, residual and activation; geometry as in csrc/math/conv2d.h.
 
-Implicit matrix products on tensor cores (correlate.py, weight.py); where a group has one
-input channel, sums over taps instead (depthwise.py).
+Output and data gradient are one implicit matrix product (correlate.py), the weight's gradient is another
+(weight.py). Where a group has one input channel, they are sums over taps instead (depthwise.py).
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import torch
 
 from pyops._library import implement
 from pyops.kinds import Activation
-from pyops.layouts import is_channels_last
+from pyops.layouts import empty_image, is_channels_last
 
 from ..activation import activation_backward, activation_forward, activation_forward_
 from ..tools.activation import CHEAP, IDENTITY, RELU, check_activation
 from .correlate import correlate
 from .depthwise import correlate_depthwise, depthwise_weight_gradient, is_depthwise
-from .geometry import Shape, check_bias, check_conv2d, check_like_output, new_image
+from .geometry import Shape, check_bias, check_conv2d, check_like_output
 from .weight import weight_gradient
 
 
@@ -35,13 +35,13 @@ def conv2d_forward(
     beta: float,
     save_input_of_activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """activation(conv2d(``input``, ``weight``) + ``bias`` + ``residual``), and what was activated."""
+    """activation(conv2d(``input``, ``weight``) + ``bias`` + ``residual``), and the activation's input."""
     op = "conv2d_forward"
     activation = Activation(kind, alpha, beta)
     shape = check_conv2d(input, weight, stride, padding, dilation, groups, activation, op)
     check_bias(bias, op, input, shape)
     check_like_output(residual, op, "residual", input, shape)
-    output = new_image(input, shape.output, shape.channels_last)
+    output = empty_image(input, shape.output, shape.channels_last)
     saved = torch.empty_like(output) if save_input_of_activation else None
     run = correlate_depthwise if is_depthwise(shape) else correlate
     options = {"gradient": False, "bias": bias, "residual": residual}
@@ -73,11 +73,11 @@ def product_gradients(
     none = input.new_empty((0,))
     grad_input = grad_weight = grad_bias = none
     if needs_input:
-        grad_input = new_image(input, input.shape, is_channels_last(input))
+        grad_input = empty_image(input, input.shape, is_channels_last(input))
         run = correlate_depthwise if depthwise else correlate
         run(grad_input, grad, weight, shape, gradient=True, relu_output=relu_output)
     if needs_weight:
-        grad_weight = new_image(weight, weight.shape, is_channels_last(weight))
+        grad_weight = empty_image(weight, weight.shape, is_channels_last(weight))
     if needs_bias:
         grad_bias = weight.new_empty((shape.out_channels,))
     if needs_weight and not depthwise:

@@ -3,9 +3,9 @@
 Where windows do not overlap and the activation is cheap, a program forms the convolution's tile once for each
 element of its windows and keeps the maxima: the convolution's output is never written. Overlapping windows
 would multiply the products (3x3 windows of stride 2 by 2.25), which costs more than to write and read the
-output once. For them, and for an activation of many steps, whose input may have to be kept, the convolution's
-sums are written, in the tensors' dtype and so rounded before the comparison, as in torch, and pooled in a
-second pass.
+output once. An activation of many steps may need its input kept. In both cases the convolution's sums are
+written in the tensors' dtype, which rounds them before they are compared, as in torch, and a second pass
+pools them.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ import torch
 
 from pyops._library import implement
 from pyops.kinds import Activation
-from pyops.layouts import is_channels_last
+from pyops.layouts import empty_image, is_channels_last, memory_format
 
 from ..pooling.windows import windows
 from ..tools.activation import CHEAP, IDENTITY, RELU, check_activation
 from ..tools.checks import check_floating
 from .correlate import correlate
 from .depthwise import correlate_depthwise, is_depthwise
-from .geometry import Shape, check_bias, check_conv2d, check_image, memory_format, new_image
+from .geometry import Shape, check_bias, check_conv2d, check_image
 from .pool import correlate_and_pool, pool_sums
 from .pool_gradient import pool_gradient
 from .pool_windows import NO_GRADIENT, Pool
@@ -73,13 +73,13 @@ def conv2d_max_pool2d_forward(
     pairs = (pool_kernel, pool_stride, pool_padding, pool_dilation)
     pool = _pool(op, shape.output[2:], pairs, ceil_mode)
     pooled = (*shape.output[:2], pool.height.out, pool.width.out)
-    output = new_image(input, pooled, shape.channels_last)
+    output = empty_image(input, pooled, shape.channels_last)
     argmax = torch.empty_like(output, dtype=torch.uint8) if save_argmax else None
     saved = torch.empty_like(output) if save_input_of_activation else None
     if _fuses(shape, pool, kind, save_input_of_activation):
         correlate_and_pool(output, argmax, input, weight, bias, shape, pool, activation)
     else:
-        sums = new_image(input, shape.output, shape.channels_last)
+        sums = empty_image(input, shape.output, shape.channels_last)
         run = correlate_depthwise if is_depthwise(shape) else correlate
         run(sums, input, weight, shape, gradient=False, bias=bias)
         pool_sums(output, argmax, saved, sums, pool, activation)
@@ -125,7 +125,7 @@ def conv2d_max_pool2d_backward(
             check_image(tensor, op, name, grad_output, shape)
             if not tensor.is_contiguous(memory_format=memory_format(channels_last)):
                 raise RuntimeError(f"{op}: {name} must be in argmax's memory format")
-    grad_conv = new_image(grad_output, (*shape[:2], *conv_size), channels_last)
+    grad_conv = empty_image(grad_output, (*shape[:2], *conv_size), channels_last)
     grad_bias = grad_output.new_empty((shape[1] if needs_bias else 0,))
     pool_gradient(
         grad_conv, grad_bias if needs_bias else None, grad_output, argmax,

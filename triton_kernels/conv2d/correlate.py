@@ -13,9 +13,10 @@ import triton.language as tl
 from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
-from ..tools.activation import NO_ACTIVATION, activate
+from ..tools.activation import NO_ACTIVATION
 from ..tools.launch import capability, cdiv, launch, next_power_of_2
 from ..tools.tuning import fastest
+from .epilogue import Operands, finish
 from .geometry import Shape, Sides, image_strides
 from .tiles import (
     ENOUGH_TILES,
@@ -47,23 +48,6 @@ class Tile(NamedTuple):
     @property
     def block(self) -> Block:
         return Block(self.pixels, self.channels, self.depth)
-
-
-class Operands(NamedTuple):
-    """The tensors of a correlation.
-
-    ``source``: what is correlated, 0 where ``relu_output``, unless None, is not positive; ``weight``;
-    ``bias`` and ``residual``: added to the sums, unless None; ``target``: the result; ``saved``: gets the
-    input of the activation, unless None.
-    """
-
-    source: torch.Tensor
-    relu_output: torch.Tensor | None
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    residual: torch.Tensor | None
-    target: torch.Tensor
-    saved: torch.Tensor | None
 
 
 class WeightStrides(NamedTuple):
@@ -110,7 +94,7 @@ def _tiles(
 
 
 def split_depth(channels: int, taps: int) -> tuple[bool, int]:
-    """Whether taps and channels are one index, and how many terms a block need not exceed."""
+    """Whether taps and channels are one index, and how many terms a block has at most."""
     if channels >= _FEW_CHANNELS:
         return False, channels
     return True, min(channels * taps, 32)  # addresses of single elements take registers
@@ -339,17 +323,3 @@ def sum_terms(
         )  # fmt: skip
         total = multiply_add(b, a, total, PRODUCT) if PIXELS == 1 else multiply_add(a, b, total, PRODUCT)
     return total
-
-
-@triton.jit
-def finish(operands, total, offset, mask, channel, channel_exists, ACTIVATION: tl.constexpr):
-    """What follows the sum: bias, residual, what backward wants of it, activation, one rounding."""
-    storage: tl.constexpr = operands.target.dtype.element_ty
-    if operands.bias is not None:
-        total += tl.load(operands.bias + channel, mask=channel_exists, other=0.0).to(total.dtype)
-    if operands.residual is not None:
-        total += tl.load(operands.residual + offset, mask=mask, other=0.0).to(total.dtype)
-    if operands.saved is not None:
-        tl.store(operands.saved + offset, total.to(storage), mask=mask)
-    total = activate(total, ACTIVATION, storage)
-    tl.store(operands.target + offset, total.to(storage), mask=mask)

@@ -12,7 +12,7 @@ from pyops.layouts import is_channels_last
 
 from ..tools.activation import NO_ACTIVATION
 from ..tools.launch import cdiv, launch
-from .correlate import Operands, finish
+from .epilogue import Operands, finish
 from .geometry import Shape, Sides, Strides, image_strides
 from .parts import Parts, Sums, SumTensors
 from .tiles import (
@@ -32,7 +32,7 @@ def is_depthwise(shape: Shape) -> bool:
 
 
 def _weight_strides(weight: torch.Tensor) -> Strides:
-    """Without those of the one channel."""
+    """Strides of the weight; its groups have one channel, which needs none."""
     return image_strides(weight)._replace(c=None)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pyops.kinds import Activation
-from pyops.layouts import is_channels_last
+from pyops.layouts import is_channels_last, memory_format
 
 from ..tools.activation import check_activation
 from ..tools.checks import check_dense, check_floating
@@ -230,16 +230,6 @@ def check_conv2d(
     )
     channels_last = is_channels_last(input) or is_channels_last(weight)
     return Shape(images, in_channels, out_channels, groups, *axes, channels_last)
-
-
-def memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def new_image(like: torch.Tensor, shape: Sequence[int], channels_last: bool) -> torch.Tensor:
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=memory_format(channels_last)
-    )
 
 
 def image_strides(image: torch.Tensor) -> Strides:

@@ -49,7 +49,7 @@ class Parts:
 
     @staticmethod
     def of(blocks: PixelTiles, tiles: int, enough: int = ENOUGH_TILES) -> "Parts":
-        """So many parts that, of each of ``tiles``, they are ``enough`` programs."""
+        """As many parts as it takes for ``tiles`` programs each to be ``enough`` in all."""
         most = max(1, blocks.count // _STEPS_PER_PART)
         steps = max(1, cdiv(blocks.count, min(most, cdiv(enough, tiles))))
         return Parts(blocks, max(1, cdiv(blocks.count, steps)), steps)

@@ -82,7 +82,7 @@ def _check(
     batch_sizes: torch.Tensor | None,
     **others: tuple[torch.Tensor | None, tuple[int, ...]],
 ) -> _Steps:
-    """The steps, after everything whose memory a kernel touches has been looked at."""
+    """The steps, after checks of every tensor that a kernel reads or writes."""
     if kind not in _GATES:
         raise RuntimeError(f"{op}: kind must be 0 (tanh), 1 (relu), 2 (LSTM) or 3 (GRU), got {kind}")
     check_floating(input, op, "input")
@@ -293,7 +293,7 @@ def _sums(
         grad_weight_ih, grad_weight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
         matmul(grad_weight_ih, d_input.t(), input.view(rows, input.shape[-1]))
         matmul(grad_weight_hh, d.t(), _states_before(steps, reverse, output, h_0))
-    # A sum in an order of torch's own, that is always the same.
+    # torch adds up in an order that is always the same.
     grad_bias_ih = d_input.sum(0) if needs_bias else none
     grad_bias_hh = d.sum(0) if needs_bias else none
     if not needs_state:

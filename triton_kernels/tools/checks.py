@@ -1,4 +1,4 @@
-"""What a launcher checks of its arguments, so that every pointer a kernel gets may be followed.
+"""What a launcher checks of its arguments, so that kernels stay inside of the memory they get.
 
 Options are checked by pyops.ops.
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pyops.kinds import MEAN, NONE, SUM
+from pyops.layouts import dense_order
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -49,8 +50,7 @@ def check_reduction(reduction: int, op: str) -> None:
 
 def check_packed(tensor: torch.Tensor, op: str, name: str) -> None:
     """Raise RuntimeError unless the elements fill their memory, in whatever order of dimensions."""
-    order = sorted(range(tensor.dim()), key=lambda i: (-tensor.stride(i), i))
-    if not tensor.permute(order).is_contiguous():
+    if dense_order(tensor) is None:
         raise RuntimeError(
             f"{op}: {name} must be dense (contiguous after some permutation), got strides {tensor.stride()}"
         )

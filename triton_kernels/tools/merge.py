@@ -1,4 +1,4 @@
-"""Partial sums [parts, columns], added up in an order that only depends on their number."""
+"""Partial sums [parts, columns], added up in an order that depends on their number alone."""
 
 import torch
 import triton
