@@ -33,7 +33,7 @@ HugePages = Annotated[
 
 
 def use_huge_pages(wanted: bool) -> None:
-    """Set torch's switch, which it reads at the process's first CPU allocation; the caller's own wins."""
+    """Set torch's switch, read at the process's first CPU allocation, unless the caller has set it."""
     if wanted:
         os.environ.setdefault(_HUGE_PAGES, "1")
     else:
@@ -261,8 +261,8 @@ def _rows(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def main(command: str | None = None) -> None:
     """Entry point: run the command and turn the user's mistakes into one line.
 
-    The arguments are those of the process, behind ``command`` where it is given. Of several processes,
-    started by torchrun, the first one speaks.
+    The arguments are those of the process, behind ``command`` where it is given. Under torchrun,
+    only the first process reports a mistake.
     """
     arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
     speaks = os.environ.get("RANK", "0") == "0"

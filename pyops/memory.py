@@ -15,7 +15,7 @@ torch.library.define("pyops::output_cache", "(int limit) -> (int, int, int, int)
 
 
 class OutputCacheStats(NamedTuple):
-    """Bytes: what may lie idle, what does, what living tensors hold, and their peak since the last limit."""
+    """Bytes that may lie idle, that do, that living tensors hold, and their peak since the limit was set."""
 
     limit: int
     idle: int

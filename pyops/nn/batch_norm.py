@@ -39,7 +39,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         parse(type(self).__name__, activation)
         options = (num_features, eps, momentum, affine, track_running_stats, device, dtype)
         super().__init__(*options, **_bias_option(bias))
-        if activation is not None:  # torch's module as it is where nothing follows
+        if activation is not None:  # without one, the module stays as torch's
             self.activation = activation
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:

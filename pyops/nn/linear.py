@@ -80,7 +80,7 @@ def _set_options(module: Linear | LazyLinear, activation: str | None, dropout_p:
     parse(name, activation)
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    # torch's module as it is where nothing follows: __dict__ and repr stay torch's.
+    # Without what follows, the module stays as torch's, its __dict__ and repr included.
     if activation is not None:
         module.activation = activation
     if dropout_p != 0.0:
