@@ -14,7 +14,7 @@ import pytest
 
 from tests.suite.processes import ROOT
 
-MOST_UNEXPLAINED = 20
+MOST_UNEXPLAINED = 16
 FOLDER = ROOT / "triton_kernels"
 
 
