@@ -147,3 +147,13 @@ def test_kernels_have_the_instructions_that_ops_count_on(source: str, code: Code
         assert not missing, f"{kernel} has no {missing}"
         found = [unwanted for unwanted in code.lacks if re.search(rf"\b{unwanted}\b", part)]
         assert not found, f"{kernel} has {found}"
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if CODE.get(source) != []])
+def test_no_global_access_to_shared_memory(source: str, sass: Path) -> None:
+    """A kernel that makes a generic address of shared memory needs its window's address, SR_SWIN.
+
+    batch_norm kept its groups in shared memory by `__stwb`, which is a global store, and that is an illegal
+    access on every GPU. No kernel of ours has to make such an address.
+    """
+    assert "SR_SWIN" not in instructions(sass, source)

@@ -170,11 +170,6 @@ T atomicCAS(T* address, T expected, T value) {
   return old;
 }
 
-template <class T>
-void __stwb(T* address, T value) {
-  *address = value;
-}
-
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   memset(p, value, bytes);
   return cudaSuccess;

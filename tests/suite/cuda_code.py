@@ -15,5 +15,8 @@ class Code:
     kernels: str | None = None
 
 
+#: Stores as if other threads waited for what they write.
+STRONG_STORES = r"STG\.E\.128\.STRONG"
+
 #: Packs move 16 bytes at once. The compiler may split an access it cannot see to be aligned, to single bytes.
-PACKS = Code(has=(r"LDG\.E\.128", r"STG\.E\.128"), lacks=(r"(LDG|STG)\.E\.[US]8",))
+PACKS = Code(has=(r"LDG\.E\.128", r"STG\.E\.128"), lacks=(r"(LDG|STG)\.E\.[US]8", STRONG_STORES))

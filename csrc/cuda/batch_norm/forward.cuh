@@ -274,7 +274,7 @@ struct Stash {
       acc_t<T> part[Pack<T>::kSize];
 #pragma unroll
       for (int k = 0; k < Pack<T>::kSize; ++k) part[k] = values[p * Pack<T>::kSize + k];
-      store_pack(reinterpret_cast<T*>(place(number, p)), part);
+      store_pack_in_shared(reinterpret_cast<T*>(place(number, p)), part);
     }
   }
   __device__ __forceinline__ void find(int number, acc_t<T> (&values)[kGroup]) const {

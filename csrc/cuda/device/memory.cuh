@@ -51,7 +51,7 @@ __device__ __forceinline__ void widen(const Pack<T>& pack, acc_t<T> (&values)[kS
 }
 
 template <class T, int kSize>
-__device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&values)[kSize]) {
+__device__ __forceinline__ uint4 narrow(const acc_t<T> (&values)[kSize]) {
   static_assert(kSize == Pack<T>::kSize);
   uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -66,8 +66,43 @@ __device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&values)[kSize]
       words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
     }
   }
-  // nvcc splits a plain assignment into four stores. This is one store, cached as usual.
-  __stwb(reinterpret_cast<uint4*>(p), uint4{words[0], words[1], words[2], words[3]});
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// nvcc splits an assignment of 16 bytes into four stores; an instruction of our own stays whole. It names the
+// kind of memory, so there are two of them: a global store into shared memory is an illegal access.
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void store_global(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_shared(void* p, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(p)), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+#else  // the emulator
+
+inline void store_global(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+inline void store_shared(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+
+#endif
+
+template <class T, int kSize>
+__device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&values)[kSize]) {
+  store_global(p, narrow<T>(values));
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ void store_pack_in_shared(T* p, const acc_t<T> (&values)[kSize]) {
+  store_shared(p, narrow<T>(values));
 }
 
 // n contiguous elements from p: single ones up to a 16-byte boundary, then packs, then single ones again.

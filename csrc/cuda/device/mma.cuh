@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "common/dtypes.h"
-#include "cuda/launch.h"
+#include "cuda/device/memory.cuh"
 
 namespace pyops::cuda {
 
@@ -23,10 +23,6 @@ struct FourMatrices {
 };
 
 #if defined(__CUDACC__)
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // Copies 16 bytes into shared memory, past the registers. Where not `valid` it writes zeros and does not read
 // `from`. The bytes go through the L1 cache, where neighbouring taps find them again.

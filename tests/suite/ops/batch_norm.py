@@ -14,7 +14,7 @@ from pyops.ops.tools.batch_norm import mask_shape
 from ..backends import CPP, THOROUGH, TRITON, Backend
 from ..cases import Case, Op, normal, uniform
 from ..contract import BOTH, FLOAT, Contract, bad, over
-from ..cuda_code import PACKS, Code
+from ..cuda_code import PACKS, STRONG_STORES, Code
 from ..layouts import LAYOUTS, channels_last
 from ..mutants import Mutant
 from ..triton_cases import BF16, F16, F32, meta
@@ -351,7 +351,7 @@ def valid_arguments() -> dict[str, tuple]:
     }
 
 
-CUDA_CODE = {"batch_norm": [Code(has=PACKS.has)]}  # its mask is bytes
+CUDA_CODE = {"batch_norm": [Code(has=PACKS.has, lacks=(STRONG_STORES,))]}  # its mask is bytes
 
 
 def _triton(
