@@ -116,6 +116,55 @@ def allows_tf32() -> bool:
     return precision == "tf32"
 
 
+# Which algorithms the CPU's C++ kernels choose (csrc/cpu/conv2d/algorithms.h), and all of them.
+torch.library.define(
+    "pyops::conv2d_algorithms",
+    "(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> str[]",
+)
+torch.library.define("pyops::conv2d_algorithm_names", "() -> str[]")
+
+
+class Algorithms(NamedTuple):
+    """The names of the algorithms that serve a convolution on the CPU, by direction."""
+
+    forward: str
+    input_gradient: str
+    weight_gradient: str
+
+
+def algorithms(
+    input: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Algorithms:
+    """Which of the CPU's algorithms serve this convolution, without running it.
+
+    ``PYOPS_CONV2D=<name>`` in the environment, read once, forces one wherever its results are right.
+
+    Raises:
+        RuntimeError: the C++ kernels for the CPU are not built, or ``PYOPS_CONV2D`` names no algorithm.
+    """
+    input, weight, _, geometry = prepare("algorithms", input, weight, None, stride, padding, dilation, groups)
+    input, weight, _ = for_kernels(input, weight, None)
+    _check_library()
+    return Algorithms(*torch.ops.pyops.conv2d_algorithms(input, weight, *geometry))
+
+
+def algorithm_names() -> dict[str, list[str]]:
+    """By direction, the CPU's algorithms in the order in which they are asked whether they suit."""
+    _check_library()
+    names = (all_names.split() for all_names in torch.ops.pyops.conv2d_algorithm_names())
+    return dict(zip(Algorithms._fields, names, strict=True))
+
+
+def _check_library() -> None:
+    if "cpp" not in _library.loaded:
+        raise RuntimeError(f"conv2d: {_library.load_errors.get('cpp', 'the C++ library is not loaded')}")
+
+
 class Geometry(NamedTuple):
     stride: list[int]
     padding: list[int]

@@ -1,5 +1,5 @@
-// The micro-kernels that bf16.h describes, for CPUs that have VDPBF16PS: chosen at run time, so they
-// alone are compiled for it.
+// The micro-kernels that bf16.h describes. They alone are compiled for VDPBF16PS, and run only on CPUs that
+// have it.
 #include "cpu/conv2d/bf16.h"
 
 #if defined(__AVX512F__)

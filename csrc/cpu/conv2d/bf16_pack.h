@@ -1,4 +1,5 @@
-// Slabs and panels of pairs for the convolution in bfloat16 (bf16.h), on CPUs with AVX-512.
+// Packs pairs of inputs, weights and gradients for the convolution in bfloat16 (bf16.h), on CPUs with
+// AVX-512.
 #pragma once
 
 #include <algorithm>
@@ -7,21 +8,21 @@
 
 #include "cpu/conv2d/pack_input.h"
 
-namespace pyops::cpu::pair_slabs {
+namespace pyops::cpu::bf16_pack {
 
 using Source = ImageSource<bfloat16>;
 constexpr int kPairs = 16;  // in a vector
 
 inline __mmask32 lanes_of(int64_t count) { return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1; }
 
-// The elements from `at` that `lanes` names, which alone are read, zeros elsewhere and where the gate is not
-// positive; NaN is.
+// The elements from `at` that `lanes` names; only they are read. Zeros elsewhere and where `relu_output`
+// is not positive; NaN is.
 inline __m512i elements(const Source& x, int64_t at, __mmask32 lanes) {
-  if (x.gate != nullptr) {
-    const __m512i gate = _mm512_maskz_loadu_epi16(lanes, x.gate + at);
+  if (x.relu_output != nullptr) {
+    const __m512i relu_output = _mm512_maskz_loadu_epi16(lanes, x.relu_output + at);
     constexpr short kMinusInfinity = static_cast<short>(0xff80);
-    lanes = _mm512_mask_cmpgt_epi16_mask(lanes, gate, _mm512_setzero_si512()) |
-            _mm512_mask_cmpgt_epu16_mask(lanes, gate, _mm512_set1_epi16(kMinusInfinity));
+    lanes = _mm512_mask_cmpgt_epi16_mask(lanes, relu_output, _mm512_setzero_si512()) |
+            _mm512_mask_cmpgt_epu16_mask(lanes, relu_output, _mm512_set1_epi16(kMinusInfinity));
   }
   return _mm512_maskz_loadu_epi16(lanes, x.values + at);
 }
@@ -36,24 +37,24 @@ inline __m512i joined(__m256i first, __m256i second) {
 
 inline uint32_t bits(const Source& x, int64_t at) { return bit_cast<uint32_t>(x.scalar(at)) >> 16; }
 
-// No prefetcher of the CPU's follows rows so short and so far apart.
+// The CPU's prefetcher does not follow rows so short and so far apart.
 inline void prefetch(const Source& x, int64_t at) {
   __builtin_prefetch(x.values + at);
-  if (x.gate != nullptr) __builtin_prefetch(x.gate + at);
+  if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + at);
 }
 
 // Calls f(place, at, exists, inside) for each row that a tile reads: `place` is where it goes within a
-// channel of the slab, `at` its first element, of channel 0, in the tensor.
+// channel of the packed input, `at` its first element, of channel 0, in the tensor.
 template <class F>
 inline void for_each_row(const Source& x, int64_t image, const math::CorrelationAxis& h,
-                         const math::CorrelationAxis& w, const SlabShape& shape, const ConvTile& tile,
+                         const math::CorrelationAxis& w, const PackedInputShape& shape, const ConvTile& tile,
                          const F& f) {
   const int64_t rows = h.source_span(tile.rows), columns = w.source_span(tile.columns);
   for (int64_t phase = 0; phase < shape.row_phases * shape.column_phases; ++phase) {
     const int64_t row_phase = phase / shape.column_phases, column_phase = phase % shape.column_phases;
     const int64_t first_row = (tile.row + h.min_shift) * h.source_step + row_phase + h.source_first;
     const int64_t first_column = (tile.column + w.min_shift) * w.source_step + column_phase + w.source_first;
-    const InsideRun inside(first_column, w.source_step, w.source_size, columns);
+    const InsideRange inside(first_column, w.source_step, w.source_size, columns);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = first_row + i * h.source_step;
       f(phase * shape.plane() + i * shape.columns,
@@ -64,7 +65,7 @@ inline void for_each_row(const Source& x, int64_t image, const math::Correlation
 }
 
 // The lanes of a vector of `width` elements, from number `i` of a row on, that are inside.
-inline __mmask32 inside_lanes(const InsideRun& inside, int64_t i, int64_t width) {
+inline __mmask32 inside_lanes(const InsideRange& inside, int64_t i, int64_t width) {
   const int64_t first = std::clamp<int64_t>(inside.begin - i, 0, width);
   return lanes_of(std::clamp<int64_t>(inside.end - i, first, width)) & ~lanes_of(first);
 }
@@ -90,13 +91,11 @@ inline void transpose_pixels(const Source& x, int64_t at, int64_t step, int64_t 
   }
 }
 
-inline bool channels_are_neighbours(const Source& x) { return x.channel_stride == 1 && x.column_stride != 1; }
-
 // ---- pairs of channels ----------------------------------------------------------------------------------
 
 // A row of one channel, from element `first` on, and of the next unless it is `single`.
-inline void fill_pair_row(const Source& x, int64_t first, bool single, int64_t step, const InsideRun& inside,
-                          int64_t columns, float* to) {
+inline void pack_channel_pair_row(const Source& x, int64_t first, bool single, int64_t step,
+                                  const InsideRange& inside, int64_t columns, float* to) {
   const int64_t second = first + x.channel_stride;
   if (step == 1) {
     for (int64_t i = 0; i < columns; i += kPairs) {
@@ -116,25 +115,25 @@ inline void fill_pair_row(const Source& x, int64_t first, bool single, int64_t s
   }
 }
 
-// The slab of `pairs` pairs from channel `channel` on, the last of which may be single (`channels`).
-inline void fill_pairs(const Source& x, int64_t image, int64_t channel, int64_t channels,
-                       const math::CorrelationAxis& h, const math::CorrelationAxis& w, const SlabShape& shape,
-                       const ConvTile& tile, float* slab) {
+// Packs `pairs` pairs from channel `channel` on, the last of which may be single (`channels`).
+inline void pack_channel_pairs(const Source& x, int64_t image, int64_t channel, int64_t channels,
+                               const math::CorrelationAxis& h, const math::CorrelationAxis& w,
+                               const PackedInputShape& shape, const ConvTile& tile, float* packed_input) {
   const int64_t columns = w.source_span(tile.columns), step = w.source_step * x.column_stride;
   const int64_t pairs = ceil_div(channels, 2), origin = channel * x.channel_stride;
-  if (channels_are_neighbours(x)) {
+  if (x.channels_are_neighbours()) {
     for_each_row(
-        x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
+        x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
           const int64_t begin = exists ? inside.begin : columns, end = exists ? inside.end : columns;
           for (int64_t p = 0; p < pairs; ++p) {
-            float* const to = slab + p * shape.channel() + place;
+            float* const to = packed_input + p * shape.channel() + place;
             std::fill(to, to + begin, 0.0f);
             std::fill(to + end, to + columns, 0.0f);
           }
           if (begin >= end) return;
           transpose_pixels(x, origin + at + begin * step, step, end - begin, channels,
                            [&](int64_t pair, int64_t pixel, int64_t pixels, __m512i v) {
-                             float* const to = slab + pair * shape.channel() + place + begin + pixel;
+                             float* const to = packed_input + pair * shape.channel() + place + begin + pixel;
                              _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes_of(pixels)), v);
                            });
         });
@@ -144,23 +143,24 @@ inline void fill_pairs(const Source& x, int64_t image, int64_t channel, int64_t 
     const int64_t first = origin + 2 * p * x.channel_stride;
     const bool single = 2 * p + 1 == channels;
     for_each_row(x, image, h, w, shape, tile,
-                 [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
-                   float* const to = slab + p * shape.channel() + place;
+                 [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
+                   float* const to = packed_input + p * shape.channel() + place;
                    if (!exists) return void(std::fill(to, to + columns, 0.0f));
-                   fill_pair_row(x, first + at, single, step, inside, columns, to);
+                   pack_channel_pair_row(x, first + at, single, step, inside, columns, to);
                  });
   }
 }
 
 // The same where channels are neighbours in memory and stay so: pixels are `stride` pairs apart.
-inline void fill_pixels(const Source& x, int64_t image, int64_t channel, int64_t channels,
-                        const math::CorrelationAxis& h, const math::CorrelationAxis& w,
-                        const SlabShape& shape, const ConvTile& tile, int64_t stride, float* slab) {
+inline void pack_channel_pairs_by_pixel(const Source& x, int64_t image, int64_t channel, int64_t channels,
+                                        const math::CorrelationAxis& h, const math::CorrelationAxis& w,
+                                        const PackedInputShape& shape, const ConvTile& tile, int64_t stride,
+                                        float* packed_input) {
   const int64_t columns = w.source_span(tile.columns), step = w.source_step * x.column_stride;
   for_each_row(x, image, h, w, shape, tile,
-               [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
+               [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
                  const int64_t begin = exists ? inside.begin : columns, end = exists ? inside.end : columns;
-                 float* const row = slab + place * stride;
+                 float* const row = packed_input + place * stride;
                  std::fill(row, row + begin * stride, 0.0f);
                  std::fill(row + end * stride, row + columns * stride, 0.0f);
                  for (int64_t i = begin; i < end; ++i) {
@@ -185,14 +185,14 @@ inline void join_weights(const float* first, const float* second, int64_t count,
 
 // ---- pairs of pixels ------------------------------------------------------------------------------------
 
-// The slab of single elements.
-inline void fill_singles(const Source& x, int64_t image, int64_t channel, int64_t channels,
+// Packs single elements.
+inline void pack_singles(const Source& x, int64_t image, int64_t channel, int64_t channels,
                          const math::CorrelationAxis& h, const math::CorrelationAxis& w,
-                         const SlabShape& shape, const ConvTile& tile, bfloat16* slab) {
+                         const PackedInputShape& shape, const ConvTile& tile, bfloat16* packed_input) {
   const int64_t columns = w.source_span(tile.columns), step = w.source_step * x.column_stride;
   const int64_t origin = channel * x.channel_stride;
-  const bool together = channels_are_neighbours(x);
-  const auto fill_row = [&](bfloat16* to, int64_t at, bool exists, const InsideRun& inside) {
+  const bool together = x.channels_are_neighbours();
+  const auto pack_row = [&](bfloat16* to, int64_t at, bool exists, const InsideRange& inside) {
     if (exists && step == 1) {
       for (int64_t i = 0; i < columns; i += 32) {
         prefetch(x, at + x.channel_stride + i);
@@ -210,9 +210,9 @@ inline void fill_singles(const Source& x, int64_t image, int64_t channel, int64_
   };
   if (together) {
     for_each_row(
-        x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
-          bfloat16* const row = slab + place;
-          for (int64_t c = 0; c < channels; ++c) fill_row(row + c * shape.channel(), at, exists, inside);
+        x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
+          bfloat16* const row = packed_input + place;
+          for (int64_t c = 0; c < channels; ++c) pack_row(row + c * shape.channel(), at, exists, inside);
           if (!exists || inside.begin >= inside.end) return;
           transpose_pixels(x, origin + at + inside.begin * step, step, inside.end - inside.begin, channels,
                            [&](int64_t pair, int64_t pixel, int64_t pixels, __m512i v) {
@@ -225,27 +225,29 @@ inline void fill_singles(const Source& x, int64_t image, int64_t channel, int64_
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {
-    for_each_row(
-        x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
-          fill_row(slab + c * shape.channel() + place, origin + c * x.channel_stride + at, exists, inside);
-        });
+    for_each_row(x, image, h, w, shape, tile,
+                 [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
+                   pack_row(packed_input + c * shape.channel() + place, origin + c * x.channel_stride + at,
+                            exists, inside);
+                 });
   }
 }
 
-// The slab of pairs of pixels, `stride` apart, where channels are neighbours and there is one tap. Each row
-// begins with a pair of its own.
-inline void fill_pixel_pairs(const Source& x, int64_t image, int64_t channel, int64_t channels,
+// Packs pairs of pixels, `stride` apart, where channels are neighbours and there is one tap.
+// Each row begins with a pair of its own.
+inline void pack_pixel_pairs(const Source& x, int64_t image, int64_t channel, int64_t channels,
                              const math::CorrelationAxis& h, const math::CorrelationAxis& w,
-                             const SlabShape& shape, const ConvTile& tile, int64_t stride, float* slab) {
+                             const PackedInputShape& shape, const ConvTile& tile, int64_t stride,
+                             float* packed_input) {
   const int64_t columns = w.source_span(tile.columns), step = w.source_step * x.column_stride;
   for_each_row(
-      x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRun& inside) {
+      x, image, h, w, shape, tile, [&](int64_t place, int64_t at, bool exists, const InsideRange& inside) {
         const auto pixel = [&](int64_t i, int64_t c) {
           const bool there = exists && i >= inside.begin && i < inside.end;
           const auto lanes = static_cast<__mmask16>(lanes_of(std::min<int64_t>(kPairs, channels - c)));
           return there ? half_elements(x, channel + at + i * step + c, lanes) : _mm256_setzero_si256();
         };
-        float* to = slab + place / shape.columns * ceil_div(shape.columns, 2) * stride;
+        float* to = packed_input + place / shape.columns * ceil_div(shape.columns, 2) * stride;
         for (int64_t i = 0; i < columns; i += 2, to += stride) {
           for (int64_t c = 0; c < channels; c += kPairs)
             _mm512_storeu_si512(to + c, joined(pixel(i, c), pixel(i + 1, c)));
@@ -283,4 +285,4 @@ inline void pack_pair_row(const Source& grad, int64_t from, int64_t columns, int
   }
 }
 
-}  // namespace pyops::cpu::pair_slabs
+}  // namespace pyops::cpu::bf16_pack

@@ -1,7 +1,9 @@
 // Two-dimensional convolution on the CPU.
 #include "cpu/conv2d/conv2d.h"
 
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/epilogue/activation.h"
 
@@ -25,14 +27,14 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
     using T = decltype(tag);
     const std::vector<acc_t<T>> wide_bias = widened<T>(bias);
     math::dispatch_activation<acc_t<T>>(params, [&](const auto& activation) {
-      ActivationEpilogue<T, std::decay_t<decltype(activation)>> epilogue(activation);
-      epilogue.bias = bias ? wide_bias.data() : nullptr;
-      epilogue.residual = data_or_null<T>(residual);
-      epilogue.activation_input = save_input_of_activation ? data<T>(saved) : nullptr;
-      epilogue.output = data<T>(output);
+      ActivationEpilogue<T, std::decay_t<decltype(activation)>> rows(activation);
+      rows.bias = bias ? wide_bias.data() : nullptr;
+      rows.residual = data_or_null<T>(residual);
+      rows.activation_input = save_input_of_activation ? mutable_data<T>(saved) : nullptr;
+      rows.output = mutable_data<T>(output);
       const Conv2d<T> conv(flattened(shape), input, weight);
-      TileWriter<T> sink(epilogue, conv.output(data<T>(output)));
-      conv.forward(sink);
+      ImageEpilogue<T> epilogue(rows, conv.output(mutable_data<T>(output)));
+      solve(conv.forward(&epilogue));
     });
   });
   return {output, saved};
@@ -53,8 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   // A new one each time: no two outputs may be one tensor.
   const auto none = [&] { return new_tensor(input, {0}, input.scalar_type()); };
   // ReLU's gradient is formed where it is read; what takes longer is formed once.
-  const bool gated = params.is(math::ActivationKind::kRelu) && saved_is_output && !needs_residual;
-  const bool formed = (!identity && !gated) || needs_residual;
+  const bool reads_relu_output = params.is(math::ActivationKind::kRelu) && saved_is_output && !needs_residual;
+  const bool formed = (!identity && !reads_relu_output) || needs_residual;
   Tensor gradient = formed ? new_image(input, shape.output(), shape.channels_last) : grad_output;
   Tensor grad_input = needs_input ? new_image(input, shape.input(), is_channels_last(input)) : none();
   Tensor grad_weight = needs_weight ? new_image(weight, shape.weight(), is_channels_last(weight)) : none();
@@ -65,16 +67,51 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   }
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
-    const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
-    const T* const gate = gated ? static_cast<const T*>(saved->const_data_ptr()) : nullptr;
+    const T* const grad = data<T>(gradient);
+    const T* const relu_output = reads_relu_output ? data<T>(*saved) : nullptr;
     const Conv2d<T> conv(flattened(shape), input, weight);
-    if (needs_input) conv.input_gradient(grad, gate, data<T>(grad_input));
+    if (needs_input && conv.has_input()) {
+      ActivationEpilogue<T, math::Identity<acc_t<T>>> rows{{}};
+      rows.output = mutable_data<T>(grad_input);
+      ImageEpilogue<T> epilogue(rows, conv.input(mutable_data<T>(grad_input)));
+      solve(conv.input_gradient(grad, relu_output, &epilogue));
+    }
     if (needs_weight || needs_bias) {
-      conv.weight_gradient(grad, gate, needs_weight ? data<T>(grad_weight) : nullptr,
-                           needs_bias ? data<T>(grad_bias) : nullptr);
+      solve(conv.weight_gradient(grad, relu_output, needs_weight ? mutable_data<T>(grad_weight) : nullptr,
+                                 needs_bias ? mutable_data<T>(grad_bias) : nullptr));
     }
   });
   return {grad_input, grad_weight, grad_bias, needs_residual ? gradient : none()};
+}
+
+// The names of the algorithms that serve the forward pass, the input gradient and the weight gradient.
+std::vector<std::string> conv2d_algorithms(Tensor input, Tensor weight, std::vector<int64_t> stride,
+                                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                           int64_t groups) {
+  const char* op = "conv2d_algorithms";
+  const math::ActivationParams none{static_cast<int64_t>(math::ActivationKind::kIdentity), 0, 0};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, none, op);
+  std::vector<std::string> names;
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    const Conv2d<T> conv(flattened(shape), input, weight);
+    const T* const null = nullptr;
+    names.push_back(algorithm_for(conv.forward(nullptr)).name);
+    names.push_back(conv.has_input() ? algorithm_for(conv.input_gradient(null, null, nullptr)).name : "");
+    names.push_back(algorithm_for(conv.weight_gradient(null, null, nullptr, nullptr)).name);
+  });
+  return names;
+}
+
+// All names in order, those of a direction in one string.
+std::vector<std::string> conv2d_algorithm_names() {
+  const auto joined = [](const std::vector<std::string>& names) {
+    std::string all;
+    for (const std::string& name : names) all += (all.empty() ? "" : " ") + name;
+    return all;
+  };
+  const std::string correlation = joined(correlation_algorithms());
+  return {correlation, correlation, joined(weight_gradient_algorithms())};
 }
 
 }  // namespace
@@ -83,4 +120,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("conv2d_forward", TORCH_BOX(&pyops::cpu::conv2d_forward));
   m.impl("conv2d_backward", TORCH_BOX(&pyops::cpu::conv2d_backward));
+  m.impl("conv2d_algorithms", TORCH_BOX(&pyops::cpu::conv2d_algorithms));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("conv2d_algorithm_names", TORCH_BOX(&pyops::cpu::conv2d_algorithm_names));
 }

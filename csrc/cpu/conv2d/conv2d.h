@@ -1,8 +1,9 @@
-// What the ops that convolve share: tensors in either format as the correlation sees them.
+// What the ops that convolve share: from tensors in either format to problems (problem.h).
 #pragma once
 
 #include "binding/conv2d.h"
-#include "cpu/conv2d/weight.h"
+#include "cpu/conv2d/algorithms.h"
+#include "cpu/conv2d/epilogue.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {
@@ -43,11 +44,6 @@ inline Conv2dShape flattened(const Conv2dShape& s) {
   return flat;
 }
 
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 // The bias in the accumulation type; empty if there is none.
 template <class T>
 std::vector<acc_t<T>> widened(const std::optional<Tensor>& bias) {
@@ -58,7 +54,7 @@ std::vector<acc_t<T>> widened(const std::optional<Tensor>& bias) {
   return wide;
 }
 
-// A convolution of tensors in either format, as the correlation sees it.
+// A convolution of tensors in either format, as problems.
 template <class T>
 class Conv2d {
  public:
@@ -68,33 +64,38 @@ class Conv2d {
       : shape_(shape),
         input_channels_last_(is_channels_last(input)),
         weight_channels_last_(is_channels_last(weight)),
-        input_(static_cast<const T*>(input.const_data_ptr())),
-        weight_(static_cast<const T*>(weight.const_data_ptr())) {}
+        input_(data<T>(input)),
+        weight_(data<T>(weight)) {}
 
-  void forward(TileSink<T>& sink) const {
-    const std::vector<math::CorrelationAxis> h{math::forward_axis(shape_.height)};
-    const std::vector<math::CorrelationAxis> w{math::forward_axis(shape_.width)};
-    correlate(input_source(), weights(false), h, w, sink, shape_.images);
+  CorrelationProblem<T> forward(TileEpilogue<T>* epilogue) const {
+    return {input_source(),
+            weights(false),
+            {math::forward_axis(shape_.height)},
+            {math::forward_axis(shape_.width)},
+            shape_.images,
+            epilogue};
   }
 
-  void input_gradient(const T* grad, const T* gate, T* to) const {
-    ActivationEpilogue<T, math::Identity<Acc>> epilogue{{}};
-    epilogue.output = to;
-    const std::vector<math::CorrelationAxis> h = math::gradient_axes(shape_.height);
-    const std::vector<math::CorrelationAxis> w = math::gradient_axes(shape_.width);
-    if (h.empty() || w.empty()) return;
-    TileWriter<T> sink(epilogue, target(input_strides(), to));
-    correlate(source(output_strides(), grad, gate), weights(true), h, w, sink, shape_.images);
+  CorrelationProblem<T> input_gradient(const T* grad, const T* relu_output, TileEpilogue<T>* epilogue) const {
+    return {source(output_strides(), grad, relu_output), weights(true), math::gradient_axes(shape_.height),
+            math::gradient_axes(shape_.width),           shape_.images, epilogue};
   }
-
-  ImageTarget<T> output(T* values) const { return target(output_strides(), values); }
 
   // Either result may be null.
-  void weight_gradient(const T* grad, const T* gate, T* weight, T* bias) const {
-    const math::CorrelationAxis h = math::forward_axis(shape_.height), w = math::forward_axis(shape_.width);
-    cpu::weight_gradient(input_source(), source(output_strides(), grad, gate), weights(false), h, w,
-                         shape_.images, weight, bias);
+  WeightGradientProblem<T> weight_gradient(const T* grad, const T* relu_output, T* weight, T* bias) const {
+    return {input_source(),
+            source(output_strides(), grad, relu_output),
+            weights(false),
+            math::forward_axis(shape_.height),
+            math::forward_axis(shape_.width),
+            shape_.images,
+            weight,
+            bias};
   }
+
+  bool has_input() const { return shape_.height.input > 0 && shape_.width.input > 0; }
+  ImageTarget<T> input(T* values) const { return target(input_strides(), values); }
+  ImageTarget<T> output(T* values) const { return target(output_strides(), values); }
 
  private:
   ImageStrides input_strides() const {
@@ -103,8 +104,8 @@ class Conv2d {
   ImageStrides output_strides() const {
     return {shape_.out_channels, shape_.height.output(), shape_.width.output(), shape_.channels_last};
   }
-  ImageSource<T> source(const ImageStrides& s, const T* values, const T* gate) const {
-    return {values, gate, s.image, s.channel, s.row, s.column};
+  ImageSource<T> source(const ImageStrides& s, const T* values, const T* relu_output) const {
+    return {values, relu_output, s.image, s.channel, s.row, s.column};
   }
   ImageSource<T> input_source() const { return source(input_strides(), input_, nullptr); }
   ImageTarget<T> target(const ImageStrides& s, T* values) const {

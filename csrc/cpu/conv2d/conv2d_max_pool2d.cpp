@@ -33,18 +33,18 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_max_pool2d_forward(
     using T = decltype(tag);
     const std::vector<acc_t<T>> wide_bias = widened<T>(bias);
     const ImageStrides s(shape.out_channels, pooled[2], pooled[3], shape.channels_last);
-    PoolSink<T> sink(windows, bias ? wide_bias.data() : nullptr, AnyActivation<acc_t<T>>{params},
-                     {data<T>(output), s.image, s.channel, s.row, s.column},
-                     save_argmax ? data<uint8_t>(argmax) : nullptr,
-                     save_input_of_activation ? data<T>(saved) : nullptr);
-    Conv2d<T>(shape, input, weight).forward(sink);
+    PoolEpilogue<T> epilogue(windows, bias ? wide_bias.data() : nullptr, AnyActivation<acc_t<T>>{params},
+                             {mutable_data<T>(output), s.image, s.channel, s.row, s.column},
+                             save_argmax ? mutable_data<uint8_t>(argmax) : nullptr,
+                             save_input_of_activation ? mutable_data<T>(saved) : nullptr);
+    solve(Conv2d<T>(shape, input, weight).forward(&epilogue));
   });
   return {output, argmax, saved};
 }
 
 // The bias's gradient: sums over everything but the channels of what passes a gradient on. Windows are summed
-// by the thread that gathers from them first, while they are on their way through the cache: a plane at a
-// time or, where the channels are last, a row.
+// by the thread that gathers from them first, while they are in the cache: a plane at a time or, where the
+// channels are last, a row.
 template <class T>
 class PooledBiasGradient {
  public:
@@ -57,8 +57,8 @@ class PooledBiasGradient {
         images_(pooled.images),
         grad_(grad),
         argmax_(argmax),
-        run_rows_(image_.inner == 1 ? image_.height : 1),
-        sums_(image_.rows() / run_rows_ * image_.inner) {
+        rows_at_a_time_(image_.inner == 1 ? image_.height : 1),
+        sums_(image_.rows() / rows_at_a_time_ * image_.inner) {
     for (int64_t element = 0, window = 0; element < height_.in; ++element) {
       const int64_t first = window;
       while (window < height_.out && std::max<int64_t>(0, height_.start(window)) == element) ++window;
@@ -79,13 +79,13 @@ class PooledBiasGradient {
   }
 
   void merge(T* to) const {
-    const int64_t runs = image_.height / run_rows_;
+    const int64_t parts = image_.height / rows_at_a_time_;
     std::vector<Acc> totals(channels_);
     for (int64_t image = 0; image < images_; ++image) {
-      const Acc* const first = sums_.data() + image * runs * channels_;
+      const Acc* const first = sums_.data() + image * parts * channels_;
       for (int64_t c = 0; c < channels_; ++c) {
         Acc sum = 0;
-        for (int64_t run = 0; run < runs; ++run) sum += first[run * channels_ + c];
+        for (int64_t part = 0; part < parts; ++part) sum += first[part * channels_ + c];
         totals[c] += sum;
       }
     }
@@ -121,7 +121,7 @@ class PooledBiasGradient {
   int64_t images_;
   const T* grad_;
   const uint8_t* argmax_;
-  int64_t run_rows_;  // of windows that are summed at a time
+  int64_t rows_at_a_time_;  // of windows that are summed at a time
   std::vector<Acc> sums_;
   std::vector<math::Range> beginning_;  // by row of the convolution's output
 };
@@ -146,14 +146,15 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor
   if (formed) activation_gradient(grad_output, *saved, params, saved_is_output, op, gradient);
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
-    const T* const grad = static_cast<const T*>(gradient.const_data_ptr());
-    const uint8_t* const at = static_cast<const uint8_t*>(argmax.const_data_ptr());
+    const T* const grad = data<T>(gradient);
+    const uint8_t* const at = data<uint8_t>(argmax);
     const Image image = pooled.image();
     PooledBiasGradient<T> bias(pooled, grad, at);
-    max_pool_gradient(windows.input_of(image), windows, grad, at, data<T>(grad_conv), [&](int64_t row) {
-      if (needs_bias) bias.visit(row);
-    });
-    if (needs_bias) bias.merge(data<T>(grad_bias));
+    max_pool_gradient(windows.input_of(image), windows, grad, at, mutable_data<T>(grad_conv),
+                      [&](int64_t row) {
+                        if (needs_bias) bias.visit(row);
+                      });
+    if (needs_bias) bias.merge(mutable_data<T>(grad_bias));
   });
   return {grad_conv, grad_bias};
 }

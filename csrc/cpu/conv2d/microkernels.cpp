@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/conv2d/winograd.h"
+#include "cpu/conv2d/winograd_transforms.h"
 #include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
@@ -146,12 +146,13 @@ void dot_kernel(int64_t pixel_rows, int64_t pixel_columns, const Acc* x, int64_t
   }
 }
 
-// c[i, channel] (+)= sum_s x[i, s] * grad[s, channel] for `rows` channels of a transformed input and
-// `vectors` vectors of channels of a transformed gradient.
+// c[i, channel] (+)= sum_s x[i, s] * grad[s, channel] over Winograd tiles s, for `rows` channels of a
+// transformed input and `vectors` vectors of channels of a transformed gradient.
 template <int rows, int vectors, class Acc>
-void square_kernel(int64_t squares, const Acc* x, const Acc* grad, Acc* c, int64_t ldc, bool accumulate) {
+void winograd_kernel(int64_t tiles, const Acc* x, const Acc* grad, Acc* c, int64_t ldc, bool accumulate) {
   using Native = typename Vec<Acc>::Native;
-  constexpr int64_t kChannel = SquareLayout<Acc>{kSquares}.channel();  // a constant: 14 pointers are too many
+  constexpr int64_t kChannel =
+      WinogradLayout<Acc>{kWinogradTiles}.channel();  // a constant: 14 pointers are too many
   SumBlock<rows, vectors, Acc> block;
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {  // c is needed when the loop is through
@@ -160,7 +161,7 @@ void square_kernel(int64_t squares, const Acc* x, const Acc* grad, Acc* c, int64
   }
   const auto* const right = reinterpret_cast<const Native*>(grad);
 #pragma GCC unroll 1
-  for (int64_t s = 0; s < squares; ++s) {
+  for (int64_t s = 0; s < tiles; ++s) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const Native value = x[i * kChannel + s] - Native{};
@@ -205,8 +206,8 @@ WeightKernel<Acc> weight_kernel_from(int64_t length, int64_t groups, int64_t vec
 }
 
 template <int vectors, class Acc, int... i>
-SquareKernel<Acc> square_kernel_at(int64_t rows, std::integer_sequence<int, i...>) {
-  static constexpr SquareKernel<Acc> kernels[] = {square_kernel<i + 1, vectors, Acc>...};
+WinogradKernel<Acc> winograd_kernel_at(int64_t rows, std::integer_sequence<int, i...>) {
+  static constexpr WinogradKernel<Acc> kernels[] = {winograd_kernel<i + 1, vectors, Acc>...};
   return kernels[rows - 1];
 }
 
@@ -246,9 +247,9 @@ WeightKernel<Acc> weight_kernel_of(int64_t length, int64_t runs, int64_t vectors
 }
 
 template <class Acc>
-SquareKernel<Acc> square_kernel_of(int64_t channels, int64_t vectors) {
-  return vectors == 1 ? square_kernel_at<1, Acc>(channels, Numbers<kPixels>{})
-                      : square_kernel_at<kChannelVectors, Acc>(channels, Numbers<kPixels>{});
+WinogradKernel<Acc> winograd_kernel_of(int64_t channels, int64_t vectors) {
+  return vectors == 1 ? winograd_kernel_at<1, Acc>(channels, Numbers<kPixels>{})
+                      : winograd_kernel_at<kChannelVectors, Acc>(channels, Numbers<kPixels>{});
 }
 
 template <class Acc>
@@ -262,7 +263,7 @@ template ChannelKernel<float> channel_kernel_of<float>(int64_t, int64_t);
 template ChannelKernel<double> channel_kernel_of<double>(int64_t, int64_t);
 template WeightKernel<float> weight_kernel_of<float>(int64_t, int64_t, int64_t);
 template WeightKernel<double> weight_kernel_of<double>(int64_t, int64_t, int64_t);
-template SquareKernel<float> square_kernel_of<float>(int64_t, int64_t);
+template WinogradKernel<float> winograd_kernel_of<float>(int64_t, int64_t);
 template DotKernel<float> dot_kernel_of<float>(int64_t, int64_t);
 template DotKernel<double> dot_kernel_of<double>(int64_t, int64_t);
 

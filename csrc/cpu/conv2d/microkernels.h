@@ -1,9 +1,15 @@
-// Micro-kernels of the convolution. Each keeps a block of sums in registers and reads the image from a slab
-// (pack_input.h) through a table of offsets: nothing is unrolled into columns. They are compiled once, in
-// microkernels.cpp, and chosen here by the size of the block.
+// Micro-kernels of the convolution, and how channels and terms are cut for them.
+//
+// Each keeps a block of sums in registers and reads the packed input (pack_input.h) through a table of
+// offsets: nothing is unrolled into columns. They are compiled once, in microkernels.cpp, and chosen here by
+// the size of the block.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+
+#include "common/integers.h"
+#include "cpu/simd/vec.h"
 
 namespace pyops::cpu {
 
@@ -35,7 +41,7 @@ using ChannelKernel = void (*)(int64_t depth, const Acc* x, const int64_t* start
 template <class Acc>
 ChannelKernel<Acc> channel_kernel_of(int64_t channels, int64_t vectors);
 
-// Neighbouring images' pixels in a slab.
+// Neighbouring images' pixels in a packed input.
 struct WeightKernelPixels {
   int64_t images;
   int64_t image_stride;
@@ -45,24 +51,24 @@ struct WeightKernelPixels {
 };
 
 // c[rows[g] + k, channel] (+)= sum over pixels of x[offsets[rows[g]] + k + image * image_stride +
-// row * row_stride + column] * grad[pixel, channel] for runs g of weights k that read neighbours, the pixels
+// row * row_stride + column] * grad[pixel, channel] for runs g of taps k that read neighbours, the pixels
 // of the packed gradient lying one after the other. Runs share a pointer; there are not enough registers for
 // one per weight.
 template <class Acc>
 using WeightKernel = void (*)(const WeightKernelPixels& pixels, const Acc* x, const int64_t* offsets,
                               const int64_t* rows, const Acc* grad, Acc* c, int64_t ldc, bool accumulate);
-// Of 1 ... kWeights / length runs of a length of 1 ... kMostRun, and 1 or kChannelVectors vectors.
+// Of 1 ... kWeights / length runs of 1 ... kMostRun taps, and 1 or kChannelVectors vectors.
 template <class Acc>
 WeightKernel<Acc> weight_kernel_of(int64_t length, int64_t runs, int64_t vectors);
 
-// c[i, channel] (+)= sum_s x[i, s] * grad[s, channel] for neighbouring channels i of a transformed input
-// (winograd.h) and vectors of channels of a transformed gradient.
+// c[i, channel] (+)= sum_t x[i, t] * grad[t, channel] over Winograd tiles t for neighbouring channels i of a
+// transformed input (winograd_transforms.h) and vectors of channels of a transformed gradient.
 template <class Acc>
-using SquareKernel = void (*)(int64_t squares, const Acc* x, const Acc* grad, Acc* c, int64_t ldc,
-                              bool accumulate);
+using WinogradKernel = void (*)(int64_t tiles, const Acc* x, const Acc* grad, Acc* c, int64_t ldc,
+                                bool accumulate);
 // Of 1 ... kPixels channels and 1 or kChannelVectors vectors.
 template <class Acc>
-SquareKernel<Acc> square_kernel_of(int64_t channels, int64_t vectors);
+WinogradKernel<Acc> winograd_kernel_of(int64_t channels, int64_t vectors);
 
 // c[weight, channel] (+)= sum over pixels of x[offsets[weight] + ...] * grad[channel * grad_stride + ...],
 // both planar, vectors along pixels: for few output channels.
@@ -73,5 +79,42 @@ using DotKernel = void (*)(int64_t pixel_rows, int64_t pixel_columns, const Acc*
 // Of 1 ... kDotWeights weights and 1 ... kDotChannels channels.
 template <class Acc>
 DotKernel<Acc> dot_kernel_of(int64_t weights, int64_t channels);
+
+// Terms that are added up one after the other before their total joins the sum: in longer chains, rounding
+// errors grow beyond torch's.
+inline constexpr int64_t kChainedTerms = 64;
+
+// Calls f(first, count) for the terms of each chain of a sum; once if there are none, for the zeros.
+template <class F>
+void for_each_chain(int64_t depth, const F& f) {
+  const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, kChainedTerms)));
+  for (int64_t i = 0; i < chains.parts; ++i) f(chains.begin(i), chains.size(i));
+}
+
+// Output channels of a group in panels: of whole vectors for PixelKernel, else of rows for ChannelKernel.
+template <class Acc>
+struct ChannelPanels {
+  static constexpr int64_t n = Vec<Acc>::kLanes, kWide = kChannelVectors * n;
+
+  // Vectors along channels waste what is missing from the last one, vectors along pixels what is missing at
+  // the end of a row; the latter cost a little more, since their loads are unaligned.
+  ChannelPanels(int64_t channels_, int64_t columns)
+      : channels(channels_),
+        vectors_along_channels(4 * round_up(channels, n) * columns <= 5 * channels * round_up(columns, n)),
+        parts(ceil_div(channels, vectors_along_channels ? kWide : kChannels)),
+        even(channels, parts) {}
+
+  int64_t begin(int64_t panel) const { return vectors_along_channels ? panel * kWide : even.begin(panel); }
+  int64_t width(int64_t panel) const {
+    if (!vectors_along_channels) return even.size(panel);
+    return channels - panel * kWide > n ? kWide : n;
+  }
+  int64_t padded() const { return begin(parts - 1) + width(parts - 1); }
+
+  int64_t channels;
+  bool vectors_along_channels;
+  int64_t parts;
+  EvenSplit even;
+};
 
 }  // namespace pyops::cpu

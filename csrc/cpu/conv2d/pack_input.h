@@ -9,59 +9,21 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/gemm/pack.h"
-#include "cpu/simd/loops.h"
-#include "math/conv2d.h"
+#include "common/integers.h"
+#include "cpu/conv2d/problem.h"
+#include "cpu/simd/lanes.h"
 
 namespace pyops::cpu {
 
-// Images in memory, channels_last or not. Where `gate`, of the same strides, is not positive, the values
-// count as zero: that is ReLU's gradient, from the upstream gradient and the output.
-template <class T>
-struct ImageSource {
-  const T* values;
-  const T* gate;
-  int64_t image_stride;
-  int64_t channel_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-
-  Vec<acc_t<T>> vector(int64_t at, int lanes) const {
-    using V = Vec<acc_t<T>>;
-    const V v = load_lanes(values + at, lanes);
-    if (gate == nullptr) return v;
-    return select_at_most(load_lanes(gate + at, lanes), V(acc_t<T>(0)), V(acc_t<T>(0)), v);
-  }
-  // Lanes [first, last) from memory, which is not touched elsewhere, zeros around them.
-  Vec<acc_t<T>> window(int64_t at, int first, int last) const {
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, float>) {
-      const __mmask16 lanes = static_cast<__mmask16>((1u << last) - (1u << first));
-      const __m512 v = _mm512_maskz_loadu_ps(lanes, values + at);
-      if (gate == nullptr) return Vec<float>::Native(v);
-      const __m512 g = _mm512_maskz_loadu_ps(lanes, gate + at);  // NaN passes
-      return Vec<float>::Native(
-          _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_NLE_UQ), v));
-    }
-#endif
-    acc_t<T> lanes[Vec<acc_t<T>>::kLanes] = {};
-    for (int i = first; i < last; ++i) lanes[i] = scalar(at + i);
-    return load<acc_t<T>>(lanes);
-  }
-  acc_t<T> scalar(int64_t at) const {
-    return gate != nullptr && to_acc(gate[at]) <= 0 ? acc_t<T>(0) : to_acc(values[at]);
-  }
-};
-
-// Sizes of a slab: [channels][row phases][column phases][rows][columns].
-struct SlabShape {
+// Sizes of a packed input: [channel][row phase][column phase][row][column].
+struct PackedInputShape {
   int64_t rows;
   int64_t columns;
   int64_t row_phases;
   int64_t column_phases;
 
-  SlabShape(const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t tile_rows,
-            int64_t tile_columns)
+  PackedInputShape(const math::CorrelationAxis& h, const math::CorrelationAxis& w, int64_t tile_rows,
+                   int64_t tile_columns)
       : rows(h.source_span(tile_rows)),
         columns(w.source_span(tile_columns)),
         row_phases(h.phases),
@@ -87,20 +49,9 @@ struct SlabShape {
   }
 };
 
-// A tile of outputs, by its first row and column and its size, and which one of its axes' tiles it is.
-struct ConvTile {
-  int64_t row;
-  int64_t rows;
-  int64_t column;
-  int64_t columns;
-  int64_t row_part = 0;
-  int64_t column_part = 0;
-};
-
-// The run of elements [begin, end) of a row of `span` that lie inside the tensor; element i is at
-// first + i * step.
-struct InsideRun {
-  InsideRun(int64_t first, int64_t step, int64_t size, int64_t span) {
+// The elements [begin, end) of a row of `span` that lie inside the tensor; element i is at first + i * step.
+struct InsideRange {
+  InsideRange(int64_t first, int64_t step, int64_t size, int64_t span) {
     begin = first >= 0 ? 0 : std::min(span, (-first + step - 1) / step);
     end = first >= size ? begin : std::min(span, (size - 1 - first) / step + 1);
     end = std::max(begin, end);
@@ -113,13 +64,13 @@ struct InsideRun {
 // vectors, and fetches the next channel's row meanwhile, since no prefetcher follows so short rows so far
 // apart.
 template <class T>
-void fill_row(const ImageSource<T>& x, int64_t at, const InsideRun& inside, int64_t columns, acc_t<T>* to) {
+void pack_row(const ImageSource<T>& x, int64_t at, const InsideRange& inside, int64_t columns, acc_t<T>* to) {
   constexpr int64_t n = Vec<acc_t<T>>::kLanes;
   for (int64_t i = 0; i < columns; i += n) {
     const int first = static_cast<int>(std::min(n, std::max<int64_t>(0, inside.begin - i)));
     const int last = static_cast<int>(std::min(n, std::max<int64_t>(first, inside.end - i)));
     __builtin_prefetch(x.values + at + x.channel_stride + i);
-    if (x.gate != nullptr) __builtin_prefetch(x.gate + at + x.channel_stride + i);
+    if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + at + x.channel_stride + i);
     const bool whole = first == 0 && last == n;
     store(to + i, whole ? x.vector(at + i, static_cast<int>(n)) : x.window(at + i, first, last));
   }
@@ -127,7 +78,7 @@ void fill_row(const ImageSource<T>& x, int64_t at, const InsideRun& inside, int6
 
 // The same row of several channels that are neighbours in memory, while a row's elements are `step` apart.
 template <class T>
-void fill_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, int64_t count, int64_t channels,
+void pack_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, int64_t count, int64_t channels,
                            int64_t channel_size, acc_t<T>* to) {
   using Acc = acc_t<T>;
   constexpr int n = Vec<Acc>::kLanes;
@@ -148,25 +99,24 @@ void fill_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, in
 
 // Elements that are `step` apart, of which `inside` exist.
 template <class T>
-void fill_strided_row(const ImageSource<T>& x, int64_t at, int64_t step, const InsideRun& inside,
+void pack_strided_row(const ImageSource<T>& x, int64_t at, int64_t step, const InsideRange& inside,
                       int64_t columns, acc_t<T>* to) {
   std::fill(to, to + inside.begin, acc_t<T>(0));
   for (int64_t i = inside.begin; i < inside.end; ++i) to[i] = x.scalar(at + i * step);
   std::fill(to + inside.end, to + columns, acc_t<T>(0));
 }
 
-// Fills the slab of channels [channel, channel + channels) of one image for a tile. Writes up to a vector
-// behind it.
+// Packs channels [channel, channel + channels) of one image for a tile. Writes up to a vector past the end.
 template <class T>
-void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t channels,
-               const math::CorrelationAxis& h, const math::CorrelationAxis& w, const SlabShape& shape,
-               const ConvTile& tile, acc_t<T>* slab) {
+void pack_input(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t channels,
+                const math::CorrelationAxis& h, const math::CorrelationAxis& w, const PackedInputShape& shape,
+                const ConvTile& tile, acc_t<T>* packed_input) {
   using Acc = acc_t<T>;
   const int64_t rows = h.source_span(tile.rows), columns = w.source_span(tile.columns);
   const int64_t origin = image * x.image_stride + channel * x.channel_stride;
   const int64_t step = w.source_step * x.column_stride;
-  const bool together = x.channel_stride == 1 && x.column_stride != 1;
-  // Channels that are neighbours in memory are filled row by row, others one after the other.
+  const bool together = x.channels_are_neighbours();
+  // Channels that are neighbours in memory are packed row by row, others one after the other.
   const int64_t passes = together ? 1 : channels, in_pass = together ? channels : 1;
   for (int64_t pass = 0; pass < passes; ++pass) {
     for (int64_t phase = 0; phase < shape.row_phases * shape.column_phases; ++phase) {
@@ -174,8 +124,8 @@ void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t 
       const int64_t first_row = (tile.row + h.min_shift) * h.source_step + row_phase + h.source_first;
       const int64_t first_column =
           (tile.column + w.min_shift) * w.source_step + column_phase + w.source_first;
-      const InsideRun inside(first_column, w.source_step, w.source_size, columns);
-      Acc* const plane = slab + pass * shape.channel() + phase * shape.plane();
+      const InsideRange inside(first_column, w.source_step, w.source_size, columns);
+      Acc* const plane = packed_input + pass * shape.channel() + phase * shape.plane();
       for (int64_t i = 0; i < rows; ++i) {
         Acc* const to = plane + i * shape.columns;
         const int64_t row = first_row + i * h.source_step;
@@ -183,8 +133,8 @@ void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t 
             origin + pass * x.channel_stride + row * x.row_stride + first_column * x.column_stride;
         const bool exists = row >= 0 && row < h.source_size;
         if (exists && !together) {
-          step == 1 ? fill_row(x, at, inside, columns, to)
-                    : fill_strided_row(x, at, step, inside, columns, to);
+          step == 1 ? pack_row(x, at, inside, columns, to)
+                    : pack_strided_row(x, at, step, inside, columns, to);
           continue;
         }
         const int64_t begin = exists ? inside.begin : columns, end = exists ? inside.end : columns;
@@ -193,7 +143,7 @@ void fill_slab(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t 
           std::fill(to + c * shape.channel() + end, to + c * shape.channel() + columns, Acc(0));
         }
         if (begin < end) {
-          fill_rows_of_channels(x, at + begin * step, step, end - begin, channels, shape.channel(),
+          pack_rows_of_channels(x, at + begin * step, step, end - begin, channels, shape.channel(),
                                 to + begin);
         }
       }

@@ -6,16 +6,17 @@
 #include <vector>
 
 #include "binding/conv2d_max_pool2d.h"
-#include "cpu/conv2d/correlate.h"
+#include "cpu/conv2d/epilogue.h"
 #include "cpu/epilogue/activation.h"
 #include "cpu/pooling/max_pool_channels.h"
 #include "cpu/pooling/max_pool_rows.h"
+#include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
 
 // Writes positions, which come as numbers among the sums' kind, as bytes.
 template <class T>
-class PositionEpilogue : public ConvEpilogue<T> {
+class PositionEpilogue : public RowEpilogue<T> {
  public:
   using Acc = acc_t<T>;
 
@@ -34,7 +35,7 @@ class PositionEpilogue : public ConvEpilogue<T> {
   uint8_t* argmax_;
 };
 
-// An axis of windows cut into runs, each a tile of the convolution's outputs with what its windows span.
+// An axis of windows cut into parts, each a tile of the convolution's outputs with what its windows span.
 class WindowTiles {
  public:
   WindowTiles(const math::SlidingAxis& axis, int64_t most_outputs)
@@ -81,14 +82,14 @@ class WindowTiles {
 // Bias, activation and maxima, with their places and, where `saved` is given, what the activation was given
 // there. Argmax and saved may be null and are laid out as the output.
 template <class T>
-class PoolSink : public TileSink<T> {
+class PoolEpilogue : public TileEpilogue<T> {
  public:
   using Acc = acc_t<T>;
-  using typename TileSink<T>::Tiles;
+  using typename TileEpilogue<T>::Tiles;
   static constexpr int64_t n = Vec<Acc>::kLanes;
 
-  PoolSink(const Windows& windows, const Acc* bias, const AnyActivation<Acc>& activation,
-           const ImageTarget<T>& out, uint8_t* argmax, T* saved)
+  PoolEpilogue(const Windows& windows, const Acc* bias, const AnyActivation<Acc>& activation,
+               const ImageTarget<T>& out, uint8_t* argmax, T* saved)
       : height_(windows.height()),
         width_(windows.width()),
         bias_(bias),
@@ -108,7 +109,7 @@ class PoolSink : public TileSink<T> {
     return {down_.outputs(), across_.outputs()};
   }
 
-  bool joins_channels() const override { return out_.channel_stride == 1; }
+  bool wants_neighbouring_channels() const override { return out_.channel_stride == 1; }
 
   void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
             const math::CorrelationAxis& w, const ConvTile& tile, const TileSums<Acc>& sums) const override {
@@ -118,14 +119,14 @@ class PoolSink : public TileSink<T> {
     const int64_t pitch = planar ? 1 : sums.column_stride;
     const int64_t line = planar ? round_up(width.out, n) : width.out * pitch;
     const int64_t size = height.out * line * (planar ? channels : 1);
-    // Vectors of positions, and transposition, reach behind the end.
-    Acc* const values = conv_buffer<5, Acc>(3 * size + n * n);
-    Acc *const positions = values + size, *const inputs = positions + size;
+    const PoolScratch scratch(size, saves_input_elsewhere() ? sums_size(channels, tile, sums) : 0);
+    Acc *const values = scratch.values, *const positions = scratch.positions, *const inputs = scratch.inputs;
 
     add_bias(channel, channels, tile, sums);
     pool(height, width, channels,
-         {activated(channels, tile, sums), sums.row_stride, sums.column_stride, sums.channel_stride}, line,
-         values, positions);
+         {activated(channels, tile, sums, scratch.activated), sums.row_stride, sums.column_stride,
+          sums.channel_stride},
+         line, values, positions);
     const TileSums<Acc> layout{nullptr, line, pitch, planar ? height.out * line : 1};
     if (is(math::ActivationKind::kRelu)) rectify(size, values, positions);
     if (height.dilation > 1 || width.dilation > 1) {
@@ -140,7 +141,7 @@ class PoolSink : public TileSink<T> {
     if (saved_) pick_inputs(height, width, channels, sums, layout, positions, inputs);
 
     const ConvTile pooled{down_.first(tile.row_part), height.out, across_.first(tile.column_part), width.out};
-    const auto write = [&](const ConvEpilogue<T>& epilogue, Acc* from) {
+    const auto write = [&](const RowEpilogue<T>& epilogue, Acc* from) {
       write_tile(epilogue, out_, image, channel, channels, h, w, pooled,
                  TileSums<Acc>{from, layout.row_stride, layout.column_stride, layout.channel_stride});
     };
@@ -154,6 +155,21 @@ class PoolSink : public TileSink<T> {
   }
 
  private:
+  // A thread's memory for a tile.
+  struct PoolScratch {
+    PoolScratch(int64_t pooled_size, int64_t activated_size)
+        // Vectors of positions, and transposition, reach behind the end.
+        : values(memory.take<Acc>(3 * pooled_size + n * n)),
+          positions(values + pooled_size),
+          inputs(positions + pooled_size),
+          activated(memory.take<Acc>(activated_size + n * n)) {}
+    Scratch memory;
+    Acc* values;
+    Acc* positions;
+    Acc* inputs;  // of the activation at the maxima
+    Acc* activated;
+  };
+
   bool is(math::ActivationKind kind) const { return activation_.params.is(kind); }
 
   void add_bias(int64_t channel, int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums) const {
@@ -176,17 +192,18 @@ class PoolSink : public TileSink<T> {
     }
   }
 
-  // The values to be pooled, in the place of the sums or, where those are to be saved, elsewhere. ReLU, which
-  // the maximum can wait for, is not applied yet.
-  Acc* activated(int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums) const {
+  bool saves_input_elsewhere() const { return saved_ && !keeps_nothing(activation_.params); }
+  static int64_t sums_size(int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums) {
+    return sums.column_stride == 1 ? channels * sums.channel_stride : tile.rows * sums.row_stride;
+  }
+
+  // The values to be pooled, in the place of the sums or, where those are to be saved, in `elsewhere`. ReLU,
+  // which the maximum can wait for, is not applied yet.
+  Acc* activated(int64_t channels, const ConvTile& tile, const TileSums<Acc>& sums, Acc* elsewhere) const {
     if (keeps_nothing(activation_.params)) return sums.values;
-    const bool planar = sums.column_stride == 1;
-    const int64_t count = planar ? channels * sums.channel_stride : tile.rows * sums.row_stride;
-    Acc* to = sums.values;
-    if (saved_) {
-      to = conv_buffer<6, Acc>(count + n * n);
-      std::copy(sums.values, sums.values + count, to);
-    }
+    const int64_t count = sums_size(channels, tile, sums);
+    Acc* const to = saves_input_elsewhere() ? elsewhere : sums.values;
+    if (to != sums.values) std::copy(sums.values, sums.values + count, to);
     activation_.forward(to, count);
     return to;
   }

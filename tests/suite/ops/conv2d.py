@@ -372,11 +372,11 @@ MUTANTS = {
         "phase - k * a.dilation;",
         ("conv2d/conv2d",),
     ),
-    "conv2d_slab_takes_what_lies_before_the_row": Mutant(
+    "conv2d_packed_input_takes_what_lies_before_the_row": Mutant(
         "cpu/conv2d/pack_input.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d/correlate",),
+        ("conv2d/direct",),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
         "cpu/conv2d/microkernels.cpp",
@@ -388,13 +388,13 @@ MUTANTS = {
         "math/winograd.h",
         "to[2] = d[2] - d[1];",
         "to[2] = d[1] - d[2];",
-        ("conv2d/correlate",),
+        ("conv2d/winograd",),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
-        "cpu/conv2d/weight.h",
-        "for (int64_t chunk = 1; chunk < chunks_.parts; ++chunk) {",
-        "for (int64_t chunk = 2; chunk < chunks_.parts; ++chunk) {",
-        ("conv2d/weight",),
+        "cpu/conv2d/weight_sums.h",
+        "for (int64_t chunk = 1; chunk < chunks.parts; ++chunk) {",
+        "for (int64_t chunk = 2; chunk < chunks.parts; ++chunk) {",
+        ("conv2d/direct",),
     ),
 }
 

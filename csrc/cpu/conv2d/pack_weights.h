@@ -1,34 +1,15 @@
-// A convolution's weights in memory, in either format and seen from either side, and the blocks of them that
-// kernels want: vectors of output channels. Reading and writing go by squares of vectors, never one by one.
+// Weights from their tensor, in either format and seen from either side, to the blocks that kernels want,
+// vectors of output channels, and back. Both ways transpose squares of vectors in registers.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/gemm/pack.h"
+#include "common/integers.h"
+#include "cpu/conv2d/problem.h"
 #include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
-
-// Weights as a correlation sees them: from `inputs` to `outputs` channels in each group. Either the taps are
-// neighbours or the channels of one of the two kinds are.
-template <class T>
-struct ConvWeights {
-  const T* values;
-  int64_t groups;
-  int64_t inputs;
-  int64_t outputs;
-  int64_t rows;
-  int64_t columns;
-  int64_t group_stride;
-  int64_t input_stride;
-  int64_t output_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-
-  int64_t taps() const { return rows * columns; }
-  int64_t tap_offset(int64_t tap) const { return tap / columns * row_stride + tap % columns * column_stride; }
-};
 
 // A part of a group's weights: all taps between some channels.
 struct TapRange {
@@ -47,7 +28,7 @@ inline int64_t channels_in_block(int64_t taps) {
 }
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < lanes and j < count, zeros in the other lanes.
-// Fetches what lies `ahead` meanwhile: lines are so short and so far apart that no prefetcher follows.
+// Prefetches what lies `ahead`: the CPU does not see where lines so short and so far apart follow.
 template <class T>
 void lines_to_vectors(const T* from, int64_t from_stride, int lanes, int64_t count, acc_t<T>* to,
                       int64_t to_stride, int64_t ahead) {

@@ -1,11 +1,18 @@
-// Where the sums of a convolution go: what follows them, and the tensor.
+// What becomes of a convolution's sums: the epilogue, tile by tile.
+//
+//   TileEpilogue   takes tiles of sums and says how the outputs are cut into them
+//   ImageEpilogue  the one that writes an image; pool.h has another, which pools
+//   RowEpilogue    what an ImageEpilogue does to rows of sums: bias, residual and activation
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "cpu/conv2d/pack_input.h"
+#include "common/integers.h"
+#include "cpu/conv2d/problem.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/simd/lanes.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "math/activation.h"
@@ -24,7 +31,7 @@ struct ImageTarget {
 
 // Turns sums into outputs: y = activation(sum + bias + residual).
 template <class T>
-class ConvEpilogue {
+class RowEpilogue {
  public:
   using Acc = acc_t<T>;
 
@@ -33,15 +40,15 @@ class ConvEpilogue {
   T* activation_input = nullptr;
   T* output = nullptr;
 
-  virtual ~ConvEpilogue() = default;
-  // `rows` runs of `length` elements; run r begins at sums + r * sums_stride and at element
-  // at + r * stride of the tensors. Its channel is channel + r or, if channels run along it, channel + i.
+  virtual ~RowEpilogue() = default;
+  // `rows` rows of `length` elements; row r begins at sums + r * sums_stride and at element at + r * stride
+  // of the tensors. Its channel is channel + r or, if channels lie along it, channel + i for its element i.
   virtual void write(int64_t rows, int64_t length, const Acc* sums, int64_t sums_stride, int64_t at,
                      int64_t stride, int64_t channel, bool along_channels) const = 0;
 };
 
 template <class T, class Activation>
-class ActivationEpilogue : public ConvEpilogue<T> {
+class ActivationEpilogue : public RowEpilogue<T> {
  public:
   using Acc = acc_t<T>;
 
@@ -98,21 +105,21 @@ class AxisTiles {
     }
   }
   void add(int64_t begin, int64_t size) {
-    runs_.push_back({begin, size});
+    tiles_.push_back({begin, size});
     largest_ = std::max(largest_, size);
   }
 
-  int64_t parts() const { return static_cast<int64_t>(runs_.size()); }
-  int64_t begin(int64_t part) const { return runs_[part].begin; }
-  int64_t size(int64_t part) const { return runs_[part].size; }
+  int64_t parts() const { return static_cast<int64_t>(tiles_.size()); }
+  int64_t begin(int64_t part) const { return tiles_[part].begin; }
+  int64_t size(int64_t part) const { return tiles_[part].size; }
   int64_t largest() const { return largest_; }
 
  private:
-  struct Run {
+  struct Tile {
     int64_t begin;
     int64_t size;
   };
-  std::vector<Run> runs_;
+  std::vector<Tile> tiles_;
   int64_t largest_ = 1;
 };
 
@@ -128,12 +135,12 @@ struct TileSums {
 
 // Writes a tile of one image and of channels [channel, channel + channels).
 template <class T>
-void write_tile(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out, int64_t image, int64_t channel,
+void write_tile(const RowEpilogue<T>& epilogue, const ImageTarget<T>& out, int64_t image, int64_t channel,
                 int64_t channels, const math::CorrelationAxis& h, const math::CorrelationAxis& w,
                 const ConvTile& tile, const TileSums<acc_t<T>>& sums) {
   using Acc = acc_t<T>;
-  constexpr int64_t n = Vec<Acc>::kLanes, kRun = 16 * n;
-  alignas(kVectorBytes) Acc block[n * (kRun + n)];
+  constexpr int64_t n = Vec<Acc>::kLanes, kSegment = 16 * n;
+  alignas(kVectorBytes) Acc block[n * (kSegment + n)];
   const bool sums_planar = sums.column_stride == 1 && sums.channel_stride != 1;
   const bool planar = out.channel_stride != 1 || out.column_stride == 1;
   // Rows that follow each other without a gap, here and there, are one long row.
@@ -156,38 +163,38 @@ void write_tile(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out, int6
     }
     for (int64_t c = 0; c < channels; c += n) {
       const int64_t some = std::min(n, channels - c);
-      for (int64_t j = 0; j < columns; j += planar ? kRun : n) {
-        const int64_t run = std::min(planar ? kRun : n, columns - j);
+      for (int64_t j = 0; j < columns; j += planar ? kSegment : n) {
+        const int64_t some_columns = std::min(planar ? kSegment : n, columns - j);
         const Acc* const corner = from + j * sums.column_stride + c * sums.channel_stride;
         const int64_t at = start + j * step + c * out.channel_stride;
         if (!planar) {
-          transpose_block(corner, sums.channel_stride, some, run, block, n);
-          epilogue.write(run, some, block, n, at, step, channel + c, true);
+          transpose_block(corner, sums.channel_stride, some, some_columns, block, n);
+          epilogue.write(some_columns, some, block, n, at, step, channel + c, true);
           continue;
         }
         const Acc* values = corner;
         int64_t stride = sums.channel_stride;
         if (!sums_planar) {
-          transpose_block(corner, sums.column_stride, run, some, block, kRun + n);
+          transpose_block(corner, sums.column_stride, some_columns, some, block, kSegment + n);
           values = block;
-          stride = kRun + n;
+          stride = kSegment + n;
         }
         if (step == 1) {
-          epilogue.write(some, run, values, stride, at, out.channel_stride, channel + c, false);
+          epilogue.write(some, some_columns, values, stride, at, out.channel_stride, channel + c, false);
           continue;
         }
         for (int64_t i = 0; i < some; ++i) {  // one phase of a gradient: nothing follows it
           T* const to = out.values + at + i * out.channel_stride;
-          for (int64_t k = 0; k < run; ++k) to[k * step] = from_acc<T>(values[i * stride + k]);
+          for (int64_t k = 0; k < some_columns; ++k) to[k * step] = from_acc<T>(values[i * stride + k]);
         }
       }
     }
   }
 }
 
-// Where a convolution's sums go, tile by tile, from any thread.
+// Takes a convolution's sums, tile by tile, from any thread.
 template <class T>
-class TileSink {
+class TileEpilogue {
  public:
   using Acc = acc_t<T>;
 
@@ -196,7 +203,7 @@ class TileSink {
     AxisTiles columns;
   };
 
-  virtual ~TileSink() = default;
+  virtual ~TileEpilogue() = default;
   // Tiles of about `pixels` pixels, or more, that cover `rows` x `columns` outputs; where it can be, their
   // sides are multiples of `unit`.
   virtual Tiles cut(int64_t rows, int64_t columns, int64_t pixels, int64_t unit) {
@@ -205,21 +212,30 @@ class TileSink {
     const int64_t high = std::max<int64_t>(1, pixels / unit / round_up(column_tiles.largest(), unit));
     return {AxisTiles(rows, ceil_div(ceil_div(rows, unit), high), unit), column_tiles};
   }
-  // Whether neighbouring channels are neighbours in memory, so that they should come together.
-  virtual bool joins_channels() const = 0;
+  // Whether neighbouring channels should come together: they are neighbours in memory.
+  virtual bool wants_neighbouring_channels() const = 0;
   // Takes a tile of one image and of channels [channel, channel + channels), whose sums it may change.
   virtual void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
                     const math::CorrelationAxis& w, const ConvTile& tile,
                     const TileSums<Acc>& sums) const = 0;
 };
 
-// Writes them to an image.
-template <class T>
-class TileWriter : public TileSink<T> {
- public:
-  TileWriter(const ConvEpilogue<T>& epilogue, const ImageTarget<T>& out) : epilogue_(epilogue), out_(out) {}
+// Images that share a tile, `most` at a time, where one tile has all the pixels of one and as long as threads
+// have as many tiles: what is summed in which order does not depend on it.
+template <class Tiles>
+EvenSplit batched(int64_t images, const Tiles& tiles, int64_t most) {
+  if (tiles.rows.parts() * tiles.columns.parts() > 1) most = 1;
+  const int64_t wanted = round_up(ceil_div(images, std::max<int64_t>(1, most)), ThreadPool().threads());
+  return EvenSplit(images, std::max<int64_t>(1, std::min(images, wanted)));
+}
 
-  bool joins_channels() const override { return out_.channel_stride == 1; }
+// Writes the sums to an image.
+template <class T>
+class ImageEpilogue : public TileEpilogue<T> {
+ public:
+  ImageEpilogue(const RowEpilogue<T>& epilogue, const ImageTarget<T>& out) : epilogue_(epilogue), out_(out) {}
+
+  bool wants_neighbouring_channels() const override { return out_.channel_stride == 1; }
   void take(int64_t image, int64_t channel, int64_t channels, const math::CorrelationAxis& h,
             const math::CorrelationAxis& w, const ConvTile& tile,
             const TileSums<acc_t<T>>& sums) const override {
@@ -227,7 +243,7 @@ class TileWriter : public TileSink<T> {
   }
 
  private:
-  const ConvEpilogue<T>& epilogue_;
+  const RowEpilogue<T>& epilogue_;
   ImageTarget<T> out_;
 };
 

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/conv2d/correlate.h"
+#include "cpu/conv2d/microkernels.h"
+#include "cpu/conv2d/problem.h"
+#include "cpu/simd/lanes.h"
 
 namespace pyops::cpu {
 
@@ -21,7 +23,7 @@ void pack_planar_gradient(const ImageSource<T>& grad, int64_t from, int64_t pixe
     const auto read = [&](int i, int some) {
       const int64_t at = from + i * grad.channel_stride + p, ahead = at + 4 * n;  // of so many rows at a time
       __builtin_prefetch(grad.values + ahead);
-      if (grad.gate != nullptr) __builtin_prefetch(grad.gate + ahead);
+      if (grad.relu_output != nullptr) __builtin_prefetch(grad.relu_output + ahead);
       return grad.vector(at, some);
     };
     if (count == n && lanes == n) {  // the square stays in registers
@@ -60,6 +62,22 @@ void pack_gradient(const ImageSource<T>& grad, int64_t origin, int64_t outputs, 
       }
     }
   }
+}
+
+// A tile of one group's gradient, image after image; returns its pixels.
+template <class T>
+int64_t pack_gradients(const WeightGradientProblem<T>& problem, const TileImages& images, int64_t group,
+                       const ConvTile& tile, const ChannelPanels<acc_t<T>>& panels, acc_t<T>* packed) {
+  const ImageSource<T>& grad = problem.grad;
+  const int64_t outputs = problem.weights.outputs, pixels = tile.rows * tile.columns;
+  const int64_t total = images.count * pixels;
+  const int64_t origin =
+      group * outputs * grad.channel_stride + tile.row * grad.row_stride + tile.column * grad.column_stride;
+  for (int64_t i = 0; i < images.count; ++i) {
+    pack_gradient(grad, origin + (images.first + i) * grad.image_stride, outputs, tile, panels, i * pixels,
+                  total, packed);
+  }
+  return total;
 }
 
 // Sums of packed panels over their pixels, added to `sums` or put there.

@@ -1,0 +1,88 @@
+// The algorithms of the convolution and the choice among them.
+//
+// algorithms.cpp has one table for each kind of problem (problem.h). The first algorithm that can solve a
+// problem and suits it serves it; the last, Direct, always does. PYOPS_CONV2D=<name> in the environment puts
+// one algorithm first wherever it can, for tests.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/conv2d/problem.h"
+
+namespace pyops::cpu {
+
+template <class Problem>
+struct Algorithm {
+  const char* name;
+  bool (*can)(const Problem&);    // whether it solves the problem
+  bool (*suits)(const Problem&);  // if it can: whether it is the fastest, or faster than those after it
+  void (*run)(const Problem&);
+};
+
+template <class Problem>
+const Algorithm<Problem>& algorithm_for(const Problem& problem);
+
+template <class Problem>
+void solve(const Problem& problem) {
+  algorithm_for(problem).run(problem);
+}
+
+// The names in the tables, in order.
+std::vector<std::string> correlation_algorithms();
+std::vector<std::string> weight_gradient_algorithms();
+
+// Images of a few pixels: weights are read or written once (small_image.cpp).
+struct SmallImage {
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
+// bfloat16 by the instruction that multiplies and adds pairs (bf16.h).
+struct Bf16Dot {
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
+// 16 of 36 multiplications for kernels of 3 x 3, in steps of 1 (winograd.cpp).
+struct Winograd {
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
+// Every product is formed (direct.h).
+struct Direct {
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
+// Compiles an algorithm for every dtype, in its own file.
+#define PYOPS_CONV2D_ALGORITHM_FOR(algorithm, Problem) \
+  template bool algorithm::can(const Problem&);        \
+  template bool algorithm::suits(const Problem&);      \
+  template void algorithm::run(const Problem&);
+#define PYOPS_CONV2D_FOR_ALL_PROBLEMS(what, algorithm)                                                 \
+  what(algorithm, CorrelationProblem<float>) what(algorithm, CorrelationProblem<double>)               \
+      what(algorithm, CorrelationProblem<bfloat16>) what(algorithm, CorrelationProblem<float16>)       \
+          what(algorithm, WeightGradientProblem<float>) what(algorithm, WeightGradientProblem<double>) \
+              what(algorithm, WeightGradientProblem<bfloat16>)                                         \
+                  what(algorithm, WeightGradientProblem<float16>)
+#define PYOPS_CONV2D_ALGORITHM(algorithm) PYOPS_CONV2D_FOR_ALL_PROBLEMS(PYOPS_CONV2D_ALGORITHM_FOR, algorithm)
+
+}  // namespace pyops::cpu

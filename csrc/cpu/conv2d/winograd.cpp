@@ -1,0 +1,267 @@
+// The correlation by Winograd's algorithm (winograd_transforms.h), for kernels of 3 x 3 taps or more that
+// move in steps of 1. As in direct.h, every output is formed by one thread in an order that depends on the
+// problem alone.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv2d/algorithms.h"
+#include "cpu/conv2d/epilogue.h"
+#include "cpu/conv2d/microkernels.h"
+#include "cpu/conv2d/pack_weights.h"
+#include "cpu/conv2d/winograd_transforms.h"
+#include "cpu/conv2d/winograd_weight_gradient.h"
+#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/scratch.h"
+
+namespace pyops::cpu {
+namespace {
+
+template <class T>
+class WinogradCorrelation {
+ public:
+  using Acc = acc_t<T>;
+  static constexpr int64_t n = Vec<Acc>::kLanes;
+
+  explicit WinogradCorrelation(const CorrelationProblem<T>& problem)
+      : problem_(problem),
+        weights_(problem.weights),
+        h_(problem.h.front()),
+        w_(problem.w.front()),
+        sub_kernels_(h_, w_),
+        panels_(weights_.outputs, n),
+        tiles_(problem.epilogue->cut(h_.count, w_.count, 4 * kWantedTiles, 2)),
+        shape_(h_, w_, round_up(tiles_.rows.largest(), 2), round_up(tiles_.columns.largest(), 2)),
+        batches_(batched(problem.images, tiles_, kWantedTiles / winograd_tiles_of(h_.count, w_.count))),
+        layout_(WinogradLayout<Acc>::of(batches_.size(0), tiles_.rows.largest(), tiles_.columns.largest())),
+        blocks_(weights_.inputs,
+                std::min(weights_.inputs, ceil_div(weights_.inputs * sub_kernels_.count() * layout_.tiles,
+                                                   kBlockTerms * std::max(kWinogradTiles, layout_.tiles)))) {
+    for (int64_t position = 0; position < 16; ++position) list_terms(position);
+  }
+
+  // Whether all outputs are what direct sums would give; if not, they are to be formed again.
+  bool run() const {
+    Scratch scratch;
+    Acc* const weights = scratch.take<Acc>(16 * position_size(weights_.groups * weights_.inputs));
+    transform_weights(weights);
+    const int64_t tiles = tiles_.rows.parts() * tiles_.columns.parts();
+    const double work = double(problem_.images) * double(h_.count * w_.count) *
+                        double(weights_.outputs * weights_.inputs * sub_kernels_.count()) * 4;
+    std::atomic<bool> finite{true};
+    parallel_claim(weights_.groups * batches_.parts * tiles, work, [&](int64_t i) {
+      const int64_t group = i / (batches_.parts * tiles), batch = i / tiles % batches_.parts;
+      if (!form_tile(group, batch, i % tiles, weights)) finite.store(false, std::memory_order_relaxed);
+    });
+    return finite.load();
+  }
+
+ private:
+  static constexpr int64_t kWantedTiles = kWinogradTiles / kPixels * kPixels;
+  // Terms of kWinogradTiles sums: their transformed input fits the L2 cache beside the sums.
+  static constexpr int64_t kBlockTerms = 64;
+
+  // The sub-kernels that have products at a position; each makes a term of a sum with a channel.
+  struct Terms {
+    std::vector<int64_t> sub_kernels;
+    std::vector<int64_t> offsets;  // of a block's terms in the transformed input
+  };
+
+  // A thread's memory for a tile.
+  struct TileScratch {
+    TileScratch(int64_t input_size, int64_t products_size, int64_t sums_size)
+        : input(memory.take<Acc>(input_size)),
+          products(memory.take<Acc>(products_size)),
+          sums(memory.take<Acc>(sums_size + n * n)) {}  // transposition reads past the end
+    Scratch memory;
+    Acc* input;     // transformed, [position][input channel][sub-kernel][Winograd tile]
+    Acc* products;  // [position][Winograd tile][output channel]
+    Acc* sums;      // [row][column][output channel]
+  };
+
+  void list_terms(int64_t position) {
+    Terms& terms = terms_[position];
+    for (int64_t sub_kernel = 0; sub_kernel < sub_kernels_.count(); ++sub_kernel) {
+      if (sub_kernels_.has(sub_kernel, position)) terms.sub_kernels.push_back(sub_kernel);
+    }
+    for (int64_t channel = 0; channel < blocks_.size(0); ++channel) {
+      for (int64_t sub_kernel : terms.sub_kernels)
+        terms.offsets.push_back((channel * sub_kernels_.count() + sub_kernel) * layout_.tiles);
+    }
+  }
+
+  // Transformed weights in the order of use:
+  // [group][block][position][panel][input channel][sub-kernel][output channel of the panel].
+  int64_t position_size(int64_t channels) const { return channels * sub_kernels_.count() * panels_.padded(); }
+  int64_t transformed(int64_t group, int64_t block, int64_t position, int64_t panel) const {
+    const int64_t channels = blocks_.size(block);
+    return 16 * position_size(group * weights_.inputs + blocks_.begin(block)) +
+           position * position_size(channels) + panels_.begin(panel) * channels * sub_kernels_.count();
+  }
+  // From position to position of the transformed input. With one cache line more, what is stored to all
+  // positions at once does not fall into one set of the L1 cache.
+  int64_t input_position() const { return blocks_.size(0) * sub_kernels_.count() * layout_.tiles + n; }
+
+  void transform_weights(Acc* to) const {
+    const int64_t in_group = blocks_.parts * panels_.parts;
+    const int64_t cost = 40 * sub_kernels_.count() * blocks_.size(0) * panels_.kWide;
+    parallel_for(weights_.groups * in_group, cost, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task)
+        transform_panel(task / in_group, task % in_group / panels_.parts, task % panels_.parts, to);
+    });
+  }
+
+  void transform_panel(int64_t group, int64_t block, int64_t panel, Acc* all) const {
+    const int64_t width = panels_.width(panel), first = panels_.begin(panel), taps = weights_.taps();
+    const int64_t count = std::min(width, weights_.outputs - first), most = channels_in_block(taps);
+    Scratch scratch;
+    Acc* const read = scratch.take<Acc>(most * taps * width);
+    alignas(kVectorBytes) Acc sub_kernel_taps[9 * ChannelPanels<Acc>::kWide];
+    Acc* next[16];
+    for (int p = 0; p < 16; ++p) next[p] = all + transformed(group, block, p, panel);
+    for (int64_t c = 0; c < blocks_.size(block); ++c) {
+      if (c % most == 0) {
+        const int64_t channels = std::min(most, blocks_.size(block) - c);
+        read_taps(weights_, {group, blocks_.begin(block) + c, channels, first, count}, width, read);
+      }
+      for (int64_t sub_kernel = 0; sub_kernel < sub_kernels_.count(); ++sub_kernel) {
+        Acc* to[16];
+        for (int p = 0; p < 16; ++p) {
+          const bool needed = sub_kernels_.has(sub_kernel, p);
+          to[p] = needed ? next[p] : nullptr;
+          next[p] += needed ? width : 0;
+        }
+        pick_taps(sub_kernel, read + c % most * taps * width, width, sub_kernel_taps);
+        transform_weight(sub_kernel_taps, width, to);
+      }
+    }
+  }
+
+  // A sub-kernel's taps of all of a kernel's, in the order in which the correlation visits the source.
+  void pick_taps(int64_t sub_kernel, const Acc* all, int64_t width, Acc* taps) const {
+    if (sub_kernels_.count() > 1) std::fill_n(taps, 9 * width, Acc(0));
+    for (const math::ConvTap& r : h_.taps) {
+      for (const math::ConvTap& s : w_.taps) {
+        const int64_t row = r.shift - h_.min_shift, column = s.shift - w_.min_shift;
+        if (sub_kernels_.sub_kernel(row, column) != sub_kernel) continue;
+        const Acc* const from = all + (r.kernel * weights_.columns + s.kernel) * width;
+        std::copy_n(from, width, taps + SubKernels::tap(row, column) * width);
+      }
+    }
+  }
+
+  // Whether all is finite.
+  bool form_tile(int64_t group, int64_t batch, int64_t index, const Acc* weights) const {
+    const int64_t across = tiles_.columns.parts(), row_tile = index / across, column_tile = index % across;
+    const ConvTile tile{tiles_.rows.begin(row_tile),
+                        tiles_.rows.size(row_tile),
+                        tiles_.columns.begin(column_tile),
+                        tiles_.columns.size(column_tile),
+                        row_tile,
+                        column_tile};
+    const ConvTile whole = in_winograd_tiles(tile);
+    const int64_t padded = panels_.padded(), line = whole.columns, in_image = whole.rows * line / 4;
+    const TileScratch scratch(16 * input_position(), 16 * layout_.tiles * padded, whole.rows * line * padded);
+    multiply(group, batch, whole, weights, scratch);
+    Vec<Acc> not_finite = Acc(0);
+    for (int64_t i = 0; i < batches_.size(batch); ++i) {
+      transform_output(scratch.products + i * in_image * padded, layout_.tiles * padded, padded,
+                       whole.rows / 2, whole.columns / 2, line, scratch.sums, not_finite);
+      problem_.epilogue->take(batches_.begin(batch) + i, group * weights_.outputs, weights_.outputs, h_, w_,
+                              tile, TileSums<Acc>{scratch.sums, line * padded, padded, 1});
+    }
+    return horizontal_sum(not_finite) == 0;
+  }
+
+  void multiply(int64_t group, int64_t batch, const ConvTile& whole, const Acc* weights,
+                const TileScratch& scratch) const {
+    const int64_t padded = panels_.padded(), in_image = whole.rows * whole.columns / 4;
+    const int64_t count = batches_.size(batch) * in_image;
+    const WinogradStrides strides{sub_kernels_.count() * layout_.tiles, layout_.tiles, input_position()};
+    const EvenSplit strips(count, ceil_div(count, kPixels));
+    for (int64_t block = 0; block < blocks_.parts; ++block) {
+      for (int64_t i = 0; i < batches_.size(batch); ++i) {
+        transform_channels(problem_.x, batches_.begin(batch) + i,
+                           group * weights_.inputs + blocks_.begin(block), blocks_.size(block), h_, w_,
+                           sub_kernels_, shape_, whole, strides, scratch.input + i * in_image);
+      }
+      for (int64_t position = 0; position < 16; ++position) {
+        const Terms& terms = terms_[position];
+        const int64_t depth = blocks_.size(block) * static_cast<int64_t>(terms.sub_kernels.size());
+        for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+          const Acc* const weight = weights + transformed(group, block, position, panel);
+          const int64_t width = panels_.width(panel);
+          for (int64_t strip = 0; strip < strips.parts; ++strip) {
+            const auto kernel = pixel_kernel_of<Acc>(strips.size(strip), width / n);
+            const int64_t at = position * layout_.tiles + strips.begin(strip);
+            const Acc* const from = scratch.input + position * input_position() + strips.begin(strip);
+            for_each_chain(depth, [&](int64_t begin, int64_t terms_in_chain) {
+              kernel(terms_in_chain, from, terms.offsets.data() + begin, weight + begin * width,
+                     scratch.products + at * padded + panels_.begin(panel), padded, block + begin > 0);
+            });
+          }
+        }
+      }
+    }
+  }
+
+  const CorrelationProblem<T>& problem_;
+  const ConvWeights<T>& weights_;
+  const math::CorrelationAxis& h_;
+  const math::CorrelationAxis& w_;
+  SubKernels sub_kernels_;
+  ChannelPanels<Acc> panels_;
+  typename TileEpilogue<T>::Tiles tiles_;
+  PackedInputShape shape_;
+  EvenSplit batches_;  // of images
+  WinogradLayout<Acc> layout_;
+  EvenSplit blocks_;  // of input channels
+  Terms terms_[16];   // by position
+};
+
+// Whether an axis has at least 3 taps, the last sub-kernel at least 2 of them, and moves in steps of 1.
+bool has_winograd_taps(const math::CorrelationAxis& axis) {
+  const int64_t taps = static_cast<int64_t>(axis.taps.size());
+  return taps >= 3 && taps % 3 != 1 && axis.max_shift - axis.min_shift == taps - 1 && axis.source_step == 1 &&
+         axis.target_step == 1;
+}
+
+}  // namespace
+
+template <class Problem>
+bool Winograd::can(const Problem& p) {
+  using Acc = acc_t<typename Problem::Value>;
+  return std::is_same_v<Acc, float> && p.has_one_phase() && has_winograd_taps(p.longest_h()) &&
+         has_winograd_taps(p.longest_w()) && p.images * p.pixels() > 0 &&
+         ChannelPanels<Acc>(p.weights.outputs, Vec<Acc>::kLanes).vectors_along_channels;
+}
+
+// Both numbers of channels are worth the transforms, and the images have more than a few Winograd tiles, of
+// which not too much hangs over their ends.
+template <class Problem>
+bool Winograd::suits(const Problem& p) {
+  const int64_t tiles = winograd_tiles_of(p.longest_h().count, p.longest_w().count);
+  return p.images * tiles >= kWinogradTiles / 4 && 5 * 4 * tiles <= 9 * p.pixels() &&
+         std::min(p.weights.inputs, p.weights.outputs) >= 16;
+}
+
+template <class Problem>
+void Winograd::run(const Problem& p) {
+  using T = typename Problem::Value;
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    // Where an infinity or a NaN has spread, the sums are formed again.
+    if constexpr (kIsCorrelation<Problem>) {
+      if (!WinogradCorrelation<T>(p).run()) Direct::run(p);
+    } else {
+      if (WinogradWeightGradient<T>(p).run(p.weight, p.bias)) return;
+      Problem without_bias = p;
+      without_bias.bias = nullptr;
+      Direct::run(without_bias);
+    }
+  }
+}
+
+PYOPS_CONV2D_ALGORITHM(Winograd)
+
+}  // namespace pyops::cpu
