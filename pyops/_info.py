@@ -37,6 +37,12 @@ def _devices() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+def _conv2d_algorithms() -> dict[str, list[str]]:
+    from .ops.conv2d import algorithm_names
+
+    return algorithm_names() if "cpp" in _library.loaded else {}
+
+
 def info() -> dict[str, Any]:
     """Versions, what was built and loaded, and for each backend and device why it is missing.
 
@@ -60,5 +66,6 @@ def info() -> dict[str, Any]:
             device: {name: backends.missing_reason(name, device) or "available" for name in backends.BACKENDS}
             for device in devices
         },
+        "conv2d_algorithms": _conv2d_algorithms(),
         "build": _build_facts(),
     }

@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyops.ops.conv2d import algorithms
+
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case, Traffic, numel
+from ..measure.contender import Inputs
 from .tools.convolution import convolution_inputs, convolution_label
 
 
@@ -37,6 +40,15 @@ def traffic(
     return of
 
 
+class ConvolutionCase(Case):
+    def algorithm(self, inputs: Inputs) -> str:
+        """On the CPU: of output, input gradient and weight gradient; one name if all agree."""
+        if inputs["input"].device.type != "cpu":
+            return ""
+        names = algorithms(inputs["input"], inputs["weight"], **self.options)
+        return names[0] if len(set(names)) == 1 else ", ".join(names)
+
+
 def case(
     images: int,
     channels: int,
@@ -50,7 +62,7 @@ def case(
 ) -> Case:
     shape, weight = (images, channels, side, side), (out_channels, channels, kernel, kernel)
     out = (side + 2 * padding - kernel) // stride + 1
-    return Case(
+    return ConvolutionCase(
         "conv2d",
         convolution_label(shape, weight, stride, padding),
         inputs=convolution_inputs(shape, weight, dtype),

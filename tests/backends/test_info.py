@@ -34,6 +34,12 @@ def test_info_tells_how_it_was_built() -> None:
     assert build["compiler"]
 
 
+def test_info_names_the_algorithms_of_the_convolution() -> None:
+    names = pyops.info()["conv2d_algorithms"]
+    assert list(names) == ["forward", "input_gradient", "weight_gradient"]
+    assert all(of_direction[-1] == "direct" for of_direction in names.values())
+
+
 def test_info_gives_each_backend_or_why_it_is_missing() -> None:
     backends = pyops.info()["backends"]
     assert set(backends["cpu"]) == set(pyops.backends.BACKENDS)

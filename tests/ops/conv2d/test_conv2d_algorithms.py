@@ -1,0 +1,139 @@
+"""The CPU's algorithms for convolutions: each is right wherever it can be forced, and which one is chosen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyops import _library
+from pyops.ops.conv2d import Algorithms, algorithm_names, algorithms
+from tests.suite import checks
+from tests.suite.backends import CPP, Backend
+from tests.suite.cases import Case, sweep
+from tests.suite.ops.conv2d import case
+from tests.suite.processes import run_python
+
+pytestmark = [
+    pytest.mark.usefixtures("nan_filled_memory"),
+    pytest.mark.skipif("cpp" not in _library.loaded, reason="the C++ kernels for the CPU are not built"),
+]
+
+_NAMES = ["small_image", "bf16_dot", "winograd", "direct"]
+_FORCED = os.environ.get("PYOPS_CONV2D")
+_DTYPES = [torch.float32, torch.bfloat16]
+
+
+def _has_avx512_bf16() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return (
+        _library.loaded["cpp"] == "libpyops_cpu_avx512.so"
+        and "avx512_bf16" in (cpu.read_text() if cpu.exists() else "")
+        and os.environ.get("PYOPS_AVX512_BF16") != "0"
+    )
+
+
+def _chosen(
+    input: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype = torch.float32, **geometry: Any
+) -> Algorithms:
+    return algorithms(torch.empty(input, dtype=dtype), torch.empty(weight, dtype=dtype), **geometry)
+
+
+# -------------------------------------------------------------------------------------------- forced by name
+
+# Problems that every algorithm can solve in all three directions, whether it suits them or not.
+_CASES_OF_ALL = [
+    case("all_wide", (1, 16, 9, 19), 48, 3, padding=1, activation="relu"),
+    case("all_large_kernel", (2, 16, 13, 11), 32, (3, 5), padding=(0, 2), residual=True),
+    case("all_grouped", (3, 32, 5, 6), 64, 3, padding=1, groups=2, activation="relu"),
+    case("all_one_image_of_few_pixels", (1, 32, 2, 3), 16, 3, padding=1),
+]
+# Those of the direct algorithm and one or two others.
+_CASES_OF_SOME = [
+    case("some_strided", (2, 34, 9, 15), 48, 3, stride=2, padding=1, activation="relu"),
+    case("some_dilated", (1, 18, 13, 12), 32, 3, dilation=2, stride=(2, 1), padding=3),
+    case("some_one_by_one", (2, 40, 7, 11), 48, 1, activation="relu"),
+    case("some_to_few", (3, 18, 7, 19), 3, 3, padding=1),
+    case("some_depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21),
+]
+
+
+@sweep([*_CASES_OF_ALL, *_CASES_OF_SOME], _DTYPES, [CPP])
+@pytest.mark.parametrize("layout", [None, "channels_last"])
+def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str | None) -> None:
+    checks.check_accuracy(case, backend, dtype, layout=layout)
+
+
+@pytest.mark.skipif(_FORCED is None, reason="for runs with PYOPS_CONV2D")
+@sweep(_CASES_OF_ALL, _DTYPES, [CPP])
+def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    tensors = case.tensors(dtype)
+    geometry = {k: v for k, v in case.options.items() if k != "activation"}
+    found = algorithms(tensors["input"], tensors["weight"], **geometry)
+    if _FORCED == "bf16_dot" and not (dtype is torch.bfloat16 and _has_avx512_bf16()):
+        assert "bf16_dot" not in found
+    else:
+        assert set(found) == {_FORCED}
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_forced_algorithm_is_accurate(name: str) -> None:
+    """The tests of accuracy again, in a process of its own."""
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_accuracy or serves")
+    done = run_python(*arguments, environment={"PYOPS_CONV2D": name})
+    assert "passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_unknown_algorithm_raises() -> None:
+    program = "import torch, pyops; pyops.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1))"
+    done = run_python("-c", program, environment={"PYOPS_CONV2D": "fft", "PYOPS_BACKEND": "cpp"}, check=False)
+    assert done.returncode != 0
+    assert f"PYOPS_CONV2D must name one of {', '.join(_NAMES)}, got fft" in done.stderr
+
+
+# -------------------------------------------------------------------------------------------- chosen by shape
+
+
+def test_names_in_order() -> None:
+    assert algorithm_names() == dict.fromkeys(Algorithms._fields, _NAMES)
+
+
+@pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
+@pytest.mark.parametrize(
+    ("input", "weight", "geometry", "expected"),
+    [
+        ((2, 1, 16, 16), (4, 1, 3, 3), {}, "direct"),
+        ((256, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}, "direct"),
+        ((256, 6, 14, 14), (16, 6, 5, 5), {}, "direct"),
+        ((16, 3, 224, 224), (96, 3, 11, 11), {"stride": 4, "padding": 1}, "direct"),
+        ((8, 64, 112, 112), (64, 64, 3, 3), {"padding": 1}, "winograd"),
+        ((32, 96, 54, 54), (96, 96, 1, 1), {}, "direct"),
+        ((32, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}, "winograd"),
+        ((8, 96, 27, 27), (256, 96, 5, 5), {"padding": 2}, "winograd"),
+        ((64, 512, 2, 2), (512, 512, 3, 3), {"padding": 1}, "small_image"),
+        ((4, 32, 28, 28), (32, 1, 3, 3), {"padding": 1, "groups": 32}, "direct"),
+    ],
+)
+def test_choice(input: Any, weight: Any, geometry: dict[str, Any], expected: str) -> None:
+    assert _chosen(input, weight, **geometry) == (expected,) * 3
+
+
+@pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
+def test_choice_by_dtype() -> None:
+    shapes = ((32, 128, 28, 28), (128, 128, 3, 3))
+    by_pairs = "bf16_dot" if _has_avx512_bf16() else "winograd"
+    assert _chosen(*shapes, torch.bfloat16, padding=1) == (by_pairs,) * 3
+    assert _chosen(*shapes, torch.float16, padding=1) == ("winograd",) * 3
+    assert _chosen(*shapes, torch.float64, padding=1) == ("direct",) * 3
+
+
+@pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
+def test_directions_choose_for_themselves() -> None:
+    """The outputs are images of few pixels, the input's gradient is one of more."""
+    assert _chosen((8, 64, 28, 28), (64, 64, 3, 3), stride=2, padding=1) == ("direct",) * 3
+    found = _chosen((16, 32, 5, 5), (64, 32, 3, 3))
+    assert found == ("small_image", "winograd", "small_image")
