@@ -85,6 +85,14 @@ def test_no_file_is_edited() -> None:
     assert not [path for path in FILES if (ROOT / path).exists()]
 
 
+def test_what_it_includes_is_there() -> None:
+    """Says at once, and without a compiler, what a moved header leaves behind."""
+    text = "".join((TOY / path).read_text() for path in FILES if path.parts[0] == "csrc")
+    included = re.findall(r'#include "(.*)"', text)
+    assert included
+    assert not [name for name in included if not any((root / "csrc" / name).exists() for root in (ROOT, TOY))]
+
+
 def test_it_is_public_and_the_cpp_kernel_is_built_and_called(tree: Path) -> None:
     run_in(tree, PUBLIC + CALLS.format(backend="cpp"))
 

@@ -1,8 +1,8 @@
 // A tensor times a number, on the CPU.
 #include "binding/toy_scale.h"
 
+#include "cpu/runtime/elementwise.h"
 #include "cpu/runtime/output_cache.h"
-#include "cpu/simd/elementwise.h"
 
 namespace pyops::cpu {
 namespace {
