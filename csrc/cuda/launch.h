@@ -11,11 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace pyops::cuda {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace pyops::cuda
+#include "common/integers.h"
 
 #if defined(__CUDACC__)
 

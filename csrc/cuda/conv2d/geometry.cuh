@@ -94,8 +94,6 @@ inline void check_narrow(const Conv2dShape& s, const char* op) {
   }
 }
 
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 constexpr int kMaxPhases = 4;  // per axis and launch
 
 // A launch's share of a correlation: its phases, and what they have in common. The output and the data
