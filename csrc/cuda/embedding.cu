@@ -104,8 +104,7 @@ SortedPositions sort_positions(const Tensor& indices, int64_t rows, int64_t padd
   const int64_t count = indices.numel();
   const bool narrow = rows < INT_MAX;  // half as many passes of the sort
   Tensor keys = new_tensor(indices, {count}, narrow ? ScalarType::Int : ScalarType::Long);
-  const unsigned blocks =
-      static_cast<unsigned>(std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, kMaxBlocks));
+  const unsigned blocks = blocks_for(count, kThreads);
   dispatch_index(indices, [&](auto tag) {
     using Index = decltype(tag);
     const auto run = [&](auto kernel, auto* out) {
@@ -235,7 +234,7 @@ void sum_rows(const EmbeddingShape& s, const SortedPositions& sorted, bool scale
   Pass pass{sorted.keys(), data<int64_t>(sorted.order), s.positions, s.rows, s.dim};
   std::optional<Tensor> keys, sums;
   while (true) {
-    const int64_t chunks = (pass.count + kChunk - 1) / kChunk;
+    const int64_t chunks = ceil_div(pass.count, kChunk);
     std::optional<Tensor> next_keys, next_sums;
     Partials<Acc> partials{nullptr, nullptr};
     if (chunks > 1) {
@@ -320,8 +319,7 @@ void embedding_renorm_(Tensor weight, Tensor indices, double max_norm, double no
   if (s.positions * s.dim == 0) return;
   const SortedPositions sorted = sort_positions(indices, s.rows, -1, device.stream);
   constexpr int kWarps = kThreads / kWarpSize;
-  const unsigned blocks =
-      static_cast<unsigned>(std::clamp<int64_t>((s.positions + kWarps - 1) / kWarps, 1, kMaxBlocks));
+  const unsigned blocks = blocks_for(s.positions, kWarps);
   dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     math::dispatch_norm<acc_t<T>>(norm_type, [&](auto norm) {

@@ -4,6 +4,7 @@
 // one source pixel; otherwise a pack of outputs collects single elements. Backward works out which outputs
 // copied an input element (NearestAxis::first_output) and adds them in order.
 #include "binding/interpolate.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/interpolate.h"
@@ -134,8 +135,7 @@ void dispatch_count(const InterpolateShape& s, const F& f) {
 template <class Kernel, class... Arguments>
 void launch_over(Kernel kernel, const InterpolateShape& s, int64_t count, cudaStream_t stream,
                  Arguments... arguments) {
-  const int64_t blocks = std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, kMaxBlocks);
-  launch(kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, s, count, arguments...);
+  launch(kernel, blocks_for(count, kThreads), kThreads, 0, stream, s, count, arguments...);
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 // Elementwise losses on CUDA: forward sums terms over 16-byte packs, backward writes their slopes.
 #include "binding/loss.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/loss_sum.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
@@ -171,9 +172,9 @@ LossInputs<T> inputs_of(const LossArguments& a, const Others*... others) {
 }
 
 template <class T>
-unsigned blocks_for(int64_t count, int packs_per_thread) {
+unsigned loss_blocks(int64_t count, int packs_per_thread) {
   const int64_t per_block = int64_t{kThreads} * Pack<T>::kSize * packs_per_thread;
-  return static_cast<unsigned>(std::clamp<int64_t>((count + per_block - 1) / per_block, 1, kMaxBlocks));
+  return blocks_for(count, per_block);
 }
 
 std::tuple<Tensor, Tensor> elementwise_loss_forward(Tensor input, Tensor target, std::optional<Tensor> weight,
@@ -192,7 +193,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_forward(Tensor input, Tensor target,
     using Acc = acc_t<T>;
     T* const per_element = a.per_element() ? mutable_data<T>(loss) : nullptr;
     const LossInputs<T> in = inputs_of<T>(a, per_element);
-    const unsigned blocks = blocks_for<T>(in.count, per_element ? 1 : kPacksPerThread);
+    const unsigned blocks = loss_blocks<T>(in.count, per_element ? 1 : kPacksPerThread);
     std::optional<Tensor> partials;
     if (!per_element) partials = new_tensor(input, {blocks, 2}, ScalarType::Double);
     double* const sums = partials ? mutable_data<double>(*partials) : nullptr;
@@ -235,7 +236,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(Tensor grad_loss, Tensor in
     const Acc* const upstream = a.per_element() ? nullptr : data<Acc>(grad_loss);
     const LossInputs<T> in = inputs_of<T>(a, grad, negated, per_element);
     math::dispatch_loss<Acc>(a.kind, parameter, pos_weight.has_value(), [&](const auto& term_of) {
-      launch(loss_backward_kernel<T, std::decay_t<decltype(term_of)>>, blocks_for<T>(in.count, 1), kThreads,
+      launch(loss_backward_kernel<T, std::decay_t<decltype(term_of)>>, loss_blocks<T>(in.count, 1), kThreads,
              0, device.stream, in, term_of, upstream,
              a.reduction == Reduction::kMean ? data<Acc>(divisor) : nullptr, per_element, grad, negated);
     });

@@ -5,6 +5,7 @@
 // channels last, few pixels) the kernel sees the tensor as rows of whole periods of slopes: a thread keeps
 // its columns, whose slopes and sums stay in registers. A last kernel adds up the sums in a fixed order.
 #include "binding/prelu.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/rows.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/prelu.h"
@@ -100,10 +101,10 @@ struct ColumnPlan {
     const int64_t period = s.period();
     // Rows of whole packs, and if possible at least as wide as a block.
     int64_t repeats = std::max<int64_t>(1, kBlock / period);
-    if (period % kSize != 0) repeats = (repeats + kSize - 1) / kSize * kSize;
+    if (period % kSize != 0) repeats = round_up(repeats, kSize);
     ColumnPlan plan{period * repeats, 0, 1, 1};
-    plan.rows = (s.numel() + plan.width - 1) / plan.width;
-    plan.blocks = (plan.width + kBlock - 1) / kBlock;
+    plan.rows = ceil_div(s.numel(), plan.width);
+    plan.blocks = ceil_div(plan.width, kBlock);
     plan.slices = std::max<int64_t>(1, std::min<int64_t>(plan.rows / kRowsPerSum, kMaxBlocks / plan.blocks));
     return plan;
   }
@@ -193,9 +194,9 @@ void backward(const PreluShape& s, const Operands<T>& tensors, T* grad_weight, c
     sums_shape = {plan.slices * (plan.width / s.period()), s.channels, s.inner};
     launch_columns<T, true>(s, plan, tensors, mutable_data<Acc>(sums), stream);
   }
-  const auto blocks = static_cast<unsigned>(std::min(s.channels, kMaxBlocks));
-  if (blocks == 0) return;
-  launch(prelu_finish_kernel<T>, blocks, kFinishThreads, 0, stream, sums_shape, data<Acc>(sums), grad_weight);
+  if (s.channels == 0) return;
+  launch(prelu_finish_kernel<T>, blocks_for(s.channels, 1), kFinishThreads, 0, stream, sums_shape,
+         data<Acc>(sums), grad_weight);
 }
 
 Tensor prelu_forward(Tensor input, Tensor weight, int64_t dim) {

@@ -12,7 +12,7 @@ namespace {
 
 unsigned finish_blocks(int64_t channels) {
   constexpr int64_t kPerBlock = kFinishThreads / kWarpSize;
-  return static_cast<unsigned>((channels + kPerBlock - 1) / kPerBlock);
+  return static_cast<unsigned>(ceil_div(channels, kPerBlock));
 }
 
 // Several blocks share a channel or strip.
@@ -59,7 +59,7 @@ void run_forward(const BatchNormShape& s, const BatchNormArguments& given, const
     launch(batch_norm_finish_kernel<T>, finish_blocks(s.channels), kFinishThreads, 0, stream, plan,
            reinterpret_cast<const Moments*>(data<double>(results)), outputs);
   } else {
-    const auto blocks = static_cast<unsigned>((s.channels + kFinishThreads - 1) / kFinishThreads);
+    const auto blocks = static_cast<unsigned>(ceil_div(s.channels, kFinishThreads));
     launch(batch_norm_known_kernel<T>, blocks, kFinishThreads, 0, stream, s.channels,
            data_or_null<double>(given.statistics), outputs);
   }

@@ -36,17 +36,17 @@ struct NormPlan {
 
   // `strip` is for columns. `whole`: a block takes a whole channel or strip.
   static NormPlan of(const BatchNormShape& s, int64_t strip, bool whole, bool aligned) {
-    const int64_t groups = (s.width() + kGroup - 1) / kGroup;
+    const int64_t groups = ceil_div(s.width(), kGroup);
     NormPlan plan{s, groups, s.channels, 1, 0, aligned};
     if (!s.has_runs()) {
       plan.strip = std::min<int64_t>(strip, kMaxStrip);
       while (plan.strip / 2 >= groups) plan.strip /= 2;
-      plan.parts = (groups + plan.strip - 1) / plan.strip;
+      plan.parts = ceil_div(groups, plan.strip);
     }
-    const int64_t rounds = (plan.total() + kNormThreads - 1) / kNormThreads;
+    const int64_t rounds = ceil_div(plan.total(), kNormThreads);
     if (!whole) plan.slices = std::clamp<int64_t>(kNormBlocks / plan.parts, 1, rounds);
-    plan.share = (rounds + plan.slices - 1) / plan.slices * kNormThreads;
-    plan.slices = (plan.total() + plan.share - 1) / plan.share;
+    plan.share = ceil_div(rounds, plan.slices) * kNormThreads;
+    plan.slices = ceil_div(plan.total(), plan.share);
     return plan;
   }
 

@@ -1,6 +1,7 @@
 // Negative log-likelihood on CUDA: a gather forward, a scatter into zeros backward.
 #include "binding/nll_loss.h"
 #include "cuda/classes/target.cuh"
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/loss_sum.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/nll_loss.h"
@@ -82,10 +83,6 @@ Targets targets_of(const Tensor& target, const ClassRows& s, int64_t ignore_inde
   return {data<int64_t>(target), s.rows(), s.classes, s.inner, ignore_index};
 }
 
-unsigned blocks_for(int64_t rows) {
-  return static_cast<unsigned>(std::clamp<int64_t>((rows + kThreads - 1) / kThreads, 1, kMaxBlocks));
-}
-
 std::tuple<Tensor, Tensor> nll_loss_forward(Tensor log_probs, Tensor target, std::optional<Tensor> weight,
                                             int64_t reduction_code, int64_t ignore_index) {
   const char* op = "nll_loss_forward";
@@ -94,7 +91,7 @@ std::tuple<Tensor, Tensor> nll_loss_forward(Tensor log_probs, Tensor target, std
   const DeviceScope device(log_probs);
   const ScalarType acc = accumulate_type(log_probs.scalar_type());
   const bool per_row = reduction == Reduction::kNone;
-  const unsigned blocks = blocks_for(s.rows());
+  const unsigned blocks = blocks_for(s.rows(), kThreads);
   Tensor loss = new_tensor(log_probs, per_row ? s.row_shape : std::vector<int64_t>{}, acc);
   Tensor total_weight = new_tensor(log_probs, {}, acc);
   Tensor partials = new_tensor(log_probs, {blocks, 2}, ScalarType::Double);
@@ -126,7 +123,7 @@ Tensor nll_loss_backward(Tensor grad_loss, Tensor target, std::optional<Tensor> 
     if (s.rows() * s.classes == 0) return;
     T* const grad = mutable_data<T>(grad_input);
     check(cudaMemsetAsync(grad, 0, s.rows() * s.classes * sizeof(T), device.stream), "clearing the gradient");
-    launch(nll_loss_backward_kernel<T>, blocks_for(s.rows()), kThreads, 0, device.stream,
+    launch(nll_loss_backward_kernel<T>, blocks_for(s.rows(), kThreads), kThreads, 0, device.stream,
            targets_of(target, s, ignore_index), data<Acc>(grad_loss), data_or_null<Acc>(weight),
            data<Acc>(total_weight), reduction, grad);
   });

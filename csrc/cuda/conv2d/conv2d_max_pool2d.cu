@@ -209,7 +209,7 @@ std::tuple<Tensor, Tensor> conv2d_max_pool2d_backward(Tensor grad_output, Tensor
       const int64_t n = gradient.numel();
       if (n == 0) return;
       launch(derivative ? passing_gradient_kernel<T, true> : passing_gradient_kernel<T, false>,
-             conv_grid(ceil_div(n, kElementwiseThreads)), kElementwiseThreads, 0, device.stream, n,
+             blocks_for(n, kElementwiseThreads), kElementwiseThreads, 0, device.stream, n,
              AnyActivation<acc_t<T>>{params}, saved_is_output, data<T>(grad_output), data<uint8_t>(argmax),
              data_or_null<T>(saved), mutable_data<T>(gradient));
     });

@@ -46,9 +46,8 @@ FewChannelsOperand<T> few_channels_weights(const Correlation& c, const Tensor& w
                                  int64_t{c.groups} * c.outputs};
   const int64_t total = weight.numel();
   Tensor packed = new_tensor(weight, {total}, weight.scalar_type());
-  launch(conv2d_few_channels_pack_kernel<T>, conv_grid(ceil_div(total, kFewChannelsThreads)),
-         kFewChannelsThreads, 0, stream, shape, strides, c.outputs, data<T>(weight), mutable_data<T>(packed),
-         total);
+  launch(conv2d_few_channels_pack_kernel<T>, blocks_for(total, kFewChannelsThreads), kFewChannelsThreads, 0,
+         stream, shape, strides, c.outputs, data<T>(weight), mutable_data<T>(packed), total);
   return {shape, packed};
 }
 

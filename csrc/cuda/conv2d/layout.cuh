@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/conv2d/tile.cuh"
+#include "cuda/device/blocks.cuh"
 
 namespace pyops::cuda {
 
@@ -44,8 +45,6 @@ struct PackedOperand {
   Tensor memory;
 };
 
-inline unsigned conv_grid(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxBlocks)); }
-
 // `channels` of the source have weights; those beyond, if any, are zeros.
 template <class T>
 PackedOperand<T> conv_weights(const Correlation& c, const ConvSource<T>& source, const Tensor& weight,
@@ -63,9 +62,9 @@ PackedOperand<T> conv_weights(const Correlation& c, const ConvSource<T>& source,
   const PackedWeights<T> weights{data<T>(packed), static_cast<int>(padded_depth),
                                  static_cast<int>(padded_outputs)};
   if (total > 0) {
-    launch(conv2d_pack_kernel<T>, conv_grid(ceil_div(total, kLayoutThreads)), kLayoutThreads, 0, stream, c,
-           strides, data<T>(weight), static_cast<int>(channels), source.channels, weights,
-           mutable_data<T>(packed), total);
+    launch(conv2d_pack_kernel<T>, blocks_for(total, kLayoutThreads), kLayoutThreads, 0, stream, c, strides,
+           data<T>(weight), static_cast<int>(channels), source.channels, weights, mutable_data<T>(packed),
+           total);
   }
   return {weights, packed};
 }
@@ -147,7 +146,7 @@ ConvOperand<T> conv_operand(const Tensor& image, bool channels_last, int64_t gro
   const int64_t tiles =
       shape.images * ceil_div(shape.plane, kLayoutSide) * ceil_div(groups * padded, kLayoutSide);
   if (tiles > 0) {
-    launch(conv2d_convert_kernel<T>, conv_grid(tiles), kLayoutThreads, 0, stream, shape, source.data,
+    launch(conv2d_convert_kernel<T>, blocks_for(tiles, 1), kLayoutThreads, 0, stream, shape, source.data,
            mutable_data<T>(copy));
   }
   const ImageStrides dense = ImageStrides::of(groups * padded, height, width, true);

@@ -307,8 +307,8 @@ void merge_parts(const WeightGradientProblem<T>& p, const Tensor& parts) {
   const Conv2dShape& s = p.shape;
   const int64_t rows = parts.size(1);
   const auto taps_across = static_cast<int>(s.width.kernel);
-  launch(conv2d_merge_kernel<T>, conv_grid(ceil_div(rows * parts.size(2), kMergeElements)), kMergeThreads, 0,
-         p.stream, data<acc_t<T>>(parts), static_cast<int>(parts.size(0)), rows,
+  launch(conv2d_merge_kernel<T>, blocks_for(rows * parts.size(2), kMergeElements), kMergeThreads, 0, p.stream,
+         data<acc_t<T>>(parts), static_cast<int>(parts.size(0)), rows,
          static_cast<int>(s.height.kernel) * taps_across, taps_across,
          static_cast<int>(s.in_channels / s.groups), p.source.channels,
          weight_strides(s, is_channels_last(p.grad_weight), false),

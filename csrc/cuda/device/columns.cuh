@@ -1,8 +1,7 @@
 // How threads are laid over the columns of a few rows of a matrix, of any width: gathered rows, for instance.
 #pragma once
 
-#include <algorithm>
-
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
 
@@ -63,12 +62,11 @@ struct ColumnTiling {
   static ColumnTiling of(int64_t dim, int width) {
     int lanes = 1;
     while (lanes < kWarpSize && lanes * width < dim) lanes *= 2;
-    return {lanes, (dim + lanes * width - 1) / (lanes * width)};
+    return {lanes, ceil_div(dim, lanes * width)};
   }
   unsigned blocks(int64_t items) const {
     const int64_t groups_per_block = kColumnTileThreads / lanes;
-    return static_cast<unsigned>(
-        std::clamp<int64_t>((items * tiles + groups_per_block - 1) / groups_per_block, 1, kMaxBlocks));
+    return blocks_for(items * tiles, groups_per_block);
   }
 };
 

@@ -1,8 +1,7 @@
 // Loops over elements on CUDA: one output element from the elements at the same place in the inputs.
 #pragma once
 
-#include <algorithm>
-
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/memory.cuh"
 
 namespace pyops::cuda {
@@ -70,7 +69,7 @@ template <class T, class F, class... In>
 void elementwise(int64_t n, cudaStream_t stream, const F& f, T* output, const In*... inputs) {
   if (n == 0) return;
   const int64_t per_block = int64_t{kElementwiseThreads} * Pack<T>::kSize;
-  const auto blocks = static_cast<unsigned>(std::min((n + per_block - 1) / per_block, kMaxBlocks));
+  const unsigned blocks = blocks_for(n, per_block);
   launch(elementwise_kernel<T, sizeof...(In), F>, blocks, kElementwiseThreads, 0, stream, n,
          same_alignment(output, inputs...), f, Inputs<T, sizeof...(In)>{{inputs...}}, output);
 }

@@ -44,12 +44,12 @@ struct ColumnTiles {
 
   static ColumnTiles of(int64_t rows, int64_t channels, int width) {
     ColumnTiles t{rows, channels, 1, 1, 1, 1};
-    const int64_t threads = (channels + width - 1) / width;
+    const int64_t threads = ceil_div(channels, width);
     while (t.lanes < kColumnLanes && t.lanes < threads) t.lanes *= 2;
-    t.across = (threads + t.lanes - 1) / t.lanes;
+    t.across = ceil_div(threads, t.lanes);
     const int64_t pass = kEpilogueThreads / t.lanes, most = std::max<int64_t>(1, kPartials / t.across);
-    t.down = std::clamp<int64_t>((rows + 4 * pass - 1) / (4 * pass), 1, most);
-    t.height = (rows + t.down - 1) / t.down;
+    t.down = std::clamp<int64_t>(ceil_div(rows, 4 * pass), 1, most);
+    t.height = ceil_div(rows, t.down);
     return t;
   }
 };
@@ -104,11 +104,11 @@ struct RowTiles {
     const int64_t groups = s.inner / width + 2;  // a row may begin and end inside one
     while (t.lanes < kEpilogueThreads && t.lanes < groups) t.lanes *= 2;
     t.slice = 8 * t.lanes;
-    t.slices = (groups + t.slice - 1) / t.slice;
+    t.slices = ceil_div(groups, t.slice);
     const int64_t items = s.outer * t.slices, at_once = kEpilogueThreads / t.lanes;
     const int64_t most = std::max<int64_t>(1, kPartials / s.classes);
-    t.parts = std::clamp<int64_t>((items + at_once - 1) / at_once, 1, most);
-    t.per_part = (items + t.parts - 1) / t.parts;
+    t.parts = std::clamp<int64_t>(ceil_div(items, at_once), 1, most);
+    t.per_part = ceil_div(items, t.parts);
     return t;
   }
 };
@@ -172,7 +172,6 @@ void launch_with_bias_gradient(const EpilogueBackward<T, Activation>& work, cons
   using Acc = acc_t<T>;
   if (s.classes == 0) return;
   const ScalarType acc = accumulate_type(like.scalar_type());
-  const auto grid = [](int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxBlocks)); };
   constexpr int kWidth = EpilogueBackward<T, Activation>::kWidth;
   const bool columns = s.inner == 1, groups = columns && s.classes % kWidth == 0;
   const ColumnTiles c = ColumnTiles::of(s.outer, s.classes, groups ? kWidth : 1);
@@ -181,17 +180,17 @@ void launch_with_bias_gradient(const EpilogueBackward<T, Activation>& work, cons
   Tensor partial = new_tensor(like, {parts, s.classes}, acc);
   Acc* sums = mutable_data<Acc>(partial);
   if (groups) {
-    launch(bias_gradient_columns_kernel<kWidth, T, Activation>, grid(c.across * c.down), kEpilogueThreads, 0,
-           stream, work, c, sums);
+    launch(bias_gradient_columns_kernel<kWidth, T, Activation>, blocks_for(c.across * c.down, 1),
+           kEpilogueThreads, 0, stream, work, c, sums);
   } else if (columns) {
-    launch(bias_gradient_columns_kernel<1, T, Activation>, grid(c.across * c.down), kEpilogueThreads, 0,
-           stream, work, c, sums);
+    launch(bias_gradient_columns_kernel<1, T, Activation>, blocks_for(c.across * c.down, 1), kEpilogueThreads,
+           0, stream, work, c, sums);
   } else {
-    launch(bias_gradient_rows_kernel<T, Activation>, grid(r.channels * r.parts), kEpilogueThreads, 0, stream,
-           work, r, sums);
+    launch(bias_gradient_rows_kernel<T, Activation>, blocks_for(r.channels * r.parts, 1), kEpilogueThreads, 0,
+           stream, work, r, sums);
   }
-  launch(bias_gradient_merge_kernel<T>, grid((s.classes + kColumnLanes - 1) / kColumnLanes), kEpilogueThreads,
-         0, stream, sums, parts, s.classes, grad_bias);
+  launch(bias_gradient_merge_kernel<T>, blocks_for(s.classes, kColumnLanes), kEpilogueThreads, 0, stream,
+         sums, parts, s.classes, grad_bias);
 }
 
 }  // namespace pyops::cuda

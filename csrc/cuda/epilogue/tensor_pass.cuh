@@ -2,6 +2,7 @@
 #pragma once
 
 #include "binding/dropout.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/epilogue/fused.cuh"
 
 namespace pyops::cuda {
@@ -169,8 +170,7 @@ template <class Work>
 void launch_epilogue(const Work& work, int64_t n, cudaStream_t stream) {
   if (n == 0) return;
   constexpr int64_t kPerBlock = int64_t{kEpilogueThreads} * Work::kWidth;
-  const auto blocks = static_cast<unsigned>(std::min((n + kPerBlock - 1) / kPerBlock, kMaxBlocks));
-  launch(epilogue_kernel<Work>, blocks, kEpilogueThreads, 0, stream, work, n);
+  launch(epilogue_kernel<Work>, blocks_for(n, kPerBlock), kEpilogueThreads, 0, stream, work, n);
 }
 
 }  // namespace pyops::cuda

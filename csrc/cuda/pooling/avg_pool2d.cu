@@ -101,10 +101,10 @@ bool is_global(const AverageAxes<Window>& axes) {
 template <class T, class Window>
 void average_planes(const AverageAxes<Window>& axes, int64_t planes, const T* x, T* y, cudaStream_t stream) {
   constexpr int kWarps = kPoolThreads / kWarpSize;
-  const auto blocks = static_cast<unsigned>(std::min((planes + kWarps - 1) / kWarps, kMaxBlocks));
   const int64_t counted = static_cast<int64_t>(axes.height_in) * axes.width_in;
   const auto divisor = static_cast<acc_t<T>>(axes.divisor != 0 ? axes.divisor : counted);
-  launch(average_planes_kernel<T>, blocks, kPoolThreads, 0, stream, planes, counted, divisor, x, y);
+  launch(average_planes_kernel<T>, blocks_for(planes, kWarps), kPoolThreads, 0, stream, planes, counted,
+         divisor, x, y);
 }
 
 template <class Window>

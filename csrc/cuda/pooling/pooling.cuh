@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "binding/pooling.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
 
@@ -139,8 +140,7 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
                     "pooling: a row must have less than 2^31 elements, got ", image.row_elements());
     const PoolRows rows{image.rows(), static_cast<int>(packs), static_cast<int>(places), lanes_for(places)};
     const int64_t per_block = kPoolThreads / rows.lanes;
-    const auto blocks = static_cast<unsigned>(std::min((rows.rows + per_block - 1) / per_block, kMaxBlocks));
-    launch(kernel_of(size), blocks, kPoolThreads, 0, stream, rows, arguments...);
+    launch(kernel_of(size), blocks_for(rows.rows, per_block), kPoolThreads, 0, stream, rows, arguments...);
   };
   aligned&& image.inner % kSize == 0 ? run(std::integral_constant<int, kSize>{})
                                      : run(std::integral_constant<int, 1>{});

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "binding/matmul.h"
+#include "cuda/device/blocks.cuh"
 #include "cuda/recurrent/loop.cuh"
 #include "cuda/recurrent/recurrent.cuh"
 
@@ -30,7 +31,7 @@ template <class T, class Kernel, class Data>
 bool launch_loop(const Kernel& kernel, int64_t columns, int64_t length, const Data& at,
                  const RecurrentCall& call) {
   const RecurrentShape& s = call.shape;
-  const int64_t units = (s.hidden + 31) / 32 * 32;
+  const int64_t units = round_up(s.hidden, 32);
   if (units > kMostLoopThreads) return false;
   const int64_t groups = std::max<int64_t>(1, kLoopThreads / units);
   const int64_t sequences = groups * kLoopSequences;
@@ -42,11 +43,6 @@ bool launch_loop(const Kernel& kernel, int64_t columns, int64_t length, const Da
                dim3(static_cast<unsigned>(units), static_cast<unsigned>(groups)), static_cast<size_t>(bytes),
                call.stream, at, steps.steps, s.hidden, data<T>(call.weight_hh));
   return true;
-}
-
-unsigned step_blocks(int64_t elements) {
-  return static_cast<unsigned>(
-      std::clamp<int64_t>((elements + kStepThreads - 1) / kStepThreads, 1, kMaxBlocks));
 }
 
 template <class T, class Cell>
@@ -62,8 +58,8 @@ void forward_steps(const ForwardData<T>& at, const RecurrentCall& call, const Te
   for (int64_t i = 0; i < steps; ++i) {
     const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? steps - 1 - i : i);
     library_mm(rows_of(sums, 0, place.count), rows_of(h, 0, place.count), weights);
-    launch(step_forward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, call.stream, at,
-           place, s.hidden, data<T>(sums), mutable_data<T>(h), mutable_data<acc_t<T>>(c));
+    launch(step_forward<T, Cell>, blocks_for(place.count * s.hidden, kStepThreads), kStepThreads, 0,
+           call.stream, at, place, s.hidden, data<T>(sums), mutable_data<T>(h), mutable_data<acc_t<T>>(c));
   }
 }
 
@@ -82,14 +78,14 @@ void backward_steps(const BackwardData<T>& at, const RecurrentCall& call, const 
       library_mm(rows_of(sums, 0, summed), rows_of(d, place.after, summed), call.weight_hh);
     }
     if (place.count > 0) {
-      launch(step_backward<T, Cell>, step_blocks(place.count * s.hidden), kStepThreads, 0, call.stream, at,
-             place, s.hidden, data<T>(sums), mutable_data<acc_t<T>>(carry));
+      launch(step_backward<T, Cell>, blocks_for(place.count * s.hidden, kStepThreads), kStepThreads, 0,
+             call.stream, at, place, s.hidden, data<T>(sums), mutable_data<acc_t<T>>(carry));
     }
     const int64_t begun = summed - std::min(summed, place.count);  // the step after this one was their first
     if (begun > 0) {
-      launch(initial_gradients<T, Cell>, step_blocks(begun * s.hidden), kStepThreads, 0, call.stream,
-             place.count * s.hidden, summed * s.hidden, data<T>(sums), data<acc_t<T>>(carry), at.grad_h_0,
-             at.grad_c_0);
+      launch(initial_gradients<T, Cell>, blocks_for(begun * s.hidden, kStepThreads), kStepThreads, 0,
+             call.stream, place.count * s.hidden, summed * s.hidden, data<T>(sums), data<acc_t<T>>(carry),
+             at.grad_h_0, at.grad_c_0);
     }
   }
 }
