@@ -44,7 +44,9 @@ class SmallImageCorrelation {
         blocks_(weights_.inputs, ceil_div(weights_.inputs, kSmallImageChannels)),
         panels_(weights_.outputs, n),
         source_pixels_(h_.front().source_size * w_.front().source_size) {
-    problem.epilogue->cut(h_.front().count, w_.front().count, problem.pixels(), 1);
+    // One tile. Windows that reach into the padding may span more than all pixels (pool.h).
+    constexpr int64_t kUnlimited = int64_t{1} << 40;
+    problem.epilogue->cut(h_.front().count, w_.front().count, kUnlimited, 1);
   }
 
   void run() const {

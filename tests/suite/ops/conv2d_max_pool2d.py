@@ -139,6 +139,10 @@ _SIZES = [
     *(case(f"width_{w}", (2, 3, 5, w), 11, 3, 2, padding=1, quick=False) for w in (2, 13, 15, 29, 67)),
     case("one_window", (3, 5, 6, 6), 4, 3, 4),
     case("one_pixel", (3, 5, 3, 3), 4, 3, 2, pool_padding=1, quick=False),
+    *(
+        case(f"small_images_{h}x{w}", (13, 16, h, w), 32, 3, 2, padding=1, pool_padding=1, quick=False)
+        for h, w in ((2, 6), (6, 2), (3, 4))
+    ),
     case("wide_row", (1, 3, 3, 2053), 5, (2, 3), (1, 3), pool_stride=2, quick=False),
     case("high", (1, 3, 1031, 3), 5, 3, (5, 1), padding=1, pool_stride=(3, 1), quick=False),
     case("large_window", (1, 2, 31, 29), 17, 3, (15, 17), pool_stride=7, pool_padding=7, quick=False),
