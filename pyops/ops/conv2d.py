@@ -147,7 +147,8 @@ def algorithms(
     Raises:
         RuntimeError: the C++ kernels for the CPU are not built, or ``PYOPS_CONV2D`` names no algorithm.
     """
-    input, weight, _, geometry = prepare("algorithms", input, weight, None, stride, padding, dilation, groups)
+    name = "conv2d.algorithms"
+    input, weight, _, geometry = prepare(name, input, weight, None, stride, padding, dilation, groups)
     input, weight, _ = for_kernels(input, weight, None)
     _check_library()
     return Algorithms(*torch.ops.pyops.conv2d_algorithms(input, weight, *geometry))

@@ -33,14 +33,14 @@ class WeightSums {
     bool bias;
   };
 
-  // How pixels are cut: into tiles of `unit` x `unit` outputs each, of which `rows` and `columns` are
-  // numbers.
+  // How pixels are cut. A tile has `side` outputs for each of its rows and columns: 1, or 2 of a Winograd
+  // tile.
   struct Tiles {
     EvenSplit rows;
     EvenSplit columns;
-    int64_t unit;
-    int64_t most_images;  // in a tile, if it has all the pixels of one
-    int64_t fewest;       // tiles of a chunk
+    int64_t side;
+    int64_t most_images;  // in a tile that has all the pixels of an image
+    int64_t chunk_tiles;  // of a chunk, at least
     int64_t groups_in_tile;
   };
 
@@ -63,10 +63,10 @@ class WeightSums {
     choose_chunks();
   }
 
-  // Forms the sums by sum(unit) and writes the gradients, either of which may be null. `tile_work` tells
-  // about how many multiplications a tile takes for each sum. order(sums, line, taps) brings an input
-  // channel's sums [term][line] into the order [tap][line] of the weight, and says whether all is finite; so
-  // does the result.
+  // Forms the sums by sum(unit) and writes the gradients, either of which may be null. A tile takes about
+  // `tile_work` multiplications for each sum. order(sums, line, taps) brings an input channel's sums
+  // [term][line] into the order [tap][line] of the weight; with Order::kWholeVectors it also reads the
+  // padding behind the output channels. It says whether all is finite, and so does the result.
   template <class Sum, class Order>
   bool run(T* weight, T* bias, double tile_work, const Sum& sum, const Order& order) {
     Scratch scratch;
@@ -124,15 +124,15 @@ class WeightSums {
     constexpr int64_t kUnits = 32, kMostBytes = int64_t{32} << 20;
     const int64_t wanted = ceil_div(kUnits, group_blocks() * blocks.parts);
     const int64_t affordable = kMostBytes / (chunk_size() * static_cast<int64_t>(sizeof(Acc)));
-    const int64_t useful = count_ / tiles.fewest;
+    const int64_t useful = count_ / tiles.chunk_tiles;
     chunks = EvenSplit(count_, std::max<int64_t>(1, std::min({wanted, affordable, useful})));
   }
 
   ConvTile tile_at(int64_t row_tile, int64_t column_tile) const {
-    const int64_t row = tiles.unit * tiles.rows.begin(row_tile);
-    const int64_t column = tiles.unit * tiles.columns.begin(column_tile);
-    return {row, std::min(tiles.unit * tiles.rows.size(row_tile), problem.h.count - row), column,
-            std::min(tiles.unit * tiles.columns.size(column_tile), problem.w.count - column)};
+    const int64_t row = tiles.side * tiles.rows.begin(row_tile);
+    const int64_t column = tiles.side * tiles.columns.begin(column_tile);
+    return {row, std::min(tiles.side * tiles.rows.size(row_tile), problem.h.count - row), column,
+            std::min(tiles.side * tiles.columns.size(column_tile), problem.w.count - column)};
   }
 
   // Adds the later chunks' sums to the first's, at the `count` elements from `at`.
