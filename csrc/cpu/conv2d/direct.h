@@ -1,8 +1,8 @@
 // The direct correlation: every product is formed, tile by tile. It serves every problem, and the others'
 // speed is measured against it.
 //
-//   DirectPlan         how a problem is cut into tiles, blocks of input channels and panels of output
-//   channels DirectCorrelation  hands tiles to threads; packs a tile's input and visits its micro-tiles
+//   DirectPlan         how a problem is cut: tiles, blocks of input channels, panels of output channels
+//   DirectCorrelation  hands tiles to threads; packs a tile's input and visits its micro-tiles
 //   SingleTerms        what the terms of a sum are and which micro-kernels multiply them: one element of the
 //                      input and one weight each. bf16.cpp has another of its kind.
 //
