@@ -188,13 +188,13 @@ MUTANTS = {
         "math/activation.h",
         "return select_at_most(y, V(T(0)), V(T(0)), grad);",
         "return select_at_most(y, V(T(0)), grad, grad);",
-        ("activation",),
+        ("epilogue/activation",),
     ),
     "elu_gradient_adds_one_instead_of_alpha": Mutant(
-        "math/activation.h", "saved + V(saturation)", "saved + V(T(1))", ("activation",)
+        "math/activation.h", "saved + V(saturation)", "saved + V(T(1))", ("epilogue/activation",)
     ),
     "gelu_gradient_forgets_the_density": Mutant(
-        "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("activation",)
+        "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("epilogue/activation",)
     ),
     "elementwise_loop_leaves_the_end_out": Mutant(
         "cpu/simd/loops.h",
