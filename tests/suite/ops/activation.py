@@ -194,7 +194,10 @@ MUTANTS = {
         "math/activation.h", "saved + V(saturation)", "saved + V(T(1))", ("epilogue/activation",)
     ),
     "gelu_gradient_forgets_the_density": Mutant(
-        "math/activation.h", "grad * (normal.cdf + x *", "grad * (normal.cdf + V(T(0)) *", ("epilogue/activation",)
+        "math/activation.h",
+        "grad * (normal.cdf + x *",
+        "grad * (normal.cdf + V(T(0)) *",
+        ("epilogue/activation",),
     ),
     "elementwise_loop_leaves_the_end_out": Mutant(
         "cpu/simd/loops.h",
