@@ -113,6 +113,25 @@ def test_no_modules_import_each_other_in_a_circle(folder: str) -> None:
     assert imports(ROOT / folder, PACKAGES[folder], late=False)  # raises CycleError, which names the files
 
 
+def imports_of_pyops() -> dict[Path, set[Path]]:
+    """Of pyops, imports in functions included; packages that load their modules by glob import them all."""
+    found = imports(ROOT / "pyops", "pyops")
+    for folder in (Path("ops"), Path("nn")):
+        found[folder / "__init__.py"] |= {f for f in found if f.parent == folder and f.stem != "__init__"}
+    return found
+
+
+def test_no_modules_of_pyops_depend_on_each_other_in_a_circle() -> None:
+    graphlib.TopologicalSorter(imports_of_pyops()).prepare()
+
+
+def test_formulas_and_what_ops_share_import_no_op() -> None:
+    below = ("ops/tools/", "reference/", "layouts.py", "dtypes.py", "kinds.py")
+    found = {file: names for file, names in imports_of_pyops().items() if file.as_posix().startswith(below)}
+    assert len(found) > 20
+    assert not [(file, op) for file, names in found.items() for op in names if op.parent == Path("ops")]
+
+
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_tools_import_nothing_that_uses_them(folder: str) -> None:
     """A file in ``tools`` imports nothing else of the folder in which ``tools`` is."""

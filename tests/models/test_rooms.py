@@ -41,12 +41,6 @@ def test_imports_point_down(file):
     assert not [other for other in IMPORTS[file] if level(other.with_suffix("").parts[0]) > mine]
 
 
-def test_tools_of_the_networks_import_no_network():
-    for file in FILES:
-        if file.parts[:2] == ("networks", "tools"):
-            assert not [other for other in IMPORTS[file] if other.parent == Path("networks")]
-
-
 def test_networks_and_examples_are_found_by_their_files():
     files = {file.stem for file in FILES if file.parent == Path("networks")}
     builders = [models.get_network(name).build for name in models.network_names()]
