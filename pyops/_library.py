@@ -9,6 +9,7 @@ serve the CUDA key.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,9 @@ def op_names(namespace: str) -> list[str]:
 
 
 def implement(namespace: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated Python launcher as ``namespace::name`` on CUDA.
-
-    Under Triton's interpreter (``TRITON_INTERPRET=1``) the launcher runs on the CPU instead, so it
-    is registered there as well.
-    """
-    keys = ("CUDA", "CPU") if triton_is_interpreted() else ("CUDA",)
+    """Register the decorated Python launcher as ``namespace::name`` on CUDA, and where Triton serves the
+    CPU there as well."""
+    keys = ("CUDA", "CPU") if triton_serves_cpu() else ("CUDA",)
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         torch.library.impl(f"{namespace}::{name}", keys)(function)
@@ -83,6 +81,19 @@ def implement(namespace: str, name: str) -> Callable[[Callable[..., Any]], Calla
 
 def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def triton_serves_cpu() -> bool:
+    """Whether Triton kernels run on CPU tensors: interpreted, or by a driver whose device is the CPU."""
+    if triton_is_interpreted():
+        return True
+    if "triton" not in sys.modules or torch.cuda.is_available():  # no driver, or the GPU's
+        return False
+    try:
+        device = sys.modules["triton"].runtime.driver.active.get_active_torch_device()
+    except RuntimeError:  # Triton finds no driver
+        return False
+    return bool(device.type == "cpu")
 
 
 #: Variants of the CPU library by the instruction sets they use, the least demanding first.

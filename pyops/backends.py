@@ -69,7 +69,7 @@ def _find_missing_reason(backend: str, device_type: str) -> str | None:
 def _triton_missing_reason(device_type: str) -> str | None:
     if device_type not in ("cpu", "cuda"):
         return "it serves cuda tensors"
-    if device_type == "cpu" and not _library.triton_is_interpreted():
+    if device_type == "cpu" and not _library.triton_serves_cpu():
         return "on the CPU it needs TRITON_INTERPRET=1 set before Triton is imported"
     try:
         importlib.import_module("pyops.triton_kernels")

@@ -128,6 +128,26 @@ def test_environment_variable_chooses_interpreted_triton() -> None:
     assert run_python("-c", _PRINT_USED, environment=environment).stdout.strip() == "triton"
 
 
+_DRIVER_ON = """
+import torch, triton
+class Driver:
+    def get_active_torch_device(self):
+        return torch.device("{device}")
+triton.runtime.driver.set_active(Driver())
+import pyops
+print("triton" in pyops.available_backends("cpu"))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_triton_serves_the_cpu_where_its_driver_does(device: str) -> None:
+    pytest.importorskip("triton")
+    script = _DRIVER_ON.format(device=device)
+    result = run_python("-c", script, environment={"PYOPS_BACKEND": None, "TRITON_INTERPRET": None})
+    assert result.stdout.strip() == str(device == "cpu")
+
+
 def test_bad_environment_variable_is_named() -> None:
     result = run_python("-c", "import pyops", environment={"PYOPS_BACKEND": "fast"}, check=False)
     assert result.returncode != 0

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from pyops._library import triton_is_interpreted
+
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
@@ -66,7 +68,7 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta:
         with torch.cuda.device(device):
             kernel[(programs,)](*args, **meta)
     else:
-        kernel[(programs,)](*map(_constant, args), **meta)
+        kernel[(programs,)](*(map(_constant, args) if triton_is_interpreted() else args), **meta)
 
 
 def _constant(arg: Any) -> Any:
