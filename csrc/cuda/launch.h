@@ -18,6 +18,10 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #define PYOPS_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pyops, CUDA, m)
 
 // `type name[count]` in shared memory. A macro because the emulator has to know every shared array, to
@@ -40,9 +44,9 @@ constexpr int64_t kWholeGpu = 264;
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("pyops: ") + what + " failed: " + cudaGetErrorString(error));
-  }
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: torch would take it for the error of its next launch
+  throw std::runtime_error(std::string("pyops: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
 inline cudaStream_t current_stream(int32_t device_index) {
@@ -51,58 +55,85 @@ inline cudaStream_t current_stream(int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "finding the device");
+  return device;
+}
+
+inline int device_attribute(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device), "asking for a property of the device");
+  return value;
+}
+
+// Lets `kernel` take all the dynamic shared memory that a block can have on the current device, and returns
+// how much that is. It is asked for once per kernel and device, and never for less: the permission belongs to
+// the kernel, not to a launch, and a thread that asked for the bytes of its own launch would take from
+// another thread's launch what that has just asked for.
+inline size_t allow_most_shared(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  const std::pair<const void*, int> key{kernel, current_device()};
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const auto found = allowed.find(key); found != allowed.end()) return found->second;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
+  const size_t most =
+      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, key.second) - attributes.sharedSizeBytes;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
+        "asking for shared memory");
+  return allowed[key] = most;
+}
+
+template <class... Parameters>
+const void* address_of(void (*kernel)(Parameters...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
+inline cudaLaunchConfig_t launch_config(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return config;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Arguments&&>(arguments)...);
-  check(cudaGetLastError(), "kernel launch");
+  const cudaLaunchConfig_t config = launch_config(grid, block, shared_bytes, stream);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), "kernel launch");
 }
 
 // A launch with more dynamic shared memory than the 48 KiB that a kernel may take without asking.
 template <class... Parameters, class... Arguments>
 void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                   cudaStream_t stream, Arguments&&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "asking for shared memory");
+  allow_most_shared(address_of(kernel));
   launch(kernel, grid, block, shared_bytes, stream, static_cast<Arguments&&>(arguments)...);
 }
 
 // How many blocks of such a launch the current device runs at the same time; 0 when not even one fits.
 template <class... Parameters>
 int64_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
-  int device = 0, most_shared = 0, multiprocessors = 0, per_multiprocessor = 0;
-  check(cudaGetDevice(&device), "finding the device");
-  check(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "asking for the size of the shared memory");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "counting the multiprocessors");
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
-  if (shared_bytes + attributes.sharedSizeBytes > static_cast<size_t>(most_shared)) return 0;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "asking for shared memory");
+  if (shared_bytes > allow_most_shared(address_of(kernel))) return 0;
+  int per_multiprocessor = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared_bytes),
         "counting the blocks of a multiprocessor");
-  return static_cast<int64_t>(multiprocessors) * per_multiprocessor;
+  return int64_t{device_attribute(cudaDevAttrMultiProcessorCount, current_device())} * per_multiprocessor;
 }
 
 // A launch whose blocks are all resident at once, so that they may wait for each other; refused otherwise.
 template <class... Parameters, class... Arguments>
 void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                         cudaStream_t stream, Arguments&&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "asking for shared memory");
+  allow_most_shared(address_of(kernel));
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  cudaLaunchConfig_t config = launch_config(grid, block, shared_bytes, stream);
   config.attrs = &cooperative;
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), "cooperative launch");
