@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import hashlib
 import os
-import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests.suite import native
 
 EMULATION_DIR = Path(__file__).resolve().parent
 ROOT = EMULATION_DIR.parents[1]
@@ -29,20 +28,15 @@ _OPTIMISATION = ("-O1", "-g1")
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 
-def compiler() -> str | None:
-    """The C++ compiler to use: ``$CXX`` or g++; None when there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
 def missing_reason() -> str | None:
     """Why the emulator cannot be built here; None when it can."""
-    return None if compiler() else "no C++ compiler (g++, or the one that CXX names)"
+    return native.missing_reason()
 
 
 def sanitizer_runtime() -> str | None:
     """Path of the AddressSanitizer library to preload; None when the compiler has none."""
     path = subprocess.run(
-        [str(compiler()), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        [str(native.compiler()), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
     return path if Path(path).is_absolute() else None
 
@@ -54,16 +48,6 @@ def _torch_flags() -> tuple[list[str], list[str]]:
     libraries = cpp_extension.library_paths()
     link = [f"-L{path}" for path in libraries] + [f"-Wl,-rpath,{path}" for path in libraries]
     return ["-DTORCH_TARGET_VERSION=0x020b000000000000", *include], [*link, "-ltorch_cpu"]
-
-
-def _hash(sources: list[Path], flags: list[str]) -> str:
-    digest = hashlib.sha256(" ".join([str(compiler()), *flags]).encode())
-    headers = [
-        path for folder in ("binding", "common", "cuda", "math") for path in (CSRC / folder).rglob("*.*h")
-    ]
-    for path in sorted({*sources, *headers, *EMULATION_DIR.glob("*.h")}):
-        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def compile_library(name: str, sources: list[Path], *, sanitize: bool = False, torch: bool = True) -> Path:
@@ -79,37 +63,23 @@ def compile_library(name: str, sources: list[Path], *, sanitize: bool = False, t
         RuntimeError: the compiler failed; the message is its output.
     """
     compile_flags, link_flags = _torch_flags() if torch else ([], [])
-    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", *_OPTIMISATION]
-    flags += [*(_SANITIZE if sanitize else ()), f"-I{EMULATION_DIR}", f"-I{CSRC}", *compile_flags]
-    sources = [*sources, EMULATION_DIR / "emulator.cpp"]
-    stem = f"{name}_asan" if sanitize else name
-    library = CACHE_DIR / f"lib{stem}_{_hash(sources, flags)}.so"
-    if library.exists():
-        return library
-    work = CACHE_DIR / f"{library.stem}.{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
-    objects = [work / f"{i}_{source.stem}.o" for i, source in enumerate(sources)]
-    command = [str(compiler()), *flags]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(
-            pool.map(
-                lambda pair: _run([*command, "-x", "c++", "-c", str(pair[0]), "-o", str(pair[1])]),
-                zip(sources, objects, strict=True),
-            )
-        )
-    partial = work / library.name
-    _run([*command, "-shared", *map(str, objects), *link_flags, "-o", str(partial)])
-    for old in CACHE_DIR.glob(f"lib{stem}_{'?' * 16}.so"):
-        old.unlink(missing_ok=True)
-    partial.replace(library)  # atomic: another process may be building the same
-    shutil.rmtree(work)
-    return library
-
-
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    folders = ("binding", "common", "cuda", "math")
+    headers = [path for folder in folders for path in (CSRC / folder).rglob("*.*h")]
+    return native.compile_library(
+        CACHE_DIR,
+        f"{name}_asan" if sanitize else name,
+        [*sources, EMULATION_DIR / "emulator.cpp"],
+        headers=[*headers, *EMULATION_DIR.glob("*.h")],
+        flags=[
+            *_OPTIMISATION,
+            *(_SANITIZE if sanitize else ()),
+            "-Wno-unknown-pragmas",
+            f"-I{EMULATION_DIR}",
+            f"-I{CSRC}",
+            *compile_flags,
+        ],
+        link_flags=link_flags,
+    )
 
 
 def build_ops(*, sanitize: bool = False) -> Path:

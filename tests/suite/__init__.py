@@ -7,7 +7,8 @@
 - ``cases``: the inputs and options an op is tried with, and how they are combined.
 - ``contract``: which checks an op must pass, with which cases; ``tests/test_contract.py`` runs them.
 - ``triton_cases``: what ops' launches that are compiled for GPUs share.
-- ``cuda_code``: what ops count on in the machine code of their CUDA kernels.
+- ``cuda_code``: what ops count on in the machine code of their CUDA kernels; ``cuda_library`` reads it.
+- ``native``: shared libraries that tests compile.
 - ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
 - ``checks``: what must hold; written once, called by ``tests/test_contract.py`` and the ops' own tests.
