@@ -6,85 +6,23 @@ cuobjdump reads the result. Registers and shared memory of the kernels are print
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.suite.cuda_code import Code
+from tests.suite.cuda_library import LIBRARY, SOURCES, Usage, cuobjdump, demangle, missing_reason
+from tests.suite.cuda_library import usages as all_usages
 from tests.suite.ops import joined
-from tests.suite.processes import ROOT
 
-LIBRARY = ROOT / "pyops" / "_lib" / "libpyops_cuda.so"
-SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")
 CODE: dict[str, list[Code]] = joined("CUDA_CODE")
 
 
-def find_disassembler() -> str | None:
-    """cuobjdump of the toolkit, which may come without, or of Triton."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [os.path.join(home, "bin") for home in homes if home]
-    triton = importlib.util.find_spec("triton")
-    if triton is not None:
-        folders.append(str(Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin"))
-    found = [shutil.which("cuobjdump", path=folder) for folder in [*folders, None]]
-    return next(filter(None, found), None)
-
-
-TOOL = find_disassembler()
-
-pytestmark = [
-    pytest.mark.skipif(not LIBRARY.exists(), reason="not built: PYOPS_WITH_CUDA=1 make build"),
-    pytest.mark.skipif(TOOL is None, reason="cuobjdump was not found"),
-]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What one kernel takes on one architecture; what is spilled lies on its stack."""
-
-    source: str
-    architecture: str
-    kernel: str
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-
-
-def cuobjdump(*arguments: str | Path, directory: Path | None = None) -> str:
-    command = [str(TOOL), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def parse(report: str) -> list[Usage]:
-    """The kernels in the output of ``cuobjdump -res-usage``."""
-    kernel = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
-    usages = []
-    for part in report.split("Fatbin elf code:")[1:]:
-        architecture = re.search(r"^arch = (\w+)", part, re.MULTILINE)
-        source = re.search(r"^identifier = (.*)", part, re.MULTILINE)
-        for name, *numbers in kernel.findall(part):
-            assert architecture
-            assert source
-            usages.append(Usage(Path(source[1]).stem, architecture[1], name, *map(int, numbers)))
-    return usages
-
-
-def demangle(names: list[str]) -> list[str]:
-    tool = shutil.which("c++filt") or shutil.which("cu++filt")
-    if tool is None:
-        return names
-    result = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
+pytestmark = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
 
 
 def table(usages: list[Usage]) -> list[str]:
@@ -105,7 +43,7 @@ def table(usages: list[Usage]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def usages(request: pytest.FixtureRequest) -> Iterator[list[Usage]]:
-    found = parse(cuobjdump("-res-usage", LIBRARY))
+    found = all_usages()
     yield found
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("", *table([u for u in found if u.architecture in ARCHITECTURES]), sep="\n")

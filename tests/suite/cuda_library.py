@@ -1,0 +1,88 @@
+"""Reading the CUDA library that nvcc has built: its PTX, its machine code, what its kernels take."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from .processes import ROOT
+
+LIBRARY = ROOT / "pyops" / "_lib" / "libpyops_cuda.so"
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
+
+
+@functools.cache
+def find_disassembler() -> str | None:
+    """cuobjdump of the toolkit, which may come without, or of Triton."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.path.join(home, "bin") for home in homes if home]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None:
+        folders.append(str(Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin"))
+    found = [shutil.which("cuobjdump", path=folder) for folder in [*folders, None]]
+    return next(filter(None, found), None)
+
+
+def missing_reason() -> str | None:
+    """Why the library cannot be read here; None when it can."""
+    if not LIBRARY.exists():
+        return "the CUDA library is not built: PYOPS_WITH_CUDA=1 make build"
+    return None if find_disassembler() else "cuobjdump was not found"
+
+
+def cuobjdump(*arguments: str | Path, directory: Path | None = None) -> str:
+    """What the tool prints.
+
+    Raises:
+        RuntimeError: it failed; the message is its own.
+    """
+    command = [str(find_disassembler()), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr)
+    return result.stdout
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes on one architecture; what is spilled lies on its stack."""
+
+    source: str
+    architecture: str
+    kernel: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def usages() -> list[Usage]:
+    """Of all kernels of the library."""
+    return parse_usages(cuobjdump("-res-usage", LIBRARY))
+
+
+def parse_usages(report: str) -> list[Usage]:
+    """The kernels in the output of ``cuobjdump -res-usage``."""
+    kernel = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+    found = []
+    for part in report.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"^arch = (\w+)", part, re.MULTILINE)
+        source = re.search(r"^identifier = (.*)", part, re.MULTILINE)
+        for name, *numbers in kernel.findall(part):
+            assert architecture
+            assert source
+            found.append(Usage(Path(source[1]).stem, architecture[1], name, *map(int, numbers)))
+    return found
+
+
+def demangle(names: list[str]) -> list[str]:
+    tool = shutil.which("c++filt") or shutil.which("cu++filt")
+    if tool is None:
+        return names
+    result = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
