@@ -1,8 +1,12 @@
-// The one seam between nvcc and the emulator in tests/cuda_emulation.
+// The one seam between the .cu files and what runs them.
 //
-// The .cu files launch kernels, take shared memory, find the stream and register ops only through what is
-// here. Compiled by nvcc they become pyops::<op> on CUDA; compiled by a host compiler with
-// tests/cuda_emulation first on the include path they become pyops_emulated::<op> on the CPU.
+// They launch kernels, take shared memory, find the stream and register ops only through what is here, which
+// has three implementations:
+// - Compiled by nvcc they become pyops::<op> on CUDA.
+// - Compiled by a host compiler with tests/cuda_emulation first on the include path they become
+//   pyops_emulated::<op> on the CPU, whose kernels run in fibers.
+// - The host code of that same library becomes pyops_ptx::<op> where tests/ptx_machine takes its launches and
+//   runs the PTX that nvcc made of the kernels. Constants of device code must therefore not differ below.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -153,7 +157,7 @@ void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
 
 namespace pyops::cuda {
 
-// Few, so that small tests reach the blocks' loops over rows.
+// Few, so that small tests reach the blocks' loops over rows. Host code alone knows them.
 constexpr int64_t kMaxBlocks = 5;
 constexpr int64_t kWholeGpu = 4;
 
@@ -170,25 +174,26 @@ inline cudaStream_t current_stream(int32_t) { return nullptr; }
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {
-  emulation::run({grid, block, shared_bytes}, [&] { kernel(arguments...); });
+  emulation::launch({grid, block, shared_bytes}, kernel, static_cast<Arguments&&>(arguments)...);
 }
 
 template <class... Parameters, class... Arguments>
 void launch_large(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
                   Arguments&&... arguments) {
-  emulation::run({grid, block, shared_bytes, emulation::kLargestSharedBytes}, [&] { kernel(arguments...); });
+  emulation::launch({grid, block, shared_bytes, emulation::kLargestSharedBytes}, kernel,
+                    static_cast<Arguments&&>(arguments)...);
 }
 
 template <class... Parameters>
-int64_t resident_blocks(void (*)(Parameters...), int, size_t shared_bytes) {
-  return shared_bytes <= emulation::kLargestSharedBytes ? emulation::kResidentBlocks : 0;
+int64_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  return emulation::resident_blocks(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
 }
 
 template <class... Parameters, class... Arguments>
 void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                         cudaStream_t, Arguments&&... arguments) {
-  emulation::run({grid, block, shared_bytes, emulation::kLargestSharedBytes, true},
-                 [&] { kernel(arguments...); });
+  emulation::launch({grid, block, shared_bytes, emulation::kLargestSharedBytes, true}, kernel,
+                    static_cast<Arguments&&>(arguments)...);
 }
 
 }  // namespace pyops::cuda

@@ -9,7 +9,11 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
+
+#include "launcher.h"
 
 #define __global__
 #define __device__
@@ -18,10 +22,6 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
 struct uint3 {
   unsigned x, y, z;
 };
@@ -44,25 +44,28 @@ struct Site {
   int line;
 };
 
-// What a launch may take of dynamic shared memory: without asking, and at most on every GPU that is built
-// for.
-constexpr size_t kDefaultSharedBytes = 48 * 1024;
-constexpr size_t kLargestSharedBytes = 99 * 1024;
-
 // The blocks of a cooperative launch, which are resident all at once.
 constexpr unsigned kResidentBlocks = 16;
 
-struct Launch {
-  dim3 grid;
-  dim3 block;
-  size_t shared_bytes;
-  size_t max_shared_bytes = kDefaultSharedBytes;
-  bool cooperative = false;
-};
+// Runs the call for every thread of the grid: `thread` in fibers, or the launcher that this host thread has
+// chosen. Throws std::runtime_error on a launch that CUDA would refuse and on a block that can never finish.
+void run(const Launch& launch, const KernelCall& call, const std::function<void()>& thread);
 
-// Runs `kernel` for every thread of the grid. Throws std::runtime_error on a launch that CUDA would refuse
-// and on a block that can never finish.
-void run(const Launch& launch, const std::function<void()>& kernel);
+int64_t resident_blocks(const void* kernel, int threads, size_t shared_bytes);
+
+// As <<<>>> does: the arguments become the kernel's parameters first.
+template <class... Parameters, class... Arguments>
+void launch(const Launch& launch, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
+  std::apply(
+      [&](const Parameters&... p) {
+        const void* const pointers[] = {&p..., nullptr};
+        const uint32_t bytes[] = {sizeof(p)..., 0};
+        run(launch, {reinterpret_cast<const void*>(kernel), sizeof...(p), pointers, bytes},
+            [&] { kernel(p...); });
+      },
+      parameters);
+}
 
 void barrier(Site site);
 

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "context.h"
@@ -382,11 +383,21 @@ class Emulator {
 
 Emulator emulator;
 
+// Of this host thread; null: the fibers.
+thread_local const Launcher* launcher = nullptr;
+
 }  // namespace
 
 void run_fiber() { emulator.thread_main(); }
 
-void run(const Launch& launch, const std::function<void()>& kernel) { emulator.run(launch, kernel); }
+void run(const Launch& launch, const KernelCall& call, const std::function<void()>& thread) {
+  if (!launcher) return emulator.run(launch, thread);
+  if (const char* complaint = launcher->run(launch, call)) throw std::runtime_error(complaint);
+}
+int64_t resident_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  if (launcher) return launcher->resident_blocks(kernel, static_cast<uint32_t>(threads), shared_bytes);
+  return shared_bytes <= kLargestSharedBytes ? kResidentBlocks : 0;
+}
 void barrier(Site site) { emulator.barrier(site); }
 Exchanged exchange(unsigned mask, int source, uint64_t deposit, Site site) {
   return emulator.exchange(mask, source, deposit, site);
@@ -407,6 +418,13 @@ void* dynamic_shared() { return emulator.dynamic_shared(); }
 int lane() { return emulator.lane(); }
 
 }  // namespace emulation
+
+// From now on the launches of this host thread go to `launcher`, or to the fibers where it is null. Returns
+// what was chosen before.
+extern "C" __attribute__((visibility("default"))) const emulation::Launcher* pyops_emulation_use(
+    const emulation::Launcher* launcher) {
+  return std::exchange(emulation::launcher, launcher);
+}
 
 // For tests that ask which kernels have run.
 extern "C" __attribute__((visibility("default"))) int pyops_cooperative_launches() {

@@ -14,15 +14,14 @@ namespace pyops::cuda {
 
 using math::Moments;
 
-#if defined(__CUDACC__)
 constexpr int kNormThreads = 256;
+#if defined(__CUDACC__)
 constexpr int64_t kNormBlocks = 1024;  // of a launch that sums; a small input has fewer
 // The bytes of input that a block keeps on chip. Together with the sums every GPU has room for them.
 constexpr int64_t kStashBytes = int64_t{92} << 10;
-#else  // small, so that small tests reach several slices and both ways to work
-constexpr int kNormThreads = 64;
+#else  // small, so that small tests reach several slices and both ways to work; host code alone knows them
 constexpr int64_t kNormBlocks = 12;
-constexpr int64_t kStashBytes = 1 << 11;
+constexpr int64_t kStashBytes = 1 << 14;
 #endif
 constexpr int kMaxStrip = kNormThreads / kGroup;  // groups side by side in a strip: a thread per column
 
