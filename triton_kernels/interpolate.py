@@ -158,7 +158,8 @@ def _place(i, depth, height, width, inner):
 
 @triton.jit
 def _forward_kernel(
-    x, y, count, in_d, in_h, in_w, out_d, out_h, out_w, inner, scale_d, scale_h, scale_w,
+    x, y, count, in_d, in_h, in_w, out_d, out_h, out_w, inner,
+    scale_d: tl.float32, scale_h: tl.float32, scale_w: tl.float32,
     EXACT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -173,7 +174,8 @@ def _forward_kernel(
 
 @triton.jit
 def _starts_kernel(
-    starts, in_d, in_h, in_w, out_d, out_h, out_w, scale_d, scale_h, scale_w, steps,
+    starts, in_d, in_h, in_w, out_d, out_h, out_w,
+    scale_d: tl.float32, scale_h: tl.float32, scale_w: tl.float32, steps,
     EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The first output index whose source is a given index or a later one, by binary search."""

@@ -6,10 +6,12 @@ those of a real call. A subprocess does it, because an interpreted Triton (``TRI
 cannot compile, and this process may be running one.
 
 What is asserted of each kernel: machine code exists, it spills no registers to memory and fits into shared
-memory; of 16-bit and TF32 matrix products: they run on tensor cores.
+memory; of 16-bit and TF32 matrix products: they run on tensor cores. Of
+each float argument: the kernel declares its type, and float32 only for what a float32 can hold.
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -79,18 +81,39 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
             compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.meta)
         for count in re.findall(r"(\d+) bytes spill stores", assembler_log.getvalue()):
             _spilled_bytes[compiled.hash] = int(count)
+        ptx = compiled.asm["ptx"]
         results.append(
             {
                 "kernel": launch.kernel.__name__,
+                "lost_floats": _lost_floats(launch),
                 "cubin_bytes": len(compiled.asm["cubin"]),
                 "spilled_bytes": _spilled_bytes[compiled.hash],
                 "shared_bytes": compiled.metadata.shared,
-                "tensor_core": sorted(
-                    set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"]))
-                ),
+                "tensor_core": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", ptx))),
             }
         )
     return results
+
+
+def _lost_floats(launch: Any) -> list[str]:
+    """Parameters whose float argument does not reach the kernel as it is, or only by its value's luck.
+
+    Triton passes Python's floats as float32 unless the parameter says otherwise. A named tuple cannot.
+    """
+    lost = []
+    for parameter, argument in zip(launch.kernel.params, launch.args, strict=False):
+        floats = argument if isinstance(argument, tuple) else (argument,)
+        declared = "" if isinstance(argument, tuple) else parameter.annotation_type
+        for value in floats:
+            if isinstance(value, float) and not (
+                declared == "fp64" or (declared == "fp32" and _is_float32(value))
+            ):
+                lost.append(parameter.name)
+    return lost
+
+
+def _is_float32(value: float) -> bool:
+    return ctypes.c_float(value).value == value
 
 
 def _main(path: str) -> None:
@@ -138,6 +161,12 @@ def test_kernels_compile_without_spills(
         assert kernel["cubin_bytes"] > 0
         assert kernel["spilled_bytes"] <= TOLERATED_SPILL, f"{kernel['kernel']} spills registers"
         assert kernel["shared_bytes"] <= SHARED_BYTES[capability]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_floats_reach_kernels_unrounded(compiled: dict[str, list[dict[str, Any]]], case: str) -> None:
+    lost = {kernel["kernel"]: kernel["lost_floats"] for kernel in compiled[f"{case}-sm_{CAPABILITIES[0]}"]}
+    assert not any(lost.values()), f"not declared as tl.float64 (or tl.float32): {lost}"
 
 
 _PRODUCTS = {

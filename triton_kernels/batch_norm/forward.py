@@ -121,7 +121,8 @@ def merge_kernel(
 @triton.jit
 def finish_statistics_kernel(
     partial_ptr, statistics_ptr, running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr,
-    channels: tl.int64, parts: tl.int64, distance: tl.int64, steps: tl.int64, momentum, eps,
+    channels: tl.int64, parts: tl.int64, distance: tl.int64, steps: tl.int64,
+    momentum: tl.float64, eps: tl.float64,
     SOURCE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
