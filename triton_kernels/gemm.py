@@ -7,12 +7,13 @@ import torch
 import triton
 import triton.language as tl
 
-from pyops._library import implement, triton_is_interpreted
+from pyops._library import implement
 from pyops.kinds import Activation
 
 from .tools.activation import NO_ACTIVATION, activate
 from .tools.checks import acc_dtype, check_dense, check_floating
 from .tools.launch import capability, cdiv, launch
+from .tools.product import Product, multiply_add
 
 # Neighbouring programs share this many rows of tiles, so that the operand tiles they read stay in L2.
 _GROUP_M = 8
@@ -28,7 +29,7 @@ class _Config:
 
 
 def _config(
-    dtype: torch.dtype, tf32: bool, m: int, n: int, aligned: bool, has_beta: bool, cc: tuple[int, int]
+    dtype: torch.dtype, precision: str, m: int, n: int, aligned: bool, has_beta: bool, cc: tuple[int, int]
 ) -> _Config:
     """Tile sizes by a table: nothing is timed, so the first call is as fast as any and repeatable.
 
@@ -38,7 +39,7 @@ def _config(
     small = cdiv(m, 128) * cdiv(n, 128) < 64
     if dtype == torch.float64:
         return _Config(64, 64, 16, 4, 3)
-    if dtype == torch.float32 and not tf32:
+    if dtype == torch.float32 and precision == "ieee":
         # No tensor cores: the tile is bounded by registers.
         return _Config(64, 64, 16, 4, 3) if small else _Config(128, 64, 16, 8, 3)
     block_k = 32 if dtype == torch.float32 or not aligned else 64
@@ -119,18 +120,18 @@ def matmul(
     n = b.shape[1]
     stride_a, a_transposed = leading_stride(a, "matmul", "a")
     stride_b, b_transposed = leading_stride(b, "matmul", "b")
-    tf32 = a.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    product = Product.of(a.dtype, torch.backends.cuda.matmul.fp32_precision)
     aligned = all(
         address % 16 == 0
         for t, stride in ((a, stride_a), (b, stride_b))
         for address in (t.data_ptr(), stride * t.element_size())
     )
-    config = _config(a.dtype, tf32, m, n, aligned, beta != 0, capability(a.device))
+    config = _config(a.dtype, product.precision, m, n, aligned, beta != 0, capability(a.device))
     launch(
         _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
         out, a, b, beta, bias, m, n, k, stride_a, stride_b,
         A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, HAS_BETA=beta != 0,
-        ACTIVATION=activation, PRECISION="tf32" if tf32 else "ieee", WIDEN=triton_is_interpreted(),
+        ACTIVATION=activation, PRODUCT=product,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
@@ -141,9 +142,8 @@ def _gemm_kernel(
     out, a, b, beta: tl.float64, bias,
     m: tl.int64, n: tl.int64, k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """A tile of activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``), ``m`` x ``n``, of depth ``k``.
 
@@ -188,9 +188,7 @@ def _gemm_kernel(
         left = k - done
         x = tl.load(a_tile, mask=row_exists & (depth[None, :] < left), other=0.0)
         y = tl.load(b_tile, mask=column_exists & (depth[:, None] < left), other=0.0)
-        if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
-            x, y = x.to(acc), y.to(acc)
-        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=acc)
+        total = multiply_add(x, y, total, PRODUCT)
         a_tile += a_step
         b_tile += b_step
     if bias is not None:

@@ -6,7 +6,7 @@ those of a real call. A subprocess does it, because an interpreted Triton (``TRI
 cannot compile, and this process may be running one.
 
 What is asserted of each kernel: machine code exists, it spills no registers to memory and fits into shared
-memory; of 16-bit and TF32 matrix products: they run on tensor cores. Of
+memory; of 16-bit and TF32 matrix products: they run on tensor cores, and TF32 operands are rounded. Of
 each float argument: the kernel declares its type, and float32 only for what a float32 can hold.
 """
 
@@ -33,6 +33,12 @@ CAPABILITIES = (80, 90, 100)
 
 # What a thread block may use; for 8.x on its smallest member, 8.6.
 SHARED_BYTES = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+
+# Kernels that multiply in TF32 in at least one case.
+_TF32_KERNELS = {
+    "_correlate_kernel", "_correlate_and_pool_kernel", "_weight_kernel", "_gemm_kernel", "forward_kernel",
+    "backward_kernel",
+}  # fmt: skip
 
 # The assembler at times gives up a few registers outside a loop so that more warps fit.
 TOLERATED_SPILL = 16
@@ -86,6 +92,8 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
             {
                 "kernel": launch.kernel.__name__,
                 "lost_floats": _lost_floats(launch),
+                "multiplies_tf32": bool(re.search(r"mma\S*(\.|::)tf32", ptx)),
+                "rounds_to_tf32": "cvt.rna.tf32.f32" in ptx,
                 "cubin_bytes": len(compiled.asm["cubin"]),
                 "spilled_bytes": _spilled_bytes[compiled.hash],
                 "shared_bytes": compiled.metadata.shared,
@@ -167,6 +175,19 @@ def test_kernels_compile_without_spills(
 def test_floats_reach_kernels_unrounded(compiled: dict[str, list[dict[str, Any]]], case: str) -> None:
     lost = {kernel["kernel"]: kernel["lost_floats"] for kernel in compiled[f"{case}-sm_{CAPABILITIES[0]}"]}
     assert not any(lost.values()), f"not declared as tl.float64 (or tl.float32): {lost}"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+def test_operands_are_rounded_to_tf32(compiled: dict[str, list[dict[str, Any]]], capability: int) -> None:
+    products = [
+        (case, kernel["kernel"], kernel["rounds_to_tf32"])
+        for case, kernels in compiled.items()
+        if case.endswith(f"-sm_{capability}")
+        for kernel in kernels
+        if kernel["multiplies_tf32"]
+    ]
+    assert {kernel for _case, kernel, _rounds in products} >= _TF32_KERNELS
+    assert not [product for product in products if not product[2]], "operands are cut off, not rounded"
 
 
 _PRODUCTS = {

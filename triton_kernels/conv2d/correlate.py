@@ -15,6 +15,7 @@ from pyops.layouts import is_channels_last
 
 from ..tools.activation import NO_ACTIVATION
 from ..tools.launch import capability, cdiv, launch, next_power_of_2
+from ..tools.product import multiply_add
 from ..tools.tuning import fastest
 from .epilogue import Operands, finish
 from .geometry import Shape, Sides, image_strides
@@ -23,12 +24,11 @@ from .tiles import (
     Block,
     Layout,
     PixelTiles,
-    Product,
     axis_taps,
+    conv_product,
     full_tile,
     load_where_positive,
     locate_pixels,
-    multiply_add,
 )
 
 # Below so many channels in a group, taps and channels are one index.
@@ -133,7 +133,7 @@ def correlate(
     filters, channels, *taps = image_strides(weight)
     along = (channels, filters) if gradient else (filters, channels)
     weight_strides = WeightStrides(filters * shape.out_group, along[1], along[0], *taps)
-    product = Product.of(source.dtype)
+    product = conv_product(source.dtype)
     pixels_last = not is_channels_last(source if source.shape[1] > 1 else target)
     heavy = relu_output is not None or (source.dtype.itemsize == 2 and (pixels_last or flat))
     pixels = shape.images * counts.height * counts.width

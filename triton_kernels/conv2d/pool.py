@@ -20,7 +20,7 @@ from ..tools.tuning import fastest
 from .correlate import Tile, WeightStrides, channels_innermost, split_depth, sum_terms
 from .geometry import Shape, Sides, image_strides
 from .pool_windows import NO_GRADIENT, Pool
-from .tiles import Layout, PixelTiles, Product, axis_taps, full_tile, light_block, locate_pixels
+from .tiles import Layout, PixelTiles, axis_taps, conv_product, full_tile, light_block, locate_pixels
 
 
 class FusedTensors(NamedTuple):
@@ -78,7 +78,7 @@ def correlate_and_pool(
     flat, terms = split_depth(inputs, shape.taps)
     if not flat:
         weight = channels_innermost(weight)
-    product = Product.of(input.dtype)
+    product = conv_product(input.dtype)
     pixels_last = not is_channels_last(input if shape.in_channels > 1 else output)
     filters, channels, *taps = image_strides(weight)
     weight_strides = WeightStrides(filters * outputs, channels, filters, *taps)

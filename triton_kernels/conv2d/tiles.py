@@ -12,9 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pyops._library import triton_is_interpreted
-
 from ..tools.launch import cdiv, next_power_of_2
+from ..tools.product import Product
 
 # Tiles that keep a large GPU busy; a number of the problem's, so that all GPUs add up in the same order.
 ENOUGH_TILES = 264
@@ -47,21 +46,9 @@ class Block(NamedTuple):
     depth: int = 0
 
 
-class Product(NamedTuple):
-    """How a matrix product multiplies, a constant.
-
-    ``precision``: "tf32" or "ieee", for float32; ``widen``: operands become float32 first, which is exact
-    (Triton's interpreter would multiply the bits of bfloat16 as integers).
-    """
-
-    precision: str
-    widen: bool
-
-    @staticmethod
-    def of(dtype: torch.dtype) -> "Product":
-        """As torch's convolutions, whose switches are cuDNN's."""
-        tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
-        return Product("tf32" if tf32 else "ieee", triton_is_interpreted())
+def conv_product(dtype: torch.dtype) -> Product:
+    """As torch's convolutions, whose switches are cuDNN's."""
+    return Product.of(dtype, torch.backends.cudnn.conv.fp32_precision)
 
 
 class Taps(NamedTuple):
@@ -171,11 +158,3 @@ def load_where_positive(source, relu_output, offset, mask):
         acc: tl.constexpr = tl.float64 if y.dtype == tl.float64 else tl.float32
         x = tl.where(y.to(acc) <= 0.0, 0.0, x)  # passes where y is NaN, as in torch
     return x
-
-
-@triton.jit
-def multiply_add(a, b, total, PRODUCT: tl.constexpr):
-    """total + a @ b."""
-    if PRODUCT.widen:
-        a, b = a.to(total.dtype), b.to(total.dtype)
-    return tl.dot(a, b, total, input_precision=PRODUCT.precision, out_dtype=total.dtype)

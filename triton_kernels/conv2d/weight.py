@@ -14,10 +14,11 @@ import triton.language as tl
 from pyops.layouts import is_channels_last
 
 from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.product import multiply_add
 from ..tools.tuning import fastest
 from .geometry import Shape, Sides, image_strides
 from .parts import Parts, Sums, SumTensors
-from .tiles import Layout, PixelTiles, Product, load_where_positive, locate_pixels, multiply_add
+from .tiles import Layout, PixelTiles, conv_product, load_where_positive, locate_pixels
 
 # Below so many input channels in a group, a tile's columns are taps and channels.
 _FEW_CHANNELS = 32
@@ -74,7 +75,7 @@ def weight_gradient(
     """Overwrite ``grad_weight`` and ``grad_bias``; ``grad`` is 0 where ``relu_output`` is not positive."""
     flat = shape.in_group < _FEW_CHANNELS
     per_tap = shape.in_group * (shape.taps if flat else 1)
-    product = Product.of(input.dtype)
+    product = conv_product(input.dtype)
     pixels_last = not is_channels_last(input if shape.in_channels > 1 else grad)
     candidates = _tiles(
         input.dtype, product.precision, shape.out_group, per_tap, flat, pixels_last, relu_output is not None

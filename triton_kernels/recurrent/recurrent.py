@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from pyops._library import implement, triton_is_interpreted
+from pyops._library import implement
 from pyops.kinds import Activation
 
 from ..gemm import matmul
 from ..tools.activation import RELU, TANH
 from ..tools.checks import acc_dtype, check_dense, check_floating
 from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.product import Product
 from .step import GRU, LSTM, RNN_RELU, BackwardTensors, ForwardTensors, backward_kernel, forward_kernel
 
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # per unit, by kind
@@ -108,13 +109,11 @@ def _check(
 
 
 def _meta(kind: int, dtype: torch.dtype, hidden: int, loops: bool) -> dict[str, object]:
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     units = next_power_of_2(hidden) if loops else min(next_power_of_2(hidden), 32)
     return {
         "KIND": kind,
         "ACTIVATION": Activation(RELU.value if kind == RNN_RELU.value else TANH.value),
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "WIDEN": triton_is_interpreted(),
+        "PRODUCT": Product.of(dtype, torch.backends.cuda.matmul.fp32_precision),
         "BLOCK_B": _BLOCK_B,
         "BLOCK_U": max(units, 16),
         "BLOCK_K": 16 if dtype in (torch.float64, torch.float32) else 32,

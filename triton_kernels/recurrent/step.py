@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ..tools.activation import activate, derive_from_output
 from ..tools.math import logistic, tanh
+from ..tools.product import multiply_add
 
 # The kinds' numbers: those of pyops/kinds.py.
 RNN_TANH = tl.constexpr(0)
@@ -145,7 +146,7 @@ def _weights(weight_hh, u, depth, column_exists, depth_exists, hidden, gate: tl.
 def forward_kernel(
     tensors, steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, before: tl.int64,
     before_count: tl.int64, ending: tl.int64, hidden: tl.int64,
-    KIND: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    KIND: tl.constexpr, ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``steps`` steps, ``stride`` rows apart; in the first, sequence b < ``count`` has row ``row`` + b.
@@ -178,17 +179,15 @@ def forward_kernel(
             left = tl.where(known, left, first)
             exists = down < hidden
             w0 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 0)
-            if WIDEN:  # exact; the interpreter would multiply the bits of bfloat16 as integers
-                left, w0 = left.to(acc), w0.to(acc)
-            s0 = tl.dot(left, w0, s0, input_precision=PRECISION, out_dtype=acc)
+            s0 = multiply_add(left, w0, s0, PRODUCT)
             if GATES > 1:
-                w1 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 1).to(left.dtype)
-                w2 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 2).to(left.dtype)
-                s1 = tl.dot(left, w1, s1, input_precision=PRECISION, out_dtype=acc)
-                s2 = tl.dot(left, w2, s2, input_precision=PRECISION, out_dtype=acc)
+                w1 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 1)
+                w2 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 2)
+                s1 = multiply_add(left, w1, s1, PRODUCT)
+                s2 = multiply_add(left, w2, s2, PRODUCT)
             if GATES > 3:
-                w3 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 3).to(left.dtype)
-                s3 = tl.dot(left, w3, s3, input_precision=PRECISION, out_dtype=acc)
+                w3 = _weights(tensors.weight_hh, u, down, column_exists, exists, hidden, 3)
+                s3 = multiply_add(left, w3, s3, PRODUCT)
         at = (now + b) * GATES * hidden + u
         x0 = tl.load(tensors.x + at, mask=mask, other=0.0).to(acc)
         x0 += _bias(tensors.bias_ih, u, column_exists, acc)
@@ -236,7 +235,7 @@ def forward_kernel(
 def backward_kernel(
     tensors, steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, after: tl.int64,
     ending: tl.int64, before: tl.int64, before_count: tl.int64, hidden: tl.int64, columns: tl.int64,
-    KIND: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    KIND: tl.constexpr, ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``steps`` steps against the direction of the layer; the first has rows ``row`` + b, b < ``count``.
@@ -263,9 +262,7 @@ def backward_kernel(
             left = tl.load(tensors.d + (later + b) * columns + across, mask=left_mask, other=0.0)
             right_mask = (down < columns) & column_exists
             right = tl.load(tensors.weight_hh + down * hidden + u, mask=right_mask, other=0.0)
-            if WIDEN:
-                left, right = left.to(acc), right.to(acc)
-            total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=acc)
+            total = multiply_add(left, right, total, PRODUCT)
         dh = total
         if tensors.grad_output is not None:
             dh += tl.load(tensors.grad_output + (now + b) * hidden + u, mask=mask, other=0.0).to(acc)

@@ -14,7 +14,7 @@ from ..cases import Case, Op, name_of, normal, pairwise
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..cuda_code import Code
 from ..mutants import Mutant, TritonMutant
-from ..triton_cases import BF16, F16, F32, F64, meta
+from ..triton_cases import BF16, F16, F32, F64, fp32_precision, meta
 
 _ACTIVATIONS = {
     None: lambda x: x,
@@ -333,14 +333,10 @@ def _triton(
     sizes = [(size + 2 * padding - kernel) // stride + 1 for size in shape[2:]]
     y = meta(shape[0], out_channels, *sizes, dtype=dtype).to(memory_format=format)
     options = ([stride] * 2, [padding] * 2, [1, 1], groups, kind, 0.0, 0.0)
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = precision
-    try:
+    with fp32_precision(torch.backends.cudnn.conv, precision):
         bias, from_output = meta(out_channels, dtype=dtype), kind == 1
         conv2d.conv2d_forward(x, weight, bias, y if residual else None, *options, not from_output)
         conv2d.conv2d_backward(y, x, weight, y, *options, from_output, True, True, True, residual)
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
 
 
 TRITON_CASES = {

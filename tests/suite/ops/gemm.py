@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..backends import Backend, raw
-from ..triton_cases import BF16, F16, F32, F64, meta
+from ..triton_cases import BF16, F16, F32, F64, fp32_precision, meta
 
 
 def _check_gemm(backend: Backend) -> None:
@@ -30,12 +30,8 @@ def _triton(
 
     a = meta(m, k, dtype=dtype) if layout[0] == "n" else meta(k, m, dtype=dtype).t()
     b = meta(k, n, dtype=dtype) if layout[1] == "n" else meta(n, k, dtype=dtype).t()
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
+    with fp32_precision(torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"):
         gemm.gemm_(meta(m, n, dtype=out or dtype), a, b, beta)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
 
 
 TRITON_CASES = {

@@ -16,7 +16,7 @@ from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, over
 from ..cuda_code import Code
 from ..mutants import Mutant
-from ..triton_cases import BF16, F32, F64, meta
+from ..triton_cases import BF16, F32, F64, fp32_precision, meta
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 
@@ -322,8 +322,15 @@ CUDA_CODE = {
 }
 
 
-def _triton(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype) -> None:
+def _triton(
+    kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype, tf32: bool = False
+) -> None:
     """The time loops; of the products around them, which gemm's cases have, only the one of forward."""
+    with fp32_precision(torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"):
+        _triton_loops(kind, steps, batch, inputs, hidden, dtype)
+
+
+def _triton_loops(kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype) -> None:
     from pyops.triton_kernels.recurrent import recurrent
 
     gates = recurrent._GATES[kind] * hidden
@@ -345,6 +352,8 @@ TRITON_CASES = {
     "recurrent-lstm-loop-bfloat16": lambda: _triton(2, 3, 64, 128, 128, BF16),
     "recurrent-gru-loop-float32": lambda: _triton(3, 3, 1024, 28, 32, F32),
     "recurrent-lstm-steps-float32": lambda: _triton(2, 1, 32, 28, 256, F32),
+    "recurrent-lstm-steps-tf32": lambda: _triton(2, 1, 32, 28, 256, F32, tf32=True),
+    "recurrent-gru-loop-tf32": lambda: _triton(3, 3, 1024, 28, 32, F32, tf32=True),
     "recurrent-relu-odd-float64": lambda: _triton(1, 2, 7, 5, 33, F64),
 }
 
