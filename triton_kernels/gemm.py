@@ -1,7 +1,7 @@
 """out = activation(a @ b + beta * out + bias), tiled for tensor cores, accumulated in float32 (float64 for
 float64)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,13 +14,16 @@ from .tools.activation import NO_ACTIVATION, activate
 from .tools.checks import acc_dtype, check_dense, check_floating
 from .tools.launch import capability, cdiv, launch
 from .tools.product import Product, multiply_add
+from .tools.tuning import run_first
 
 # Neighbouring programs share this many rows of tiles, so that the operand tiles they read stay in L2.
 _GROUP_M = 8
 
 
-@dataclass(frozen=True)
-class _Config:
+class _Config(NamedTuple):
+    """A tile of ``block_m`` x ``block_n``, ``block_k`` terms at a time
+    (with Triton's ``num_warps`` and ``num_stages``)."""
+
     block_m: int
     block_n: int
     block_k: int
@@ -28,27 +31,30 @@ class _Config:
     num_stages: int
 
 
-def _config(
+def _configs(
     dtype: torch.dtype, precision: str, m: int, n: int, aligned: bool, has_beta: bool, cc: tuple[int, int]
-) -> _Config:
-    """Tile sizes by a table: nothing is timed, so the first call is as fast as any and repeatable.
+) -> list[_Config]:
+    """Tile sizes by a table, and smaller ones for GPUs with less shared memory.
+
+    Nothing is timed, so the first call is as fast as any and repeatable.
 
     The limit is registers, of which nothing may spill. Operands that are not ``aligned`` for 16-byte
     loads go through registers on their way, and so does the ``out`` that beta scales.
     """
-    small = cdiv(m, 128) * cdiv(n, 128) < 64
+    few = cdiv(m, 128) * cdiv(n, 128) < 64
     if dtype == torch.float64:
-        return _Config(64, 64, 16, 4, 3)
+        return [_Config(64, 64, 16, 4, 3)]
     if dtype == torch.float32 and precision == "ieee":
         # No tensor cores: the tile is bounded by registers.
-        return _Config(64, 64, 16, 4, 3) if small else _Config(128, 64, 16, 8, 3)
+        return [_Config(64, 64, 16, 4, 3) if few else _Config(128, 64, 16, 8, 3)]
     block_k = 32 if dtype == torch.float32 or not aligned else 64
-    if small:
-        return _Config(64, 64, block_k, 4, 4)
+    small, large = _Config(64, 64, block_k, 4, 4), _Config(128, 128, block_k, 8, 3)
+    if few:
+        return [small]
     # 144 KiB of shared memory, which data-centre GPUs have: not the consumer ones of 8.x and 12.x.
     if cc[0] in (9, 10) and dtype != torch.float32 and n >= 256 and aligned and not has_beta:
-        return _Config(128, 256, block_k, 8, 3)
-    return _Config(128, 128, block_k, 8, 3)
+        return [_Config(128, 256, block_k, 8, 3), large, small]
+    return [large, small]
 
 
 def leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
@@ -126,15 +132,21 @@ def matmul(
         for t, stride in ((a, stride_a), (b, stride_b))
         for address in (t.data_ptr(), stride * t.element_size())
     )
-    config = _config(a.dtype, product.precision, m, n, aligned, beta != 0, capability(a.device))
-    launch(
-        _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
-        out, a, b, beta, bias, m, n, k, stride_a, stride_b,
-        A_TRANSPOSED=a_transposed, B_TRANSPOSED=b_transposed, HAS_BETA=beta != 0,
-        ACTIVATION=activation, PRODUCT=product,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    constants = {
+        "A_TRANSPOSED": a_transposed, "B_TRANSPOSED": b_transposed, "HAS_BETA": beta != 0,
+        "ACTIVATION": activation, "PRODUCT": product,
+    }  # fmt: skip
+
+    def run(config: _Config) -> None:
+        launch(
+            _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
+            out, a, b, beta, bias, m, n, k, stride_a, stride_b,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
+            num_warps=config.num_warps, num_stages=config.num_stages, **constants,
+        )  # fmt: skip
+
+    configs = _configs(a.dtype, product.precision, m, n, aligned, beta != 0, capability(a.device))
+    run_first(("gemm", a.dtype, out.dtype, aligned, *constants.values()), configs, run, a.device)
 
 
 @triton.jit

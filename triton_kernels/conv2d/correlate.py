@@ -16,7 +16,7 @@ from pyops.layouts import is_channels_last
 from ..tools.activation import NO_ACTIVATION
 from ..tools.launch import capability, cdiv, launch, next_power_of_2
 from ..tools.product import multiply_add
-from ..tools.tuning import fastest
+from ..tools.tuning import run_fastest
 from .epilogue import Operands, finish
 from .geometry import Shape, Sides, image_strides
 from .tiles import (
@@ -160,7 +160,7 @@ def correlate(
         "correlate", source.dtype, product.precision, gradient, shape.key, pixels_last, activation.kind,
         relu_output is None,
     )  # fmt: skip
-    run(fastest(key, candidates, run, source.device))
+    run_fastest(key, candidates, run, source.device)
 
 
 def channels_innermost(weight: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from pyops.layouts import is_channels_last
 from ..tools.activation import RELU, activate
 from ..tools.launch import cdiv, launch, next_power_of_2
 from ..tools.math import INFINITY
-from ..tools.tuning import fastest
+from ..tools.tuning import run_fastest
 from .correlate import Tile, WeightStrides, channels_innermost, split_depth, sum_terms
 from .geometry import Shape, Sides, image_strides
 from .pool_windows import NO_GRADIENT, Pool
@@ -101,7 +101,7 @@ def correlate_and_pool(
     key = (
         "pool", input.dtype, product.precision, shape.key, pool, pixels_last, activation.kind, argmax is None
     )  # fmt: skip
-    run(fastest(key, _fused_tiles(input.dtype, product.precision, outputs, terms), run, input.device))
+    run_fastest(key, _fused_tiles(input.dtype, product.precision, outputs, terms), run, input.device)
 
 
 def pool_sums(

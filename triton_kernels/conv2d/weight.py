@@ -15,7 +15,7 @@ from pyops.layouts import is_channels_last
 
 from ..tools.launch import cdiv, launch, next_power_of_2
 from ..tools.product import multiply_add
-from ..tools.tuning import fastest
+from ..tools.tuning import run_fastest
 from .geometry import Shape, Sides, image_strides
 from .parts import Parts, Sums, SumTensors
 from .tiles import Layout, PixelTiles, conv_product, load_where_positive, locate_pixels
@@ -106,7 +106,7 @@ def weight_gradient(
         )  # fmt: skip
 
     key = ("weight", input.dtype, product.precision, shape.key, pixels_last, relu_output is None)
-    run(fastest(key, candidates, run, input.device))
+    run_fastest(key, candidates, run, input.device)
     weight_sums.finish()
     bias_sums.finish()
 
