@@ -19,6 +19,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Collection
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -105,12 +106,28 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [*archs[:-1], archs[-1] + "+PTX"]
 
 
-def gencode(archs: list[str]) -> str:
+def own_ptx(source: Path) -> set[str]:
+    """Architectures for which ``source`` is compiled to a PTX of its own, as it says in a line of its own:
+
+        // Architectures with a PTX of their own: 9.0a
+
+    It may then use what only they have, such as wgmma, where ``__CUDA_ARCH_FEAT_SM90_ALL`` is defined.
+    """
+    lines = re.findall(r"^// Architectures with a PTX of their own: (.+)$", source.read_text(), re.MULTILINE)
+    asked = {arch for line in lines for arch in re.split(r"[,\s]+", line.strip())}
+    if unknown := sorted(arch for arch in asked if not re.fullmatch(r"\d+\.\d[af]?", arch)):
+        sys.exit(f"{source} asks for a PTX of its own for {', '.join(unknown)}: no compute capability")
+    return asked
+
+
+def gencode(archs: list[str], own: Collection[str] = ()) -> str:
     """nvcc's flags: machine code for each of ``archs``, from one compilation to PTX per generation.
 
-    The kernels ask for nothing newer than 8.0, and then nvcc makes the same PTX for every capability before
-    10.0, and the same for every one since: only ptxas has to run for each of them.
+    Most kernels ask for nothing newer than 8.0, and then nvcc makes the same PTX for every capability before
+    10.0, and the same for every one since: only ptxas has to run for each of them. An architecture of ``own``
+    is compiled to a PTX of its own, which "9.0a" always is; it takes the place of a plain 9.0 in ``archs``.
     """
+    asked = {name.rstrip("af").replace(".", ""): name.replace(".", "") for name in own}
     numbers = [arch.removesuffix("+PTX").replace(".", "") for arch in archs]
 
     def virtual(number: str) -> str:
@@ -119,8 +136,9 @@ def gencode(archs: list[str]) -> str:
 
     flags = []
     for arch, number in zip(archs, numbers, strict=True):
-        source = virtual(number) if number.isdigit() else number  # 9.0a has a PTX of its own
-        flags.append(f"-gencode=arch=compute_{source},code=sm_{number}")
+        source = virtual(number) if number.isdigit() else number
+        special = asked.get(number)
+        flags.append(f"-gencode=arch=compute_{special or source},code=sm_{special or number}")
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{source},code=compute_{source}")
     return " ".join(flags)
@@ -179,18 +197,19 @@ class BuildKernels(build_ext):
             lines.append(f"build {self.out}/{target}: {rule} {' '.join(map(str, objects))}")
             self.targets.append(f"{self.out}/{target}")
 
-        def library(target: str, folder: str, compile_rule: str, link_rule: str, flags: str) -> None:
+        def library(target: str, folder: str, compile_rule: str, link_rule: str, flags: str = "") -> None:
             suffix = {"cxx": "cpp", "nvcc": "cu"}[compile_rule]
             sources = sorted(CSRC.glob(f"{folder}/**/*.{suffix}"))
             objects = [self.work / target / f"{source.relative_to(CSRC)}.o" for source in sources]
             for source, o in zip(sources, objects, strict=True):
-                lines.append(f"build {o}: {compile_rule} {source}\n flags = {flags}")
+                own = gencode(archs, own_ptx(source)) if compile_rule == "nvcc" else flags
+                lines.append(f"build {o}: {compile_rule} {source}\n flags = {own}")
             link(target, link_rule, objects)
 
         for variant, flags in self.cpu_flags.items():
             library(f"_lib/libpyops_cpu_{variant}.so", "cpu", "cxx", "link", flags)
         if nvcc:
-            library("_lib/libpyops_cuda.so", "cuda", "nvcc", "link_cuda", gencode(archs))
+            library("_lib/libpyops_cuda.so", "cuda", "nvcc", "link_cuda")
         module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
         info = self.work / f"{module}.o"
         lines.append(f"build {info}: cxx {CSRC}/build_info.cpp")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from setuptools import Distribution
 
 import pyops
 from tests.suite.processes import ROOT
@@ -126,3 +127,81 @@ def test_unknown_variant_to_build_is_refused(
     monkeypatch.setenv("PYOPS_CPU_VARIANTS", "avx2,sse9")
     with pytest.raises(SystemExit, match=r"native, all or some of baseline.*'sse9'"):
         setup_functions["cpu_variants"]("g++")
+
+
+# ------------------------------------------------------------------------------------------- architectures
+
+HOPPER = """// A toy.
+// Architectures with a PTX of their own: 9.0a
+__global__ void toy(float* out) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.fence.sync.aligned;");
+#endif
+  *out = 1.f;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("8.0 9.0", "compute_80,code=sm_80 compute_90a,code=sm_90a"),
+        ("8.0;9.0+PTX", "compute_80,code=sm_80 compute_90a,code=sm_90a compute_80,code=compute_80"),
+        ("9.0a", "compute_90a,code=sm_90a"),
+        ("8.0 8.6", "compute_80,code=sm_80 compute_80,code=sm_86"),
+        ("9.0 10.0", "compute_90a,code=sm_90a compute_100,code=sm_100"),
+    ],
+)
+def test_a_source_gets_the_ptx_of_its_own_that_it_asks_for(
+    listed: str,
+    expected: str,
+    setup_functions: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    archs = setup_functions["cuda_archs"]("nvcc")
+    (tmp_path / "toy.cu").write_text(HOPPER)
+    flags = setup_functions["gencode"](archs, setup_functions["own_ptx"](tmp_path / "toy.cu"))
+    assert flags.split() == [f"-gencode=arch={part}" for part in expected.split()]
+
+
+def test_every_source_is_built_with_flags_of_its_own(
+    setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda" / "hopper.cu").write_text(HOPPER)
+    (tmp_path / "cuda" / "plain.cu").write_text("// A toy.")
+    build_class = setup_functions["BuildKernels"]
+    monkeypatch.setitem(build_class.ninja_lines.__globals__, "CSRC", tmp_path)
+    build = build_class(Distribution())
+    build.cxx, build.cpu_flags, build.targets, build.work, build.out = "g++", {}, [], tmp_path, tmp_path
+    lines = "\n".join(build.ninja_lines(tmp_path, "nvcc", ["8.0", "9.0"]))
+    flags = dict(re.findall(r"^build \S+/(\w+)\.cu\.o: nvcc .*\n flags = (.*)$", lines, re.MULTILINE))
+    assert flags == {
+        "hopper": "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a",
+        "plain": "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=sm_90",
+    }
+
+
+def test_architecture_that_there_is_not_is_refused(setup_functions: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "toy.cu").write_text("// Architectures with a PTX of their own: hopper")
+    with pytest.raises(SystemExit, match=r"toy\.cu asks for a PTX of its own for hopper"):
+        setup_functions["own_ptx"](tmp_path / "toy.cu")
+
+
+def test_a_source_with_a_ptx_of_its_own_has_that_architectures_instructions(
+    setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYOPS_WITH_CUDA", "auto")
+    nvcc = setup_functions["find_nvcc"](torch_has_cuda=True)
+    if nvcc is None:
+        pytest.skip("nvcc was not found")
+    source = tmp_path / "toy.cu"
+    source.write_text(HOPPER)
+    flags = setup_functions["gencode"](["8.0", "9.0"], setup_functions["own_ptx"](source))
+    command = [nvcc, *flags.split(), "--keep", "-c", source, "-o", tmp_path / "toy.o"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    texts = {path.name: path.read_text() for path in tmp_path.glob("toy*.ptx")}
+    assert len(texts) == 2
+    assert [name for name, text in texts.items() if "wgmma.fence" in text] == ["toy.compute_90a.ptx"]
