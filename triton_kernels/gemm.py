@@ -9,6 +9,7 @@ import triton.language as tl
 
 from pyops._library import implement
 from pyops.kinds import Activation
+from pyops.precision import matmul_allows_tf32
 
 from .tools.activation import NO_ACTIVATION, activate
 from .tools.checks import acc_dtype, check_dense, check_floating
@@ -113,10 +114,12 @@ def matmul(
     *,
     bias: torch.Tensor | None = None,
     activation: Activation = NO_ACTIVATION,
+    tf32: bool | None = None,
 ) -> None:
     """Overwrite ``out`` [M, N] with activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``).
 
-    Shapes, dtypes and strides are those of :func:`gemm_`; ``bias`` [N] has the dtype of ``out``.
+    Shapes, dtypes and strides are those of :func:`gemm_`; ``bias`` [N] has the dtype of ``out``. ``tf32``:
+    whether float32 may be rounded; None means as torch's switch for products has it.
     An activation of many steps, such as gelu, would spill the accumulator's registers (by 1000 to 3000 bytes
     on sm_80 to sm_100).
     """
@@ -126,7 +129,7 @@ def matmul(
     n = b.shape[1]
     stride_a, a_transposed = leading_stride(a, "matmul", "a")
     stride_b, b_transposed = leading_stride(b, "matmul", "b")
-    product = Product.of(a.dtype, torch.backends.cuda.matmul.fp32_precision)
+    product = Product.of(a.dtype, tf32=matmul_allows_tf32() if tf32 is None else tf32)
     aligned = all(
         address % 16 == 0
         for t, stride in ((a, stride_a), (b, stride_b))

@@ -94,10 +94,11 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def _best(clock: Clock, call: Callable[[], Any], repeats: int, *, tf32: bool = False) -> float:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         call()
         return min((clock.block(call, 2, None) for _ in range(repeats)), default=math.nan)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        products.fp32_precision = before

@@ -34,10 +34,11 @@ inline void library_mm(const Tensor& out, const Tensor& a, const Tensor& b) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The answer of an op that takes nothing and returns a bool. torch's switches are process-wide and may change
-// between calls, and no stable C++ interface tells them.
-inline bool ask(const char* op) {
-  std::array<StableIValue, 1> stack{};
+// The answer of an op that returns a bool. torch's switches are process-wide and may change between calls,
+// and no stable C++ interface tells them: pyops/precision.py asks torch.
+template <class... Arguments>
+bool ask(const char* op, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(Arguments) + 1> stack{torch::stable::detail::from(arguments)...};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
 }

@@ -101,21 +101,6 @@ _library.define(
     _fake_backward,
 )
 
-# The C++ launchers' question, asked by name when float32 is to be convolved on CUDA. An argument of the ops
-# would be a constant of torch.compile's graphs; so the switch works as on torch's own convolution.
-torch.library.define("pyops::conv2d_allows_tf32", "() -> bool", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-@torch.library.impl("pyops::conv2d_allows_tf32", "CompositeExplicitAutograd")
-def allows_tf32() -> bool:
-    """Whether convolutions of float32 on CUDA may round their factors to TF32, as torch's settings have it.
-
-    The setting is ``torch.backends.cudnn.conv.fp32_precision``; ``allow_tf32`` is its older name.
-    """
-    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return precision == "tf32"
-
-
 # Which algorithms the CPU's C++ kernels choose (csrc/cpu/conv2d/algorithms.h), and all of them.
 torch.library.define(
     "pyops::conv2d_algorithms",

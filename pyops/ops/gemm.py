@@ -31,16 +31,3 @@ def library_gemm_(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
 
 
 torch.library.impl("pyops::gemm_", "CUDA")(library_gemm_)
-
-# The C++ launchers' question, asked by name where products of float32 on CUDA are not left to torch.
-torch.library.define("pyops::matmul_allows_tf32", "() -> bool", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-@torch.library.impl("pyops::matmul_allows_tf32", "CompositeExplicitAutograd")
-def allows_tf32() -> bool:
-    """Whether products of float32 on CUDA may round their factors to TF32, as torch's settings have it.
-
-    The setting is ``torch.backends.cuda.matmul.fp32_precision``; ``allow_tf32`` is its older name.
-    """
-    precision: str = torch.backends.cuda.matmul.fp32_precision
-    return precision == "tf32"

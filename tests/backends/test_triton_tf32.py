@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
@@ -19,8 +21,10 @@ _TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}  # rounding changes about 5e-4, cuttin
 
 @pytest.fixture(autouse=True)
 def tf32():
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    with fp32_precision(matmul, "tf32"), fp32_precision(conv, "tf32"), pyops.use_backend("triton"):
+    with ExitStack() as stack:
+        for switch in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+            stack.enter_context(fp32_precision(switch, "tf32"))
+        stack.enter_context(pyops.use_backend("triton"))
         torch.manual_seed(0)
         yield
 

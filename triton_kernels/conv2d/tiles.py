@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pyops.precision import conv2d_allows_tf32
+
 from ..tools.launch import cdiv, next_power_of_2
 from ..tools.product import Product
 
@@ -48,7 +50,7 @@ class Block(NamedTuple):
 
 def conv_product(dtype: torch.dtype) -> Product:
     """As torch's convolutions, whose switches are cuDNN's."""
-    return Product.of(dtype, torch.backends.cudnn.conv.fp32_precision)
+    return Product.of(dtype, tf32=conv2d_allows_tf32())
 
 
 class Taps(NamedTuple):

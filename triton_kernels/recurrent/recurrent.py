@@ -14,6 +14,7 @@ import torch
 
 from pyops._library import implement
 from pyops.kinds import Activation
+from pyops.precision import recurrent_allows_tf32
 
 from ..gemm import matmul
 from ..tools.activation import RELU, TANH
@@ -39,6 +40,11 @@ class _Steps:
     @property
     def rows(self) -> int:
         return self.offsets[-1]
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 may be rounded."""
+        return recurrent_allows_tf32(len(self.counts))
 
     def count(self, t: int) -> int:
         return self.counts[t] if 0 <= t < len(self.counts) else 0
@@ -108,12 +114,12 @@ def _check(
     return steps
 
 
-def _meta(kind: int, dtype: torch.dtype, hidden: int, loops: bool) -> dict[str, object]:
+def _meta(kind: int, dtype: torch.dtype, hidden: int, loops: bool, tf32: bool) -> dict[str, object]:
     units = next_power_of_2(hidden) if loops else min(next_power_of_2(hidden), 32)
     return {
         "KIND": kind,
         "ACTIVATION": Activation(RELU.value if kind == RNN_RELU.value else TANH.value),
-        "PRODUCT": Product.of(dtype, torch.backends.cuda.matmul.fp32_precision),
+        "PRODUCT": Product.of(dtype, tf32=tf32),
         "BLOCK_B": _BLOCK_B,
         "BLOCK_U": max(units, 16),
         "BLOCK_K": 16 if dtype in (torch.float64, torch.float32) else 32,
@@ -159,10 +165,10 @@ def recurrent_forward(
         return output, h_n, c_n, gates, extra
     # An RNN's lies in the output, which replaces it step by step.
     x = gates if saved else input.new_empty(steps.rows, columns) if has_gates else output.view(-1, hidden)
-    matmul(x, input.view(steps.rows, -1), weight_ih.t())
+    matmul(x, input.view(steps.rows, -1), weight_ih.t(), tf32=steps.tf32)
     cell = None if c_0 is None else c_0.to(acc_dtype(input.dtype), copy=True)
     loops = _loops(steps, hidden, input.dtype)
-    meta = _meta(kind, input.dtype, hidden, loops)
+    meta = _meta(kind, input.dtype, hidden, loops, steps.tf32)
     tensors = ForwardTensors(
         x, weight_hh, bias_ih, bias_hh, h_0, cell, gates if saved else None, extra if saved else None,
         output, h_n, c_n,
@@ -244,7 +250,7 @@ def recurrent_backward(
     if not has_gates:
         carry.zero_()
     loops = _loops(steps, hidden, input.dtype)
-    meta = _meta(kind, input.dtype, hidden, loops)
+    meta = _meta(kind, input.dtype, hidden, loops, steps.tf32)
     tensors = BackwardTensors(
         grad_output, grad_h_n, grad_c_n, weight_hh, gates, extra, output, h_0, c_0, d, d_input, carry,
     )  # fmt: skip
@@ -286,12 +292,12 @@ def _sums(
     rows, none = steps.rows, input.new_empty(0)
     grad_input = input.new_empty(input.shape) if needs_input else none
     if needs_input:
-        matmul(grad_input.view(rows, input.shape[-1]), d_input, weight_ih)
+        matmul(grad_input.view(rows, input.shape[-1]), d_input, weight_ih, tf32=steps.tf32)
     grad_weight_ih, grad_weight_hh = none, none
     if needs_weight:
         grad_weight_ih, grad_weight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-        matmul(grad_weight_ih, d_input.t(), input.view(rows, input.shape[-1]))
-        matmul(grad_weight_hh, d.t(), _states_before(steps, reverse, output, h_0))
+        matmul(grad_weight_ih, d_input.t(), input.view(rows, input.shape[-1]), tf32=steps.tf32)
+        matmul(grad_weight_hh, d.t(), _states_before(steps, reverse, output, h_0), tf32=steps.tf32)
     # torch adds up in an order that is always the same.
     grad_bias_ih = d_input.sum(0) if needs_bias else none
     grad_bias_hh = d.sum(0) if needs_bias else none
@@ -302,7 +308,8 @@ def _sums(
         begin = steps.count(t + 1) if reverse else 0
         if steps.count(t) > begin:
             at = steps.offset(t)
-            matmul(grad_h_0[begin : steps.count(t)], d[at + begin : at + steps.count(t)], weight_hh)
+            rows_of_d = d[at + begin : at + steps.count(t)]
+            matmul(grad_h_0[begin : steps.count(t)], rows_of_d, weight_hh, tf32=steps.tf32)
     if kind == GRU.value:
         grad_h_0 += carry.to(grad_h_0.dtype)
     grad_c_0 = carry.to(input.dtype, copy=True) if kind == LSTM.value else none

@@ -20,10 +20,9 @@ class Product(NamedTuple):
     interpreted: bool
 
     @staticmethod
-    def of(dtype: torch.dtype, fp32_precision: str) -> "Product":
-        """``fp32_precision``: torch's switch for the op, such as ``torch.backends.cuda.matmul``'s."""
-        tf32 = dtype == torch.float32 and fp32_precision == "tf32"
-        return Product("tf32" if tf32 else "ieee", triton_is_interpreted())
+    def of(dtype: torch.dtype, *, tf32: bool) -> "Product":
+        """``tf32``: whether float32 may be rounded, as pyops/precision.py says for the op."""
+        return Product("tf32" if tf32 and dtype == torch.float32 else "ieee", triton_is_interpreted())
 
 
 @triton.jit

@@ -1,5 +1,4 @@
 // Launches of the cooperative time loops (grid.cuh).
-#include "binding/matmul.h"
 #include "cuda/recurrent/grid.cuh"
 #include "cuda/recurrent/recurrent.cuh"
 
@@ -35,7 +34,7 @@ bool with_product(const RecurrentCall& call, const F& f) {
     if constexpr (sizeof(T) == 2) {
       launched = f(cell, GridTensorCores<T>{});
     } else {
-      launched = library_allows_tf32() ? f(cell, GridTensorCores<T>{}) : f(cell, GridFma<T>{});
+      launched = call.products.tf32 ? f(cell, GridTensorCores<T>{}) : f(cell, GridFma<T>{});
     }
   });
   return launched;

@@ -1,5 +1,4 @@
-// Recurrent layers on CUDA, one direction of one layer per call. The vendor's library forms the products over
-// all steps, through torch; recurrent.cuh describes the time loop.
+// Recurrent layers on CUDA, one direction of one layer per call; recurrent.cuh describes the time loop.
 #include <tuple>
 
 #include "binding/matmul.h"
@@ -57,7 +56,7 @@ void forward_steps(const ForwardData<T>& at, const RecurrentCall& call, const Te
   const Tensor weights = torch::stable::transpose(call.weight_hh, 0, 1);
   for (int64_t i = 0; i < steps; ++i) {
     const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? steps - 1 - i : i);
-    library_mm(rows_of(sums, 0, place.count), rows_of(h, 0, place.count), weights);
+    product(rows_of(sums, 0, place.count), rows_of(h, 0, place.count), weights, call.products, call.stream);
     launch(step_forward<T, Cell>, blocks_for(place.count * s.hidden, kStepThreads), kStepThreads, 0,
            call.stream, at, place, s.hidden, data<T>(sums), mutable_data<T>(h), mutable_data<acc_t<T>>(c));
   }
@@ -75,7 +74,8 @@ void backward_steps(const BackwardData<T>& at, const RecurrentCall& call, const 
     const StepPlace place = place_of(s.sequences, call.reverse, call.reverse ? i : steps - 1 - i);
     const int64_t summed = at.grad_h_0 ? place.after_count : std::min(place.after_count, place.count);
     if (summed > 0) {
-      library_mm(rows_of(sums, 0, summed), rows_of(d, place.after, summed), call.weight_hh);
+      product(rows_of(sums, 0, summed), rows_of(d, place.after, summed), call.weight_hh, call.products,
+              call.stream);
     }
     if (place.count > 0) {
       launch(step_backward<T, Cell>, blocks_for(place.count * s.hidden, kStepThreads), kStepThreads, 0,
@@ -112,7 +112,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
   const Tensor x = saves            ? gates
                    : !s.saves_gates ? matrix_view(output, rows, s.gates)
                                     : empty(input, true, {rows, s.gates});
-  library_mm(x, matrix_view(input, rows, s.inputs), torch::stable::transpose(weight_ih, 0, 1));
+  const RecurrentCall call{
+      s, kind, reverse, weight_hh, {input.scalar_type(), s.sequences.steps()}, device.stream};
+  product(x, matrix_view(input, rows, s.inputs), torch::stable::transpose(weight_ih, 0, 1), call.products,
+          device.stream);
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {
@@ -127,7 +130,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
                               mutable_data<T>(output),
                               mutable_data<T>(h_n),
                               mutable_data<T>(c_n)};
-      const RecurrentCall call{s, kind, reverse, weight_hh, device.stream};
       if (launch_loop<T>(loop_forward<T, Cell>, s.gates, s.hidden, at, call) || forward_in_grid(at, call))
         return;
       forward_steps<T, Cell>(at, call, h_0, c_0);
@@ -176,6 +178,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
   Tensor grad_c_0 = empty(input, needs_state && s.has_cell, shape_of(h_0));
   Tensor d = empty(input, true, {rows, s.gates}), d_input = d;
   if (splits) d_input = empty(input, true, {rows, s.gates});
+  const RecurrentCall call{
+      s, kind, reverse, weight_hh, {input.scalar_type(), s.sequences.steps()}, device.stream};
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {
@@ -193,7 +197,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                                needs_state ? mutable_data<T>(grad_h_0) : nullptr,
                                mutable_data<T>(grad_c_0)};
       if (rows == 0) return;
-      const RecurrentCall call{s, kind, reverse, weight_hh, device.stream};
       if (launch_loop<T>(loop_backward<T, Cell>, s.hidden, s.gates, at, call) || backward_in_grid(at, call))
         return;
       backward_steps<T, Cell>(at, call, d);
@@ -202,11 +205,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
   Tensor grad_input = empty(input, needs_input, shape_of(input));
   Tensor grad_weight_ih = empty(input, needs_weight, shape_of(weight_ih));
   Tensor grad_weight_hh = empty(input, needs_weight, shape_of(weight_hh));
-  if (needs_input) library_mm(matrix_view(grad_input, rows, s.inputs), d_input, weight_ih);
+  const auto multiply = [&](const Tensor& out, const Tensor& a, const Tensor& b) {
+    product(out, a, b, call.products, device.stream);
+  };
+  if (needs_input) multiply(matrix_view(grad_input, rows, s.inputs), d_input, weight_ih);
   if (needs_weight) {
     const Tensor states = states_before(s, reverse, output, h_0);
-    library_mm(grad_weight_ih, torch::stable::transpose(d_input, 0, 1), matrix_view(input, rows, s.inputs));
-    library_mm(grad_weight_hh, torch::stable::transpose(d, 0, 1), states);
+    multiply(grad_weight_ih, torch::stable::transpose(d_input, 0, 1), matrix_view(input, rows, s.inputs));
+    multiply(grad_weight_hh, torch::stable::transpose(d, 0, 1), states);
   }
   // torch's sum: its order is its own, but always the same.
   const auto sum = [&](const Tensor& t) {

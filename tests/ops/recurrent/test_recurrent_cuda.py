@@ -4,7 +4,7 @@ which one is taken, and that it is right. Layers that fit one block are in test_
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -41,14 +41,6 @@ def cooperative_launches(backend: Backend) -> Counter:
     count: Callable[[], int] = ctypes.CDLL(str(build.build_ops())).pyops_cooperative_launches
     before = count()
     return lambda: count() - before
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def beyond_a_block(op: str, dtype: torch.dtype) -> int:
@@ -112,25 +104,3 @@ def test_more_steps_than_one_launch_tells_of(backend: Backend) -> None:
     sizes = (3,) * 254 + (2, 2, 2, 1)
     many = case("many_steps", "rnn_tanh", len(sizes), 3, 1, 2, sizes=sizes, bidirectional=True)
     checks.check_accuracy(many, backend, torch.float64)
-
-
-@pytest.mark.usefixtures("tf32")
-def test_tf32_rounds_the_factors_and_nothing_else(backend: Backend, cooperative_launches: Counter) -> None:
-    """Within a few times TF32's 2^-11 of the largest value, and not what float32 would give."""
-    assert torch.ops.pyops.matmul_allows_tf32()
-    sized = case("tf32", "lstm", 2, 5, 3, beyond_a_block("lstm", torch.float32))
-    tensors = sized.tensors(torch.float32)
-    wanted = checks.run(OPS["lstm"].formula, sized, {k: t.double() for k, t in tensors.items()})
-    found = checks.run(OPS["lstm"].pyops, sized, checks.on_device(tensors, backend.device))
-    assert cooperative_launches() in (None, 2)
-    for name, value in found.items():
-        error = (value.double().cpu() - wanted[name]).abs().max() / wanted[name].abs().max()
-        assert error < 2**-9, name
-        if name == "output 0":
-            assert error > 2**-20, f"{name} is float32's"
-
-
-def test_tf32_follows_torchs_setting_as_it_changes(backend: Backend, tf32: None) -> None:
-    assert torch.ops.pyops.matmul_allows_tf32()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    assert not torch.ops.pyops.matmul_allows_tf32()

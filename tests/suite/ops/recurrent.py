@@ -326,7 +326,9 @@ def _triton(
     kind: int, steps: int, batch: int, inputs: int, hidden: int, dtype: torch.dtype, tf32: bool = False
 ) -> None:
     """The time loops; of the products around them, which gemm's cases have, only the one of forward."""
-    with fp32_precision(torch.backends.cuda.matmul, "tf32" if tf32 else "ieee"):
+    precision = "tf32" if tf32 else "ieee"
+    recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul  # a single step asks both
+    with fp32_precision(recurrent, precision), fp32_precision(products, precision):
         _triton_loops(kind, steps, batch, inputs, hidden, dtype)
 
 
