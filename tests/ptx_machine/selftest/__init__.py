@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,38 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-MACHINE_DIR = Path(__file__).resolve().parents[1]
-CACHE_DIR = MACHINE_DIR.parents[1] / "build" / "ptx_machine"
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
+from tests.ptx_machine import machine
+from tests.suite import native
+from tests.suite.processes import one_at_a_time
+
+compiler = native.compiler
 MODES = ("rn", "rz", "rm", "rp")
 Array = np.ndarray[Any, Any]
 
 
-def compiler() -> str | None:
-    """The C++ compiler to use: ``$CXX`` or g++; None when there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The functions under test, built with the machine's flags, kept by a hash of what they are made of."""
-    sources = [MACHINE_DIR / "selftest" / "numbers.cpp", MACHINE_DIR / "tensor_core.cpp"]
-    target = subprocess.run(
-        [str(compiler()), "-march=native", "-Q", "--help=target"], capture_output=True, check=False
-    )
-    digest = hashlib.sha256(" ".join([str(compiler()), *FLAGS]).encode() + target.stdout)
-    for path in [*sources, *sorted(MACHINE_DIR.glob("*.h"))]:
-        digest.update(path.read_bytes())
-    built = CACHE_DIR / f"libnumbers_selftest_{digest.hexdigest()[:16]}.so"
-    if not built.exists():
-        CACHE_DIR.mkdir(parents=True, exist_ok=True)
-        partial = built.with_suffix(f".{os.getpid()}")
-        command = [str(compiler()), *FLAGS, "-fPIC", "-shared", "-Wall", "-Werror", *map(str, sources)]
-        result = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        for old in CACHE_DIR.glob(f"libnumbers_selftest_{'?' * 16}.so"):
-            old.unlink(missing_ok=True)
-        partial.replace(built)
+    """The functions under test, built with the machine's flags."""
+    folder = machine.MACHINE_DIR / "numbers"
+    with one_at_a_time(machine.CACHE_DIR / "lock"):
+        built = native.compile_library(
+            machine.CACHE_DIR,
+            "numbers_selftest",
+            [Path(__file__).with_name("numbers.cpp"), *sorted(folder.glob("*.cpp"))],
+            headers=[*folder.glob("*.h")],
+            flags=machine.flags(),
+        )
     loaded = ctypes.CDLL(str(built))
     loaded.selftest_bfi32.restype = loaded.selftest_lop3.restype = ctypes.c_uint32
     loaded.selftest_bfi64.restype = ctypes.c_uint64

@@ -1,9 +1,9 @@
 // The functions of numbers.h and tensor_core.h behind C functions, for tests/backends/test_ptx_numbers.py.
-#include "../numbers.h"
+#include "numbers/numbers.h"
 
 #include <cstring>
 
-#include "../tensor_core.h"
+#include "numbers/tensor_core.h"
 
 namespace {
 
@@ -204,6 +204,7 @@ void run_mma(const int* form, Word* a, Word* b, Word* c, Word* d,
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // 0, or 1 if there is no entry of that name.

@@ -1,0 +1,193 @@
+#include "memory.h"
+
+#include <cstring>
+
+namespace ptx {
+
+// ---- global memory
+
+void Allocations::add(uint64_t first, uint64_t bytes) {
+  if (bytes == 0) return;
+  const std::lock_guard lock(mutex_);
+  Allocation& a = by_first_[first];
+  a = {std::max(a.end, first + bytes), a.uses + 1};
+}
+
+void Allocations::remove(uint64_t first) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_first_.find(first);
+  if (found != by_first_.end() && --found->second.uses == 0) by_first_.erase(found);
+}
+
+Range Allocations::find(uint64_t address) const {
+  const std::lock_guard lock(mutex_);
+  auto after = by_first_.upper_bound(address);
+  // A storage announced by itself may lie inside an allocation announced by the allocator: look at both.
+  for (int i = 0; i < 2 && after != by_first_.begin(); ++i) {
+    --after;
+    if (address < after->second.end) return {after->first, after->second.end};
+  }
+  return {};
+}
+
+std::string Allocations::describe(uint64_t address) const {
+  const std::lock_guard lock(mutex_);
+  auto after = by_first_.upper_bound(address);
+  std::string text = "in no tensor";
+  if (after != by_first_.end() && after->first - address < 4096) {
+    text = std::to_string(after->first - address) + " bytes before a tensor of " +
+           std::to_string(after->second.end - after->first) + " bytes";
+  }
+  if (after == by_first_.begin()) return text;
+  const auto& [first, a] = *--after;
+  if (address < a.end) return "near the end of a tensor of " + std::to_string(a.end - first) + " bytes";
+  if (address - a.end >= 4096) return text;
+  return std::to_string(address - a.end) + " bytes past the end of a tensor of " +
+         std::to_string(a.end - first) + " bytes";
+}
+
+Allocations& allocations() {
+  static Allocations all;
+  return all;
+}
+
+void StoreBuffer::store(uint64_t address, const uint8_t* bytes, uint64_t count, uint32_t thread,
+                        uint32_t epoch) {
+  for (uint64_t i = 0; i < count; ++i) {
+    Word& word = words_[(address + i) / 4];
+    const uint64_t k = (address + i) % 4;
+    word.bytes[k] = bytes[i];
+    word.present |= static_cast<uint8_t>(1u << k);
+    word.thread[k] = thread;
+    word.epoch[k] = epoch;
+  }
+}
+
+void StoreBuffer::overlay(uint64_t address, uint8_t* bytes, uint64_t count) const {
+  for (uint64_t i = 0; i < count; ++i) {
+    const auto found = words_.find((address + i) / 4);
+    const uint64_t k = (address + i) % 4;
+    if (found != words_.end() && (found->second.present >> k & 1)) bytes[i] = found->second.bytes[k];
+  }
+}
+
+void StoreBuffer::write(uint64_t address, const Word& word, uint8_t which) {
+  for (int k = 0; k < 4; ++k) {
+    if (which >> k & 1) reinterpret_cast<uint8_t*>(address * 4)[k] = word.bytes[k];
+  }
+}
+
+void StoreBuffer::release(uint32_t warp, uint32_t lanes, uint32_t epoch) {
+  for (auto at = words_.begin(); at != words_.end();) {
+    Word& word = at->second;
+    uint8_t which = 0;
+    for (int k = 0; k < 4; ++k) {
+      if (!(word.present >> k & 1)) continue;
+      const bool own = word.thread[k] / kLanes == warp && (lanes >> word.thread[k] % kLanes & 1);
+      if (own || word.epoch[k] < epoch) which |= static_cast<uint8_t>(1u << k);
+    }
+    write(at->first, word, which);
+    word.present &= static_cast<uint8_t>(~which);
+    at = word.present ? std::next(at) : words_.erase(at);
+  }
+}
+
+void StoreBuffer::release_address(uint64_t address, uint64_t count) {
+  for (uint64_t w = address / 4; w <= (address + count - 1) / 4; ++w) {
+    const auto found = words_.find(w);
+    if (found == words_.end()) continue;
+    write(w, found->second, found->second.present);
+    words_.erase(found);
+  }
+}
+
+void StoreBuffer::release_all() {
+  for (const auto& [address, word] : words_) write(address, word, word.present);
+  words_.clear();
+}
+
+// ---- shared memory
+
+void SharedMemory::reset(const Program& program, uint64_t dynamic) {
+  const uint64_t end = program.dynamic_first + dynamic + kSharedGap - kSharedStart;
+  bytes_.assign(end, 0xff);
+  states_.assign(end, kOutside);
+  uses_.assign(end / 4 + 1, Use{});
+  const auto open = [&](uint64_t first, uint64_t bytes) {
+    std::fill_n(states_.begin() + static_cast<int64_t>(first - kSharedStart), bytes, kGarbage);
+  };
+  for (const SharedVariable& v : program.shared) open(v.first, v.bytes);
+  open(program.dynamic_first, dynamic);
+}
+
+const char* SharedMemory::check(uint64_t address, uint64_t count) const {
+  if (address < kSharedStart || address - kSharedStart + count > states_.size()) {
+    return "an address outside shared memory";
+  }
+  const State* s = states_.data() + (address - kSharedStart);
+  for (uint64_t i = 0; i < count; ++i) {
+    if (s[i] == kOutside) return "an address outside the shared variables";
+  }
+  return nullptr;
+}
+
+bool SharedMemory::is_written(uint64_t address, uint64_t count) const {
+  const State* s = states_.data() + (address - kSharedStart);
+  for (uint64_t i = 0; i < count; ++i) {
+    if (s[i] != kWritten) return false;
+  }
+  return true;
+}
+
+void SharedMemory::set_written(uint64_t address, uint64_t count, bool written) {
+  std::memset(states_.data() + (address - kSharedStart), written ? kWritten : kGarbage, count);
+}
+
+int SharedMemory::read(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) {
+  const uint64_t first = address - kSharedStart;
+  for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
+    Use& use = uses_[w];
+    if (use.write_epoch == epoch && use.writer != warp && use.writer != kSeveral) return use.writer;
+    if (use.read_epoch != epoch) use.readers = 0;
+    use.read_epoch = epoch;
+    use.readers |= 1u << warp;
+  }
+  return -1;
+}
+
+int SharedMemory::will_write(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) const {
+  const uint64_t first = address - kSharedStart;
+  for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
+    const Use& use = uses_[w];
+    const uint32_t others = use.readers & ~(1u << warp);
+    if (use.read_epoch == epoch && others) return first_lane(others);
+  }
+  return -1;
+}
+
+int SharedMemory::write(uint64_t address, const uint8_t* value, uint64_t count, uint32_t warp,
+                        uint32_t epoch) {
+  // Words narrower than four bytes may have neighbours that other warps read: only wider accesses are judged.
+  if (count >= 4) {
+    if (const int reader = will_write(address, count, warp, epoch); reader >= 0) return reader;
+  }
+  const uint64_t first = address - kSharedStart;
+  for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
+    Use& use = uses_[w];
+    uint8_t bytes = 0;
+    bool same = true;  // the value that is there already: several warps may write one value
+    for (uint64_t b = std::max(first, 4 * w); b < std::min(first + count, 4 * w + 4); ++b) {
+      bytes |= static_cast<uint8_t>(1u << b % 4);
+      same = same && bytes_[b] == value[b - first];
+    }
+    const bool mine = use.write_epoch != epoch || use.writer == warp;
+    if (!mine && (use.bytes & bytes) && !same) return use.writer == kSeveral ? 0 : use.writer;
+    use.bytes = static_cast<uint8_t>((use.write_epoch == epoch ? use.bytes : 0) | bytes);
+    use.writer = static_cast<uint8_t>(mine ? warp : kSeveral);
+    use.write_epoch = epoch;
+  }
+  std::memcpy(bytes_.data() + first, value, count);
+  return -1;
+}
+
+}  // namespace ptx

@@ -1,0 +1,100 @@
+// The memories: what kernels may touch of the host's, a block's shared memory, and stores that no other block
+// has seen yet.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "warp.h"
+
+namespace ptx {
+
+// ---- global memory
+
+struct Range {
+  uint64_t first = 0, end = 0;
+  bool holds(uint64_t low, uint64_t high) const { return low >= first && high <= end; }
+};
+
+class Allocations {
+ public:
+  void add(uint64_t first, uint64_t bytes);
+  void remove(uint64_t first);
+  Range find(uint64_t address) const;  // empty where there is none
+  // "12 bytes past the end of 4096 bytes"
+  std::string describe(uint64_t address) const;
+
+ private:
+  struct Allocation {
+    uint64_t end;
+    int uses;  // the same memory may be announced several times
+  };
+  mutable std::mutex mutex_;
+  std::map<uint64_t, Allocation> by_first_;
+};
+
+Allocations& allocations();
+
+// Stores of a block that other blocks need not see yet: until a fence of the thread that stored, or of one
+// that a barrier has told of it, or the end of the launch.
+class StoreBuffer {
+ public:
+  bool empty() const { return words_.empty(); }
+  void store(uint64_t address, const uint8_t* bytes, uint64_t count, uint32_t thread, uint32_t epoch);
+  // Lays the block's own stores over what memory holds.
+  void overlay(uint64_t address, uint8_t* bytes, uint64_t count) const;
+  // What `threads` of warp `warp` stored, and all that was stored before barrier `epoch`.
+  void release(uint32_t warp, uint32_t lanes, uint32_t epoch);
+  void release_address(uint64_t address, uint64_t count);
+  void release_all();
+
+ private:
+  struct Word {
+    uint8_t bytes[4];
+    uint8_t present = 0;
+    uint32_t thread[4];
+    uint32_t epoch[4];
+  };
+  static void write(uint64_t address, const Word& word, uint8_t which);
+  std::unordered_map<uint64_t, Word> words_;
+};
+
+// ---- shared memory
+
+class SharedMemory {
+ public:
+  // Of `variables`, with `dynamic` bytes at `dynamic_first`; all garbage.
+  void reset(const Program& program, uint64_t dynamic);
+
+  uint8_t* at(uint64_t address) { return bytes_.data() + (address - kSharedStart); }
+
+  // Why an access is out of bounds; null when it is not.
+  const char* check(uint64_t address, uint64_t count) const;
+
+  // True when all the bytes hold values.
+  bool is_written(uint64_t address, uint64_t count) const;
+  void set_written(uint64_t address, uint64_t count, bool written);
+
+  // Accesses of different warps with no barrier between them. Each returns the other warp, or -1.
+  int read(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch);
+  int write(uint64_t address, const uint8_t* value, uint64_t count, uint32_t warp, uint32_t epoch);
+  int will_write(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) const;
+
+ private:
+  enum State : uint8_t { kOutside, kGarbage, kWritten };
+  struct Use {  // of four bytes
+    uint32_t write_epoch = 0, read_epoch = 0;
+    uint32_t readers = 0;  // warps, in read_epoch
+    uint8_t writer = 0;    // in write_epoch; several: kSeveral
+    uint8_t bytes = 0;     // that were written in it
+  };
+  static constexpr uint8_t kSeveral = 0xff;
+  std::vector<uint8_t> bytes_;
+  std::vector<State> states_;
+  std::vector<Use> uses_;
+};
+
+}  // namespace ptx

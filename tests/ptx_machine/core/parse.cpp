@@ -1,0 +1,385 @@
+// From PTX text to ptx.h. The grammar is that of the PTX ISA manual, as far as nvcc and Triton use it.
+#include <cctype>
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
+
+#include "ptx.h"
+
+namespace ptx {
+namespace {
+
+bool is_word(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%';
+}
+
+class Parser {
+ public:
+  Parser(const std::string& text, const std::string& name) : text_(text) { module_.name = name; }
+
+  Module run() {
+    while (skip(), at_ < text_.size()) top_level();
+    return std::move(module_);
+  }
+
+ private:
+  // ---- characters and words
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Fault(module_.name + ", line " + std::to_string(line_) + ": " + what);
+  }
+
+  char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
+
+  void step() {
+    if (text_[at_++] == '\n') ++line_;
+  }
+
+  // Past white space and comments.
+  void skip() {
+    for (;;) {
+      if (std::isspace(static_cast<unsigned char>(peek())) && at_ < text_.size()) {
+        step();
+      } else if (peek() == '/' && peek(1) == '/') {
+        skip_line();
+      } else if (peek() == '/' && peek(1) == '*') {
+        while (at_ < text_.size() && !(peek() == '*' && peek(1) == '/')) step();
+        at_ += 2;
+      } else {
+        return;
+      }
+    }
+  }
+
+  void skip_line() {
+    while (at_ < text_.size() && peek() != '\n') ++at_;
+  }
+
+  void skip_braces() {
+    expect('{');
+    for (int depth = 1; depth > 0; step()) {
+      if (at_ >= text_.size()) fail("a brace is never closed");
+      depth += (peek() == '{') - (peek() == '}');
+    }
+  }
+
+  bool take(char c) {
+    skip();
+    if (peek() != c) return false;
+    step();
+    return true;
+  }
+
+  void expect(char c) {
+    if (!take(c)) fail(std::string("expected '") + c + "', found '" + std::string(1, peek()) + "'");
+  }
+
+  // Letters, digits, _ $ % and, where asked for, dots.
+  std::string word(bool dots) {
+    skip();
+    const size_t first = at_;
+    while (is_word(peek()) || (dots && (peek() == '.' || (peek() == ':' && peek(1) == ':')))) {
+      at_ += peek() == ':' ? 2 : 1;
+    }
+    if (first == at_) fail(std::string("expected a word, found '") + std::string(1, peek()) + "'");
+    return text_.substr(first, at_ - first);
+  }
+
+  uint64_t integer() {
+    const Text value = number();
+    if (value.kind != Text::kInteger) fail("expected an integer");
+    return value.bits;
+  }
+
+  Text number() {
+    skip();
+    Text value;
+    const bool negative = take('-');
+    const std::string digits = word(false);
+    if (digits.size() == 10 && digits[0] == '0' && (digits[1] == 'f' || digits[1] == 'F')) {
+      value.kind = Text::kFloat;
+      value.bits = std::strtoull(digits.c_str() + 2, nullptr, 16);
+      if (negative) value.bits ^= 0x80000000u;
+      return value;
+    }
+    if (digits.size() == 18 && digits[0] == '0' && (digits[1] == 'd' || digits[1] == 'D')) {
+      value.kind = Text::kFloat;
+      value.wide = true;
+      value.bits = std::strtoull(digits.c_str() + 2, nullptr, 16);
+      if (negative) value.bits ^= uint64_t{1} << 63;
+      return value;
+    }
+    char* end = nullptr;
+    value.kind = Text::kInteger;
+    if (digits.size() > 2 && digits[0] == '0' && (digits[1] == 'b' || digits[1] == 'B')) {
+      value.bits = std::strtoull(digits.c_str() + 2, &end, 2);
+    } else {
+      value.bits = std::strtoull(digits.c_str(), &end, 0);
+    }
+    if (*end == 'U') ++end;
+    if (*end != '\0') fail("no number: " + digits);
+    if (negative) value.bits = -value.bits;
+    return value;
+  }
+
+  // ---- outside of kernels
+
+  void top_level() {
+    const std::string directive = word(true);
+    if (directive == ".version" || directive == ".address_size") return skip_line();
+    if (directive == ".file") return file();
+    if (directive == ".target") {
+      module_.target = word(false);
+      return skip_line();
+    }
+    if (directive == ".section") {
+      word(true);
+      return skip_braces();
+    }
+    if (directive == ".visible" || directive == ".weak" || directive == ".extern") return;
+    if (directive == ".entry") return entry();
+    if (directive == ".global" || directive == ".const") return variable(module_.globals);
+    if (directive == ".shared") return variable(module_.shared);
+    if (directive == ".func") {  // only called ones matter, and calls are refused
+      while (peek() != ';' && peek() != '{') step();
+      return peek() == ';' ? step() : skip_braces();
+    }
+    fail("unknown directive " + directive);
+  }
+
+  // `.file 1 "path"`: the last part of the path is kept.
+  void file() {
+    const int number = static_cast<int>(integer());
+    const size_t end = text_.find('\n', at_);
+    const std::string line = text_.substr(at_, end - at_);
+    const size_t last = line.rfind('"'), first = line.rfind('"', last - 1);
+    const std::string path = line.substr(first + 1, last - first - 1);
+    module_.files[number] = path.substr(path.rfind('/') + 1);
+    skip_line();
+  }
+
+  // `.align 4 .b8 name[12] = {1, 2}`, behind its state space. Ends after ';' or before ',' and ')'.
+  Variable declaration() {
+    Variable v;
+    while (skip(), peek() == '.') {
+      const std::string part = word(true).substr(1);
+      if (part == "align") {
+        v.align = integer();
+      } else if (part != "ptr" && part != "global" && part != "const" && part != "attribute") {
+        v.type = part;
+      }
+    }
+    const uint64_t element = bits_of(v.type) / 8;
+    v.align = std::max(v.align, element);
+    v.name = word(false);
+    v.bytes = element;
+    while (take('[')) {
+      if (take(']')) {
+        v.unsized = true;
+        v.bytes = 0;
+      } else {
+        v.bytes *= integer();
+        expect(']');
+      }
+    }
+    if (take('=')) initial(v, element);
+    return v;
+  }
+
+  void initial(Variable& v, uint64_t element) {
+    std::vector<uint64_t> values;
+    if (take('{')) {
+      do values.push_back(number().bits);
+      while (take(','));
+      expect('}');
+    } else {
+      values.push_back(number().bits);
+    }
+    v.initial.assign(v.bytes, 0);
+    for (size_t i = 0; i < values.size() * element && i < v.bytes; ++i) {
+      v.initial[i] = static_cast<uint8_t>(values[i / element] >> (i % element * 8));
+    }
+  }
+
+  void variable(std::vector<Variable>& list) {
+    list.push_back(declaration());
+    expect(';');
+  }
+
+  // ---- kernels
+
+  void entry() {
+    Entry e;
+    e.name = word(false);
+    if (take('(')) {
+      while (!take(')')) {
+        if (word(true) != ".param") fail("expected .param");
+        e.parameters.push_back(declaration());
+        take(',');
+      }
+    }
+    while (skip(), peek() == '.') bounds(e);
+    skip();
+    if (peek() != '{') {  // a declaration
+      expect(';');
+      return;
+    }
+    entry_ = &e;
+    body(-1);
+    module_.entries.push_back(std::move(e));
+  }
+
+  void bounds(Entry& e) {
+    const std::string directive = word(true);
+    uint64_t values[3] = {1, 1, 1};
+    for (int i = 0; i < 3; ++i) {
+      values[i] = integer();
+      if (!take(',')) break;
+    }
+    if (directive != ".maxntid" && directive != ".reqntid") return;
+    e.exact_threads = directive == ".reqntid";
+    for (int i = 0; i < 3; ++i) e.threads[i] = static_cast<uint32_t>(values[i]);
+  }
+
+  void body(int parent) {
+    expect('{');
+    const int scope = static_cast<int>(entry_->scopes.size());
+    entry_->scopes.push_back({parent, {}});
+    while (!take('}')) {
+      if (at_ >= text_.size()) fail("a brace is never closed");
+      if (peek() == '{') {
+        body(scope);
+      } else if (peek() == '.') {
+        directive(scope);
+      } else {
+        labelled(scope);
+      }
+    }
+  }
+
+  void directive(int scope) {
+    const std::string name = word(true);
+    if (name == ".loc") {
+      file_ = static_cast<int>(integer());
+      source_line_ = static_cast<int>(integer());
+      return skip_line();
+    }
+    if (name == ".pragma") return skip_line();
+    if (name == ".shared") return variable(entry_->shared);
+    if (name == ".reg") return registers(scope);
+    if (name == ".local") fail("the kernel has local memory");
+    fail("unknown directive " + name);
+  }
+
+  void registers(int scope) {
+    std::string type = word(true).substr(1);
+    do {
+      const std::string name = word(false);
+      int count = -1;
+      if (take('<')) {
+        count = static_cast<int>(integer());
+        expect('>');
+      }
+      entry_->scopes[scope].registers.push_back({type, name, count});
+    } while (take(','));
+    expect(';');
+  }
+
+  void labelled(int scope) {
+    Statement s;
+    s.line = line_;
+    s.scope = scope;
+    s.file = file_;
+    s.source_line = source_line_;
+    if (take('@')) {
+      s.guard_negated = take('!');
+      s.guard = word(false);
+      s.opcode = word(true);
+    } else {
+      s.opcode = word(true);
+      if (take(':')) {
+        entry_->labels.emplace_back(s.opcode, entry_->statements.size());
+        return;
+      }
+    }
+    if (!take(';')) {
+      do s.operands.push_back(operand());
+      while (take(','));
+      expect(';');
+    }
+    entry_->statements.push_back(std::move(s));
+  }
+
+  Text operand() {
+    skip();
+    Text value;
+    if (peek() == '{') return vector();
+    if (peek() == '[') return address();
+    if (take('!')) {
+      value.negated = true;
+      value.name = word(true);
+      return value;
+    }
+    if (std::isdigit(static_cast<unsigned char>(peek())) || peek() == '-') return number();
+    value.name = word(true);
+    if (peek() == '|') {
+      Text pair;
+      pair.kind = Text::kPair;
+      step();
+      pair.parts = {value, operand()};
+      return pair;
+    }
+    return value;
+  }
+
+  Text vector() {
+    Text value;
+    value.kind = Text::kVector;
+    expect('{');
+    do value.parts.push_back(operand());
+    while (take(','));
+    expect('}');
+    return value;
+  }
+
+  Text address() {
+    Text value;
+    value.kind = Text::kAddress;
+    expect('[');
+    skip();
+    if (!std::isdigit(static_cast<unsigned char>(peek())) && peek() != '-') value.name = word(false);
+    if (value.name.empty() || take('+')) {
+      value.bits = integer();
+    } else if (skip(), peek() == '-') {
+      value.bits = integer();
+    }
+    expect(']');
+    return value;
+  }
+
+  const std::string& text_;
+  size_t at_ = 0;
+  int line_ = 1;
+  Module module_;
+  Entry* entry_ = nullptr;
+  int file_ = 0, source_line_ = 0;
+};
+
+}  // namespace
+
+int bits_of(const std::string& type) {
+  if (type == "pred") return 1;
+  if (type == "f16x2" || type == "bf16x2") return 32;
+  if (type == "bf16") return 16;
+  if (type == "tf32") return 32;
+  int bits = 0;
+  const auto [end, error] = std::from_chars(type.data() + 1, type.data() + type.size(), bits);
+  if (type.empty() || error != std::errc() || end != type.data() + type.size() || bits % 8 || bits > 128) {
+    throw Fault("unknown type ." + type);
+  }
+  return bits;
+}
+
+Module parse(const std::string& text, const std::string& name) { return Parser(text, name).run(); }
+
+}  // namespace ptx
