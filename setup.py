@@ -144,6 +144,11 @@ def gencode(archs: list[str], own: Collection[str] = ()) -> str:
     return " ".join(flags)
 
 
+def embedded_ptx(archs: list[str]) -> list[str]:
+    """Compute capabilities whose PTX is in the library: later GPUs run it, other than that of 9.0a."""
+    return [f"{name[:-1]}.{name[-1]}" for name in re.findall(r"code=compute_(\d+)(?!\w)", gencode(archs))]
+
+
 class BuildKernels(build_ext):
     def run(self) -> None:
         self.targets: list[str] = []
@@ -160,6 +165,7 @@ class BuildKernels(build_ext):
             "torch": torch_facts["__version__"],
             "cpu": self.cpu_flags,
             "cuda_archs": archs,
+            "cuda_ptx": embedded_ptx(archs),
             "nvcc": nvcc,
         }
         (self.work / "build_facts.h").write_text(f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')

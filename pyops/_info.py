@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import _library, backends
+from . import _availability, _library, backends
 
 __version__ = "0.1.0"
 
@@ -23,15 +22,7 @@ def _triton_version() -> str | None:
         return None
 
 
-def _build_facts() -> dict[str, Any]:
-    try:
-        from ._build_info import compiler, facts_json
-    except ImportError as error:
-        return {"missing": f"the build facts are not available: {error}"}
-    return {**json.loads(facts_json), "compiler": compiler}
-
-
-def _devices() -> list[str]:
+def _gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -49,7 +40,9 @@ def info() -> dict[str, Any]:
     Returns:
         A dictionary that holds only JSON types.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    gpus = _gpus()
+    # One GPU is "cuda". Of several each is named: their kinds may differ.
+    devices = ["cpu", *(["cuda"] if len(gpus) == 1 else [f"cuda:{i}" for i in range(len(gpus))])]
     return {
         "pyops": __version__,
         "python": sys.version.split()[0],
@@ -60,12 +53,12 @@ def info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1",
-        "gpus": _devices(),
+        "gpus": gpus,
         "loaded": dict(_library.loaded),
         "backends": {
             device: {name: backends.missing_reason(name, device) or "available" for name in backends.BACKENDS}
             for device in devices
         },
         "conv2d_algorithms": _conv2d_algorithms(),
-        "build": _build_facts(),
+        "build": _availability.build_facts(),
     }

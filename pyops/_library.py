@@ -91,7 +91,7 @@ def triton_serves_cpu() -> bool:
         return False
     try:
         device = sys.modules["triton"].runtime.driver.active.get_active_torch_device()
-    except RuntimeError:  # Triton finds no driver
+    except Exception:  # Triton finds no driver, or is broken
         return False
     return bool(device.type == "cpu")
 
@@ -118,6 +118,11 @@ def load_libraries() -> None:
         load_errors["cuda"] = f"torch {torch.__version__} was built without CUDA"
     else:
         _load("cuda", LIBRARY_DIR / "libpyops_cuda.so")
+
+
+def is_built(backend: str) -> bool:
+    """Whether there is a library of the ``backend``, which may not load."""
+    return any(LIBRARY_DIR.glob(f"libpyops_{'cpu' if backend == 'cpp' else backend}*.so"))
 
 
 def _load_cpu() -> None:

@@ -2,21 +2,22 @@
 
 The choice is made per call from the tensor's device and dtype: by default the compiled library of
 that device, or what :func:`use_backend`, :func:`set_backend` or the environment variable
-``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises: there is no
-silent fallback.
+``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises, and where the default cannot run a
+warning says why the next one does: there is no silent fallback.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
 
-from . import _library
+from . import _availability, _library
 
 
 class BackendError(ValueError, RuntimeError):
@@ -32,8 +33,11 @@ _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 TINY_ELEMENTS = 1024
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
-_handles: dict[str, SimpleNamespace] = {}
-_missing: dict[tuple[str, str], str | None] = {}
+#: The op handles of each backend in use. Attributes, because torch.compile reads a dictionary once per
+#: graph, before a later op of that graph may have added to it.
+_bound = SimpleNamespace()
+_missing: dict[tuple[str, str, int], str | None] = {}
+_warnings: set[str] = set()
 _requested: str | None = None
 
 
@@ -43,47 +47,34 @@ def register_backend(name: str, namespace: str) -> None:
     _namespaces[name] = namespace
 
 
-def missing_reason(backend: str, device_type: str) -> str | None:
-    """Why ``backend`` cannot run on ``device_type``; None when it can."""
-    key = (backend, device_type)
+def missing_reason(backend: str, device: str | torch.device) -> str | None:
+    """Why ``backend`` cannot run on ``device``; None when it can. "cuda" is the first GPU."""
+    device = torch.device(device)
+    key = (backend, device.type, (device.index or 0) if device.type == "cuda" else 0)
     if key not in _missing:
-        _missing[key] = _find_missing_reason(backend, device_type)
+        _missing[key] = _find_missing_reason(*key)
     return _missing[key]
 
 
-def _find_missing_reason(backend: str, device_type: str) -> str | None:
+def _find_missing_reason(backend: str, device_type: str, index: int) -> str | None:
     if backend == "reference":
         return None
     if backend not in _namespaces:
         return f"unknown backend; the backends are {', '.join(BACKENDS)}"
     if backend == "triton":
-        return _triton_missing_reason(device_type)
-    if backend in ("cpp", "cuda"):
-        own_device = "cpu" if backend == "cpp" else "cuda"
-        if device_type != own_device:
-            return f"it serves {own_device} tensors"
-        return _library.load_errors.get(backend)
+        return _availability.triton_reason(device_type)
+    if backend == "cpp":
+        return _library.load_errors.get("cpp") if device_type == "cpu" else "it serves cpu tensors"
+    if backend == "cuda":
+        return _availability.cuda_reason(index) if device_type == "cuda" else "it serves cuda tensors"
     return None if device_type == "cpu" else "it serves cpu tensors"
-
-
-def _triton_missing_reason(device_type: str) -> str | None:
-    if device_type not in ("cpu", "cuda"):
-        return "it serves cuda tensors"
-    if device_type == "cpu" and not _library.triton_serves_cpu():
-        return "on the CPU it needs TRITON_INTERPRET=1 set before Triton is imported"
-    try:
-        importlib.import_module("pyops.triton_kernels")
-    except ImportError as error:
-        return f"Triton cannot be imported: {error}"
-    return None
 
 
 def available_backends(device: str | torch.device = "cpu") -> list[str]:
     """Names of the backends that can run on ``device``, the default first."""
-    device_type = torch.device(device).type
-    preferred = _DEFAULTS.get(device_type, ())
+    preferred = _DEFAULTS.get(torch.device(device).type, ())
     names = [*preferred, *(name for name in (*_namespaces, "reference") if name not in preferred)]
-    return [name for name in names if missing_reason(name, device_type) is None]
+    return [name for name in names if missing_reason(name, device) is None]
 
 
 def set_backend(name: str | None) -> None:
@@ -95,8 +86,7 @@ def set_backend(name: str | None) -> None:
     global _requested
     if name is not None:
         _check_usable(name)
-        if name != "reference" and name not in _handles:
-            _bind(name)
+        _bind(name)
     _requested = name
 
 
@@ -112,7 +102,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def _check_usable(name: str) -> None:
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = ["cpu", *(f"cuda:{i}" for i in range(gpus))]
     reasons = {device: missing_reason(name, device) for device in devices}
     if all(reasons.values()):
         details = "; ".join(f"on {device}: {reason}" for device, reason in reasons.items())
@@ -130,26 +121,38 @@ def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | No
     Raises:
         BackendError: the requested backend cannot run on the tensor's device.
     """
-    if _requested is None and tensor.is_cpu and "cpp" in _handles:  # the usual call
-        cpp = _handles["cpp"]
+    if _requested is None and tensor.is_cpu and hasattr(_bound, "cpp"):  # the usual call
+        cpp = _bound.cpp
         return cpp if tensor.dtype in _FLOATING and op not in cpp.without_kernel else None
-    device_type = tensor.device.type
-    if _requested is not None:
-        name = _requested
-        reason = missing_reason(name, device_type)
-        if reason is not None:
-            raise BackendError(
-                f"backend {name!r} cannot run on a tensor on {device_type!r}: {reason}; "
-                f"available there: {', '.join(available_backends(device_type))}"
-            )
-    else:
-        name = _default(device_type)
+    device = tensor.device
+    name = _choose(_requested, device.type, device.index)
     if name == "reference" or tensor.dtype not in _FLOATING:
         return None
-    handles = _handles.get(name)
-    if handles is None:
-        handles = _bind(name)
+    handles: SimpleNamespace = getattr(_bound, name)
     return None if op in handles.without_kernel else handles
+
+
+def _choose(requested: str | None, device_type: str, index: int | None) -> str:
+    return _choose_once(requested, device_type, index)
+
+
+# torch.compile runs it instead of tracing it: a first call imports modules and asks what GPU there is. This
+# is all that torch.compiler.assume_constant_result does; calling that would import the compiler with pyops.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _choose_once(requested: str | None, device_type: str, index: int | None) -> str:
+    """The name of the backend that serves the device; it is bound."""
+    device = torch.device(device_type) if index is None else torch.device(device_type, index)
+    name = requested or _default(device)
+    if reason := missing_reason(name, device):
+        raise BackendError(
+            f"backend {name!r} cannot run on a tensor on {str(device)!r}: {reason}; "
+            f"available there: {', '.join(available_backends(device))}"
+        )
+    _bind(name)
+    return name
 
 
 def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
@@ -162,21 +165,46 @@ def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
     and the library is there (its absence must not go unnoticed). Fused forms never use it, because they win
     by replacing several calls, nor does dropout, because its mask must be the same everywhere.
     """
-    if _requested is not None or not input.is_cpu or "cpp" not in _handles:
+    if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False
     return (input.numel() if elements is None else elements) <= TINY_ELEMENTS
 
 
-def _default(device_type: str) -> str:
-    for name in _DEFAULTS.get(device_type, ()):
-        if missing_reason(name, device_type) is None:
-            return name
-    if device_type == "cpu":
-        raise BackendError(f"the C++ kernels are not available: {_library.load_errors['cpp']}")
-    return "reference"
+def _default(device: torch.device) -> str:
+    """The first of the device's backends that can run; a warning says why those before it cannot."""
+    reasons: dict[str, str] = {}
+    for name in _DEFAULTS.get(device.type, ()):
+        reason = missing_reason(name, device)
+        if reason is None:
+            break
+        reasons[name] = reason
+    else:
+        name = "reference"
+    if device.type == "cpu" and name == "reference":
+        raise BackendError(f"the C++ kernels are not available: {reasons['cpp']}")
+    if reasons:
+        _warn_of_fallback(name, reasons)
+    return name
 
 
-def _bind(name: str) -> SimpleNamespace:
+def _warn_of_fallback(name: str, reasons: dict[str, str]) -> None:
+    if name == "triton" and not _library.is_built("cuda"):
+        return  # an installation without nvcc is as it was meant
+    details = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+    if name == "reference":
+        what = "no kernels serve CUDA tensors here, plain torch ops do"
+        advice = "Build the CUDA library, or install Triton and a C compiler"
+    else:
+        what, advice = f"{name} serves CUDA tensors here", "`pyops info` tells more"
+    message = f"pyops: {what} ({details}). {advice}; pyops.set_backend({name!r}) says that it is meant."
+    if message not in _warnings:
+        _warnings.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _bind(name: str) -> None:
+    if name == "reference" or hasattr(_bound, name):
+        return
     namespace = _namespaces[name]
     ops, names = getattr(torch.ops, namespace), _library.op_names(namespace)
     keys = {"cpp": ("CPU",), "cuda": ("CUDA",)}.get(name, ("CPU", "CUDA"))
@@ -187,14 +215,12 @@ def _bind(name: str) -> SimpleNamespace:
         without_kernel=frozenset(without),
         **{op: getattr(ops, op).default for op in names},
     )
-    _handles[name] = handles
-    return handles
+    setattr(_bound, name, handles)
 
 
 def _bind_loaded() -> None:
-    """Fill the caches for the compiled libraries now: torch.compile cannot trace that in a first call."""
+    """Bind the compiled libraries: a usual call on the CPU then asks nothing else."""
     for name in _library.loaded:
-        missing_reason(name, "cpu" if name == "cpp" else "cuda")
         _bind(name)
 
 

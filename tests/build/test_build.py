@@ -166,6 +166,21 @@ def test_a_source_gets_the_ptx_of_its_own_that_it_asks_for(
     assert flags.split() == [f"-gencode=arch={part}" for part in expected.split()]
 
 
+@pytest.mark.parametrize(
+    ("archs", "ptx"),
+    [
+        (["8.0", "9.0"], []),
+        (["9.0+PTX"], ["9.0"]),
+        (["8.0", "9.0", "12.0+PTX"], ["12.0"]),
+        (["9.0a+PTX"], []),
+    ],
+)
+def test_the_build_tells_which_ptx_later_gpus_find(
+    archs: list[str], ptx: list[str], setup_functions: dict[str, Any]
+) -> None:
+    assert setup_functions["embedded_ptx"](archs) == ptx
+
+
 def test_every_source_is_built_with_flags_of_its_own(
     setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
