@@ -40,6 +40,8 @@ def _of_functions(find: Callable[[str], Callable[..., Any]], name: str) -> Calla
         batch_first: bool = False,
         **params: Tensor,
     ) -> tuple[Tensor, ...]:
+        if batch_sizes is not None:
+            batch_sizes = batch_sizes.cpu()  # where torch's packed sequences have them
         hx = h_0 if c_0 is None else (h_0, c_0)
         arguments = hx, _params(params), bias, layers, 0.0, True, bidirectional
         return find(name)(input, batch_sizes, arguments, batch_first)

@@ -1,0 +1,199 @@
+"""What only a GPU can show: streams, graphs, a second device, and launches by several threads at once.
+
+Every public function runs forward and backward in one small case. Without a GPU the same checks run with the
+C++ kernels, where a stream is nothing and a graph is the call again: that keeps the checks themselves right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.suite import checks, ops
+from tests.suite.backends import BACKENDS, CPP, Backend
+from tests.suite.cases import Case
+
+ON_GPUS = [b for b in BACKENDS if b.device == "cuda"]
+
+#: About 30 ms of a GPU's time: longer than it takes to launch an op forward and backward.
+BUSY_CYCLES = 50_000_000
+
+Results = dict[str, Tensor]
+
+
+def one_case_per_function() -> Iterator[Case]:
+    """The first quick case of each public function in its contract."""
+    for module in ops.MODULES:
+        contract = getattr(module, "CONTRACT", None)
+        if contract is None:
+            continue
+        sweeps = [s for check in ("accuracy", "gradcheck") for s in contract.sweeps(check)]
+        cases = [*contract.small, *(case for sweep in sweeps for case in sweep.cases)]
+        for function in module.OPS:
+            yield next(case for case in cases if case.op == function and case.quick)
+
+
+CASES = list(one_case_per_function())
+everywhere = pytest.mark.parametrize("backend", ON_GPUS or [CPP], ids=str, indirect=True)
+each_function = pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
+
+
+def test_every_public_function_has_a_case() -> None:
+    assert {case.op for case in CASES} == set(checks.OPS)
+
+
+# ------------------------------------------------------------------------------------------- running a case
+
+
+def storage_of(t: Tensor) -> Tensor:
+    """All elements of the tensor's memory, in order, whatever its strides."""
+    return torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)
+
+
+class Call:
+    """A case that runs forward and backward on tensors whose contents may change between runs."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        self.case, self.op = case, checks.OPS[case.op]
+        self.tensors = checks.on_device(case.tensors(torch.float32), device)
+        outputs = checks._outputs(self.op.pyops(**self.tensors, **case.options))
+        upstream = checks.upstream_of(case, outputs)
+        self.upstream = [g.to(o.dtype).to(device) for o, g in zip(outputs, upstream, strict=True)]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors whose contents may change: those of class indices and sizes may not."""
+        return {k: t for k, t in self.tensors.items() if t.is_floating_point()}
+
+    def fill(self, source: dict[str, Tensor]) -> None:
+        for name, t in self.inputs().items():
+            storage_of(t).copy_(storage_of(source[name]))
+
+    def __call__(self) -> Results:
+        leaves = {
+            k: t.detach().requires_grad_(t.is_floating_point() and k in self.op.differentiable)
+            for k, t in self.tensors.items()
+        }
+        inputs = leaves
+        if self.case.options.get("inplace_backward"):
+            inputs = {**leaves, "input": leaves["input"].clone(memory_format=torch.preserve_format)}
+        outputs = checks._outputs(self.op.pyops(**inputs, **self.case.options))
+        wanted = {k: t for k, t in leaves.items() if t.requires_grad}
+        gradients = torch.autograd.grad(outputs, list(wanted.values()), self.upstream)
+        results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+        return {**results, **{f"gradient of {k}": g for k, g in zip(wanted, gradients, strict=True)}}
+
+
+def other_contents(call: Call) -> dict[str, Tensor]:
+    """Other numbers for the same case, in tensors of their own."""
+    again = dataclasses.replace(call.case, id=f"{call.case.id}_again")
+    device = next(iter(call.tensors.values())).device
+    return checks.on_device(again.tensors(torch.float32), str(device))
+
+
+@contextmanager
+def busy_stream(device: str) -> Iterator[None]:
+    """A stream that has work to do before what is launched now; the default stream has more."""
+    if device == "cpu":
+        yield
+        return
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(3 * BUSY_CYCLES)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(BUSY_CYCLES)
+        yield
+
+
+def captured(call: Call, device: str) -> Callable[[], Results]:
+    """The call as a graph; what comes back replays it, and its results are the graph's own tensors."""
+    if device == "cpu":
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):  # what first calls do is not for a graph: compiling, timing of tiles, workspaces
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+
+    def replay() -> Results:
+        graph.replay()
+        return results
+
+    return replay
+
+
+# ------------------------------------------------------------------------------------------------- checks
+
+
+@each_function
+@everywhere
+def test_a_side_stream_waits_for_nothing_and_needs_no_synchronisation(backend: Backend, case: Case) -> None:
+    """Inputs are made on the stream just before, by work that has not run when the op is launched."""
+    call = Call(case, backend.device)
+    source = other_contents(call)
+    call.fill(source)
+    torch.manual_seed(0)
+    expected = {k: t.clone() for k, t in call().items()}
+    for t in call.inputs().values():
+        storage_of(t).zero_()
+    torch.manual_seed(0)
+    with busy_stream(backend.device):
+        call.fill(source)
+        found = call()
+        checks.assert_bit_equal(expected, found, "on a side stream")  # waits for this stream alone
+
+
+@each_function
+@everywhere
+def test_a_graph_replays_forward_and_backward_with_new_contents(backend: Backend, case: Case) -> None:
+    call = Call(case, backend.device)
+    source = other_contents(call)
+    replay = captured(call, backend.device)
+    old = {k: t.clone() for k, t in call.inputs().items()}
+    for contents in (source, old, source):
+        call.fill(contents)
+        torch.manual_seed(0)
+        expected = {k: t.clone() for k, t in call().items()}
+        torch.manual_seed(0)
+        checks.assert_bit_equal(expected, replay(), "in the replay of a graph")
+
+
+@everywhere
+def test_several_threads_launch_at_once(backend: Backend) -> None:
+    """Each with streams of its own; dropout draws from a generator that all share."""
+    calls = [Call(case, backend.device) for case in CASES if "dropout" not in case.op]
+    expected = [{k: t.clone() for k, t in call().items()} for call in calls]
+    if backend.device == "cuda":
+        torch.cuda.synchronize()
+
+    def run(i: int) -> None:
+        stream = torch.cuda.stream(torch.cuda.Stream()) if backend.device == "cuda" else nullcontext()
+        with stream:
+            checks.assert_bit_equal(expected[i], calls[i](), f"between threads in {calls[i].case}")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, [*range(len(calls))] * 4))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+@each_function
+@pytest.mark.parametrize("backend", ON_GPUS, ids=str, indirect=True)
+def test_tensors_of_a_device_that_is_not_the_current_one(backend: Backend, case: Case) -> None:
+    with torch.cuda.device(0):
+        torch.manual_seed(0)
+        expected = Call(case, "cuda:0")()
+        torch.manual_seed(0)
+        found = Call(case, "cuda:1")()
+        assert torch.cuda.current_device() == 0
+    assert {t.device.index for t in found.values()} == {1}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value.cpu())
