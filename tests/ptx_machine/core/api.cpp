@@ -66,7 +66,7 @@ auto guarded(Function function, decltype(function()) on_error) {
   }
 }
 
-int run(Loaded& module, const char* entry, const PtxLaunch& launch) {
+void run(Loaded& module, const char* entry, const PtxLaunch& launch) {
   const Program& program = module.program(entry);
   grid = Grid();
   grid.program = &program;
@@ -75,7 +75,6 @@ int run(Loaded& module, const char* entry, const PtxLaunch& launch) {
   grid.shuffled = seed != 0;
   grid.counting = counting;
   grid.run();
-  return 0;
 }
 
 }  // namespace
@@ -98,7 +97,16 @@ PTX_API int ptx_decode(void* module, const char* entry) {
 }
 
 PTX_API int ptx_run(void* module, const char* entry, const PtxLaunch* launch) {
-  return ptx::guarded([&] { return ptx::run(*static_cast<ptx::Loaded*>(module), entry, *launch); }, 1);
+  return ptx::guarded(
+      [&] {
+        try {
+          ptx::run(*static_cast<ptx::Loaded*>(module), entry, *launch);
+        } catch (const ptx::Fault& fault) {
+          throw ptx::Fault(std::string(entry) + ": " + fault.what());
+        }
+        return 0;
+      },
+      1);
 }
 
 PTX_API int64_t ptx_resident_blocks(void* module, const char* entry, uint32_t threads,
