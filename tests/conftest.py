@@ -1,7 +1,14 @@
 """Fixtures of the whole suite; what the op tests share is in ``tests/suite``."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
+
+# PYOPS_TEST_TRITON=compiled runs the tests of Triton's backend alone: kernels compiled as for a GPU and run
+# by tests/ptx_machine on CPU tensors, wherever that is.
+if os.environ.get("PYOPS_TEST_TRITON") == "compiled":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TRITON_INTERPRET"] = "0"
 
 import pytest
 import torch
@@ -13,7 +20,15 @@ if not torch.cuda.is_available():
 import pyops
 from pyops.convert.plan import Plan
 from pyops.memory import output_cache_stats, set_output_cache_limit
-from tests.suite.backends import BACKENDS, WITH_KERNELS, Backend, activate
+from tests.suite.backends import (
+    BACKENDS,
+    COMPILED_TRITON,
+    TRITON_IS_COMPILED,
+    WITH_KERNELS,
+    Backend,
+    activate,
+    compile_triton,
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,16 +37,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: needs several GB of memory; runs with --large only")
+    config.addinivalue_line("markers", "compiled_triton: runs with PYOPS_TEST_TRITON=compiled only")
     # NumPy runs the interpreted Triton kernels: inf - inf in a masked-out lane is not worth a warning.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     config.addinivalue_line("filterwarnings", "ignore:.*not have a deterministic impl.*:UserWarning")
     # Float32 is judged by float32: convolutions on a GPU may otherwise round to TF32, torch's default.
     torch.backends.cudnn.allow_tf32 = False
+    if TRITON_IS_COMPILED and importlib.util.find_spec("triton"):
+        compile_triton()  # before any test imports the kernels
     # One thread: pytest-xdist has a worker per core. The determinism tests compare 1, 2 and 3 threads.
     torch.set_num_threads(1)
 
 
+def _for_compiled_triton(item: pytest.Item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return "compiled_triton" in item.keywords or COMPILED_TRITON in parameters
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[i for i in items if _for_compiled_triton(i) != TRITON_IS_COMPILED])
+    items[:] = [item for item in items if _for_compiled_triton(item) == TRITON_IS_COMPILED]
     if config.getoption("--large"):
         return
     skip = pytest.mark.skip(reason="needs several GB of memory: run with --large")

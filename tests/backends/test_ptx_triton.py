@@ -15,19 +15,17 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import OutOfResources
 
-from tests.suite.backends import compile_triton
+from tests.ptx_machine import machine, triton_driver
+from tests.suite.backends import COMPILED_TRITON, need_ptx_machine
+from tests.suite.cases import DTYPES, Case, combinations
 from tests.suite.ops import joined
 
 pytestmark = pytest.mark.compiled_triton
 
 
 @pytest.fixture(autouse=True)
-def driver() -> Any:
-    """The driver's module; it replaces Triton's compiler, so that it is not imported with this file."""
-    compile_triton()
-    from tests.ptx_machine import triton_driver
-
-    return triton_driver
+def _machine() -> None:
+    need_ptx_machine()
 
 
 # ---------------------------------------------------------------------------------------- arguments
@@ -35,7 +33,8 @@ def driver() -> Any:
 
 @triton.jit
 def _store_integers(
-    out, a: "u1", b: "i8", c: "u8", d: "i16", e: "u16", f: "i32", g: "u32", h: "i64", i: "u64"
+    out, a: tl.int1, b: tl.int8, c: tl.uint8, d: tl.int16, e: tl.uint16,
+    f: tl.int32, g: tl.uint32, h: tl.int64, i: tl.uint64,
 ):  # fmt: skip
     tl.store(out, a)
     tl.store(out + 1, b)
@@ -48,19 +47,19 @@ def _store_integers(
     tl.store(out + 8, i)
 
 
-_SIGNED, _UNSIGNED = (8, 16, 32, 64), (8, 16, 32, 63)  # the output is signed
+_INTEGERS = {
+    "least": [False, -(2**7), 0, -(2**15), 0, -(2**31), 0, -(2**63), 0],
+    # The last is stored in 64 bits with a sign.
+    "most": [True, 2**7 - 1, 2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**63 - 1],
+    "small": [True, -1, 1, 16, 17, -18, 19, -20, 21],
+}
 
 
-@pytest.mark.parametrize("values", ["least", "most", "small"])
-def test_integers_of_every_width(values: str) -> None:
-    arguments = {
-        "least": [False, -(2**7), 0, -(2**15), 0, -(2**31), 0, -(2**63), 0],
-        "most": [True, 2**7 - 1, 2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**63 - 1],
-        "small": [True, -1, 1, 16, 17, -18, 19, -20, 21],
-    }[values]
+@pytest.mark.parametrize("values", _INTEGERS.values(), ids=_INTEGERS)
+def test_integers_of_every_width(values: list[int]) -> None:
     out = torch.zeros(9, dtype=torch.int64)
-    _store_integers[(1,)](out, *arguments)
-    assert out.tolist() == [int(a) for a in arguments]
+    _store_integers[(1,)](out, *values)
+    assert out.tolist() == [int(value) for value in values]
 
 
 def test_an_integer_that_does_not_fit_is_refused() -> None:
@@ -69,7 +68,7 @@ def test_an_integer_that_does_not_fit_is_refused() -> None:
 
 
 @triton.jit
-def _store_floats(out, a: "fp16", b: "bf16", c: "fp32", d: "fp64", e):
+def _store_floats(out, a: tl.float16, b: tl.bfloat16, c: tl.float32, d: tl.float64, e):
     tl.store(out, a.to(tl.float64))
     tl.store(out + 1, b.to(tl.float64))
     tl.store(out + 2, c.to(tl.float64))
@@ -137,9 +136,9 @@ def test_no_programs_run_nothing() -> None:
 # ----------------------------------------------------------------------------------- what is refused
 
 
-def test_a_store_out_of_bounds_names_the_kernel(driver: Any) -> None:
+def test_a_store_out_of_bounds_names_the_kernel() -> None:
     x, out = torch.randn(300), torch.zeros(256)
-    with pytest.raises(driver.machine.Fault, match="_add_one"):
+    with pytest.raises(machine.Fault, match="_add_one"):
         _add_one[(2,)](x, out, 300, BLOCK=256)
 
 
@@ -148,11 +147,11 @@ def _store_at(address, owner):
     tl.store(address.to(tl.pointer_type(tl.float32)), 1.0)
 
 
-def test_the_memory_of_tensors_that_are_no_arguments_is_out_of_bounds(driver: Any) -> None:
+def test_the_memory_of_tensors_that_are_no_arguments_is_out_of_bounds() -> None:
     x = torch.zeros(64)
     _store_at[(1,)](x.data_ptr(), x)
     assert x[0] == 1
-    with pytest.raises(driver.machine.Fault, match="_store_at"):
+    with pytest.raises(machine.Fault, match="_store_at"):
         _store_at[(1,)](x.data_ptr(), torch.zeros(64))
 
 
@@ -173,7 +172,7 @@ def test_more_shared_memory_than_there_is() -> None:
         _sum_of_products[(1,)](x, x, x, 9, BLOCK=128, num_stages=3)
 
 
-def test_scratch_is_allocated_for_all_programs(driver: Any) -> None:
+def test_scratch_is_allocated_for_all_programs() -> None:
     ran = []
 
     class Recorder:
@@ -184,7 +183,7 @@ def test_scratch_is_allocated_for_all_programs(driver: Any) -> None:
         name="kernel", num_ctas=1, num_warps=2, shared=64 << 10, launch_cooperative_grid=True,
         global_scratch_size=128, profile_scratch_size=0,
     )  # fmt: skip
-    launcher = driver.Launcher(SimpleNamespace(signature={}), metadata)
+    launcher = triton_driver.Launcher(SimpleNamespace(signature={}), metadata)
     launcher(3, 2, 1, 0, Recorder(), None, None, None, None)
     [(entry, grid, block, (scratch, profile), options)] = ran
     assert (entry, grid, block) == ("kernel", (3, 2, 1), (64, 1, 1))
@@ -196,13 +195,21 @@ def test_scratch_is_allocated_for_all_programs(driver: Any) -> None:
 # ------------------------------------------------------------------------------- the library's kernels
 
 
-@pytest.mark.parametrize("case", joined("TRITON_CASES").items(), ids=lambda case: case[0])
-def test_every_kernel_is_understood(driver: Any, case: tuple[str, Any]) -> None:
-    from pyops.triton_kernels.tools.launch import record_launches
+def test_a_case_runs_in_one_dtype_and_alternating_options_meet_them_all() -> None:
+    cases = [Case(str(i), "op", lambda generator: {}) for i in range(32)]
+    pairs = [(int(case.id), dtype) for _, case, dtype in combinations([COMPILED_TRITON], cases, DTYPES)]
+    assert [i for i, _ in pairs] == list(range(32))
+    for remainder in range(4):
+        assert {dtype for i, dtype in pairs if i % 4 == remainder} == set(DTYPES)
 
-    with record_launches(divmod(driver.CAPABILITY, 10)) as launches:
+
+@pytest.mark.parametrize("case", joined("TRITON_CASES").items(), ids=lambda case: case[0])
+def test_every_kernel_is_understood(case: tuple[str, Any]) -> None:
+    from pyops.triton_kernels.tools.launch import record_launches  # registers kernels: after the driver
+
+    with record_launches(divmod(triton_driver.CAPABILITY, 10)) as launches:
         case[1]()
     for launch in launches:
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.meta)
         assert "cubin" not in compiled.asm
-        driver.machine.Module(compiled.asm["ptx"].decode(), compiled.name).decode(compiled.name)
+        machine.Module(compiled.asm["ptx"].decode(), compiled.name).decode(compiled.name)

@@ -132,7 +132,9 @@ class Launcher:
         if exit_hook is not None:
             exit_hook(launch_metadata)
 
-    def _run(self, grid: tuple[int, int, int], module: machine.Module, arguments: list[tuple[str, Any]]) -> None:
+    def _run(
+        self, grid: tuple[int, int, int], module: machine.Module, arguments: list[tuple[str, Any]]
+    ) -> None:
         meta = self._metadata
         programs = grid[0] * grid[1] * grid[2]
         scratch = [
@@ -153,7 +155,7 @@ class Launcher:
 
 
 def _load_binary(name: str, ptx: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
-    """Module, function, registers, spilled bytes and the most threads; the assembler would know the middle."""
+    """Module, function, registers, spilled bytes and most threads; the assembler would know the middle."""
     module = machine.Module(ptx.decode(), name)
     return module, module, 0, 0, 1024
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,14 +22,18 @@ class Backend:
 
     ``thorough`` backends are fast enough for every case. The emulator and Triton's interpreter are about
     1000 times slower, and Triton on a GPU compiles each combination of options: they get the ``quick`` cases,
-    which cover every pair of options and every shape of code path.
+    which cover every pair of options and every shape of code path. Where ``thinned``, because each kernel is
+    compiled on the CPU as well, a quick case runs in one of its dtypes and layouts, the next one in another.
     """
 
     name: str
     device: str
     thorough: bool
+    thinned: bool = False
 
     def __str__(self) -> str:
+        if self == COMPILED_TRITON:
+            return "triton-ptx"
         return f"{self.name}-{self.device}" if self.name in ("triton", "reference") else self.name
 
     @property
@@ -38,6 +43,9 @@ class Backend:
 
 
 CPP = Backend("cpp", "cpu", thorough=True)
+COMPILED_TRITON = Backend("triton", "cpu", thorough=False, thinned=True)
+#: Triton is compiled and run by ``tests/ptx_machine`` instead of interpreted; a process can have one of them.
+TRITON_IS_COMPILED = os.environ.get("PYOPS_TEST_TRITON") == "compiled"
 _HAS_GPU = torch.cuda.is_available()
 BACKENDS = [
     CPP,
@@ -46,7 +54,7 @@ BACKENDS = [
     *(
         [Backend("cuda", "cuda", thorough=True), Backend("triton", "cuda", thorough=False)]
         if _HAS_GPU
-        else [Backend("triton", "cpu", thorough=False)]
+        else [COMPILED_TRITON if TRITON_IS_COMPILED else Backend("triton", "cpu", thorough=False)]
     ),
 ]
 TRITON = BACKENDS[-1]
@@ -63,6 +71,17 @@ def _load(emulation: ModuleType) -> None:
         emulation.load()
 
 
+def compile_triton() -> None:
+    """Compile Triton kernels as for a GPU from now on, and run them in the PTX machine on CPU tensors."""
+    importlib.import_module("tests.ptx_machine.triton_driver").activate()
+
+
+def need_ptx_machine() -> None:
+    """Skip the test where the PTX machine cannot be built."""
+    if reason := importlib.import_module("tests.ptx_machine.machine").missing_reason():
+        pytest.skip(f"PTX machine: {reason}")
+
+
 def activate(backend: Backend) -> None:
     """Load what ``backend`` needs, or skip the test with the reason why it cannot run here."""
     if backend.name == "emulated":
@@ -72,6 +91,8 @@ def activate(backend: Backend) -> None:
         _load(emulation)
         if not has_kernel(backend, "gemm_"):  # on CUDA it is the vendor's, through torch
             torch.library.impl("pyops_emulated::gemm_", "CPU")(pyops.ops.gemm.library_gemm_)
+    if backend == COMPILED_TRITON:
+        need_ptx_machine()
     if reason := pyops.backends.missing_reason(backend.name, backend.device):
         pytest.skip(f"{backend}: {reason}")
 

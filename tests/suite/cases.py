@@ -60,10 +60,18 @@ class Case:
 
 
 def combinations(backends: Iterable[Backend], cases: Iterable[Case], *axes: Iterable[Any]) -> Iterator[tuple]:
-    """Each of ``backends`` with each of ``cases``, and so on; slow backends get the quick cases only."""
-    for backend, case, *values in itertools.product(backends, cases, *axes):
-        if backend.thorough or case.quick:
-            yield backend, case, *values
+    """Each of ``backends`` with each of ``cases``, and so on; slow backends get the quick cases only.
+
+    Thinned backends get one combination of the other axes with each case, in turn.
+    """
+    cases, settings = list(cases), list(itertools.product(*axes))
+    for backend in backends:
+        wanted = [case for case in cases if backend.thorough or case.quick]
+        for i, case in enumerate(wanted):
+            # Each turn begins one further, since the options of cases alternate, too.
+            one = (i + i // len(settings)) % len(settings)
+            for setting in [settings[one]] if backend.thinned else settings:
+                yield backend, case, *setting
 
 
 def sweep(
