@@ -13,4 +13,12 @@ CASES = [
     pool_case("adaptive_avg_pool2d", (1, 8, 8, 8), (1, 1), overhead=True, output_size=1),
     pool_case("adaptive_avg_pool2d", (32, 512, 7, 7), (1, 1), channels_last=True, quick=True, output_size=1),
     pool_case("adaptive_avg_pool2d", (16, 256, 56, 56), (7, 7), channels_last=True, output_size=7),
+    pool_case(
+        "adaptive_avg_pool2d",
+        (128, 512, 28, 28),
+        (1, 1),
+        channels_last=True,
+        devices=("cuda",),
+        output_size=1,
+    ),
 ]

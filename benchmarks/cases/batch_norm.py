@@ -98,4 +98,6 @@ CASES = [
     case(32, 256, 14, 14, residual=True),
     case(32, 512, 7, 7, residual=True),
     case(32, 64, 56, 56, residual=True, dtype=torch.bfloat16),
+    case(128, 256, 56, 56, residual=True, dtype=torch.bfloat16, devices=("cuda",)),
+    case(128, 256, 56, 56, residual=True, dtype=torch.bfloat16, last=True, devices=("cuda",)),
 ]

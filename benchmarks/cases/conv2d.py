@@ -86,4 +86,8 @@ CASES = [
     case(32, 96, 54, 96, 1),
     case(32, 128, 28, 128, 3, padding=1),
     case(32, 128, 28, 128, 3, padding=1, dtype=torch.bfloat16),
+    case(128, 64, 56, 64, 3, padding=1, devices=("cuda",)),
+    case(128, 64, 56, 64, 3, padding=1, dtype=torch.bfloat16, devices=("cuda",)),
+    case(128, 256, 56, 64, 1, dtype=torch.bfloat16, devices=("cuda",)),
+    case(128, 256, 28, 256, 3, padding=1, dtype=torch.bfloat16, devices=("cuda",)),
 ]

@@ -84,4 +84,6 @@ CASES = [
     case(16, 3, 224, 96, 11, 3, 2, stride=4, padding=1),
     case(8, 64, 112, 64, 3, 2, 2, padding=1),
     case(32, 96, 54, 96, 1, 3, 2),
+    case(128, 3, 224, 96, 11, 3, 2, stride=4, padding=1, devices=("cuda",)),
+    case(64, 64, 112, 64, 3, 2, 2, padding=1, devices=("cuda",)),
 ]

@@ -41,4 +41,6 @@ CASES = [
     case(50_000, 256, 8192, quick=True),
     case(50_000, 256, 8192, torch.bfloat16),
     case(50_000, 256, 8192, label=" skewed"),
+    case(50_000, 1024, 65_536, torch.bfloat16, devices=("cuda",)),
+    case(50_000, 1024, 65_536, torch.bfloat16, label=" skewed", devices=("cuda",)),
 ]

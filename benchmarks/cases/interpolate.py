@@ -45,4 +45,5 @@ CASES = [
     case((8, 64, 56, 56), (112, 112), channels_last=True, quick=True),
     case((8, 64, 56, 56), (112, 112), torch.bfloat16),
     case((8, 64, 56, 56), (100, 75)),
+    case((32, 256, 56, 56), (112, 112), torch.bfloat16, devices=("cuda",)),
 ]

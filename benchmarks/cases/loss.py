@@ -41,6 +41,7 @@ CASES = [
         for made in (
             case(op, (32, 16), overhead=True, modes=(FORWARD, FORWARD_BACKWARD)),
             case(op, BATCH, quick=op in ("huber_loss", BCE), modes=(FORWARD, FORWARD_BACKWARD)),
+            case(op, (8192, 16384), torch.bfloat16, devices=("cuda",)),
         )
     ),
     case("huber_loss", BATCH, torch.bfloat16),

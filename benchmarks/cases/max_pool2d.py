@@ -14,4 +14,8 @@ CASES = [
         "max_pool2d", (32, 64, 112, 112), (56, 56), last=True, saved=1, kernel_size=3, stride=2, padding=1
     ),
     pool_case("max_pool2d", (32, 64, 112, 112), (56, 56), channels_last=True, saved=1, kernel_size=2),
+    pool_case(
+        "max_pool2d", (128, 64, 112, 112), (56, 56),
+        channels_last=True, saved=1, devices=("cuda",), kernel_size=3, stride=2, padding=1,
+    ),
 ]  # fmt: skip

@@ -30,4 +30,5 @@ CASES = [
     case((4096, 1000), modes=(FORWARD, FORWARD_BACKWARD), quick=True),
     case((2048, 32000)),
     case((8, 21, 128, 128)),
+    case((16384, 32000), devices=("cuda",)),
 ]

@@ -117,5 +117,5 @@ CASES = [
     *(case(op, 35, 32, 28, 256, packed=True) for op in ("gru", "lstm")),
     *(case(op, 32, 1024, 28, 32, packed=True) for op in ("gru", "lstm")),
     # Of which no block of a GPU can hold the weights.
-    *(case(op, 256, 64, 512, 512, dtype=torch.bfloat16, devices=("cuda",)) for op in ("gru", "lstm")),
+    *(case(op, 256, 64, 512, 512, dtype=torch.bfloat16, devices=("cuda",)) for op in _GATES),
 ]

@@ -34,6 +34,7 @@ def pool_case(
     quick: bool = False,
     channels_last: bool = False,
     last: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
     **options: Any,
 ) -> Case:
     """A case on images of ``shape`` and outputs of height and width ``pooled``.
@@ -56,5 +57,6 @@ def pool_case(
         modes=(FORWARD, FORWARD_BACKWARD),
         overhead=overhead,
         quick=quick,
+        devices=devices,
         channels_last=channels_last,
     )
