@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LOG = "log.txt"
-STEPS = ("build", "tests", "quick", "memcheck", "racecheck", "graphs", "benchmarks")
+STEPS = ("build", "tests", "quick", "memcheck", "racecheck", "benchmarks")
 _PROBE = """
 import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": None}
@@ -179,10 +179,8 @@ def _make_step(name: str, facts: dict[str, Any], folder: Path, remaining: float)
     run += ["--results", str(folder if os.environ.get("OUT") else RESULTS)]
     if name == "quick":
         return Step(name, [*run, "--quick"], 80)
-    limit = min(remaining, 90.0) if name == "graphs" else remaining
-    more = ["--cuda-graph", "--quick"] if name == "graphs" else []
     # The run's own limit stops it between cases, with everything written; the step's is a backstop.
-    return Step(name, [*run, *more, "--time-limit", str(max(10, int(limit - 30)))], limit)
+    return Step(name, [*run, "--time-limit", str(max(10, int(remaining - 30)))], remaining)
 
 
 def _tests_step(python: str) -> Step:

@@ -55,7 +55,6 @@ def run(
     with_overhead: bool = True,
     default_allocator: bool = False,
     compiled: bool | None = None,
-    cuda_graph: bool = False,
     time_limit_s: float | None = None,
 ) -> int:
     """Measure ``ops`` (all when empty) and print the report.
@@ -70,7 +69,6 @@ def run(
         with_overhead: also measure microseconds per call at the smallest size.
         default_allocator: measure again in a second process without huge pages (CPU).
         compiled: whether torch.compile is a baseline; None: unless ``quick``.
-        cuda_graph: time replays of captured graphs instead of eager calls (CUDA).
         time_limit_s: start no new case after this many seconds.
 
     Returns:
@@ -87,7 +85,7 @@ def run(
     options = Options(
         ops=list(ops),
         device=chosen,
-        settings=replace(settings, compile=compiled, cuda_graph=cuda_graph),
+        settings=replace(settings, compile=compiled),
         quick=quick,
         json_path=json_path,
         markdown_path=markdown_path,
@@ -146,7 +144,7 @@ def _plan(options: Options) -> list[tuple[Case, str, str]]:
     chosen = cases.select(options.ops, options.device, quick=options.quick)
     chosen.sort(key=lambda case: not case.quick)  # what a time limit cuts off is the least needed
     todo = [(case, mode, "results") for case in chosen for mode in case.modes]
-    if options.overhead and not options.settings.cuda_graph:
+    if options.overhead:
         smallest = cases.select(options.ops, options.device, overhead=True)
         todo += [(case, mode, "overhead") for case in smallest for mode in case.modes]
     return todo
@@ -241,7 +239,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few cases, short, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile baseline")
     parser.add_argument("--no-overhead", action="store_true", help="no microseconds-per-call table")
-    parser.add_argument("--cuda-graph", action="store_true", help="time replays of CUDA graphs")
     parser.add_argument(
         "--default-allocator", action="store_true", help="measure again without huge pages (CPU)"
     )
@@ -261,7 +258,6 @@ def main(arguments: list[str] | None = None) -> int:
         with_overhead=not given.no_overhead,
         default_allocator=given.default_allocator,
         compiled=False if given.no_compile else None,
-        cuda_graph=given.cuda_graph,
         time_limit_s=given.time_limit,
     )
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from .machine import l2_bytes
+from .contender import nothing
+from .device import Call, DryRun, Gpu
 
-Call = Callable[[], Any]
+#: Of CUDA's events, in seconds.
+_RESOLUTION = 0.5e-6
 
 
 class Clock(Protocol):
     #: Most calls in one block.
     max_calls: int
+    #: What a reader must know of how a call was timed, by call.
+    notes: dict[Call, str]
 
     def block(self, call: Call, calls: int, before_call: Call | None) -> float:
         """Seconds per call over ``calls`` calls; ``before_call`` runs before each, untimed."""
@@ -34,7 +37,8 @@ class HostClock:
     max_calls = 1000
 
     def __init__(self, synchronize: Call | None = None) -> None:
-        self._synchronize = synchronize or _nothing
+        self._synchronize = synchronize or nothing
+        self.notes: dict[Call, str] = {}
 
     def block(self, call: Call, calls: int, before_call: Call | None = None) -> float:
         synchronize = self._synchronize
@@ -56,39 +60,64 @@ class HostClock:
         return total / calls / 1e9
 
 
-class EventClock:
-    """Device time of each call by CUDA events, with the L2 cache overwritten before every call.
+class GraphClock:
+    """Device time of a call, without Python and a launch's way through the driver.
 
-    The overwrite also gives the host a head start, so that launch overhead mostly hides behind it;
-    what does not hide is really paid by whoever calls the op eagerly.
+    A CUDA graph of several calls, before each of which the L2 cache is filled with other data, is replayed,
+    and a graph of the same without the calls; the difference is theirs.
+
+    What cannot be captured is timed call by call between events, which does see a host that falls behind;
+    ``notes`` says so, by call.
     """
 
-    max_calls = 30  # every one of them also costs a pass over the flush buffer
+    max_calls = 20  # each costs a pass over the flush buffer, too
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        size = max(2 * l2_bytes(device), 256 * 2**20)
-        self._flush = torch.empty(size, dtype=torch.uint8, device=device)
+    def __init__(self, gpu: Gpu | DryRun) -> None:
+        self._gpu = gpu
+        self._replays: dict[tuple[Call, Call | None, int], Call] = {}
+        self.notes: dict[Call, str] = {}
 
     def block(self, call: Call, calls: int, before_call: Call | None = None) -> float:
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)
-        ]
-        with torch.cuda.device(self._device):
-            for start, end in events:
-                if before_call is not None:
-                    before_call()
-                self._flush.zero_()
-                start.record()
-                call()
-                end.record()
-            torch.cuda.synchronize(self._device)
-        return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
+        if call not in self.notes:
+            try:
+                filled = self._replay(call, calls, before_call)
+                empty = self._replay(nothing, calls, before_call)
+            except RuntimeError as error:
+                self.notes[call] = f"timed by events, no graph: {' '.join(str(error).split())[:200]}"
+            else:
+                # A call is at least as long as the clock's resolution; the difference of two could be less.
+                return max(self._gpu.elapsed(filled) - self._gpu.elapsed(empty), _RESOLUTION) / calls
+        return self._by_events(call, min(calls, 3), before_call)
+
+    def _replay(self, call: Call, calls: int, before_call: Call | None) -> Call:
+        """The graph of ``calls`` calls; of each call the last one asked for is kept, with its memory."""
+        key = (call, before_call, calls)
+        if key not in self._replays:
+            for other in [k for k in self._replays if k[0] is call and call is not nothing]:
+                del self._replays[other]
+
+            def block() -> None:
+                for _ in range(calls):
+                    if before_call is not None:
+                        before_call()
+                    self._gpu.flush()
+                    call()
+
+            self._replays[key] = self._gpu.capture(block, warm_ups=1)
+        return self._replays[key]
+
+    def _by_events(self, call: Call, calls: int, before_call: Call | None) -> float:
+        times = []
+        for _ in range(calls):
+            if before_call is not None:
+                before_call()
+            times.append(self._gpu.elapsed(call))
+        return statistics.median(times)
 
 
 def device_clock(device: torch.device) -> Clock:
     """The clock for the main table on ``device``."""
-    return EventClock(device) if device.type == "cuda" else HostClock()
+    return GraphClock(Gpu()) if device.type == "cuda" else HostClock()
 
 
 def host_clock(device: torch.device) -> Clock:
@@ -96,30 +125,3 @@ def host_clock(device: torch.device) -> Clock:
     if device.type == "cuda":
         return HostClock(lambda: torch.cuda.synchronize(device))
     return HostClock()
-
-
-def capture(call: Call, device: torch.device) -> Call:
-    """``call`` as the replay of a CUDA graph: launch overhead of the host taken out.
-
-    The graph's outputs live as long as the returned function does.
-    """
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # warm-up on a side stream, as capture requires
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return outputs
-
-    return replay
-
-
-def _nothing() -> None:
-    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,18 @@ from .contender import Contender, Inputs, nothing
 _LEAST_MARGIN = 1e-5
 
 
-def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> list[Contender]:
-    """All contenders of ``case`` on ``device``; the inputs are built once and shared."""
+def build(
+    case: Case,
+    mode: str,
+    device: torch.device,
+    *,
+    compiled: bool,
+    kernels: Sequence[str] | None = None,
+) -> list[Contender]:
+    """All contenders of ``case`` on ``device``; the inputs are built once and shared.
+
+    ``kernels`` are the backends of pyops that take part, all of the device by default.
+    """
     own = case.contenders(mode, device, compiled=compiled)
     if own is not None:
         return own
@@ -42,7 +52,7 @@ def build(case: Case, mode: str, device: torch.device, *, compiled: bool) -> lis
         needs_gradient=needs_gradient,
         before_call=before_call,
     )
-    subjects: list[str | None] = [*kernel_backends(device)]
+    subjects: list[str | None] = [*(kernel_backends(device) if kernels is None else kernels)]
     if case.overhead:
         subjects.insert(0, None)  # as users call it: tiny tensors may be left to torch
     contenders = [

@@ -34,9 +34,10 @@ from pyops import backends
 from . import checks, memory
 from .case import Case, dtype_name
 from .ceilings import Ceilings
-from .clocks import Call, Clock, capture, device_clock
-from .contender import Contender
+from .clocks import Clock, device_clock
+from .contender import Contender, nothing
 from .contenders import build, in_float64, masked_outputs, outputs_in_float64
+from .device import Call
 
 _FEWEST_ROUNDS = 3
 _PATIENCE = 4  # budgets that the minimum of rounds may take
@@ -55,7 +56,6 @@ class Settings:
     min_rounds: int = 7
     max_rounds: int = 51
     compile: bool = True
-    cuda_graph: bool = False
 
 
 QUICK = Settings(warmup_s=0.05, block_s=0.005, budget_s=1.5, min_rounds=5, max_rounds=15, compile=False)
@@ -98,6 +98,8 @@ class Result:
     peak: dict[str, memory.Peak] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    #: By contender, what a reader must know of how it was timed.
+    notes: dict[str, str] = field(default_factory=dict)
     #: By pyops contender, where the op chooses among several.
     algorithm: dict[str, str] = field(default_factory=dict)
     bytes_read: int = 0
@@ -121,7 +123,7 @@ def run_rounds(
     before_block, before_call = before_block or {}, before_call or {}
 
     def block(name: str, count: int) -> float:
-        before_block.get(name, _nothing)()
+        before_block.get(name, nothing)()
         return clock.block(calls[name], count, before_call.get(name))
 
     names = list(calls)
@@ -181,8 +183,9 @@ def measure(
     *,
     clock: Clock | None = None,
     ceilings: Ceilings | None = None,
+    kernels: Sequence[str] | None = None,
 ) -> Result:
-    """Check, then time one case.
+    """Check, then time one case, of pyops the backends ``kernels`` (all of the device by default).
 
     Raises:
         WrongResult: a pyops result is further from float64 than allowed, or changes while timing.
@@ -196,7 +199,7 @@ def measure(
         mode=mode,
         device=device.type,
         dtype=dtype_name(case.dtype),
-        clock=type(clock).__name__ + (" + CUDA graph" if settings.cuda_graph else ""),
+        clock=type(clock).__name__,
         bytes_read=traffic.read,
         bytes_written=traffic.written,
         flops=traffic.flops,
@@ -206,14 +209,14 @@ def measure(
         torch._dynamo.reset()  # each case compiles afresh: no recompile limit, no leftovers
     # The contenders set their backends themselves; the caller's choice comes back at the end.
     with backends.use_backend(None), _device_context(device):
-        contenders = build(case, mode, device, compiled=settings.compile)
+        contenders = build(case, mode, device, compiled=settings.compile, kernels=kernels)
         prints = check(case, mode, contenders, result)
         for contender in contenders:
             contender.before_block()
             result.peak[contender.name] = memory.peak(contender.call, device, contender.before_call)
             if contender.subject:
                 result.algorithm[contender.name] = case.algorithm(contender.inputs)
-        _time(contenders, clock, settings, device, result)
+        _time(contenders, clock, settings, result)
         if case.mask is None:
             for contender in contenders:
                 after = checks.fingerprint(contender.run())
@@ -262,29 +265,16 @@ def _time(
     contenders: list[Contender],
     clock: Clock,
     settings: Settings,
-    device: torch.device,
     result: Result,
 ) -> None:
-    calls = {}
-    for contender in list(contenders):
-        contender.before_block()
-        calls[contender.name] = contender.call
-        if settings.cuda_graph:
-            try:
-                calls[contender.name] = capture(contender.call, device)
-            except RuntimeError as error:
-                if contender.subject or contender.name == "eager":
-                    raise
-                result.left_out[contender.name] = _one_line(error)
-                del calls[contender.name]
-                contenders.remove(contender)
     result.samples = run_rounds(
-        calls,
+        {c.name: c.call for c in contenders},
         clock,
         settings,
         before_block={c.name: c.before_block for c in contenders},
         before_call={c.name: c.before_call for c in contenders},
     )
+    result.notes = {c.name: clock.notes[c.call] for c in contenders if c.call in clock.notes}
     result.seconds = {name: Spread.of(values) for name, values in result.samples.items()}
     result.best_baseline, result.speedup = compare(
         result.samples,
@@ -300,7 +290,3 @@ def _device_context(device: torch.device) -> Any:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {text[:200]}"
-
-
-def _nothing() -> None:
-    return None

@@ -8,8 +8,6 @@ number is the larger of what the host and the device need per call.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from .case import Case
@@ -19,5 +17,4 @@ from .harness import Result, Settings, measure
 
 def measure_overhead(case: Case, mode: str, device: torch.device, settings: Settings) -> Result:
     """pyops against torch eager and torch.compile."""
-    settings = replace(settings, cuda_graph=False)
     return measure(case, mode, device, settings, clock=host_clock(device))

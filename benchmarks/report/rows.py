@@ -14,8 +14,8 @@ Raw = dict[str, Any]
 #: What the rows of one case and mode have in common.
 Key = tuple[str, str, str, str, str, str]
 
-TIME, GRAPHS, OVERHEAD, ALLOCATOR = "time", "CUDA graphs", "overhead", "default allocator"
-SECTIONS = (TIME, GRAPHS, OVERHEAD, ALLOCATOR)
+TIME, OVERHEAD, ALLOCATOR = "time", "overhead", "default allocator"
+SECTIONS = (TIME, OVERHEAD, ALLOCATOR)
 MODES = ("forward", "forward+backward", "training step")
 EAGER, COMPILE = "eager", "compile"
 #: A case that the time limit cut off: not a result, and no reason to forget an older one.
@@ -122,8 +122,7 @@ def from_raw(raw: Raw) -> Report:
     facts["pyops_libraries"] = list(facts["pyops_libraries"].values())
     facts["ceilings"] = (raw["ceilings"] or {}).get("text", "")
     run = Run(**{field.name: _text(facts.get(field.name)) for field in fields(Run)})
-    main = GRAPHS if raw["settings"]["cuda_graph"] else TIME
-    sections = {"results": main, "overhead": OVERHEAD, "default_allocator": ALLOCATOR}
+    sections = {"results": TIME, "overhead": OVERHEAD, "default_allocator": ALLOCATOR}
     results = [(section, result) for name, section in sections.items() for result in raw[name]]
     rows = [row for section, result in results for row in _rows(run, section, result)]
     for failure in raw["failures"]:
@@ -165,6 +164,7 @@ def _rows(run: Run, section: str, result: Raw) -> list[Row]:
             peak_bytes=peak.get("allocated"),
             resident_bytes=peak.get("resident"),
             algorithm=result.get("algorithm", {}).get(contender, ""),
+            note=result.get("notes", {}).get(contender, ""),
             date=run.date,
         )
         rows.append(row)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from .rows import ALLOCATOR, COMPILE, EAGER, GRAPHS, OVERHEAD, TIME, Report, Row
+from .rows import ALLOCATOR, COMPILE, EAGER, OVERHEAD, TIME, Report, Row
 
 _MODES = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
 _FIXED = (EAGER, COMPILE)
@@ -59,11 +59,10 @@ class Group:
 
 def tables(report: Report) -> list[Table]:
     """All tables of a report; empty ones are left out."""
-    main, graphs = _groups(report, TIME), _groups(report, GRAPHS)
+    main = _groups(report, TIME)
     made = [
         _timing_table("pyops against torch", main),
-        _timing_table("pyops against torch, replays of CUDA graphs", graphs),
-        _memory_table(_once(main, graphs)),
+        _memory_table(main),
         _overhead_table(_groups(report, OVERHEAD)),
         _allocator_table(_groups(report, ALLOCATOR), main),
     ]
@@ -159,9 +158,9 @@ def _allocator_table(groups: list[Group], main: list[Group]) -> Table:
 
 def losses(report: Report) -> list[str]:
     """Plainly: every case in which a torch baseline is faster or needs less memory than pyops."""
-    main, graphs = _groups(report, TIME), _groups(report, GRAPHS)
-    lines = [line for group in (*main, *graphs, *_groups(report, OVERHEAD)) for line in _slower(group)]
-    return lines + [line for group in _once(main, graphs) for line in _larger(group)]
+    main = _groups(report, TIME)
+    lines = [line for group in (*main, *_groups(report, OVERHEAD)) for line in _slower(group)]
+    return lines + [line for group in main for line in _larger(group)]
 
 
 def _slower(group: Group) -> list[str]:
@@ -193,7 +192,7 @@ def _larger(group: Group) -> list[str]:
 
 
 def problems(report: Report) -> list[str]:
-    """Cases that failed, were not run, or went without one of their baselines."""
+    """Cases that failed, were not run, went without one of their baselines or were timed in another way."""
     lines = []
     for row in report.rows:
         if row.note:
@@ -202,14 +201,8 @@ def problems(report: Report) -> list[str]:
     return lines
 
 
-def _once(main: list[Group], graphs: list[Group]) -> list[Group]:
-    """Memory is that of eager calls, whether graphs are timed or not."""
-    known = {(group.name, group.mode) for group in main}
-    return main + [group for group in graphs if (group.name, group.mode) not in known]
-
-
 def _where(group: Group) -> str:
-    return f"{group.name} {group.mode}" + (" in a CUDA graph" if group.rows[0].section == GRAPHS else "")
+    return f"{group.name} {group.mode}"
 
 
 def _least(rows: list[Row], value: Callable[[Row], float | None], text: Callable[[Row], str]) -> str:

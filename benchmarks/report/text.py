@@ -75,7 +75,7 @@ def _aligned(table: Table) -> list[str]:
 def _lists(report: Report) -> list[tuple[str, list[str]]]:
     made = [("Where we lose", losses(report) or ["nowhere in this report"])]
     if problems(report):
-        made.append(("Not measured", problems(report)))
+        made.append(("Not measured, or not like the others", problems(report)))
     return made
 
 
