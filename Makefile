@@ -20,11 +20,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint format stubs bench gpu build clean
+.PHONY: help demo test lint format stubs bench gpu gpu-dry-run build clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test lint format stubs bench gpu build clean"
+	@echo "targets: demo test lint format stubs bench gpu gpu-dry-run build clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -54,7 +54,11 @@ build: $(READY)
 
 # The GPU run uses the interpreter it is given, or the system's: it must work without a network.
 gpu:
-	PYTHONPATH=. $(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3) benchmarks/gpu.py
+	PYTHONPATH=. $(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3) -m benchmarks.gpu
+
+# The same steps of all ops on the CPU, with small sizes and stand-ins for what a GPU has.
+gpu-dry-run: $(READY)
+	PYTHONPATH=. $(PY) -m benchmarks.gpu --dry-run --budget 3600
 
 $(VENV)/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyops needs Python >= 3.11; python3 is older" >&2; exit 1; }

@@ -38,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: needs several GB of memory; runs with --large only")
     config.addinivalue_line("markers", "compiled_triton: runs with PYOPS_TEST_TRITON=compiled only")
+    config.addinivalue_line("markers", "gpu: needs a GPU; tests with a backend on one have it by themselves")
+    config.addinivalue_line("markers", "stand_in: a GPU's kernels on the CPU; given by the backend, too")
     # NumPy runs the interpreted Triton kernels: inf - inf in a masked-out lane is not worth a warning.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     config.addinivalue_line("filterwarnings", "ignore:.*not have a deterministic impl.*:UserWarning")
@@ -49,14 +51,24 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+def _parameters(item: pytest.Item) -> tuple[object, ...]:
+    return tuple(item.callspec.params.values()) if hasattr(item, "callspec") else ()
+
+
 def _for_compiled_triton(item: pytest.Item) -> bool:
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return "compiled_triton" in item.keywords or COMPILED_TRITON in parameters
+    return "compiled_triton" in item.keywords or COMPILED_TRITON in _parameters(item)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest itself selects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[i for i in items if _for_compiled_triton(i) != TRITON_IS_COMPILED])
     items[:] = [item for item in items if _for_compiled_triton(item) == TRITON_IS_COMPILED]
+    for item in items:
+        for value in _parameters(item):
+            if isinstance(value, Backend) and value.name not in ("cpp", "reference"):
+                item.add_marker("gpu" if value.device == "cuda" else "stand_in")
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     if config.getoption("--large"):
         return
     skip = pytest.mark.skip(reason="needs several GB of memory: run with --large")

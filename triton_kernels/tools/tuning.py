@@ -51,6 +51,11 @@ def run_fastest(
     run_first(key, [first, *(c for c in candidates if c != first)], run, device)
 
 
+def forget_times() -> None:
+    """Let the next calls time again: what else ran on the GPU may have spoiled the choice."""
+    _fastest.clear()
+
+
 def run_first(
     key: Hashable,
     candidates: Sequence[Candidate],

@@ -185,7 +185,7 @@ def test_recorded_steps_see_the_learning_rate_change():
     assert rate.item() == 0.5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_cuda_graph(tmp_path, optimizer):
     options = {"device": "cuda", "epochs": 2, "optimizer": optimizer, "decay_every": 1, "lr": 0.01}

@@ -145,7 +145,7 @@ def test_training_outside_the_main_thread(tmp_path):
     assert results[0]["steps"] == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_training_on_a_gpu_follows_the_cpu(tmp_path):
     here = run(tmp_path / "cpu", max_steps=20)
     there = run(tmp_path / "cuda", max_steps=20, device="cuda")

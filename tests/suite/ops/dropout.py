@@ -76,8 +76,13 @@ def factors(p: float, shape: tuple[int, ...], seed: tuple[int, int] = SEED) -> T
 @contextmanager
 def fixed_seed(seed: tuple[int, int] = SEED) -> Iterator[None]:
     """Dropout draws this seed on every device."""
+
+    def on(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        # Filled there: a copy from the host could not be captured in a graph.
+        return torch.stack([torch.full((), word, device=device) for word in seed])
+
     draw = implementation.draw_seed
-    implementation.draw_seed = lambda device, generator=None: torch.tensor(seed, device=device)
+    implementation.draw_seed = on
     try:
         yield
     finally:

@@ -1,0 +1,1 @@
+"""What the steps start: programs that import torch and pyops, each a :mod:`pyops.benchmarks.gpu.worker`."""

@@ -1,0 +1,26 @@
+"""Cases that fill the GPU, pyops against torch, timed as replays of graphs.
+
+All processes first rehearse beside each other: they check every case, and Triton compiles its kernels. Then
+each in its turn has the GPU for itself.
+"""
+
+from __future__ import annotations
+
+from ..context import Context
+from ..facts import ROOT
+from ..pool import Job
+
+LIMIT_S = 170.0
+CASES = ROOT / "benchmarks" / "cases"
+_TIMING = "pyops.benchmarks.gpu.programs.timing"
+
+
+def run(context: Context, deadline: float) -> None:
+    names = ["machine", *context.files(CASES)]
+    jobs = [job(context, name, "--section", "results", name) for name in names]
+    context.run(jobs, deadline, at_once=len(jobs))
+
+
+def job(context: Context, name: str, *arguments: str) -> Job:
+    command = context.program(_TIMING, "--wait", *arguments)
+    return Job(name, command, context.environment(), item_limit_s=15.0, start_limit_s=60.0)

@@ -1,0 +1,1 @@
+"""What a GPU run (``make gpu``) takes from the suite: programs that :mod:`pyops.benchmarks.gpu` starts."""
