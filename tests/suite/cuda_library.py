@@ -18,14 +18,14 @@ SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 
 
 @functools.cache
-def find_disassembler() -> str | None:
-    """cuobjdump of the toolkit, which may come without, or of Triton."""
+def find_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, such as nvcc. Triton brings some that the toolkit may come without."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders = [os.path.join(home, "bin") for home in homes if home]
     triton = importlib.util.find_spec("triton")
     if triton is not None:
         folders.append(str(Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin"))
-    found = [shutil.which("cuobjdump", path=folder) for folder in [*folders, None]]
+    found = [shutil.which(name, path=folder) for folder in [*folders, None]]
     return next(filter(None, found), None)
 
 
@@ -33,7 +33,7 @@ def missing_reason() -> str | None:
     """Why the library cannot be read here; None when it can."""
     if not LIBRARY.exists():
         return "the CUDA library is not built: PYOPS_WITH_CUDA=1 make build"
-    return None if find_disassembler() else "cuobjdump was not found"
+    return None if find_tool("cuobjdump") else "cuobjdump was not found"
 
 
 def cuobjdump(*arguments: str | Path, directory: Path | None = None) -> str:
@@ -42,11 +42,26 @@ def cuobjdump(*arguments: str | Path, directory: Path | None = None) -> str:
     Raises:
         RuntimeError: it failed; the message is its own.
     """
-    command = [str(find_disassembler()), *map(str, arguments)]
+    command = [str(find_tool("cuobjdump")), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
     if result.returncode != 0:
         raise RuntimeError(result.stderr)
     return result.stdout
+
+
+def unwanted_code(text: str, architecture: str) -> list[str]:
+    """Instructions and addresses in the disassembly ``text`` that no kernel may have.
+
+    LDL and STL go to local memory, for what is spilled and for arrays that are indexed. LD, ST and ATOM are
+    generic: they do not say which memory they reach, as those of CUDA C++ in global and shared memory do. A
+    kernel that makes a generic address of shared memory needs its window's: a special register, and before
+    sm_90 a constant. A global access to such an address, as by `__stwb`, is illegal on every GPU.
+    """
+    places = ["SR_SWIN", "SR_LWIN"]
+    if architecture.startswith("sm_8"):
+        places += [f"c[0x0][0x{offset}]" for offset in ("18", "1c", "20", "24")]
+    words = [f" {name}{end}" for name in ("LDL", "STL", "LD", "ST", "ATOM") for end in ". "]
+    return list(dict.fromkeys(word.strip(" .") for word in [*places, *words] if word in text))
 
 
 @dataclass(frozen=True)
