@@ -30,13 +30,21 @@ from tests.suite.backends import (
     compile_triton,
 )
 
+#: Markers of tests that run only where an option of the same name asks for them, and why.
+OPTIONAL = {
+    "large": "they need several GB of memory",
+    "nightly": "they take minutes, and other tests find most of what they find",
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--large", action="store_true", help="also run tests that need several GB of memory")
+    for option, what in OPTIONAL.items():
+        parser.addoption(f"--{option}", action="store_true", help=f"also run tests marked {option}: {what}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: needs several GB of memory; runs with --large only")
+    for option, what in OPTIONAL.items():
+        config.addinivalue_line("markers", f"{option}: {what}; only with --{option}")
     config.addinivalue_line("markers", "compiled_triton: runs with PYOPS_TEST_TRITON=compiled only")
     config.addinivalue_line("markers", "gpu: needs a GPU; tests with a backend on one have it by themselves")
     config.addinivalue_line("markers", "stand_in: a GPU's kernels on the CPU; given by the backend, too")
@@ -69,12 +77,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker("gpu" if value.device == "cuda" else "stand_in")
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    if config.getoption("--large"):
-        return
-    skip = pytest.mark.skip(reason="needs several GB of memory: run with --large")
-    for item in items:
-        if "large" in item.keywords:
-            item.add_marker(skip)
+        for option, what in OPTIONAL.items():
+            if option in item.keywords and not config.getoption(f"--{option}"):
+                item.add_marker(pytest.mark.skip(reason=f"{what}: run with --{option}"))
 
 
 @pytest.fixture(autouse=True)

@@ -390,6 +390,7 @@ def test_address_sanitizer_sees_a_shared_array_overflow() -> None:
     assert "shared_overflow" in result.stderr
 
 
+@pytest.mark.nightly  # the PTX machine checks every access, of the compiled kernels
 @needs_sanitizer
 def test_no_access_outside_memory() -> None:
     result = run_sanitized("ops", build.build_ops(sanitize=True))
