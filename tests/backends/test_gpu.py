@@ -13,31 +13,18 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from pyops.benchmarks.measure.device import DryRun, Gpu
 from torch import Tensor
 
-from tests.suite import checks, ops
+from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, Backend
+from tests.suite.calls import Call, Results, one_case_per_function, storage_of
 from tests.suite.cases import Case
 
 ON_GPUS = [b for b in BACKENDS if b.device == "cuda"]
 
 #: About 30 ms of a GPU's time: longer than it takes to launch an op forward and backward.
 BUSY_CYCLES = 50_000_000
-
-Results = dict[str, Tensor]
-
-
-def one_case_per_function() -> Iterator[Case]:
-    """The first quick case of each public function in its contract."""
-    for module in ops.MODULES:
-        contract = getattr(module, "CONTRACT", None)
-        if contract is None:
-            continue
-        sweeps = [s for check in ("accuracy", "gradcheck") for s in contract.sweeps(check)]
-        cases = [*contract.small, *(case for sweep in sweeps for case in sweep.cases)]
-        for function in module.OPS:
-            yield next(case for case in cases if case.op == function and case.quick)
-
 
 CASES = list(one_case_per_function())
 everywhere = pytest.mark.parametrize("backend", ON_GPUS or [CPP], ids=str, indirect=True)
@@ -49,44 +36,6 @@ def test_every_public_function_has_a_case() -> None:
 
 
 # ------------------------------------------------------------------------------------------- running a case
-
-
-def storage_of(t: Tensor) -> Tensor:
-    """All elements of the tensor's memory, in order, whatever its strides."""
-    return torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)
-
-
-class Call:
-    """A case that runs forward and backward on tensors whose contents may change between runs."""
-
-    def __init__(self, case: Case, device: str) -> None:
-        self.case, self.op = case, checks.OPS[case.op]
-        self.tensors = checks.on_device(case.tensors(torch.float32), device)
-        outputs = checks._outputs(self.op.pyops(**self.tensors, **case.options))
-        upstream = checks.upstream_of(case, outputs)
-        self.upstream = [g.to(o.dtype).to(device) for o, g in zip(outputs, upstream, strict=True)]
-
-    def inputs(self) -> dict[str, Tensor]:
-        """The tensors whose contents may change: those of class indices and sizes may not."""
-        return {k: t for k, t in self.tensors.items() if t.is_floating_point()}
-
-    def fill(self, source: dict[str, Tensor]) -> None:
-        for name, t in self.inputs().items():
-            storage_of(t).copy_(storage_of(source[name]))
-
-    def __call__(self) -> Results:
-        leaves = {
-            k: t.detach().requires_grad_(t.is_floating_point() and k in self.op.differentiable)
-            for k, t in self.tensors.items()
-        }
-        inputs = leaves
-        if self.case.options.get("inplace_backward"):
-            inputs = {**leaves, "input": leaves["input"].clone(memory_format=torch.preserve_format)}
-        outputs = checks._outputs(self.op.pyops(**inputs, **self.case.options))
-        wanted = {k: t for k, t in leaves.items() if t.requires_grad}
-        gradients = torch.autograd.grad(outputs, list(wanted.values()), self.upstream)
-        results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
-        return {**results, **{f"gradient of {k}": g for k, g in zip(wanted, gradients, strict=True)}}
 
 
 def other_contents(call: Call) -> dict[str, Tensor]:
@@ -112,23 +61,7 @@ def busy_stream(device: str) -> Iterator[None]:
 
 def captured(call: Call, device: str) -> Callable[[], Results]:
     """The call as a graph; what comes back replays it, and its results are the graph's own tensors."""
-    if device == "cpu":
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):  # what first calls do is not for a graph: compiling, timing of tiles, workspaces
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-
-    def replay() -> Results:
-        graph.replay()
-        return results
-
-    return replay
+    return (DryRun() if device == "cpu" else Gpu()).capture(call)
 
 
 # ------------------------------------------------------------------------------------------------- checks

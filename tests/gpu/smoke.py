@@ -8,63 +8,24 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from pyops.benchmarks.gpu import worker
 from pyops.benchmarks.measure.device import DryRun, Gpu, opened
-from torch import Tensor
 
 import pyops
 from tests.suite import checks, ops
 from tests.suite.backends import BACKENDS, Backend
+from tests.suite.calls import Call, smallest_case
 from tests.suite.cases import DTYPES, Case
 
 Device = Gpu | DryRun
 
 
-def smallest_case(module: ModuleType, op: str) -> Case:
-    """A quick case of the public function ``op``: a small one of the contract, or one of its checks."""
-    cases = list(module.CONTRACT.small)
-    for check in ("accuracy", "gradcheck"):
-        cases += [case for sweep in module.CONTRACT.sweeps(check) for case in sweep.cases]
-    return next(case for case in cases if case.op == op and case.quick)
-
-
-def repeatable(case: Case, tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """A call forward and backward that takes nothing from the host, as a graph asks of it."""
-    op = checks.OPS[case.op]
-    leaves = {k: t.detach() for k, t in tensors.items()}
-    for name in op.differentiable:
-        if name in leaves:
-            leaves[name].requires_grad_()
-    wanted = {k: t for k, t in leaves.items() if t.requires_grad}
-
-    def forward() -> tuple[Tensor, ...]:
-        inputs = dict(leaves)
-        if case.options.get("inplace_backward"):
-            inputs["input"] = leaves["input"].clone(memory_format=torch.preserve_format)
-        result = op.pyops(**inputs, **case.options)
-        return result if isinstance(result, tuple) else (result,)
-
-    first = forward()
-    drawn = checks.upstream_of(case, first)
-    upstream = [g.to(o.dtype).to(o.device) for g, o in zip(drawn, first, strict=True)]
-
-    def call() -> dict[str, Tensor]:
-        outputs = forward()
-        gradients = torch.autograd.grad(outputs, list(wanted.values()), upstream)
-        results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
-        return {**results, **{f"gradient of {k}": g for k, g in zip(wanted, gradients, strict=True)}}
-
-    return call
-
-
 def check(case: Case, backend: Backend, dtype: torch.dtype, device: Device) -> None:
     checks.check_accuracy(case, backend, dtype)
-    call = repeatable(case, checks.on_device(case.tensors(dtype), backend.device))
+    call = Call(case, backend.device, dtype)
     first = call()
     with device.side_stream():
         second = call()
