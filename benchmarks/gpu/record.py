@@ -97,9 +97,13 @@ class Record:
         if left_out:
             self._write({"step": step.name, "outcome": LEFT_OUT, "message": left_out})
         step.seconds = time.monotonic() - step.started
+        self.close()
+        return step
+
+    def close(self) -> None:
+        """Bring all files up to date, at the end of a step and of the run, be it before its time."""
         self.report()
         self._archive()
-        return step
 
     def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")

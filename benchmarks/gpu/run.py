@@ -62,9 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         context = Context(facts, record, Path(logs), ops, workers, given.dry_run)
         print(f"{facts['gpu']}; what happens is told in {folder}", flush=True)
         deadline = begun + given.budget - _RESERVE_S
-        for name in STEPS:  # in this order whatever the order they were asked in
-            if name in names:
-                _run_step(name, context, deadline)
+        try:
+            for name in STEPS:  # in this order whatever the order they were asked in
+                if name in names:
+                    _run_step(name, context, deadline)
+        finally:
+            record.close()
         _tables(folder, given)
     print(f"report: {folder / 'report.md'}, after {time.monotonic() - begun:.0f} s", flush=True)
     return int(record.failed)

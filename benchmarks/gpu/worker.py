@@ -4,7 +4,7 @@ Lines go to the stdout that the process was given; all else that is printed goes
 are ``{"items": 12}``, then for each item ``{"begin": "name"}`` and ``{"end": "name", "outcome": "passed"}``.
 With ``--wait`` there is ``{"waits": true}`` after what may run beside others; a line on stdin lets it go on.
 
-An item that leaves the GPU unusable ends the process: it is started again with ``--after`` that item.
+An item that leaves the GPU unusable ends the process; another one is started with ``--after`` that item.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from typing import IO, Any, Protocol
 Item = Callable[[], dict[str, Any] | None]
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
-#: Exit code of a process that cannot go on, as after an illegal address, and has told so.
+#: Exit code of a process that should not go on, as after an illegal address, and has told its item.
 BROKEN = 70
 _LONGEST = 4000
 
 
 class Device(Protocol):
+    #: Whether the process should be replaced, although the item is as it should be.
+    spent: bool
+
     def broken(self) -> str | None: ...
 
 
@@ -95,6 +98,6 @@ def finish(lines: Lines, name: str, row: dict[str, Any], device: Device) -> None
     if reason is not None:
         row = {**row, "outcome": FAILED, "broken": reason, "message": row.get("message") or reason}
     lines.tell(end=name, **row)
-    if reason is not None:
+    if reason is not None or device.spent:
         sys.stderr.flush()
         os._exit(BROKEN)  # at once: what cleans up would ask the device

@@ -35,6 +35,9 @@ class Gpu:
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._flushed: torch.Tensor | None = None
+        #: Whether this process had better be replaced: a capture that failed may leave torch's generators and
+        #: allocator as if it went on.
+        self.spent = False
 
     def backend(self, name: str) -> str:
         """What the backend ``name``, ``cuda`` or ``triton``, is called here, loaded and ready."""
@@ -80,8 +83,10 @@ class Gpu:
                 for _ in range(warm_ups):
                     call()
             torch.cuda.synchronize(self.device)
+            self.spent, spent = True, self.spent
             with torch.cuda.graph(graph, stream=side):
                 outputs = call()
+            self.spent = spent
         torch.cuda.synchronize(self.device)
 
         def replay() -> Any:
@@ -127,6 +132,7 @@ class DryRun:
     fault: str | None = None
 
     def __init__(self) -> None:
+        self.spent = False
         self.device = torch.device("cpu")
         self._flushed = torch.zeros(1024)
 

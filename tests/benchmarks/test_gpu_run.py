@@ -28,7 +28,7 @@ import os, sys, time
 from benchmarks.gpu import worker
 
 class Device:
-    fault = None
+    fault, spent = None, False
     def broken(self):
         return self.fault
 
@@ -39,6 +39,7 @@ def item(kind):
         os._exit(9)
     if kind == "hang":
         time.sleep(60)
+    device.spent = kind == "spend"
     if kind == "break":
         device.fault = "an illegal memory access was encountered"
     if kind == "turn":
@@ -80,21 +81,22 @@ def outcomes(jobs: list[pool.Job], tmp_path: Path, *, at_once: int = 4, seconds:
 
 
 def test_an_item_that_fails_crashes_or_breaks_the_gpu_is_told_and_the_rest_run(tmp_path):
-    kinds = ["pass", "raise", "crash", "break", "pass"]
+    kinds = ["pass", "raise", "crash", "break", "spend", "pass"]
     rows = outcomes([job("op", tmp_path, *kinds)], tmp_path)
     assert [(row["item"], row["outcome"]) for row in rows] == [
         ("0 pass", "passed"),
         ("1 raise", "FAILED"),
         ("2 crash", "CRASHED"),
         ("3 break", "FAILED"),
-        ("4 pass", "passed"),
+        ("4 spend", "passed"),
+        ("5 pass", "passed"),
     ]
     assert rows[1]["message"] == "ValueError: no good"
     assert rows[2]["exit_code"] == 9
     assert rows[3]["broken"] == "an illegal memory access was encountered"
     log = (tmp_path / "logs" / "op.log").read_text().splitlines()
-    assert sum(line.startswith("=== ") for line in log) == 3  # the first process, and one for each lost
-    assert log.count("printed by an item") == 3  # by all but those that raised and crashed
+    assert sum(line.startswith("=== ") for line in log) == 4  # the first process, and one for each lost
+    assert log.count("printed by an item") == 4  # by all but those that raised and crashed
 
 
 def test_an_item_that_hangs_is_ended_and_the_rest_run(tmp_path):

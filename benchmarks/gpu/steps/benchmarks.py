@@ -23,4 +23,4 @@ def run(context: Context, deadline: float) -> None:
 
 def job(context: Context, name: str, *arguments: str) -> Job:
     command = context.program(_TIMING, "--wait", *arguments)
-    return Job(name, command, context.environment(), item_limit_s=15.0, start_limit_s=60.0)
+    return Job(name, command, context.environment(), item_limit_s=15.0, start_limit_s=70.0)
