@@ -31,8 +31,8 @@ def cuda_reason(index: int) -> str | None:
     if error := _library.load_errors.get("cuda"):
         return error
     facts = build_facts()
-    if not facts.get("cuda_archs"):
-        return None  # nobody knows; the driver will say it
+    if not facts.get("cuda_archs") or not torch.cuda.is_available():
+        return None  # nobody knows; or there is no GPU, and calls can be traced only
     major, minor = torch.cuda.get_device_capability(index)
     if _has_code(facts, (major, minor)):
         return None

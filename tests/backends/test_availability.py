@@ -94,6 +94,12 @@ def test_which_gpus_the_librarys_code_runs_on(
     assert _availability._has_code({"cuda_archs": archs, "cuda_ptx": ptx}, capability) == runs
 
 
+def test_without_a_gpu_calls_for_one_can_be_traced(gpus: MakeGpus, library: Callable[..., None]) -> None:
+    gpus()
+    library("9.0")
+    assert chosen("cuda:0") == ("cuda", [])
+
+
 def test_a_gpu_without_code_in_the_library_gets_the_next_backend(
     gpus: MakeGpus, library: Callable[..., None], triton: Callable[[str | None], None]
 ) -> None:

@@ -20,15 +20,19 @@ from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, Backend
 from tests.suite.calls import Call, Results, one_case_per_function, storage_of
 from tests.suite.cases import Case
+from tests.suite.ops import recurrent
 
 ON_GPUS = [b for b in BACKENDS if b.device == "cuda"]
 
 #: About 30 ms of a GPU's time: longer than it takes to launch an op forward and backward.
 BUSY_CYCLES = 50_000_000
 
-CASES = list(one_case_per_function())
+#: With more units than a block has: its blocks wait for each other, in a cooperative launch.
+IN_A_GRID = recurrent.case("in_a_grid", "lstm", 3, 20, 3, 80)
+
+CASES = [*one_case_per_function(), IN_A_GRID]
 everywhere = pytest.mark.parametrize("backend", ON_GPUS or [CPP], ids=str, indirect=True)
-each_function = pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
+each_function = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def test_every_public_function_has_a_case() -> None:
@@ -38,11 +42,11 @@ def test_every_public_function_has_a_case() -> None:
 # ------------------------------------------------------------------------------------------- running a case
 
 
-def other_contents(call: Call) -> dict[str, Tensor]:
-    """Other numbers for the same case, in tensors of their own."""
-    again = dataclasses.replace(call.case, id=f"{call.case.id}_again")
+def contents(call: Call, draw: str) -> dict[str, Tensor]:
+    """Numbers for the case, by the name of the ``draw``, in tensors of their own."""
+    named = dataclasses.replace(call.case, id=f"{call.case.id}_{draw}")
     device = next(iter(call.tensors.values())).device
-    return checks.on_device(again.tensors(torch.float32), str(device))
+    return checks.on_device(named.tensors(torch.float32), str(device))
 
 
 @contextmanager
@@ -67,12 +71,19 @@ def captured(call: Call, device: str) -> Callable[[], Results]:
 # ------------------------------------------------------------------------------------------------- checks
 
 
+def assert_same(expected: Results, found: Results) -> None:
+    """Not to the bit: the vendor's products may differ between streams. Waits for the current one alone."""
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @each_function
 @everywhere
 def test_a_side_stream_waits_for_nothing_and_needs_no_synchronisation(backend: Backend, case: Case) -> None:
     """Inputs are made on the stream just before, by work that has not run when the op is launched."""
     call = Call(case, backend.device)
-    source = other_contents(call)
+    source = contents(call, "first")
     call.fill(source)
     torch.manual_seed(0)
     expected = {k: t.clone() for k, t in call().items()}
@@ -82,22 +93,20 @@ def test_a_side_stream_waits_for_nothing_and_needs_no_synchronisation(backend: B
     with busy_stream(backend.device):
         call.fill(source)
         found = call()
-        checks.assert_bit_equal(expected, found, "on a side stream")  # waits for this stream alone
+        assert_same(expected, found)
 
 
 @each_function
 @everywhere
 def test_a_graph_replays_forward_and_backward_with_new_contents(backend: Backend, case: Case) -> None:
     call = Call(case, backend.device)
-    source = other_contents(call)
     replay = captured(call, backend.device)
-    old = {k: t.clone() for k, t in call.inputs().items()}
-    for contents in (source, old, source):
-        call.fill(contents)
+    for draw in ("first", "second"):
+        call.fill(contents(call, draw))
         torch.manual_seed(0)
         expected = {k: t.clone() for k, t in call().items()}
         torch.manual_seed(0)
-        checks.assert_bit_equal(expected, replay(), "in the replay of a graph")
+        assert_same(expected, replay())
 
 
 @everywhere
@@ -111,7 +120,7 @@ def test_several_threads_launch_at_once(backend: Backend) -> None:
     def run(i: int) -> None:
         stream = torch.cuda.stream(torch.cuda.Stream()) if backend.device == "cuda" else nullcontext()
         with stream:
-            checks.assert_bit_equal(expected[i], calls[i](), f"between threads in {calls[i].case}")
+            assert_same(expected[i], calls[i]())
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(run, [*range(len(calls))] * 4))
