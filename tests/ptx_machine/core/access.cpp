@@ -35,12 +35,12 @@ Addresses addresses(const Warp& w, const Instruction& i, const Operand& base, ui
   return a;
 }
 
-void check_alignment(const Warp& w, const Addresses& a, uint64_t bytes) {
+void check_alignment(const Warp& w, const Addresses& a, uint32_t mask, uint64_t bytes) {
   uint64_t all = 0;
   for (int l = 0; l < kLanes; ++l) all |= a.lane[l];
   if ((all & (bytes - 1)) == 0) return;
   for (int l = 0; l < kLanes; ++l) {
-    if (a.lane[l] & (bytes - 1)) {
+    if ((mask >> l & 1) && (a.lane[l] & (bytes - 1))) {
       w.fail(1u << l, "an address that is no multiple of the access's " + std::to_string(bytes) + " bytes");
     }
   }
@@ -55,11 +55,11 @@ std::string hexadecimal(uint64_t value) {
 // The range that held the last access of this thread; most accesses fall into the same tensor again.
 thread_local Range last_range;
 
-void check_global(const Warp& w, const Addresses& a, uint64_t bytes) {
+void check_global(const Warp& w, const Addresses& a, uint32_t mask, uint64_t bytes) {
   const auto [low, high] = std::minmax_element(a.lane, a.lane + kLanes);
   if (last_range.holds(*low, *high + bytes)) return;
   for (int l = 0; l < kLanes; ++l) {
-    if (last_range.holds(a.lane[l], a.lane[l] + bytes)) continue;
+    if (!(mask >> l & 1) || last_range.holds(a.lane[l], a.lane[l] + bytes)) continue;
     const Range range = allocations().find(a.lane[l]);
     if (range.holds(a.lane[l], a.lane[l] + bytes)) {
       last_range = range;
@@ -72,8 +72,9 @@ void check_global(const Warp& w, const Addresses& a, uint64_t bytes) {
   }
 }
 
-void check_shared(Warp& w, const Addresses& a, uint64_t bytes) {
+void check_shared(Warp& w, const Addresses& a, uint32_t mask, uint64_t bytes) {
   for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
     if (const char* why = w.block->shared.check(a.lane[l], bytes)) {
       w.fail(1u << l, std::string(why) + ": " + hexadecimal(a.lane[l]));
     }
@@ -85,9 +86,9 @@ void check_shared(Warp& w, const Addresses& a, uint64_t bytes) {
 }
 
 // A generic address: of the shared window or of global memory. All lanes of a warp have to agree.
-bool is_shared(const Warp& w, Addresses& a) {
+bool is_shared(const Warp& w, Addresses& a, uint32_t mask) {
   const auto in_window = [](uint64_t address) { return (address & ~uint64_t{0xffffff}) == kSharedWindow; };
-  const bool shared = in_window(a.lane[0]);
+  const bool shared = in_window(a.lane[first_lane(mask)]);
   for (int l = 0; l < kLanes; ++l) {
     if (in_window(a.lane[l]) != shared) w.fail(1u << l, "a generic access to both shared and global memory");
     if (shared) a.lane[l] -= kSharedWindow;
@@ -144,12 +145,12 @@ void count(Warp& w, Space space, bool is_store, const Addresses& a, uint32_t mas
 
 // Sorts out the space, checks the access and returns where it goes.
 Space prepare(Warp& w, Space space, bool is_store, Addresses& a, uint32_t mask, uint64_t bytes) {
-  if (space == Space::kGeneric) space = is_shared(w, a) ? Space::kShared : Space::kGlobal;
-  check_alignment(w, a, bytes);
+  if (space == Space::kGeneric) space = is_shared(w, a, mask) ? Space::kShared : Space::kGlobal;
+  check_alignment(w, a, mask, bytes);
   if (space == Space::kShared) {
-    check_shared(w, a, bytes);
+    check_shared(w, a, mask, bytes);
   } else {
-    check_global(w, a, bytes);
+    check_global(w, a, mask, bytes);
   }
   if (w.block->grid->counting) count(w, space, is_store, a, mask, bytes);
   return space;
@@ -175,7 +176,7 @@ void load_parameter(Warp& w, const Instruction& i, uint32_t mask) {
   const std::vector<uint8_t>& parameters = w.block->grid->parameters;
   const Operand& base = i.operands[kCount];
   const Addresses a = addresses(w, i, base, mask);
-  check_alignment(w, a, sizeof(T) * kCount);
+  check_alignment(w, a, mask, sizeof(T) * kCount);
   for (int k = 0; k < kCount; ++k) {
     for (int l = 0; l < kLanes; ++l) {
       if (!(mask >> l & 1)) continue;
@@ -189,6 +190,7 @@ void load_parameter(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
+// `number`: 1 for .nc, which goes through a cache that no fence empties.
 template <Space kSpace, class T, int kCount>
 void load(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr uint64_t kBytes = sizeof(T) * kCount;
@@ -213,6 +215,9 @@ void load(Warp& w, const Instruction& i, uint32_t mask) {
       }
     } else {
       std::memcpy(values, reinterpret_cast<const void*>(a.lane[l]), kBytes);
+      if (i.number && w.block->grid->stored.any(a.lane[l], kBytes)) {
+        w.fail(1u << l, "a load as of constant memory (.nc) from what this launch has stored");
+      }
       if (overlay) stores.overlay(a.lane[l], reinterpret_cast<uint8_t*>(values), kBytes);
     }
     for (int k = 0; k < kCount; ++k) put(w, i.operands[k], l, values[k]);
@@ -233,6 +238,7 @@ T get(const Warp& w, const Operand& from, int lane) {
 void store_global(Warp& w, uint64_t address, const void* values, uint64_t bytes, int lane) {
   Block& block = *w.block;
   if (block.grid->buffered) {
+    if (block.program->reads_constants) block.grid->stored.add(address, bytes);
     block.stores.store(address, static_cast<const uint8_t*>(values), bytes,
                        w.number * kLanes + static_cast<uint32_t>(lane), block.epoch);
   } else {
@@ -240,6 +246,7 @@ void store_global(Warp& w, uint64_t address, const void* values, uint64_t bytes,
   }
 }
 
+// `number`: 1 when other blocks see it without a fence, as they do strong stores.
 template <Space kSpace, class T, int kCount>
 void store(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr uint64_t kBytes = sizeof(T) * kCount;
@@ -255,6 +262,7 @@ void store(Warp& w, const Instruction& i, uint32_t mask) {
     for (int k = 0; k < kCount; ++k) values[k] = get<T>(w, i.operands[k], l);
     if (space == Space::kGlobal) {
       store_global(w, a.lane[l], values, kBytes, l);
+      if (i.number) w.block->stores.release_address(a.lane[l], kBytes);
       continue;
     }
     SharedMemory& shared = w.block->shared;
@@ -298,6 +306,7 @@ T combine(uint32_t op, T old, T b, T c) {
 }
 
 void release(Warp& w, uint32_t mask) {
+  if (w.block->stores.empty()) return;
   w.block->stores.release(w.number, mask, w.block->epoch);
   ++w.block->grid->progress;
 }
@@ -313,7 +322,6 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   w.need(o[1], mask, "operand of an atomic");
   if (op == kCompareAndSwap) w.need(o[2], mask, "operand of an atomic");
   if (i.number & 512) release(w, mask);
-  ++w.block->grid->progress;
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
     T old, values[2] = {};
@@ -325,11 +333,15 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
       if (!w.block->shared.is_written(a.lane[l], sizeof(T))) {
         w.fail(1u << l, "an atomic on shared memory that has never been given a value");
       }
+      const int other = w.block->shared.atomic(a.lane[l], sizeof(T), w.number, w.block->epoch);
+      if (other >= 0) race(w, l, other, "an atomic on what is read or written by");
     } else {
       w.block->stores.release_address(a.lane[l], sizeof(T));
     }
     std::memcpy(&old, at, sizeof(T));
     const T value = combine(op, old, values[0], values[1]);
+    // One that changes nothing may be how a block waits for others.
+    w.block->grid->progress += std::memcmp(&old, &value, sizeof(T)) != 0;
     std::memcpy(at, &value, sizeof(T));
     if (has_result) std::memcpy(w.out<T>(i.operands[0]) + l, &old, sizeof(T));
   }

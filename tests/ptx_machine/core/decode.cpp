@@ -370,10 +370,12 @@ class Decoder {
                        : is_store                    ? (shared ? Class::kStoreShared : Class::kStoreGlobal)
                                                      : (shared ? Class::kLoadShared : Class::kLoadGlobal);
     const int count = static_cast<int>(parts.size());
-    emit(access_handler(where_to, is_store, op.type(), count), type, operands).offset = offset;
-    if (op.has("acquire") || op.has("release") || op.has("volatile") || op.has("relaxed")) {
-      program_->communicates |= !shared;
-    }
+    const bool strong = op.has("acquire") || op.has("release") || op.has("volatile") || op.has("relaxed");
+    Instruction& i = emit(access_handler(where_to, is_store, op.type(), count), type, operands);
+    i.offset = offset;
+    i.number = is_store ? strong : op.has("nc");
+    program_->reads_constants |= op.has("nc");
+    program_->communicates |= strong && !shared;
   }
 
   void atomic(const Opcode& op) {

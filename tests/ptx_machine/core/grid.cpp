@@ -11,9 +11,13 @@ namespace {
 
 // Warp instructions that a warp runs before another one may.
 constexpr uint64_t kTurn = 4096;
-// Instructions without a store, an atomic or an exit after which blocks that wait for each other are given
-// up.
+// Warp instructions without a store, a change by an atomic, a barrier or an exit after which blocks that wait
+// for each other are given up: two or three seconds.
 constexpr uint64_t kPatience = 20'000'000;
+// Instructions after which a single warp is given up, for loops that do not end but store.
+constexpr uint64_t kMost = 50'000'000;
+// Shared memory that a kernel may take without asking for more, and that a block can have at most.
+constexpr uint64_t kUsualShared = 48 << 10, kMostShared = 227 << 10;
 // Blocks of an ordinary launch that run at the same time where it matters.
 constexpr uint64_t kInFlight = 3;
 
@@ -41,10 +45,13 @@ void check(const Program& program, const PtxLaunch& launch) {
                   std::to_string(bound));
     }
   }
-  if (launch.dynamic_shared > launch.max_dynamic_shared) {
+  const bool asked = launch.max_dynamic_shared > kUsualShared;
+  const uint64_t most = (asked ? kMostShared : kUsualShared) - program.static_shared;
+  const uint64_t dynamic = std::min<uint64_t>(launch.max_dynamic_shared, most);
+  if (program.static_shared > kUsualShared || launch.dynamic_shared > dynamic) {
     throw Fault(std::to_string(launch.dynamic_shared) +
-                " bytes of dynamic shared memory; the kernel may take " +
-                std::to_string(launch.max_dynamic_shared));
+                " bytes of dynamic shared memory; the kernel may take " + std::to_string(dynamic) +
+                " besides its " + std::to_string(program.static_shared) + " static ones");
   }
   if (launch.n_arguments != entry.parameters.size()) {
     throw Fault(std::to_string(launch.n_arguments) + " arguments for a kernel of " +
@@ -158,7 +165,9 @@ bool Grid::advance(Block& block) {
     Warp& warp = block.warps[(first + i * stride) % count];
     if (warp.state != Warp::kReady) continue;
     any = true;
-    warp.run(shuffled ? 1 + random.below(kTurn) : kTurn);
+    const uint64_t done = warp.run(shuffled ? 1 + random.below(kTurn) : kTurn);
+    instructions += done;
+    if (warp.ran += done; warp.ran > kMost) warp.fail(warp.active, "a loop does not end");
     if (warp.state != Warp::kExited) continue;
     ++progress;
     if (block.at_barrier) {
@@ -214,7 +223,7 @@ void Grid::run() {
   while (slots_.size() < in_flight) slots_.push_back(std::make_unique<Block>());
   uint64_t step = shuffled ? random.below(blocks) + 1 : 1, next = shuffled ? random.below(blocks) : 0;
   while (std::gcd(step, blocks) != 1) ++step;
-  uint64_t started = 0, running = 0, last_progress = 0, idle = 0;
+  uint64_t started = 0, running = 0, last_progress = 0, last_instructions = 0;
   std::vector<std::unique_ptr<StoreBuffer>> ended;
   while (started < blocks || running) {
     for (auto& slot : slots_) {
@@ -232,9 +241,9 @@ void Grid::run() {
       if (!slot->stores.empty()) ended.push_back(std::make_unique<StoreBuffer>(std::move(slot->stores)));
       slot->stores = {};
     }
-    idle = progress == last_progress ? idle + kTurn : 0;
+    if (progress != last_progress) last_instructions = instructions;
     last_progress = progress;
-    if (idle > kPatience) {
+    if (instructions - last_instructions > kPatience) {
       for (auto& slot : slots_) {
         if (slot->running) deadlock(*slot);
       }

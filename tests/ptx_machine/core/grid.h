@@ -49,8 +49,10 @@ struct Grid {
   Random random{0};
   bool shuffled = false;
   bool counting = false;
-  bool buffered = false;  // blocks see each other's stores only behind fences
-  uint64_t progress = 0;  // stores, atomics and exits: what other blocks may be waiting for
+  bool buffered = false;      // blocks see each other's stores only behind fences
+  StoredWords stored;         // where blocks are buffered and some loads are .nc
+  uint64_t progress = 0;      // stores, atomics and exits: what other blocks may be waiting for
+  uint64_t instructions = 0;  // of all warps
   std::vector<uint64_t> warps_run, threads_run;  // per instruction
   PtxCounters counters{};
 

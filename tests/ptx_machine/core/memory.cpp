@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace ptx {
@@ -106,6 +107,18 @@ void StoreBuffer::release_all() {
   words_.clear();
 }
 
+void StoredWords::add(uint64_t address, uint64_t count) {
+  for (uint64_t w = address / 4; w <= (address + count - 1) / 4; ++w) words_[w / 64] |= uint64_t{1} << w % 64;
+}
+
+bool StoredWords::any(uint64_t address, uint64_t count) const {
+  for (uint64_t w = address / 4; w <= (address + count - 1) / 4; ++w) {
+    const auto found = words_.find(w / 64);
+    if (found != words_.end() && (found->second >> w % 64 & 1)) return true;
+  }
+  return false;
+}
+
 // ---- shared memory
 
 void SharedMemory::reset(const Program& program, uint64_t dynamic) {
@@ -143,14 +156,25 @@ void SharedMemory::set_written(uint64_t address, uint64_t count, bool written) {
   std::memset(states_.data() + (address - kSharedStart), written ? kWritten : kGarbage, count);
 }
 
+// Which bytes of a word an access of `count` bytes at `first` touches.
+uint8_t SharedMemory::bytes_of(uint64_t word, uint64_t first, uint64_t count) {
+  const uint64_t low = std::max(first, 4 * word), high = std::min(first + count, 4 * word + 4);
+  return static_cast<uint8_t>(((1u << (high - low)) - 1) << low % 4);
+}
+
 int SharedMemory::read(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) {
   const uint64_t first = address - kSharedStart;
+  const uint32_t me = 1u << warp;
   for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
     Use& use = uses_[w];
-    if (use.write_epoch == epoch && use.writer != warp && use.writer != kSeveral) return use.writer;
-    if (use.read_epoch != epoch) use.readers = 0;
+    if (use.write_epoch == epoch && (use.writers & ~me)) [[unlikely]] {
+      const bool mine = (use.writers & me) && !use.atomic;
+      if (!mine && (use.bytes & bytes_of(w, first, count))) return first_lane(use.writers & ~me);
+    }
+    if (use.read_epoch != epoch) use.readers = use.whole = 0;
     use.read_epoch = epoch;
-    use.readers |= 1u << warp;
+    use.readers |= me;
+    if (count >= 4) use.whole |= me;
   }
   return -1;
 }
@@ -159,7 +183,8 @@ int SharedMemory::will_write(uint64_t address, uint64_t count, uint32_t warp, ui
   const uint64_t first = address - kSharedStart;
   for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
     const Use& use = uses_[w];
-    const uint32_t others = use.readers & ~(1u << warp);
+    // What is narrower than a word may have neighbours that other warps read.
+    const uint32_t others = (count >= 4 ? use.readers : use.whole) & ~(1u << warp);
     if (use.read_epoch == epoch && others) return first_lane(others);
   }
   return -1;
@@ -167,26 +192,46 @@ int SharedMemory::will_write(uint64_t address, uint64_t count, uint32_t warp, ui
 
 int SharedMemory::write(uint64_t address, const uint8_t* value, uint64_t count, uint32_t warp,
                         uint32_t epoch) {
-  // Words narrower than four bytes may have neighbours that other warps read: only wider accesses are judged.
-  if (count >= 4) {
-    if (const int reader = will_write(address, count, warp, epoch); reader >= 0) return reader;
-  }
+  if (const int reader = will_write(address, count, warp, epoch); reader >= 0) return reader;
   const uint64_t first = address - kSharedStart;
+  const uint32_t me = 1u << warp;
   for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
     Use& use = uses_[w];
-    uint8_t bytes = 0;
-    bool same = true;  // the value that is there already: several warps may write one value
-    for (uint64_t b = std::max(first, 4 * w); b < std::min(first + count, 4 * w + 4); ++b) {
-      bytes |= static_cast<uint8_t>(1u << b % 4);
-      same = same && bytes_[b] == value[b - first];
+    const uint8_t bytes = bytes_of(w, first, count);
+    if (use.write_epoch != epoch) {
+      use.writers = use.bytes = 0;
+      use.write_epoch = epoch;
     }
-    const bool mine = use.write_epoch != epoch || use.writer == warp;
-    if (!mine && (use.bytes & bytes) && !same) return use.writer == kSeveral ? 0 : use.writer;
-    use.bytes = static_cast<uint8_t>((use.write_epoch == epoch ? use.bytes : 0) | bytes);
-    use.writer = static_cast<uint8_t>(mine ? warp : kSeveral);
-    use.write_epoch = epoch;
+    if (const uint32_t others = use.writers & ~me; others && (use.bytes & bytes)) {
+      bool same = !use.atomic;
+      for (uint64_t b = std::max(first, 4 * w); b < std::min(first + count, 4 * w + 4); ++b) {
+        same = same && bytes_[b] == value[b - first];
+      }
+      if (!same) return first_lane(others);
+    }
+    use.bytes |= bytes;
+    use.writers |= me;
+    use.atomic = false;
   }
   std::memcpy(bytes_.data() + first, value, count);
+  return -1;
+}
+
+int SharedMemory::atomic(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) {
+  if (const int reader = will_write(address, count, warp, epoch); reader >= 0) return reader;
+  const uint64_t first = address - kSharedStart;
+  const uint32_t me = 1u << warp;
+  for (uint64_t w = first / 4; w <= (first + count - 1) / 4; ++w) {
+    Use& use = uses_[w];
+    if (use.write_epoch != epoch) {
+      use.writers = 0;
+      use.atomic = true;
+      use.write_epoch = epoch;
+    }
+    if (const uint32_t others = use.writers & ~me; others && !use.atomic) return first_lane(others);
+    use.bytes = 0xf;
+    use.writers |= me;
+  }
   return -1;
 }
 

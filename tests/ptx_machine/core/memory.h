@@ -62,6 +62,16 @@ class StoreBuffer {
   std::unordered_map<uint64_t, Word> words_;
 };
 
+// What a launch has stored to, in words of four bytes.
+class StoredWords {
+ public:
+  void add(uint64_t address, uint64_t count);
+  bool any(uint64_t address, uint64_t count) const;
+
+ private:
+  std::unordered_map<uint64_t, uint64_t> words_;  // 64 words each
+};
+
 // ---- shared memory
 
 class SharedMemory {
@@ -78,20 +88,24 @@ class SharedMemory {
   bool is_written(uint64_t address, uint64_t count) const;
   void set_written(uint64_t address, uint64_t count, bool written);
 
-  // Accesses of different warps with no barrier between them. Each returns the other warp, or -1.
+  // Accesses of different warps with no barrier between them. Each returns the other warp, or -1. Warps may
+  // write the same value, different bytes of a word, or by atomics.
   int read(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch);
   int write(uint64_t address, const uint8_t* value, uint64_t count, uint32_t warp, uint32_t epoch);
   int will_write(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch) const;
+  int atomic(uint64_t address, uint64_t count, uint32_t warp, uint32_t epoch);
 
  private:
   enum State : uint8_t { kOutside, kGarbage, kWritten };
   struct Use {  // of four bytes
     uint32_t write_epoch = 0, read_epoch = 0;
     uint32_t readers = 0;  // warps, in read_epoch
-    uint8_t writer = 0;    // in write_epoch; several: kSeveral
+    uint32_t whole = 0;    // of them those that read all four bytes
+    uint32_t writers = 0;  // warps, in write_epoch
     uint8_t bytes = 0;     // that were written in it
+    bool atomic = false;   // all writes in it were atomics
   };
-  static constexpr uint8_t kSeveral = 0xff;
+  static uint8_t bytes_of(uint64_t word, uint64_t first, uint64_t count);
   std::vector<uint8_t> bytes_;
   std::vector<State> states_;
   std::vector<Use> uses_;

@@ -115,7 +115,8 @@ struct Program {
   uint64_t dynamic_first = 0;  // offset of the launch's own shared memory
   std::vector<uint64_t> parameter_offsets;
   uint64_t parameter_bytes = 0;
-  bool communicates = false;  // has atomics or fences: its blocks may read what others write
+  bool communicates = false;     // has atomics or fences: its blocks may read what others write
+  bool reads_constants = false;  // has ld.global.nc
 };
 
 class Loaded;  // api.h

@@ -44,6 +44,7 @@ struct Warp {
   uint32_t* written = nullptr;  // per register: which lanes hold a value
   uint32_t existing = 0, exited = 0;
   State state = kReady;
+  uint64_t ran = 0;  // instructions
   const Instruction* at_barrier = nullptr;
   uint32_t pc = 0, active = 0;  // the group that runs
   std::vector<Group> others;
