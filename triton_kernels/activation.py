@@ -12,14 +12,14 @@ from .tools.checks import check_floating, check_packed, check_same_order
 from .tools.elements import block_of_elements, launch_elementwise, load_elements, store_elements
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _forward_kernel(x_ptr, y_ptr, n: tl.int64, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     i, full = block_of_elements(n, BLOCK)
     x = load_elements(x_ptr, i, n, full)
     store_elements(y_ptr, i, n, full, activate(x, ACTIVATION, x_ptr.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _backward_kernel(
     saved_ptr, grad_ptr, dx_ptr, n: tl.int64, ACTIVATION: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, BLOCK: tl.constexpr,

@@ -21,6 +21,7 @@ from .tools.activation import (
     derive_from_output,
 )
 from .tools.checks import acc_dtype, check_dense, check_floating
+from .tools.elements import block_of_elements, load_elements, store_elements
 from .tools.launch import cdiv, launch, next_power_of_2
 from .tools.math import divide
 from .tools.merge import merge_parts
@@ -55,25 +56,6 @@ def _drop(x, draws, threshold):
 
 
 @triton.jit
-def _load(pointer, i, n, FULL: tl.constexpr):
-    acc: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
-    if FULL:  # noqa: SIM108 (a conditional expression would evaluate both)
-        x = tl.load(pointer + i)
-    else:
-        x = tl.load(pointer + i, mask=i < n, other=0.0)
-    return x.to(acc)
-
-
-@triton.jit
-def _store(pointer, i, n, x, FULL: tl.constexpr):
-    y = x.to(pointer.dtype.element_ty)
-    if FULL:
-        tl.store(pointer + i, y)
-    else:
-        tl.store(pointer + i, y, mask=i < n)
-
-
-@triton.jit
 def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK: tl.constexpr):
     """x + bias for the elements ``i`` [BLOCK] of the groups ``group`` [BLOCK / 8]."""
     if BIAS == _NO_BIAS:
@@ -89,24 +71,22 @@ def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK:
         return x + bias.to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "threshold"])
 def _forward_kernel(
     x_ptr, bias_ptr, residual_ptr, seed_ptr, y_ptr,
     n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
-    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    i = first + tl.arange(0, BLOCK)
-    group = first // GROUP + tl.arange(0, BLOCK // GROUP)
-    x = _load(x_ptr, i, n, FULL)
+    i, full = block_of_elements(n, BLOCK)
+    group = tl.program_id(0).to(tl.int64) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    x = load_elements(x_ptr, i, n, full)
     x = _add_bias(x, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
     x = activate(x, ACTIVATION, x_ptr.dtype.element_ty)
     if seed_ptr is not None:
         x = _drop(x, group_draws(seed_ptr, group, [BLOCK]), threshold)
     if residual_ptr is not None:
-        x += _load(residual_ptr, i, n, FULL)
-    _store(y_ptr, i, n, x, FULL)
+        x += load_elements(residual_ptr, i, n, full)
+    store_elements(y_ptr, i, n, full, x)
 
 
 @triton.jit
@@ -126,26 +106,25 @@ def _differentiate(
         return derive_from_input(saved, grad, ACTIVATION, storage)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "threshold"])
 def _backward_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr,
     n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, BIAS: tl.constexpr,
-    FULL: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    i = first + tl.arange(0, BLOCK)
-    group = first // GROUP + tl.arange(0, BLOCK // GROUP)
-    grad = _load(grad_ptr, i, n, FULL)
+    i, full = block_of_elements(n, BLOCK)
+    group = tl.program_id(0).to(tl.int64) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    grad = load_elements(grad_ptr, i, n, full)
     if seed_ptr is not None:
         grad = _drop(grad, group_draws(seed_ptr, group, [BLOCK]), threshold)
     if saved_ptr is not None:
-        saved = _load(saved_ptr, i, n, FULL)
+        saved = load_elements(saved_ptr, i, n, full)
         saved = _add_bias(saved, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
         drops: tl.constexpr = seed_ptr is not None
         storage: tl.constexpr = grad_ptr.dtype.element_ty
         grad = _differentiate(grad, saved, threshold, ACTIVATION, FROM_OUTPUT, drops, storage)
-    _store(dx_ptr, i, n, grad, FULL)
+    store_elements(dx_ptr, i, n, full, grad)
 
 
 # ------------------------------------------------------------------- backward with the bias's gradient
@@ -178,7 +157,7 @@ def _gradient_tile(
     return tl.where(mask, grad, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold", "steps"])
 def _column_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
     rows: tl.int64, channels: tl.int64, tiles: tl.int64, threshold: tl.int32, steps: tl.int32,
@@ -207,7 +186,7 @@ def _column_kernel(
     tl.store(partial_ptr + part * channels + column, tl.sum(sums, axis=0), mask=column < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "threshold", "steps"])
 def _row_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
     outer: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32, steps: tl.int32,
@@ -254,9 +233,9 @@ def check_mask(seed: torch.Tensor | None, p: float, op: str, like: torch.Tensor)
 
 
 def _bias_shape(tensor: torch.Tensor, has_bias: bool, dim: int, op: str) -> tuple[int, int, int]:
-    """The elements as [outer, channels, inner]; one row without a bias."""
+    """The elements as [outer, channels, inner]; one channel without a bias."""
     if not has_bias:
-        return 1, 1, tensor.numel()
+        return tensor.numel(), 1, 1
     shape = tuple(tensor.shape) or (1,)
     if not -len(shape) <= dim < len(shape):
         raise RuntimeError(f"{op}: dim must be in [{-len(shape)}, {len(shape) - 1}], got {dim}")
@@ -297,7 +276,7 @@ def _forward(
     launch(
         _forward_kernel, cdiv(n, _BLOCK), input.device,
         input, bias, residual, seed, output, n, channels, inner, threshold_of(p),
-        ACTIVATION=activation, BIAS=_bias_mode(bias, channels, inner), FULL=n % _BLOCK == 0,
+        ACTIVATION=activation, BIAS=_bias_mode(bias, channels, inner),
         BLOCK=_BLOCK, num_warps=_NUM_WARPS,
     )  # fmt: skip
 
@@ -374,7 +353,7 @@ def bias_activation_dropout_backward(
         launch(
             _backward_kernel, cdiv(n, _BLOCK), grad_output.device,
             *tensors, n, *shape[1:], threshold_of(p),
-            BIAS=_bias_mode(bias, *shape[1:]), FULL=n % _BLOCK == 0, BLOCK=_BLOCK, num_warps=_NUM_WARPS,
+            BIAS=_bias_mode(bias, *shape[1:]), BLOCK=_BLOCK, num_warps=_NUM_WARPS,
             **meta,
         )  # fmt: skip
     return grad_input, grad_bias

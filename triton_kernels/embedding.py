@@ -52,7 +52,7 @@ def embedding_forward(weight: torch.Tensor, indices: torch.Tensor) -> torch.Tens
     return output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def _gather_kernel(
     weight, indices, output, positions: tl.int64, rows: tl.int64, dim, tiles, row_stride, column_stride,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -85,7 +85,7 @@ def _sort_positions(indices: torch.Tensor, rows: int, padding_idx: int) -> tuple
     return values, order
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _keys_kernel(indices, keys, count: tl.int64, rows: tl.int64, padding_idx: tl.int64, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(indices + i, mask=i < count, other=-1).to(tl.int64)
@@ -179,7 +179,7 @@ def _finish(
             tl.store(partial_keys + slot + 1 + columns * 0, key + columns * 0, mask=first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "all_count", "steps"])
 def _sum_rows_kernel(
     keys, order, source, partial_keys, partials, grad, all_keys,
     count: tl.int64, rows: tl.int64, dim: tl.int64, tiles: tl.int64, all_count: tl.int64, steps,

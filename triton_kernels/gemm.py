@@ -58,14 +58,23 @@ def _configs(
     return [large, small]
 
 
+def _alignment(size: int) -> int:
+    return 16 if size % 16 == 0 else 1
+
+
 def leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
     """Stride of the dimension that is not contiguous, and whether that is the second one."""
     if matrix.dim() != 2:
         raise RuntimeError(f"{op}: {name} must have 2 dimensions, got {matrix.dim()}")
     rows, columns = matrix.shape
-    if matrix.stride(1) == 1 or columns <= 1:
+    if matrix.stride(1) == 1:
         return matrix.stride(0), False
-    if matrix.stride(0) == 1 or rows <= 1 or matrix.numel() == 0:
+    # A transposed view stays one where one of its sides is 1: the same kernel serves every size.
+    if matrix.stride(0) == 1:
+        return matrix.stride(1), True
+    if columns <= 1:
+        return matrix.stride(0), False
+    if rows <= 1 or matrix.numel() == 0:
         return matrix.stride(1), True
     raise RuntimeError(f"{op}: {name} must have a stride of 1, got strides {matrix.stride()}")
 
@@ -135,15 +144,23 @@ def matmul(
         for t, stride in ((a, stride_a), (b, stride_b))
         for address in (t.data_ptr(), stride * t.element_size())
     )
+    # Sizes along which operands are contiguous: the compiler has to know whether 16 divides them, but not of
+    # others, which may be a batch's.
+    aligns = [
+        _alignment(size) if contiguous else 1
+        for size, contiguous in ((m, a_transposed), (n, True), (k, not a_transposed or b_transposed))
+    ]
     constants = {
         "A_TRANSPOSED": a_transposed, "B_TRANSPOSED": b_transposed, "HAS_BETA": beta != 0,
+        "ALIGN_M": aligns[0], "ALIGN_N": aligns[1], "ALIGN_K": aligns[2],
         "ACTIVATION": activation, "PRODUCT": product,
     }  # fmt: skip
+    sizes = tuple(size // align for size, align in zip((m, n, k), aligns, strict=True))
 
     def run(config: _Config) -> None:
         launch(
             _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
-            out, a, b, beta, bias, m, n, k, stride_a, stride_b,
+            out, a, b, beta, bias, *sizes, stride_a, stride_b,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
             num_warps=config.num_warps, num_stages=config.num_stages, **constants,
         )  # fmt: skip
@@ -152,20 +169,24 @@ def matmul(
     run_first(("gemm", a.dtype, out.dtype, aligned, *constants.values()), configs, run, a.device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["aligned_m", "aligned_n", "aligned_k"])
 def _gemm_kernel(
     out, a, b, beta: tl.float64, bias,
-    m: tl.int64, n: tl.int64, k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
+    aligned_m: tl.int64, aligned_n: tl.int64, aligned_k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
+    ALIGN_M: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_K: tl.constexpr,
     ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile of activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``), ``m`` x ``n``, of depth ``k``.
+    """A tile of activation(``a`` @ ``b`` + ``beta`` * ``out`` + ``bias``), m x n, of depth k.
 
+    ``aligned_m``, ``aligned_n`` and ``aligned_k``: the sizes divided by ``ALIGN_M``, ``ALIGN_N`` and
+    ``ALIGN_K``, powers of two, so that the compiler knows that they are their multiples.
     ``stride_a`` and ``stride_b``: of the dimension that is not contiguous, the first one unless
     ``A_TRANSPOSED`` or ``B_TRANSPOSED``. ``GROUP_M``: neighbouring programs share so many rows of tiles.
     """
     acc: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
+    m, n, k = aligned_m * ALIGN_M, aligned_n * ALIGN_N, aligned_k * ALIGN_K
     tiles_m = tl.cdiv(m, BLOCK_M)
     tiles_n = tl.cdiv(n, BLOCK_N)
     pid = tl.program_id(0).to(tl.int64)

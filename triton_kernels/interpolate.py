@@ -11,6 +11,7 @@ import triton.language as tl
 from pyops._library import implement
 
 from .tools.checks import check_dense, check_floating
+from .tools.elements import block_of_elements, store_elements
 from .tools.launch import cdiv, launch
 
 _BLOCK = 1024
@@ -156,20 +157,21 @@ def _place(i, depth, height, width, inner):
     return outer, plane - outer * depth, row - plane * height, pixel - row * width, i - pixel * inner
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _forward_kernel(
     x, y, count, in_d, in_h, in_w, out_d, out_h, out_w, inner,
     scale_d: tl.float32, scale_h: tl.float32, scale_w: tl.float32,
     EXACT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    i = tl.program_id(0).to(index) * BLOCK + tl.arange(0, BLOCK)
+    i, full = block_of_elements(count, BLOCK)
+    i = i.to(index)
     outer, d, h, w, c = _place(i, out_d, out_h, out_w, inner)
     d = _source(d, _as_tensor(in_d), scale_d, EXACT)
     h = _source(h, _as_tensor(in_h), scale_h, EXACT)
     w = _source(w, _as_tensor(in_w), scale_w, EXACT)
     at = (((outer * in_d + d) * in_h + h) * in_w + w) * inner + c
-    tl.store(y + i, tl.load(x + at, mask=i < count), mask=i < count)
+    store_elements(y, i, count, full, tl.load(x + at, mask=i < count))
 
 
 @triton.jit
@@ -198,14 +200,15 @@ def _starts_kernel(
     tl.store(starts + i, low, mask=i < in_d + in_h + in_w + 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _backward_kernel(
     grad, dx, starts, count, in_d, in_h, in_w, out_d, out_h, out_w, inner, most_d, most_h, most_w,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     acc: tl.constexpr = tl.float64 if dx.dtype.element_ty == tl.float64 else tl.float32
-    i = tl.program_id(0).to(index) * BLOCK + tl.arange(0, BLOCK)
+    i, full = block_of_elements(count, BLOCK)
+    i = i.to(index)
     exists = i < count
     outer, d, h, w, c = _place(i, in_d, in_h, in_w, inner)
     starts_h = starts + in_d + 1
@@ -224,4 +227,4 @@ def _backward_kernel(
             for kw in tl.range(0, most_w):
                 at = (row + w0 + kw) * inner + c
                 total += tl.load(grad + at, mask=in_row & (w0 + kw < w1), other=0.0).to(acc)
-    tl.store(dx + i, total.to(dx.dtype.element_ty), mask=exists)
+    store_elements(dx, i, count, full, total)

@@ -1,6 +1,6 @@
 """Elementwise losses; formulas as in csrc/math/loss.h."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,6 +22,11 @@ HUBER: tl.constexpr = tl.constexpr(2)
 SMOOTH_L1: tl.constexpr = tl.constexpr(3)
 BCE_WITH_LOGITS: tl.constexpr = tl.constexpr(4)
 
+# Which entry of a factor belongs to element i: the i-th, the i % count-th, the i // inner % count-th.
+_EACH: tl.constexpr = tl.constexpr(0)
+_IN_TURN: tl.constexpr = tl.constexpr(1)
+_IN_RUNS: tl.constexpr = tl.constexpr(2)
+
 
 def _block(dtype: torch.dtype) -> int:
     """Elements of one program; more of float64 would spill."""
@@ -36,6 +41,17 @@ def _check_factor(factor: torch.Tensor | None, inner: int, op: str, name: str, i
         raise RuntimeError(f"{op}: {name} must not be empty")
     if inner <= 0:
         raise RuntimeError(f"{op}: {name}_inner must be positive, got {inner}")
+
+
+def _order(factor: torch.Tensor | None, inner: int, input: torch.Tensor) -> int:
+    if factor is None or (inner <= 1 and factor.numel() >= input.numel()):
+        return _EACH.value
+    return _IN_TURN.value if inner <= 1 else _IN_RUNS.value
+
+
+def _sizes(*factors: tuple[torch.Tensor | None, int]) -> tuple[int, ...]:
+    """What kernels get of each factor: how many entries it has, and ``inner``."""
+    return tuple(n for factor, inner in factors for n in (0 if factor is None else factor.numel(), inner))
 
 
 def _check(
@@ -58,25 +74,12 @@ def _check(
     return {
         "KIND": kind,
         "PARAMETER": float(parameter),
-        "WEIGHT_REPEATS": weight is not None and (weight_inner > 1 or weight.numel() < input.numel()),
-        "POS_WEIGHT_REPEATS": pos_weight is not None
-        and (pos_weight_inner > 1 or pos_weight.numel() < input.numel()),
+        "WEIGHT_ORDER": _order(weight, weight_inner, input),
+        "POS_WEIGHT_ORDER": _order(pos_weight, pos_weight_inner, input),
         "SMALL": input.numel() < 2**31 and max(weight_inner, pos_weight_inner) < 2**31,
         "BLOCK": _block(input.dtype),
         "num_warps": 4,
     }
-
-
-class Factor(NamedTuple):
-    """What losses are multiplied by: element i by ``entries``[i // ``inner`` % ``count``], unless None."""
-
-    entries: torch.Tensor | None
-    count: int
-    inner: int
-
-    @staticmethod
-    def of(entries: torch.Tensor | None, inner: int) -> "Factor":
-        return Factor(entries, 0 if entries is None else entries.numel(), inner)
 
 
 @implement("pyops_triton", "elementwise_loss_forward")
@@ -101,9 +104,9 @@ def elementwise_loss_forward(
     partials = input.new_empty((2, 0 if reduction == NONE else blocks), dtype=acc)
     if n > 0:
         launch(
-            _forward_kernel, blocks, input.device, input, target,
-            Factor.of(weight, weight_inner), Factor.of(pos_weight, pos_weight_inner),
+            _forward_kernel, blocks, input.device, input, target, weight, pos_weight,
             loss if reduction == NONE else None, None if reduction == NONE else partials, n,
+            *_sizes((weight, weight_inner), (pos_weight, pos_weight_inner)),
             DIVIDES_BY_WEIGHT=weight is not None and kind in (0, 1), **meta,
         )  # fmt: skip
     reduce_partials(partials, None if reduction == NONE else loss, divisor, mean=reduction == MEAN)
@@ -140,9 +143,9 @@ def elementwise_loss_backward(
     n = input.numel()
     if n > 0:
         launch(
-            _backward_kernel, cdiv(n, _block(input.dtype)), input.device, grad_loss, input, target,
-            Factor.of(weight, weight_inner), Factor.of(pos_weight, pos_weight_inner),
-            divisor if reduction == MEAN else None, grad_input, grad_target if both else None, n,
+            _backward_kernel, cdiv(n, _block(input.dtype)), input.device, grad_loss, input, target, weight,
+            pos_weight, divisor if reduction == MEAN else None, grad_input, grad_target if both else None, n,
+            *_sizes((weight, weight_inner), (pos_weight, pos_weight_inner)),
             PER_ELEMENT=per_element, **meta,
         )  # fmt: skip
     return grad_input, grad_target
@@ -181,50 +184,51 @@ def _loss_terms(x, y, p, KIND: tl.constexpr, PARAMETER: tl.constexpr, storage: t
 
 
 @triton.jit
-def _load_factor(factor, i, n, full, REPEATS: tl.constexpr, SMALL: tl.constexpr):
+def _load_factor(factor, i, n, full, count, inner, ORDER: tl.constexpr, SMALL: tl.constexpr):
     """The entries of elements ``i``."""
-    if REPEATS:
+    if ORDER == _EACH:
+        return load_elements(factor, i, n, full)
+    else:
         # 64-bit divisions are slow. count and inner come in as small as they are.
         index = i.to(tl.int32) if SMALL else i
-        entry = index // factor.inner % factor.count
-        acc: tl.constexpr = tl.float64 if factor.entries.dtype.element_ty == tl.float64 else tl.float32
-        return tl.load(factor.entries + entry, mask=i < n, other=0.0).to(acc)
-    else:
-        return load_elements(factor.entries, i, n, full)
+        entry = index % count if ORDER == _IN_TURN else index // inner % count
+        acc: tl.constexpr = tl.float64 if factor.dtype.element_ty == tl.float64 else tl.float32
+        return tl.load(factor + entry, mask=i < n, other=0.0).to(acc)
 
 
 @triton.jit
 def _weighted_terms(
-    input, target, weight, pos_weight, i, n, full,
-    KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_REPEATS: tl.constexpr,
-    POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr,
+    input, target, weight, pos_weight, i, n, full, count, inner, pos_count, pos_inner,
+    KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_ORDER: tl.constexpr,
+    POS_WEIGHT_ORDER: tl.constexpr, SMALL: tl.constexpr,
 ):  # fmt: skip
     """Losses and derivatives of elements i times their weights, and the weights."""
     x = load_elements(input, i, n, full)
     y = load_elements(target, i, n, full)
-    if pos_weight.entries is not None:
-        p = _load_factor(pos_weight, i, n, full, POS_WEIGHT_REPEATS, SMALL)
+    if pos_weight is not None:
+        p = _load_factor(pos_weight, i, n, full, pos_count, pos_inner, POS_WEIGHT_ORDER, SMALL)
     else:
         p = tl.full(x.shape, 1.0, x.dtype)
     value, slope = _loss_terms(x, y, p, KIND, PARAMETER, input.dtype.element_ty)
-    if weight.entries is not None:
-        w = _load_factor(weight, i, n, full, WEIGHT_REPEATS, SMALL)
+    if weight is not None:
+        w = _load_factor(weight, i, n, full, count, inner, WEIGHT_ORDER, SMALL)
         return value * w, slope * w, w
     else:
         return value, slope, tl.full(x.shape, 1.0, x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "count", "inner", "pos_count", "pos_inner"])
 def _forward_kernel(
     input, target, weight, pos_weight, loss, partials, n: tl.int64,
-    KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_REPEATS: tl.constexpr,
-    POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr, DIVIDES_BY_WEIGHT: tl.constexpr,
+    count, inner, pos_count, pos_inner,
+    KIND: tl.constexpr, PARAMETER: tl.constexpr, WEIGHT_ORDER: tl.constexpr,
+    POS_WEIGHT_ORDER: tl.constexpr, SMALL: tl.constexpr, DIVIDES_BY_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, full = block_of_elements(n, BLOCK)
     value, _slope, w = _weighted_terms(
-        input, target, weight, pos_weight, i, n, full,
-        KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
+        input, target, weight, pos_weight, i, n, full, count, inner, pos_count, pos_inner,
+        KIND, PARAMETER, WEIGHT_ORDER, POS_WEIGHT_ORDER, SMALL,
     )  # fmt: skip
     if loss is not None:
         store_elements(loss, i, n, full, value)
@@ -237,17 +241,18 @@ def _forward_kernel(
         tl.store(partials + tl.num_programs(0) + tl.program_id(0), tl.sum(tl.where(exists, w, 0.0), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "count", "inner", "pos_count", "pos_inner"])
 def _backward_kernel(
     grad_loss, input, target, weight, pos_weight, divisor, grad_input, grad_target, n: tl.int64,
+    count, inner, pos_count, pos_inner,
     PER_ELEMENT: tl.constexpr, KIND: tl.constexpr, PARAMETER: tl.constexpr,
-    WEIGHT_REPEATS: tl.constexpr, POS_WEIGHT_REPEATS: tl.constexpr, SMALL: tl.constexpr,
+    WEIGHT_ORDER: tl.constexpr, POS_WEIGHT_ORDER: tl.constexpr, SMALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, full = block_of_elements(n, BLOCK)
     _value, slope, _w = _weighted_terms(
-        input, target, weight, pos_weight, i, n, full,
-        KIND, PARAMETER, WEIGHT_REPEATS, POS_WEIGHT_REPEATS, SMALL,
+        input, target, weight, pos_weight, i, n, full, count, inner, pos_count, pos_inner,
+        KIND, PARAMETER, WEIGHT_ORDER, POS_WEIGHT_ORDER, SMALL,
     )  # fmt: skip
     if PER_ELEMENT:
         grad = load_elements(grad_loss, i, n, full)

@@ -152,6 +152,17 @@ def _runs_kernel(
 
 
 @triton.jit
+def _load(pointer, i, inside, n, full):
+    """Elements of a row, which is ``full`` but for the last one: only there a mask splits accesses."""
+    acc: tl.constexpr = tl.float64 if pointer.dtype.element_ty == tl.float64 else tl.float32
+    if full:
+        x = tl.load(pointer + i, mask=inside, other=0.0)
+    else:
+        x = tl.load(pointer + i, mask=inside & (i < n), other=0.0)
+    return x.to(acc)
+
+
+@triton.jit(do_not_specialize=["n", "slices", "steps"])
 def _columns_kernel(
     grad_ptr, x_ptr, weight_ptr, y_ptr, sums_ptr,
     channels: tl.int64, inner: tl.int64, n: tl.int64, width: tl.int64, slices: tl.int64, steps: tl.int64,
@@ -166,21 +177,26 @@ def _columns_kernel(
     slope = tl.load(weight_ptr + column // inner % channels, mask=inside, other=0.0).to(acc)
     total = tl.zeros([BLOCK], acc)
     for step in tl.range(0, steps):
-        i = (step * slices + slice) * width + column
-        exists = inside & (i < n)
-        x = tl.load(x_ptr + i, mask=exists, other=0.0).to(acc)
+        row = step * slices + slice
+        i = row * width + column
+        full = (row + 1) * width <= n
+        x = _load(x_ptr, i, inside, n, full)
         if grad_ptr is None:
             y = tl.where(x > 0.0, x, x * slope)
         else:
-            grad = tl.load(grad_ptr + i, mask=exists, other=0.0).to(acc)
+            grad = _load(grad_ptr, i, inside, n, full)
             y = tl.where(x > 0.0, grad, grad * slope)
             total += tl.where(x > 0.0, 0.0, x * grad)
-        tl.store(y_ptr + i, y.to(storage), mask=exists)
+        y = y.to(storage)
+        if full:
+            tl.store(y_ptr + i, y, mask=inside)
+        else:
+            tl.store(y_ptr + i, y, mask=inside & (i < n))
     if grad_ptr is not None:
         tl.store(sums_ptr + slice * width + column, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "steps"])
 def _finish_kernel(
     sums_ptr, grad_weight_ptr, outer: tl.int64, channels: tl.int64, inner: tl.int64, steps: tl.int64,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,

@@ -40,6 +40,23 @@ _TF32_KERNELS = {
     "backward_kernel",
 }  # fmt: skip
 
+# Kernels that read whole vectors, by a pattern of cases; the compiler has to know of alignment for that.
+_VECTORS = {
+    "activation-": {"_forward_kernel", "_backward_kernel"},
+    "batch_norm-residual-relu-channels_last-bfloat16": {
+        "statistics_kernel", "normalize_kernel", "gradient_sums_kernel", "input_gradient_kernel",
+    },
+    "conv2d-(channels_last|float64|float32)": {"_correlate_kernel", "_weight_kernel"},
+    "cross_entropy-(vocabulary|inner-float16)": {"_forward_kernel", "_backward_kernel"},
+    "dropout-(float|odd)": {"_forward_kernel"},
+    "gemm-(nn|nt|tn|small)": {"_gemm_kernel"},
+    "linear-": {"_gemm_kernel", "_forward_kernel"},
+    "log_softmax-": {"_forward_kernel", "_backward_kernel"},
+    "mse_loss-": {"_forward_kernel", "_backward_kernel"},
+    "prelu-(one|columns)": {"_columns_kernel"},
+}  # fmt: skip
+_READS_16_BYTES = re.compile(r"ld\.global\S*\.v(4\.\w32|2\.\w64)|cp\.async\S* [^;]*, (0x10|16),")
+
 # The assembler at times gives up a few registers outside a loop so that more warps fit.
 TOLERATED_SPILL = 16
 
@@ -94,6 +111,7 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
                 "lost_floats": _lost_floats(launch),
                 "multiplies_tf32": bool(re.search(r"mma\S*(\.|::)tf32", ptx)),
                 "rounds_to_tf32": "cvt.rna.tf32.f32" in ptx,
+                "reads_16_bytes": bool(_READS_16_BYTES.search(ptx)),
                 "cubin_bytes": len(compiled.asm["cubin"]),
                 "spilled_bytes": _spilled_bytes[compiled.hash],
                 "shared_bytes": compiled.metadata.shared,
@@ -188,6 +206,22 @@ def test_operands_are_rounded_to_tf32(compiled: dict[str, list[dict[str, Any]]],
     ]
     assert {kernel for _case, kernel, _rounds in products} >= _TF32_KERNELS
     assert not [product for product in products if not product[2]], "operands are cut off, not rounded"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("pattern", _VECTORS)
+def test_memory_is_read_16_bytes_at_a_time(
+    compiled: dict[str, list[dict[str, Any]]], pattern: str, capability: int
+) -> None:
+    kernels = [
+        (case, kernel["kernel"], kernel["reads_16_bytes"])
+        for case in CASES
+        if re.match(pattern, case)
+        for kernel in compiled[f"{case}-sm_{capability}"]
+        if kernel["kernel"] in _VECTORS[pattern]
+    ]
+    assert {name for _case, name, _reads in kernels} == _VECTORS[pattern]
+    assert not [kernel for kernel in kernels if not kernel[2]]
 
 
 _PRODUCTS = {

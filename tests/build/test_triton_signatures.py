@@ -27,7 +27,7 @@ def _definitions(kind: type[ast.stmt]) -> Iterator[tuple[Path, ast.stmt]]:
 
 def _kernels() -> Iterator[tuple[Path, ast.FunctionDef]]:
     for path, node in _definitions(ast.FunctionDef):
-        if any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list):
+        if any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list):
             yield path, node
 
 

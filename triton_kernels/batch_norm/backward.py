@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ..tools.activation import IDENTITY, RELU, derive_from_input
-from .tiles import channels_of, locate_parts, locate_program, locate_tile, norm_map, passes, rounded
+from .tiles import SIZES, channels_of, locate_parts, locate_program, locate_tile, norm_map, passes, rounded
 
 
 class Tensors(NamedTuple):
@@ -54,7 +54,7 @@ def _gradient(
     return tl.where(exists, g, 0.0), tl.where(exists, d, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "mask_bytes", *SIZES])
 def gradient_sums_kernel(
     tensors, partial_ptr, size: tl.int64, mask_bytes: tl.int64,
     rows: tl.int64, channels: tl.int64, inner: tl.int64, aligned_stride: tl.int64, aligned_width: tl.int64,
@@ -95,7 +95,7 @@ def gradient_sums_kernel(
     tl.store(partial_ptr + size + place, product, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "steps", "distance"])
 def add_kernel(
     partial_ptr, result_ptr, channels: tl.int64, parts: tl.int64, distance: tl.int64, steps: tl.int64,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -126,7 +126,7 @@ def affine_gradients_kernel(
     tl.store(grad_bias_ptr + channel, rounded(sum, grad_bias_ptr), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "mask_bytes", *SIZES])
 def input_gradient_kernel(
     tensors, means_ptr, dx_ptr, dresidual_ptr, count: tl.int64, mask_bytes: tl.int64,
     rows: tl.int64, channels: tl.int64, inner: tl.int64, aligned_stride: tl.int64, aligned_width: tl.int64,

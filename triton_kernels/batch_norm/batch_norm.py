@@ -85,7 +85,7 @@ class _Tiles(NamedTuple):
     def of(s: _Shape) -> "_Tiles":
         groups, width = (s.channels, s.inner) if s.runs else (1, s.channels * s.inner)
         block_width = max(8, min(next_power_of_2(width), 1024 if s.runs else 128))
-        block_rows = max(1, min(_TILE // block_width, next_power_of_2(s.outer)))
+        block_rows = max(1, _TILE // block_width)
         return _Tiles(s, groups, width, block_rows, block_width, min(width & -width, 16))
 
     @property

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ..tools.activation import activate
-from .tiles import channels_of, locate_parts, locate_program, locate_tile, norm_map, passes, rounded
+from .tiles import SIZES, channels_of, locate_parts, locate_program, locate_tile, norm_map, passes, rounded
 
 # Where mean and rstd come from.
 OF_BATCH: tl.constexpr = tl.constexpr(0)
@@ -32,7 +32,7 @@ class Tensors(NamedTuple):
     mask: torch.Tensor | None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", *SIZES])
 def statistics_kernel(
     x_ptr, partial_ptr, size: tl.int64,
     rows: tl.int64, channels: tl.int64, inner: tl.int64, aligned_stride: tl.int64, aligned_width: tl.int64,
@@ -107,7 +107,7 @@ def _merged(
     return count, mean, tl.sum(squares, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "steps", "distance"])
 def merge_kernel(
     partial_ptr, result_ptr, channels: tl.int64, parts: tl.int64, distance: tl.int64, steps: tl.int64,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -118,7 +118,7 @@ def merge_kernel(
     tl.store(result_ptr + channels + channel, m2, mask=channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "steps", "distance"])
 def finish_statistics_kernel(
     partial_ptr, statistics_ptr, running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr,
     channels: tl.int64, parts: tl.int64, distance: tl.int64, steps: tl.int64,
@@ -149,7 +149,7 @@ def finish_statistics_kernel(
     tl.store(rstd_ptr + channel, rounded(rstd, rstd_ptr), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask_bytes", *SIZES])
 def normalize_kernel(
     tensors, mask_bytes: tl.int64,
     rows: tl.int64, channels: tl.int64, inner: tl.int64, aligned_stride: tl.int64, aligned_width: tl.int64,

@@ -14,6 +14,11 @@ both divided by ``ALIGN``, a power of two, so that the compiler knows that they 
 import triton
 import triton.language as tl
 
+# Of the above, what the compiler need not know: ``ALIGN`` tells it what vectors depend on.
+SIZES = [
+    "rows", "channels", "inner", "aligned_stride", "aligned_width", "strips", "slices", "steps",
+]  # fmt: skip
+
 
 @triton.jit
 def locate_program(strips, slices, BLOCK_W: tl.constexpr):

@@ -263,7 +263,7 @@ def add_z_loss(loss, z_loss, maximum, log_sum, Z_LOSS: tl.constexpr):
     return loss
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "classes", "inner", "class_blocks", "ignore_index"])
 def _forward_kernel(
     tensors, outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
     ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,
@@ -356,7 +356,7 @@ def _forward_kernel(
         tl.store(tensors.divisor, 1.0, mask=pid == 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "classes", "inner", "splits", "blocks", "ignore_index"])
 def _backward_kernel(
     tensors, outer: tl.int64, classes: tl.int64, inner: tl.int64, splits: tl.int64, blocks: tl.int64,
     ignore_index: tl.int64, label_smoothing: tl.float64, z_loss: tl.float64,

@@ -105,7 +105,7 @@ def nll_loss_backward(
     return grad_input
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "classes", "inner", "ignore_index"])
 def _forward_kernel(
     log_probs, target_ptr, weight_ptr, loss_ptr, partials,
     rows: tl.int64, classes: tl.int64, inner: tl.int64, ignore_index: tl.int64,
@@ -136,7 +136,7 @@ def _forward_kernel(
     tl.store(partials + tl.num_programs(0) + pid, tl.sum(tl.where(counted, w, 0.0), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "classes", "inner", "splits", "ignore_index"])
 def _backward_kernel(
     grad_loss, target_ptr, weight_ptr, total_weight, grad_input,
     outer: tl.int64, classes: tl.int64, inner: tl.int64, splits: tl.int64, ignore_index: tl.int64,

@@ -74,7 +74,7 @@ def softmax_backward(grad_output: torch.Tensor, output: torch.Tensor, dim: int, 
     return grad_input
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "classes", "inner", "class_blocks"])
 def _forward_kernel(
     x_ptr, y_ptr, outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
     LOG: tl.constexpr, ONE_TILE: tl.constexpr, ROW_MAJOR: tl.constexpr,
@@ -135,7 +135,7 @@ def _softmax_gradient(y, grad, row_sum, storage: tl.constexpr, LOG: tl.constexpr
         return y * (grad - row_sum[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "classes", "inner", "class_blocks"])
 def _backward_kernel(
     grad_ptr, y_ptr, dx_ptr, outer: tl.int64, classes: tl.int64, inner: tl.int64, class_blocks: tl.int64,
     LOG: tl.constexpr, ONE_TILE: tl.constexpr, ROW_MAJOR: tl.constexpr,

@@ -186,7 +186,7 @@ def _pack_kernel(source, packed, n: tl.int64, channels, taps, BLOCK: tl.constexp
     tl.store(packed + i, tl.load(source + element, mask=i < n), mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "pixel_tiles", "channel_tiles"])
 def _correlate_kernel(
     operands, images, inputs, outputs, counts, target, source, down, across,
     source_strides, target_strides, weight_strides, pixel_tiles, channel_tiles,

@@ -97,7 +97,7 @@ def depthwise_weight_gradient(
         SumTensors(grad, relu_output, input, weight_sums.target, bias_sums.target),
         shape.images, channels, shape.out_group, out, source, shape.height.steps, shape.width.steps,
         image_strides(grad), image_strides(input), weight_strides,
-        channels * taps, parts.split, channel_tiles,
+        channels * taps, *parts.split, channel_tiles,
         TAPS=taps, TAPS_W=shape.width.kernel, LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide),
         BLOCK=block, num_warps=4,
     )  # fmt: skip
@@ -105,7 +105,7 @@ def depthwise_weight_gradient(
     bias_sums.finish()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "channel_tiles"])
 def _depthwise_kernel(
     operands, images, channels, multiplier, per_channel, counts, target, source, down, across,
     source_strides, target_strides, weight_strides, channel_tiles,
@@ -180,17 +180,18 @@ def _depthwise_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "blocks", "parts", "steps", "channel_tiles"])
 def _depthwise_weight_kernel(
     tensors, images, channels, multiplier, out, source, down, across,
-    grad_strides, input_strides, weight_strides, weight_numel, split, channel_tiles,
+    grad_strides, input_strides, weight_strides, weight_numel, blocks, parts, steps, channel_tiles,
     TAPS: tl.constexpr, TAPS_W: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One part's sums of a tap and a tile of channels; those of the bias with the first tap.
 
     ``channels``: of grad. ``multiplier``: output channels of an input channel. ``out`` and ``source``: sides
     of grad and input. ``down`` and ``across``: Steps of the axes. From one part's sums to the next one's are
-    ``weight_numel`` elements. There are ``TAPS`` taps, ``TAPS_W`` in a row.
+    ``weight_numel`` elements; each of the ``parts`` has ``steps`` of the ``blocks`` of pixels. There are
+    ``TAPS`` taps, ``TAPS_W`` in a row.
     """
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
@@ -212,7 +213,7 @@ def _depthwise_weight_kernel(
     input_tile = tl.expand_dims(channel // multiplier * input_strides.c, PIXELS)
     total = full_tile(BLOCK, LAYOUT, 0.0, acc)
     bias = total
-    for step in tl.range(part * split.steps, tl.minimum(part * split.steps + split.steps, split.blocks)):
+    for step in tl.range(part * steps, tl.minimum(part * steps + steps, blocks)):
         image, pixel, y, x, exists = locate_pixels(
             tl.full([], step, index), images, out.height, out.width, LAYOUT, BLOCK.pixels
         )

@@ -27,14 +27,6 @@ class SumTensors(NamedTuple):
     bias_sums: torch.Tensor | None
 
 
-class Split(NamedTuple):
-    """How pixels are shared out: ``blocks`` of pixels among ``parts``, ``steps`` blocks for each."""
-
-    blocks: int
-    parts: int
-    steps: int
-
-
 @dataclass(frozen=True)
 class Parts:
     """Blocks of pixels, ``steps`` of them in each of ``count`` parts."""
@@ -44,8 +36,9 @@ class Parts:
     steps: int
 
     @property
-    def split(self) -> Split:
-        return Split(self.blocks.count, self.count, self.steps)
+    def split(self) -> tuple[int, int, int]:
+        """What a kernel gets: the number of blocks, of parts, and of blocks in each part."""
+        return self.blocks.count, self.count, self.steps
 
     @staticmethod
     def of(blocks: PixelTiles, tiles: int, enough: int = ENOUGH_TILES) -> "Parts":

@@ -147,7 +147,7 @@ def _store_maximum(tensors, offset, mask, maximum, position, ACTIVATION: tl.cons
         tl.store(tensors.argmax + offset, position.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "pixel_tiles", "channel_tiles"])
 def _correlate_and_pool_kernel(
     tensors, images, inputs, outputs, pooled, conv, source, down, across, rows, columns,
     input_strides, output_strides, weight_strides, pixel_tiles, channel_tiles,
@@ -208,7 +208,7 @@ def _correlate_and_pool_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "channel_tiles"])
 def _pool_kernel(
     tensors, images, channels, pooled, conv, rows, columns, sums_strides, output_strides, channel_tiles,
     LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,

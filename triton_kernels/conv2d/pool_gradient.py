@@ -72,7 +72,7 @@ def pool_gradient(
     sums.finish()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "blocks", "steps", "channel_tiles"])
 def _pool_gradient_kernel(
     tensors, images, channels, conv, pooled, rows, columns, spans, pooled_strides, conv_strides,
     blocks, steps, channel_tiles,

@@ -99,7 +99,7 @@ def weight_gradient(
             tensors, shape.images, shape.in_group, shape.out_group, out, source,
             shape.height.steps, shape.width.steps,
             image_strides(grad), image_strides(input), image_strides(grad_weight), grad_weight.numel(),
-            shape.out_channels, parts.split, row_tiles, column_tiles,
+            shape.out_channels, *parts.split, row_tiles, column_tiles,
             TAPS=shape.taps, TAPS_W=shape.width.kernel, POINTWISE=shape.is_pointwise, FLAT=flat,
             LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), PRODUCT=product, BLOCK=_Block(*tile[:3]),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -111,10 +111,11 @@ def weight_gradient(
     bias_sums.finish()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "blocks", "parts", "steps", "row_tiles", "column_tiles"])
 def _weight_kernel(
     tensors, images, inputs, outputs, out, source, down, across,
-    grad_strides, input_strides, weight_strides, weight_numel, out_channels, split, row_tiles, column_tiles,
+    grad_strides, input_strides, weight_strides, weight_numel, out_channels,
+    blocks, parts, steps, row_tiles, column_tiles,
     TAPS: tl.constexpr, TAPS_W: tl.constexpr, POINTWISE: tl.constexpr, FLAT: tl.constexpr,
     LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -122,8 +123,9 @@ def _weight_kernel(
 
     ``inputs`` and ``outputs``: channels of a group. ``out`` and ``source``: sides of grad and input. ``down``
     and ``across``: Steps of the axes. From one part's sums to the next one's are ``weight_numel``
-    and ``out_channels`` elements. ``FLAT``: a tile's columns are taps and channels, otherwise channels of one
-    of the ``TAPS`` taps, ``TAPS_W`` in a row. ``POINTWISE``: pixel i of grad is made of pixel i of input.
+    and ``out_channels`` elements; each of the ``parts`` has ``steps`` of the ``blocks`` of pixels. ``FLAT``:
+    a tile's columns are taps and channels, otherwise channels of one of the ``TAPS`` taps, ``TAPS_W`` in a
+    row. ``POINTWISE``: pixel i of grad is made of pixel i of input.
     """
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
@@ -136,8 +138,8 @@ def _weight_kernel(
     column_tile = pid - rest * column_tiles
     row_tile = rest % row_tiles
     rest = rest // row_tiles
-    part = rest % split.parts
-    group = rest // split.parts
+    part = rest % parts
+    group = rest // parts
 
     row = row_tile * ROWS + tl.arange(0, ROWS)
     row_exists = row < outputs
@@ -162,7 +164,7 @@ def _weight_kernel(
     input_tile = tl.expand_dims((group * inputs + channel) * input_strides.c, PIXELS)
     total = tl.zeros([ROWS, COLUMNS], acc)
     bias = tl.zeros([ROWS], acc)
-    for step in tl.range(part * split.steps, tl.minimum(part * split.steps + split.steps, split.blocks)):
+    for step in tl.range(part * steps, tl.minimum(part * steps + steps, blocks)):
         image, pixel, y, x, exists = locate_pixels(
             tl.full([], step, index), images, out.height, out.width, LAYOUT, BLOCK.pixels
         )

@@ -164,7 +164,7 @@ def _elements(
     return first, end, count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x_ptr, y_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
     in_h: tl.int64, out_h: tl.int64, kernel_h, stride_h: tl.int64, pad_h: tl.int64,
@@ -198,7 +198,7 @@ def _forward_kernel(
     tl.store(y_ptr + at, divide(total, count.to(acc)), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["planes"])
 def _planes_kernel(
     x_ptr, y_ptr, planes: tl.int64, elements, divisor: tl.int64, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
@@ -215,7 +215,7 @@ def _planes_kernel(
     tl.store(y_ptr + plane, mean, mask=plane < planes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
     grad_ptr, dx_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
     in_h: tl.int64, out_h: tl.int64, kernel_h: tl.int64, stride_h: tl.int64, pad_h: tl.int64,

@@ -110,7 +110,7 @@ def max_pool2d_indices(
     return indices
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x_ptr, y_ptr, argmax_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
     in_h: tl.int64, out_h: tl.int64, kernel_h, stride_h: tl.int64, pad_h: tl.int64, dilation_h: tl.int64,
@@ -149,7 +149,7 @@ def _forward_kernel(
     tl.store(argmax_ptr + at, position, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward_kernel(
     grad_ptr, argmax_ptr, dx_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
     in_h: tl.int64, out_h: tl.int64, kernel_h: tl.int64, stride_h: tl.int64, pad_h: tl.int64,
@@ -190,7 +190,7 @@ def _backward_kernel(
     tl.store(dx_ptr + at, total, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _indices_kernel(
     argmax_ptr, indices_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
     in_h: tl.int64, out_h: tl.int64, kernel_h: tl.int64, stride_h: tl.int64, pad_h: tl.int64,

@@ -142,7 +142,7 @@ def _weights(weight_hh, u, depth, column_exists, depth_exists, hidden, gate: tl.
     return tl.load(at, mask=column_exists & depth_exists, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "row", "stride", "count", "before", "before_count", "ending"])
 def forward_kernel(
     tensors, steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, before: tl.int64,
     before_count: tl.int64, ending: tl.int64, hidden: tl.int64,
@@ -231,7 +231,9 @@ def forward_kernel(
         tl.debug_barrier()  # the next step reads what this one has written
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["steps", "row", "stride", "count", "before", "before_count", "ending", "after"]
+)
 def backward_kernel(
     tensors, steps: tl.int64, row: tl.int64, stride: tl.int64, count: tl.int64, after: tl.int64,
     ending: tl.int64, before: tl.int64, before_count: tl.int64, hidden: tl.int64, columns: tl.int64,

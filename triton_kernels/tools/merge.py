@@ -7,18 +7,19 @@ import triton.language as tl
 from .launch import cdiv, launch
 from .math import divide
 
+_SIDE = 32  # parts, and columns, that a program adds up at once
+
 
 def merge_parts(partials: torch.Tensor, total: torch.Tensor) -> None:
     """Overwrite ``total``, of as many elements as ``partials`` [parts, columns] has columns."""
     parts, columns = partials.shape
-    block_p = 32 if parts > 8 else 8
     launch(
-        _merge_parts_kernel, cdiv(columns, 1024 // block_p), partials.device, partials, total, parts, columns,
-        BLOCK_P=block_p, BLOCK_C=1024 // block_p, num_warps=4,
+        _merge_parts_kernel, cdiv(columns, _SIDE), partials.device, partials, total, parts, columns,
+        BLOCK_P=_SIDE, BLOCK_C=_SIDE, num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _merge_parts_kernel(
     partial_ptr, total_ptr, parts: tl.int64, columns: tl.int64, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -62,7 +63,7 @@ def reduce_partials(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "blocks"])
 def _merge_sums_kernel(partials, merged, count: tl.int64, blocks: tl.int64, BLOCK: tl.constexpr):
     pid = tl.program_id(0).to(tl.int64)
     kind = pid // blocks
@@ -71,7 +72,7 @@ def _merge_sums_kernel(partials, merged, count: tl.int64, blocks: tl.int64, BLOC
     tl.store(merged + pid, tl.sum(values, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _finish_kernel(partials, total, total_weight, count: tl.int64, MEAN: tl.constexpr, BLOCK: tl.constexpr):
     if total_weight is not None:
         weight_sum = _sum_all(partials + count, count, BLOCK)
