@@ -27,7 +27,7 @@ if torch.cuda.is_available():
 try:
     import triton
     found["triton"] = triton.__version__
-except ImportError:
+except Exception:  # a broken installation raises whatever it likes
     found["triton"] = None
 print(json.dumps(found))
 """

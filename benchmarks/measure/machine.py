@@ -62,7 +62,7 @@ def _gpu_facts(device: torch.device) -> dict[str, Any]:
         import triton
 
         triton_version = triton.__version__
-    except ImportError:
+    except Exception:  # a broken installation raises whatever it likes
         triton_version = None
     return {
         "gpu": properties.name,

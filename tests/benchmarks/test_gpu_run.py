@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from pyops.benchmarks.gpu import filling, pool, run, worker
 from pyops.benchmarks.gpu.context import Context
+from pyops.benchmarks.gpu.facts import probe
 from pyops.benchmarks.gpu.record import Record
 from pyops.benchmarks.gpu.steps import benchmarks, counters, sanitizer
 from pyops.benchmarks.measure.device import STAND_IN
@@ -327,3 +329,14 @@ def test_a_dry_run_runs_every_step(tmp_path):
     assert timed["results"]["clock"] == "GraphClock"
     assert worker.FAILED not in files["report.md"].read_text()
     assert case.rpartition(" ")[0] in files["report.md"].read_text()
+
+
+def test_a_triton_that_cannot_be_imported_does_not_hide_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise OSError('half of it is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    facts = probe(dry_run=True)
+    assert facts["torch"] == torch.__version__
+    assert facts["triton"] is None
