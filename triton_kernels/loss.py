@@ -225,6 +225,11 @@ def _forward_kernel(
     POS_WEIGHT_ORDER: tl.constexpr, SMALL: tl.constexpr, DIVIDES_BY_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Writes losses to ``loss``, and a program's sums of losses and of weights to ``partials``, unless None.
+
+    ``weight`` has ``count`` entries, each for ``inner`` neighbours, in the order ``WEIGHT_ORDER``;
+    ``pos_weight`` has ``pos_count``, each for ``pos_inner``, in the order ``POS_WEIGHT_ORDER``.
+    """
     i, full = block_of_elements(n, BLOCK)
     value, _slope, w = _weighted_terms(
         input, target, weight, pos_weight, i, n, full, count, inner, pos_count, pos_inner,
@@ -249,6 +254,11 @@ def _backward_kernel(
     WEIGHT_ORDER: tl.constexpr, POS_WEIGHT_ORDER: tl.constexpr, SMALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Writes ``grad_input`` and, unless None, its negative to ``grad_target``.
+
+    ``weight`` has ``count`` entries, each for ``inner`` neighbours, in the order ``WEIGHT_ORDER``;
+    ``pos_weight`` has ``pos_count``, each for ``pos_inner``, in the order ``POS_WEIGHT_ORDER``.
+    """
     i, full = block_of_elements(n, BLOCK)
     _value, slope, _w = _weighted_terms(
         input, target, weight, pos_weight, i, n, full, count, inner, pos_count, pos_inner,

@@ -406,8 +406,8 @@ TRITON_MUTANTS = {
     ),
     "conv2d_parts_take_the_same_pixels": TritonMutant(
         "conv2d/weight.py",
-        "tl.range(part * split.steps, tl.minimum(part * split.steps + split.steps, split.blocks))",
-        "tl.range(0, tl.minimum(split.steps, split.blocks))",
+        "tl.range(part * steps, tl.minimum(part * steps + steps, blocks))",
+        "tl.range(0, tl.minimum(steps, blocks))",
         "conv2d_tiny_parts",
     ),
 }
