@@ -6,9 +6,11 @@ import ctypes
 import functools
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.suite import native
 from tests.suite.processes import one_at_a_time
@@ -47,6 +49,25 @@ class Counters:
     barriers: int
     tensor_flops: int
     blocks: int
+    shared_least_wavefronts: int
+    touched_sectors: int
+    common_sectors: int
+    footprint: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that has ended well, and what it did."""
+
+    module: str
+    entry: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    registers: int
+    static_shared: int
+    dynamic_shared: int
+    cooperative: bool
+    counters: Counters
 
 
 class _Launch(ctypes.Structure):
@@ -73,6 +94,11 @@ class _Counters(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in _SINGLE),
     )
 
+
+_Listener = ctypes.CFUNCTYPE(
+    None,
+    *(ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Launch), ctypes.c_uint64, ctypes.POINTER(_Counters)),
+)
 
 missing_reason = native.missing_reason
 
@@ -129,6 +155,9 @@ def library() -> ctypes.CDLL:
         "ptx_set_seed": (None, (ctypes.c_uint64,)),
         "ptx_count": (None, (ctypes.c_int,)),
         "ptx_counters": (ctypes.POINTER(_Counters), ()),
+        "ptx_sample": (None, (ctypes.c_uint64,)),
+        "ptx_set_multiprocessors": (None, (integer,)),
+        "ptx_listen": (None, (_Listener,)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(c, name)
@@ -231,6 +260,50 @@ def count(on: bool) -> None:
 
 def counters() -> Counters:
     """Of this thread's last launch."""
-    c = library().ptx_counters().contents
+    return _read(library().ptx_counters().contents)
+
+
+def _read(c: _Counters) -> Counters:
     by_class = (dict(zip(CLASSES, part, strict=True)) for part in (c.warps, c.threads))
     return Counters(*by_class, *(getattr(c, name) for name in _SINGLE))
+
+
+@contextmanager
+def record_launches(*, sample: int = 0, multiprocessors: int = 4) -> Iterator[list[Launch]]:
+    """Count all that is launched in the context, from wherever; it comes in a list, in order.
+
+    Args:
+        sample: of a larger grid only so many blocks run, spread over it, unless blocks wait for each other;
+            0: all. What such launches leave in memory is not their result.
+        multiprocessors: of the GPU on which cooperating blocks have to fit.
+    """
+    launches: list[Launch] = []
+
+    def listener(module: bytes, entry: bytes, launch: Any, static_shared: int, done: Any) -> None:
+        of = launch.contents
+        launches.append(
+            Launch(
+                module.decode(),
+                entry.decode(),
+                (*of.grid,),
+                (*of.block,),
+                of.registers,
+                static_shared,
+                of.dynamic_shared,
+                bool(of.cooperative),
+                _read(done.contents),
+            )
+        )
+
+    kept = _Listener(listener)
+    count(True)
+    library().ptx_sample(sample)
+    library().ptx_set_multiprocessors(multiprocessors)
+    library().ptx_listen(kept)
+    try:
+        yield launches
+    finally:
+        library().ptx_listen(_Listener())
+        library().ptx_set_multiprocessors(4)
+        library().ptx_sample(0)
+        count(False)

@@ -98,7 +98,7 @@ bool is_shared(const Warp& w, Addresses& a, uint32_t mask) {
 
 // ---- what a profiler would count
 
-uint64_t sectors(const Addresses& a, uint32_t mask, uint64_t bytes) {
+uint64_t sectors(const Warp& w, const Addresses& a, uint32_t mask, uint64_t bytes) {
   uint64_t lines[kLanes * 2];
   size_t n = 0;
   for (int l = 0; l < kLanes; ++l) {
@@ -107,14 +107,15 @@ uint64_t sectors(const Addresses& a, uint32_t mask, uint64_t bytes) {
     if ((a.lane[l] + bytes - 1) / 32 != a.lane[l] / 32) lines[n++] = (a.lane[l] + bytes - 1) / 32;
   }
   std::sort(lines, lines + n);
-  return static_cast<uint64_t>(std::unique(lines, lines + n) - lines);
+  uint64_t* const end = std::unique(lines, lines + n);
+  for (const uint64_t* l = lines; l != end; ++l) w.block->grid->footprint.touch(*l, w.block->half);
+  return static_cast<uint64_t>(end - lines);
 }
 
 // Passes that shared memory needs: 32 banks of 4 bytes, each serves one word a pass; 8-byte accesses go by
 // half warps and 16-byte ones by quarters.
-uint64_t wavefronts(const Addresses& a, uint32_t mask, uint64_t bytes) {
+void count_wavefronts(PtxCounters& c, const Addresses& a, uint32_t mask, uint64_t bytes) {
   const int part = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
-  uint64_t total = 0;
   for (int first = 0; first < kLanes; first += part) {
     std::vector<uint64_t> banks[32];
     for (int l = first; l < first + part; ++l) {
@@ -126,19 +127,19 @@ uint64_t wavefronts(const Addresses& a, uint32_t mask, uint64_t bytes) {
     }
     size_t most = 0;
     for (const auto& bank : banks) most = std::max(most, bank.size());
-    total += most;
+    c.shared_wavefronts += most;
+    c.shared_least_wavefronts += most != 0;
   }
-  return total;
 }
 
 void count(Warp& w, Space space, bool is_store, const Addresses& a, uint32_t mask, uint64_t bytes) {
   PtxCounters& c = w.block->grid->counters;
   if (space == Space::kShared) {
     ++c.shared_requests;
-    c.shared_wavefronts += wavefronts(a, mask, bytes);
+    count_wavefronts(c, a, mask, bytes);
   } else {
     ++(is_store ? c.store_requests : c.load_requests);
-    (is_store ? c.store_sectors : c.load_sectors) += sectors(a, mask, bytes);
+    (is_store ? c.store_sectors : c.load_sectors) += sectors(w, a, mask, bytes);
     (is_store ? c.store_bytes : c.load_bytes) += bytes * static_cast<uint64_t>(std::popcount(mask));
   }
 }

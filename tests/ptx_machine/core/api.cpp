@@ -55,6 +55,8 @@ thread_local std::string last_error;
 thread_local Grid grid;
 uint64_t seed = 0;
 bool counting = false;
+uint64_t sample = 0;
+PtxListener listener = nullptr;
 
 template <class Function>
 auto guarded(Function function, decltype(function()) on_error) {
@@ -74,7 +76,9 @@ void run(Loaded& module, const char* entry, const PtxLaunch& launch) {
   grid.random.state = seed;
   grid.shuffled = seed != 0;
   grid.counting = counting;
+  grid.sample = sample;
   grid.run();
+  if (listener) listener(program.module.c_str(), entry, &launch, program.static_shared, &grid.counters);
 }
 
 }  // namespace
@@ -115,7 +119,7 @@ PTX_API int64_t ptx_resident_blocks(void* module, const char* entry, uint32_t th
       [&] {
         const uint64_t shared =
             static_cast<ptx::Loaded*>(module)->program(entry).static_shared + dynamic_shared;
-        return ptx::kMultiprocessors * ptx::blocks_per_multiprocessor(threads, shared, registers);
+        return ptx::multiprocessors * ptx::blocks_per_multiprocessor(threads, shared, registers);
       },
       int64_t{-1});
 }
@@ -132,3 +136,6 @@ PTX_API void ptx_freed(const void* p) { ptx::allocations().remove(reinterpret_ca
 PTX_API void ptx_set_seed(uint64_t value) { ptx::seed = value; }
 PTX_API void ptx_count(int on) { ptx::counting = on != 0; }
 PTX_API const PtxCounters* ptx_counters() { return &ptx::grid.counters; }
+PTX_API void ptx_sample(uint64_t blocks) { ptx::sample = blocks; }
+PTX_API void ptx_set_multiprocessors(uint32_t count) { ptx::multiprocessors = count; }
+PTX_API void ptx_listen(PtxListener listener) { ptx::listener = listener; }

@@ -28,8 +28,16 @@ struct PtxCounters {
   uint64_t divergent_branches, branches;
   uint64_t barriers;
   uint64_t tensor_flops;
-  uint64_t blocks;
+  uint64_t blocks;                  /* that ran: fewer than the grid's after ptx_sample */
+  uint64_t shared_least_wavefronts; /* what the same requests take without bank conflicts */
+  uint64_t touched_sectors;         /* different ones */
+  uint64_t common_sectors;          /* those that blocks of both halves touched: every other block is one */
+  uint64_t footprint;               /* bytes of the allocations in which they lie */
 };
+
+/* Told of a launch that has ended well. */
+typedef void (*PtxListener)(const char* module, const char* entry, const struct PtxLaunch* launch,
+                            uint64_t static_shared, const struct PtxCounters* counters);
 
 const char* ptx_error(void); /* of the last call on this thread that failed */
 void* ptx_load(const char* text, const char* name);
@@ -47,6 +55,11 @@ void ptx_freed(const void* p);
 void ptx_set_seed(uint64_t seed);
 void ptx_count(int on);
 const struct PtxCounters* ptx_counters(void); /* of this thread's last launch */
+/* For models of a GPU. Of a grid of more than `blocks` blocks only so many run, spread over it, unless blocks
+   wait for each other; 0: all. What such a launch leaves in memory is not its result. */
+void ptx_sample(uint64_t blocks);
+void ptx_set_multiprocessors(uint32_t count); /* on which cooperating blocks have to fit; 4 to begin with */
+void ptx_listen(PtxListener listener);        /* NULL: nobody */
 
 #ifdef __cplusplus
 }

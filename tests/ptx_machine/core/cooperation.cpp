@@ -140,6 +140,7 @@ void matrix_load(Warp& w, const Instruction& i, uint32_t mask) {
       uint32_t uses[8] = {}, most = 1;
       for (int r = 0; r < 8; ++r) most = std::max(most, ++uses[first[8 * m + r] / 16 % 8]);
       counters.shared_wavefronts += most;
+      ++counters.shared_least_wavefronts;
     }
     ++counters.shared_requests;
   }

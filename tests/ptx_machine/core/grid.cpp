@@ -199,13 +199,16 @@ void Grid::deadlock(const Block& block) const {
 void Grid::run() {
   check(*program, *launch);
   const uint64_t blocks = blocks_of(*launch);
+  const bool whole = !sample || launch->cooperative || program->communicates;
+  const uint64_t wanted = whole ? blocks : std::min(blocks, sample);
+  Random place{blocks};
   buffered = program->communicates && blocks > 1;
   uint64_t in_flight = shuffled || buffered ? std::min(kInFlight, blocks) : 1;
   if (launch->cooperative) {
     const int64_t fit =
-        kMultiprocessors * blocks_per_multiprocessor(threads_of(*launch),
-                                                     program->static_shared + launch->dynamic_shared,
-                                                     launch->registers);
+        multiprocessors * blocks_per_multiprocessor(threads_of(*launch),
+                                                    program->static_shared + launch->dynamic_shared,
+                                                    launch->registers);
     if (blocks > static_cast<uint64_t>(fit)) {
       throw Fault(std::to_string(blocks) + " cooperating blocks, more than the " + std::to_string(fit) +
                   " that can be resident at once");
@@ -224,11 +227,17 @@ void Grid::run() {
   uint64_t step = shuffled ? random.below(blocks) + 1 : 1, next = shuffled ? random.below(blocks) : 0;
   while (std::gcd(step, blocks) != 1) ++step;
   uint64_t started = 0, running = 0, last_progress = 0, last_instructions = 0;
+  // One of each `blocks / wanted` blocks, not always the same: grids often have a period.
+  const auto sampled = [&] {
+    const uint64_t first = started * blocks / wanted;
+    return first + place.below((started + 1) * blocks / wanted - first);
+  };
   std::vector<std::unique_ptr<StoreBuffer>> ended;
-  while (started < blocks || running) {
+  while (started < wanted || running) {
     for (auto& slot : slots_) {
-      if (slot->running || started == blocks) continue;
-      start(*slot, next);
+      if (slot->running || started == wanted) continue;
+      start(*slot, wanted < blocks ? sampled() : next);
+      slot->half = started % 2;
       next = (next + step) % blocks;
       ++started;
       ++running;
@@ -254,6 +263,7 @@ void Grid::run() {
 }
 
 void Grid::sum_up() {
+  if (counting) footprint.sum_up(counters);
   for (size_t i = 0; i < program->code.size(); ++i) {
     const auto c = static_cast<size_t>(program->code[i].type);
     counters.warps[c] += warps_run[i];

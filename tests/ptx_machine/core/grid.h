@@ -38,6 +38,7 @@ struct Block {
   uint32_t at_barrier = 0;
   uint32_t exited = 0;
   bool running = false;
+  bool half = false;  // of every other block
 
   void arrive(Warp& warp);
 };
@@ -49,12 +50,14 @@ struct Grid {
   Random random{0};
   bool shuffled = false;
   bool counting = false;
+  uint64_t sample = 0;        // blocks to run at most; 0: all
   bool buffered = false;      // blocks see each other's stores only behind fences
   StoredWords stored;         // where blocks are buffered and some loads are .nc
   uint64_t progress = 0;      // stores, atomics and exits: what other blocks may be waiting for
   uint64_t instructions = 0;  // of all warps
   std::vector<uint64_t> warps_run, threads_run;  // per instruction
   PtxCounters counters{};
+  Footprint footprint;
 
   void run();
 
@@ -66,8 +69,8 @@ struct Grid {
   std::vector<std::unique_ptr<Block>> slots_;
 };
 
-// A small GPU: many blocks of a test then have to take turns.
-constexpr int64_t kMultiprocessors = 4;
+// A small GPU unless told otherwise: many blocks of a test then have to take turns.
+inline int64_t multiprocessors = 4;
 
 // Blocks of so many threads that fit on one multiprocessor of an H100 or H200 (compute capability 9.0).
 int64_t blocks_per_multiprocessor(uint32_t threads, uint64_t shared_bytes, uint32_t registers);

@@ -47,6 +47,45 @@ std::string Allocations::describe(uint64_t address) const {
          std::to_string(a.end - first) + " bytes";
 }
 
+uint64_t Allocations::bytes_around(const std::vector<uint64_t>& addresses) const {
+  uint64_t bytes = 0;
+  for (auto at = addresses.begin(); at != addresses.end();) {
+    const Range range = find(*at);
+    bytes += range.end - range.first;
+    at = range.end ? std::lower_bound(at, addresses.end(), range.end) : at + 1;
+  }
+  return bytes;
+}
+
+void Footprint::touch(uint64_t sector, bool half) {
+  constexpr size_t kSpare = 1 << 20;
+  if (touched_.size() >= 2 * compact_ + kSpare) compact();
+  touched_.push_back(2 * sector + half);
+}
+
+void Footprint::compact() {
+  std::sort(touched_.begin(), touched_.end());
+  touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
+  compact_ = touched_.size();
+}
+
+void Footprint::sum_up(PtxCounters& counters) {
+  compact();
+  std::vector<uint64_t> addresses;
+  for (const uint64_t t : touched_) {
+    const uint64_t address = t / 2 * 32;
+    if (addresses.empty() || addresses.back() != address) {
+      addresses.push_back(address);
+    } else {
+      ++counters.common_sectors;
+    }
+  }
+  counters.touched_sectors = addresses.size();
+  counters.footprint = allocations().bytes_around(addresses);
+  touched_.clear();
+  compact_ = 0;
+}
+
 Allocations& allocations() {
   static Allocations all;
   return all;

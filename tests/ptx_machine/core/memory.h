@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "api.h"
 #include "warp.h"
 
 namespace ptx {
@@ -26,6 +27,8 @@ class Allocations {
   Range find(uint64_t address) const;  // empty where there is none
   // "12 bytes past the end of 4096 bytes"
   std::string describe(uint64_t address) const;
+  // Bytes of all that hold one of the sorted addresses.
+  uint64_t bytes_around(const std::vector<uint64_t>& addresses) const;
 
  private:
   struct Allocation {
@@ -37,6 +40,19 @@ class Allocations {
 };
 
 Allocations& allocations();
+
+// Which sectors of 32 bytes a launch touches, by two halves of its blocks.
+class Footprint {
+ public:
+  void touch(uint64_t sector, bool half);
+  // Fills in touched_sectors, common_sectors and footprint, and starts afresh.
+  void sum_up(PtxCounters& counters);
+
+ private:
+  void compact();
+  std::vector<uint64_t> touched_;  // 2 * sector + half; sorted up to compact_
+  size_t compact_ = 0;
+};
 
 // Stores of a block that other blocks need not see yet: until a fence of the thread that stored, or of one
 // that a barrier has told of it, or the end of the launch.
