@@ -47,7 +47,7 @@ _VECTORS = {
         "statistics_kernel", "normalize_kernel", "gradient_sums_kernel", "input_gradient_kernel",
     },
     "conv2d-(channels_last|float64|float32)": {"_correlate_kernel", "_weight_kernel"},
-    "cross_entropy-(vocabulary|inner-float16)": {"_forward_kernel", "_backward_kernel"},
+    "cross_entropy-(vocabulary|inner-float16)": {"forward_kernel", "backward_kernel"},
     "dropout-(float|odd)": {"_forward_kernel"},
     "gemm-(nn|nt|tn|small)": {"_gemm_kernel"},
     "linear-": {"_gemm_kernel", "_forward_kernel"},
