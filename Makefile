@@ -62,7 +62,8 @@ bench: $(READY)
 
 build: $(READY)
 
-# The GPU run uses the interpreter it is given, or the system's: it must work without a network.
+# The GPU run uses the interpreter it is given, or the system's: it must work without a network. It is not called
+# by the name of pyops, which is imported, with torch, by the processes that it starts.
 gpu:
 	PYTHONPATH=. $(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3) -m benchmarks.gpu
 

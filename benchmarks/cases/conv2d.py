@@ -73,6 +73,7 @@ def case(
         pyops_options={"activation": "relu"},
         torch_call=conv_relu,
         margin=margin,
+        tf32=True,
         **{"modes": (FORWARD_BACKWARD,), "channels_last": True, **more},
     )
 

@@ -74,6 +74,7 @@ def case(
         pyops_options={"activation": "relu"},
         torch_call=conv_relu_pool,
         margin=margin,
+        tf32=True,
         **{"modes": (FORWARD, FORWARD_BACKWARD), "channels_last": True, **more},
     )
 

@@ -103,6 +103,7 @@ def case(
         dtype=dtype,
         differentiable=("input", "h", "w_ih", "w_hh", "b_ih", "b_hh"),
         batch_sizes=sizes,
+        tf32=True,
         **{"modes": (FORWARD_BACKWARD,), **more},
     )
 

@@ -80,6 +80,8 @@ class Case:
     margin: Callable[..., torch.Tensor] | None = None
     #: Error that is always allowed; None: that of the dtype (:func:`pyops.benchmarks.measure.checks.floor`).
     least_error: float | None = None
+    #: Products of float32 may be rounded to TF32 on a GPU, as torch's switch for cuDNN says.
+    tf32: bool = False
     #: Also measure torch eager on channels_last input (4-D inputs only).
     channels_last: bool = False
     #: Measured in microseconds per call by :mod:`pyops.benchmarks.measure.overhead`, not in the main table.
@@ -107,6 +109,11 @@ class Case:
     def algorithm(self, inputs: Inputs) -> str:
         """Which of its algorithms pyops serves this case by; "" where the op has one only."""
         return ""
+
+    def uses_tf32(self, device: torch.device) -> bool:
+        """Whether an implementation on ``device`` may round to TF32; torch's own may or may not."""
+        switched_on = self.tf32 and self.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+        return switched_on and device.type == "cuda"
 
     def labels(self, mode: str) -> list[str]:
         """Names of what a contender returns to be checked."""

@@ -19,6 +19,10 @@ SUBJECT_FACTOR = 2.0
 BASELINE_FACTOR = 64.0
 
 
+#: Error that is allowed where one side may round to TF32 and the other does not: of small elements, mostly.
+TF32_ERROR = 2.0**-8
+
+
 class WrongResult(RuntimeError):
     """An implementation whose output or gradient is further from float64 than allowed."""
 

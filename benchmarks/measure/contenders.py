@@ -14,8 +14,8 @@ from . import checks
 from .case import FORWARD_BACKWARD, SEED, Case
 from .contender import Contender, Inputs, nothing
 
-#: Of the mean margin: about a hundred roundings in float32.
-_LEAST_MARGIN = 1e-5
+#: Of the mean margin: about a hundred roundings in float32, or ten in TF32.
+_LEAST_MARGIN, _LEAST_MARGIN_TF32 = 1e-5, 5e-3
 
 
 def build(
@@ -181,7 +181,8 @@ def _grad_output(case: Case, inputs: Inputs) -> torch.Tensor | None:
         torch.manual_seed(SEED + 1)
         drawn = torch.randn_like(output)
     if margin is not None:
-        drawn[margin < _LEAST_MARGIN * margin.mean()] = 0.0
+        least = _LEAST_MARGIN_TF32 if case.uses_tf32(output.device) else _LEAST_MARGIN
+        drawn[margin < least * margin.mean()] = 0.0
     return drawn
 
 

@@ -231,7 +231,9 @@ def check(case: Case, mode: str, contenders: list[Contender], result: Result) ->
 
     Fills ``result.errors``; drops baselines that fail; raises for a pyops result that is wrong.
     """
-    names = case.labels(mode)
+    names, least = case.labels(mode), case.least_error
+    if case.tf32 and case.uses_tf32(next(iter(contenders[0].inputs.values())).device):
+        least = checks.TF32_ERROR
     eager = next(c for c in contenders if c.name == "eager").run()
     reference = outputs_in_float64(case, mode, contenders) if case.mask is None else ()
     prints = {}
@@ -246,7 +248,7 @@ def check(case: Case, mode: str, contenders: list[Contender], result: Result) ->
                 eager = masked_outputs(*masked, lambda value: value)
             result.errors[contender.name] = checks.require_close(
                 f"{case.name} {mode}: {contender.name}",
-                *(outputs, reference, eager, names, case.dtype, factor, case.least_error),
+                *(outputs, reference, eager, names, case.dtype, factor, least),
             )
         except Exception as error:
             if contender.subject or contender.name == "eager":

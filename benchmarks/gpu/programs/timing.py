@@ -93,7 +93,8 @@ def main() -> int:
     parser.add_argument("files", nargs="+", help="files of cases, or machine: its facts and ceilings")
     given = parser.parse_args()
     device = opened(given.device)
-    torch.backends.cudnn.benchmark = False  # what a user has who sets nothing
+    if device.stand_in:
+        torch.backends.cudnn.allow_tf32 = False  # which torch has not on the CPU
     items: dict[str, worker.Item]
     if given.files == ["machine"]:
         items = {"machine": lambda: stamp(device), "ceilings": lambda: measured_ceilings(device)}
