@@ -328,9 +328,23 @@ class Decoder {
     if (texts.size() != operation.inputs.size() + 1) fail("wrong number of operands");
     std::vector<Operand> operands = {destination(*texts[0], operation.result)};
     for (size_t i = 0; i < operation.inputs.size(); ++i) {
-      operands.push_back(source(*texts[i + 1], operation.inputs[i]));
+      const Text& t = *texts[i + 1];
+      operands.push_back(name.rfind("cvt.", 0) == 0 ? converted(t, operation.inputs[i])
+                                                    : source(t, operation.inputs[i]));
     }
     emit(operation.handler, operation.type, operands);
+  }
+
+  // What cvt reads: of a register of 64 bits it may be the lower ones alone.
+  Operand converted(const Text& t, int bits) {
+    uint32_t number = 0;
+    const bool is_register =
+        t.kind == Text::kName && !is_special(t.name, number) && !addresses_.count(t.name);
+    if (!is_register || bits == 64 || any_register(t).bits != 64) return source(t, bits);
+    const Place p = new_place("b32");
+    const Operand lower = {p.offset, p.number, 32, false, false};
+    emit(operations().at("cvt.u32.u64").handler, Class::kMove, {lower, any_register(t)});
+    return lower;
   }
 
   void branch() {

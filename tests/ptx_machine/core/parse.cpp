@@ -1,8 +1,11 @@
 // From PTX text to ptx.h. The grammar is that of the PTX ISA manual, as far as nvcc and Triton use it.
+#include <algorithm>
 #include <cctype>
 #include <charconv>
 #include <cstdlib>
+#include <map>
 #include <string_view>
+#include <tuple>
 
 #include "ptx.h"
 
@@ -18,6 +21,7 @@ class Parser {
   Parser(const std::string& text, const std::string& name) : text_(text) { module_.name = name; }
 
   Module run() {
+    find_functions();
     while (skip(), at_ < text_.size()) top_level();
     return std::move(module_);
   }
@@ -140,11 +144,44 @@ class Parser {
     if (directive == ".entry") return entry();
     if (directive == ".global" || directive == ".const") return variable(module_.globals);
     if (directive == ".shared") return variable(module_.shared);
-    if (directive == ".func") {  // only called ones matter, and calls are refused
+    if (directive == ".func") {  // find_functions() has seen it
       while (peek() != ';' && peek() != '{') step();
       return peek() == ';' ? step() : skip_braces();
     }
     fail("unknown directive " + directive);
+  }
+
+  // Where the functions of the module are, which may be called before they are defined.
+  void find_functions() {
+    size_t counted = 0;
+    for (size_t at = text_.find(".func"); at != std::string::npos; at = text_.find(".func", at + 1)) {
+      line_ += static_cast<int>(std::count(text_.begin() + counted, text_.begin() + at, '\n'));
+      counted = at_ = at;
+      const int line = line_;
+      word(true);
+      Function f;
+      if (take('(')) f.results = parameter_names();
+      const std::string name = word(false);
+      if (take('(')) f.parameters = parameter_names();
+      while (skip(), peek() == '.') word(true);
+      f.at = at_;
+      f.line = line_;
+      if (peek() == '{') functions_[name] = f;
+      line_ = line;
+    }
+    at_ = 0;
+    line_ = 1;
+  }
+
+  // `.param .b64 a, .param .b64 b)`
+  std::vector<std::string> parameter_names() {
+    std::vector<std::string> names;
+    while (!take(')')) {
+      if (word(true) != ".param") fail("expected .param");
+      names.push_back(declaration().name);
+      take(',');
+    }
+    return names;
   }
 
   // `.file 1 "path"`: the last part of the path is kept.
@@ -267,6 +304,7 @@ class Parser {
     if (name == ".pragma") return skip_line();
     if (name == ".shared") return variable(entry_->shared);
     if (name == ".reg") return registers(scope);
+    if (name == ".param") return call_variable(scope);
     if (name == ".local") fail("the kernel has local memory");
     fail("unknown directive " + name);
   }
@@ -285,6 +323,80 @@ class Parser {
     expect(';');
   }
 
+  // ---- calls: the function's body stands where it is called
+
+  // What a call hands over is kept in a register.
+  void call_variable(int scope) {
+    const Variable v = declaration();
+    expect(';');
+    entry_->scopes[scope].registers.push_back({v.type, v.name, -1});
+    handed_over_[v.name] = v.name;
+  }
+
+  std::vector<std::string> handed_over() {
+    std::vector<std::string> names;
+    while (!take(')')) {
+      const std::string name = word(false);
+      const auto found = handed_over_.find(name);
+      if (found == handed_over_.end()) fail(name + " is nothing that a call can hand over");
+      names.push_back(found->second);
+      take(',');
+    }
+    return names;
+  }
+
+  // `call (result), name, (a, b);`, behind its opcode.
+  void call(int scope) {
+    std::vector<std::string> results, arguments;
+    if (take('(')) {
+      results = handed_over();
+      expect(',');
+    }
+    const std::string name = word(false);
+    if (take(',')) {
+      expect('(');
+      arguments = handed_over();
+    }
+    expect(';');
+    const auto found = functions_.find(name);
+    if (found == functions_.end()) fail("unknown function " + name);
+    const Function& f = found->second;
+    if (results.size() != f.results.size() || arguments.size() != f.parameters.size())
+      fail("wrong number of arguments of " + name);
+    const auto here = std::make_tuple(at_, line_, file_, source_line_, handed_over_, suffix_);
+    suffix_ = "." + std::to_string(++calls_);
+    for (size_t i = 0; i < results.size(); ++i) handed_over_[f.results[i]] = results[i];
+    for (size_t i = 0; i < arguments.size(); ++i) handed_over_[f.parameters[i]] = arguments[i];
+    at_ = f.at;
+    line_ = f.line;
+    body(scope);
+    entry_->labels.emplace_back(kEnd + suffix_, entry_->statements.size());
+    std::tie(at_, line_, file_, source_line_, handed_over_, suffix_) = here;
+  }
+
+  // A statement of a function's body, or one that hands over: as it is where it is called.
+  void inlined(Statement& s) {
+    if (!suffix_.empty()) {
+      const std::string base = s.opcode.substr(0, s.opcode.find('.'));
+      if (base == "bra") s.operands.at(0).name += suffix_;
+      if (base == "ret") {
+        s.opcode = "bra";
+        s.operands.resize(1);
+        s.operands[0].name = kEnd + suffix_;
+      }
+    }
+    const bool loads = s.opcode.rfind("ld.param.", 0) == 0;
+    if (!loads && s.opcode.rfind("st.param.", 0) != 0) return;
+    Text& place = s.operands.at(loads ? 1 : 0);
+    const auto found = handed_over_.find(place.name);
+    if (found == handed_over_.end()) return;
+    const std::string type = s.opcode.substr(9);
+    if (place.bits != 0 || type[0] == 'v') fail("a call hands over single numbers only");
+    place = Text{};
+    place.name = found->second;
+    s.opcode = "mov.b" + std::to_string(bits_of(type));
+  }
+
   void labelled(int scope) {
     Statement s;
     s.line = line_;
@@ -298,15 +410,20 @@ class Parser {
     } else {
       s.opcode = word(true);
       if (take(':')) {
-        entry_->labels.emplace_back(s.opcode, entry_->statements.size());
+        entry_->labels.emplace_back(s.opcode + suffix_, entry_->statements.size());
         return;
       }
+    }
+    if (s.opcode == "call" || s.opcode == "call.uni") {
+      if (!s.guard.empty()) fail("a call under a condition");
+      return call(scope);
     }
     if (!take(';')) {
       do s.operands.push_back(operand());
       while (take(','));
       expect(';');
     }
+    inlined(s);
     entry_->statements.push_back(std::move(s));
   }
 
@@ -357,12 +474,24 @@ class Parser {
     return value;
   }
 
+  struct Function {
+    size_t at = 0;  // of its body
+    int line = 1;
+    std::vector<std::string> results, parameters;
+  };
+  static constexpr const char* kEnd = "$end_of_call";
+
   const std::string& text_;
   size_t at_ = 0;
   int line_ = 1;
   Module module_;
   Entry* entry_ = nullptr;
   int file_ = 0, source_line_ = 0;
+  std::map<std::string, Function> functions_;
+  // By the names of what calls hand over, in the function and where it is called, the registers that keep it.
+  std::map<std::string, std::string> handed_over_;
+  std::string suffix_;  // of labels in the body of a call
+  int calls_ = 0;
 };
 
 }  // namespace
