@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.suite import checks
-from tests.suite.backends import CPP, Backend, raw
+from tests.suite.backends import CPP, CUDA_SOURCES, Backend, raw
 from tests.suite.cases import DTYPES
 from tests.suite.layouts import offset
 
@@ -165,7 +165,7 @@ _OUT, _A, _B = torch.zeros(3, 5), torch.zeros(3, 4), torch.zeros(4, 5)
     ],
 )  # fmt: skip
 def test_raw_op_refuses(kernels: Backend, arguments: tuple[Tensor, Tensor, Tensor]) -> None:
-    if kernels.name in ("cuda", "emulated"):
+    if kernels in CUDA_SOURCES:
         pytest.skip("torch's own GEMM, with torch's checks and more strides")
     moved = checks.on_device(dict(zip("oab", arguments, strict=True)), kernels.device)
     with pytest.raises(RuntimeError, match="gemm_"):

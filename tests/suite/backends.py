@@ -13,17 +13,18 @@ import torch
 
 import pyops
 
-from .processes import one_at_a_time
+from .processes import ROOT, one_at_a_time
 
 
 @dataclass(frozen=True)
 class Backend:
     """A backend on a device.
 
-    ``thorough`` backends are fast enough for every case. The emulator and Triton's interpreter are about
-    1000 times slower, and Triton on a GPU compiles each combination of options: they get the ``quick`` cases,
-    which cover every pair of options and every shape of code path. Where ``thinned``, because each kernel is
-    compiled on the CPU as well, a quick case runs in one of its dtypes and layouts, the next one in another.
+    ``thorough`` backends are fast enough for every case. The emulator, the PTX machine (``ptx``: the kernels
+    as nvcc compiled them) and Triton's interpreter are about 1000 times slower, and Triton on a GPU compiles
+    each combination of options: they get the ``quick`` cases, which cover every pair of options and every
+    shape of code path. Where ``thinned``, because each kernel is compiled on the CPU as well, a quick case
+    runs in one of its dtypes and layouts, the next one in another.
     """
 
     name: str
@@ -51,6 +52,7 @@ BACKENDS = [
     CPP,
     Backend("reference", "cpu", thorough=True),
     Backend("emulated", "cpu", thorough=False),
+    Backend("ptx", "cpu", thorough=False),
     *(
         [Backend("cuda", "cuda", thorough=True), Backend("triton", "cuda", thorough=False)]
         if _HAS_GPU
@@ -61,14 +63,25 @@ TRITON = BACKENDS[-1]
 WITH_KERNELS = [b for b in BACKENDS if b.name != "reference"]
 THOROUGH = [b for b in BACKENDS if b.thorough]
 SLOW = [b for b in BACKENDS if not b.thorough]
-CUDA_SOURCES = [b for b in BACKENDS if b.name in ("emulated", "cuda")]  # the same code, on either device
+# The same code, on either device.
+CUDA_SOURCES = [b for b in BACKENDS if b.name in ("emulated", "ptx", "cuda")]
+
+
+#: What loads the backends that are built by the tests.
+_LOADERS = {"emulated": "tests.cuda_emulation.build", "ptx": "tests.ptx_machine.nvcc"}
 
 
 @functools.cache
-def _load(emulation: ModuleType) -> None:
-    """Load the emulator; of workers that start together, one compiles it and the others wait."""
-    with one_at_a_time(emulation.CACHE_DIR / "lock"):
-        emulation.load()
+def _load(loader: ModuleType) -> None:
+    """Load a backend; of workers that start together, one compiles it and the others wait."""
+    with one_at_a_time(ROOT / "build" / "lock"):
+        loader.load()
+
+
+def missing_reason(backend: Backend) -> str | None:
+    """Why ``backend`` cannot be loaded here; None when it can."""
+    loader = _LOADERS.get(backend.name)
+    return importlib.import_module(loader).missing_reason() if loader else None
 
 
 def compile_triton() -> None:
@@ -84,13 +97,13 @@ def need_ptx_machine() -> None:
 
 def activate(backend: Backend) -> None:
     """Load what ``backend`` needs, or skip the test with the reason why it cannot run here."""
-    if backend.name == "emulated":
-        emulation = importlib.import_module("tests.cuda_emulation.build")
-        if reason := emulation.missing_reason():
-            pytest.skip(f"emulated: {reason}")
-        _load(emulation)
+    if reason := missing_reason(backend):
+        pytest.skip(f"{backend}: {reason}")
+    if backend.name in _LOADERS:
+        _load(importlib.import_module(_LOADERS[backend.name]))
         if not has_kernel(backend, "gemm_"):  # on CUDA it is the vendor's, through torch
-            torch.library.impl("pyops_emulated::gemm_", "CPU")(pyops.ops.gemm.library_gemm_)
+            gemm_ = f"{pyops.backends._namespaces[backend.name]}::gemm_"
+            torch.library.impl(gemm_, "CPU")(pyops.ops.gemm.library_gemm_)
     if backend == COMPILED_TRITON:
         need_ptx_machine()
     if reason := pyops.backends.missing_reason(backend.name, backend.device):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..backends import BACKENDS, CPP, TRITON
+from ..backends import BACKENDS, CPP, CUDA_SOURCES, TRITON
 from ..cases import Case, Op, name_of, normal, pairwise
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..cuda_code import Code
@@ -136,7 +136,7 @@ TINY = [
 
 
 # Backends without a kernel use the reference formula; one case shows that they get there.
-_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_FULL = [b for b in BACKENDS if b.thorough or b in CUDA_SOURCES]
 _OTHERS = [b for b in BACKENDS if b not in _FULL]
 _OPTIONS = pairwise(
     kernel=[(1, 1), (3, 3), (5, 2), (1, 7)],

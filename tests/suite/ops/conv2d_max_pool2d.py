@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyops import functional as F
 
-from ..backends import BACKENDS, CPP
+from ..backends import BACKENDS, CPP, CUDA_SOURCES
 from ..cases import Case, Op, name_of, normal, pairwise
 from ..contract import BOTH, FLOAT, Contract, bad, over
 from ..layouts import LAYOUTS, channels_last
@@ -103,7 +103,7 @@ def _dead_windows_take_no_gradient(backend: Any) -> None:
 SMOKE_CHECKS = {"dead_windows_take_no_gradient": _dead_windows_take_no_gradient}
 
 
-_FULL = [b for b in BACKENDS if b.thorough or b.name == "emulated"]
+_FULL = [b for b in BACKENDS if b.thorough or b in CUDA_SOURCES]
 _OTHERS = [b for b in BACKENDS if b not in _FULL]
 _OPTIONS = pairwise(
     kernel=[(3, 3), (1, 1), (5, 2)],
