@@ -139,7 +139,7 @@ def test_blocks_that_do_not_cooperate_may_wait_for_ever() -> None:
 
 @pytest.mark.parametrize(
     ("threads", "registers", "shared", "fit"),
-    [(1024, 0, 0, 8), (1024, 64, 0, 4), (32, 0, 0, 128), (256, 0, 100 << 10, 8), (1024, 65, 0, 0)],
+    [(1024, 0, 0, 32), (1024, 64, 0, 16), (32, 0, 0, 512), (256, 0, 100 << 10, 32), (1024, 65, 0, 0)],
 )
 def test_no_more_blocks_cooperate_than_are_resident(
     threads: int, registers: int, shared: int, fit: int

@@ -26,6 +26,11 @@ CLASSES = (
 )
 
 
+#: On which cooperating blocks have to fit unless told otherwise: as many as the emulator has, so that host
+#: code chooses the same launches.
+MULTIPROCESSORS = 16
+
+
 class Fault(RuntimeError):
     """A kernel broke a rule of the hardware, or the machine does not know what its PTX says."""
 
@@ -269,7 +274,7 @@ def _read(c: _Counters) -> Counters:
 
 
 @contextmanager
-def record_launches(*, sample: int = 0, multiprocessors: int = 4) -> Iterator[list[Launch]]:
+def record_launches(*, sample: int = 0, multiprocessors: int = MULTIPROCESSORS) -> Iterator[list[Launch]]:
     """Count all that is launched in the context, from wherever; it comes in a list, in order.
 
     Args:
@@ -304,6 +309,6 @@ def record_launches(*, sample: int = 0, multiprocessors: int = 4) -> Iterator[li
         yield launches
     finally:
         library().ptx_listen(_Listener())
-        library().ptx_set_multiprocessors(4)
+        library().ptx_set_multiprocessors(MULTIPROCESSORS)
         library().ptx_sample(0)
         count(False)

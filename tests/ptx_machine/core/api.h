@@ -58,7 +58,7 @@ const struct PtxCounters* ptx_counters(void); /* of this thread's last launch */
 /* For models of a GPU. Of a grid of more than `blocks` blocks only so many run, spread over it, unless blocks
    wait for each other; 0: all. What such a launch leaves in memory is not its result. */
 void ptx_sample(uint64_t blocks);
-void ptx_set_multiprocessors(uint32_t count); /* on which cooperating blocks have to fit; 4 to begin with */
+void ptx_set_multiprocessors(uint32_t count); /* on which cooperating blocks have to fit; 16 to begin with */
 void ptx_listen(PtxListener listener);        /* NULL: nobody */
 
 #ifdef __cplusplus

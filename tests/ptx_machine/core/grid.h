@@ -70,7 +70,7 @@ struct Grid {
 };
 
 // A small GPU unless told otherwise: many blocks of a test then have to take turns.
-inline int64_t multiprocessors = 4;
+inline int64_t multiprocessors = 16;
 
 // Blocks of so many threads that fit on one multiprocessor of an H100 or H200 (compute capability 9.0).
 int64_t blocks_per_multiprocessor(uint32_t threads, uint64_t shared_bytes, uint32_t registers);

@@ -101,7 +101,7 @@ void run(const emulation::Launch& launch, const emulation::KernelCall& call) {
     return;
   }
   std::string fault = ptx_error();
-  const std::string prefix = entry.name + ", ";
+  const std::string prefix = entry.name + ": ";
   if (fault.rfind(prefix, 0) == 0) fault.erase(0, prefix.size());
   throw std::runtime_error(readable(entry.name) + ", grid " + text(launch.grid) + ", block " +
                            text(launch.block) + ", " + std::to_string(launch.shared_bytes) +
