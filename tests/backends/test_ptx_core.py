@@ -167,6 +167,16 @@ def test_a_wide_register_takes_a_narrow_conversion() -> None:
     assert run(body) == [-2 + 254 + low] * 32
 
 
+def test_a_conversion_reads_the_lower_bits_of_a_wide_register() -> None:
+    body = f"""
+      mov.b64 %d1, 0x7fffffff80000001;
+      cvt.s64.s32 %d1, %d1;
+      shr.u64 %d1, %d1, 32;
+      cvt.u32.u64 %r1, %d1;
+      {STORE}"""
+    assert run(body) == [-1] * 32
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

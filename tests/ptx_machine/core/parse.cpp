@@ -363,8 +363,9 @@ class Parser {
     const Function& f = found->second;
     if (results.size() != f.results.size() || arguments.size() != f.parameters.size())
       fail("wrong number of arguments of " + name);
+    if (std::count(suffix_.begin(), suffix_.end(), '.') == kDeepestCall) fail("calls of calls of calls");
     const auto here = std::make_tuple(at_, line_, file_, source_line_, handed_over_, suffix_);
-    suffix_ = "." + std::to_string(++calls_);
+    suffix_ += "." + std::to_string(++calls_);
     for (size_t i = 0; i < results.size(); ++i) handed_over_[f.results[i]] = results[i];
     for (size_t i = 0; i < arguments.size(); ++i) handed_over_[f.parameters[i]] = arguments[i];
     at_ = f.at;
@@ -480,6 +481,7 @@ class Parser {
     std::vector<std::string> results, parameters;
   };
   static constexpr const char* kEnd = "$end_of_call";
+  static constexpr int kDeepestCall = 8;
 
   const std::string& text_;
   size_t at_ = 0;
