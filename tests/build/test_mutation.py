@@ -132,6 +132,7 @@ import pyops
 from tests.suite import checks
 from tests.suite.backends import BACKENDS, activate
 from tests.suite.ops import MODULES
+torch.backends.cudnn.allow_tf32 = False  # as in conftest.py
 backend = next(b for b in BACKENDS if b.name == "triton")
 cases = {c.id: c for m in MODULES for c in getattr(m, "TINY", ())}
 for folder, case in zip(sys.argv[1::2], sys.argv[2::2]):
