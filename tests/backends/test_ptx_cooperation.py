@@ -1,6 +1,9 @@
-"""What lanes and warps do together in the PTX machine: shuffles, votes, barriers, copies, matrix loads."""
+"""What lanes and warps do together in the PTX machine: shuffles, votes, barriers, copies and so on."""
 
 from __future__ import annotations
+
+import functools
+import operator
 
 import pytest
 
@@ -14,7 +17,7 @@ STORE = "st.global.u32 [%own], %r1;"
 SPACE = ".shared .align 16 .b8 space[2048];"
 
 
-# ----------------------------------------------------------------------------------- shuffles and votes
+# ----------------------------------------------------------------------- shuffles, votes and reductions
 
 
 def _source(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
@@ -111,6 +114,47 @@ def test_votes(limit: int, expected: tuple[int, ...]) -> None:
       mov.u64 %d1, %memory;
       st.global.v4.u32 [%d1], {{%r2, %r3, %r4, %r1}};"""
     assert run(body, data=[-1] * 4) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("add.s32", sum(range(-5, 27))),
+        ("add.u32", sum(range(-5, 27))),
+        ("min.s32", -5),
+        ("max.s32", 26),
+        ("min.u32", 0),
+        ("max.u32", -1),
+        ("and.b32", functools.reduce(operator.and_, range(-5, 27))),
+        ("or.b32", functools.reduce(operator.or_, range(-5, 27))),
+        ("xor.b32", functools.reduce(operator.xor, range(-5, 27))),
+    ],
+)
+def test_reductions(operation: str, expected: int) -> None:
+    body = f"sub.u32 %r2, %t, 5; redux.sync.{operation} %r1, %r2, -1; st.global.u32 [%own], %r1;"
+    assert run(body) == [expected] * 32
+
+
+def test_a_reduction_of_some_lanes() -> None:
+    body = """
+      setp.lt.u32 %p1, %t, 12;
+      mov.u32 %r1, 7;
+      @%p1 redux.sync.max.s32 %r1, %t, 0xfff;
+      st.global.u32 [%own], %r1;"""
+    assert run(body) == [11] * 12 + [7] * 20
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("setp.lt.u32 %p1, %t, 31; @%p1 mov.u32 %r2, 1; redux.sync.add.s32 %r1, %r2, -1;", "value to store"),
+        ("redux.sync.add.b32 %r1, %t, -1;", "unknown instruction"),
+        ("redux.sync.add.s32 %r1, %t, 1;", "not in the mask"),
+    ],
+)
+def test_reductions_that_are_refused(body: str, message: str) -> None:
+    with pytest.raises(machine.Fault, match=message):
+        run(f"{body} st.global.u32 [%own], %r1;")
 
 
 # -------------------------------------------------------------------------------------------- barriers

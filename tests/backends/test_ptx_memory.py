@@ -105,6 +105,7 @@ def test_shared_memory_of_the_launch() -> None:
         f"{IN_SPACE} st.shared.u32 [%r12], %r2; ld.shared.u32 %r1, [%r12];",
         "setp.lt.u32 %p1, %t, 3; selp.u32 %r1, %t, %r2, %p1;",
         "mov.b32 %r1, {%h1, %h2};",
+        "setp.lt.u32 %p9, %t, 31; @%p9 mov.u16 %h1, 2; mov.u16 %h2, 1; mov.b32 %r1, {%h1, %h2};",
     ],
 )
 def test_garbage_must_not_be_stored(body: str) -> None:
@@ -118,6 +119,7 @@ def test_garbage_must_not_be_stored(body: str) -> None:
         f"{IN_SPACE} ld.shared.u32 %r2, [%r12]; selp.u32 %r1, %r2, 1, 0;".replace("1, 0;", "1, %p1;"),
         f"{IN_SPACE} st.shared.u16 [%r12], %t; ld.shared.u16 %r2, [%r12]; mov.u32 %r1, 1;",
         "mov.u32 %r1, 1; add.u32 %r3, %r4, %r5; shl.b32 %r3, %r3, 2;",
+        "mov.u16 %h2, 1; mov.b32 %r2, {%h1, %h2}; shr.u32 %r1, %r2, 16;",  # nothing writes %h1 at all
     ],
 )
 def test_garbage_may_be_computed_with(body: str) -> None:

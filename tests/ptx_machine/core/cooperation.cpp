@@ -1,4 +1,5 @@
 // Instructions that need more than their own lane: branches, shuffles, barriers, tensor cores, copies.
+#include <algorithm>
 #include <cstring>
 
 #include "grid.h"
@@ -26,7 +27,7 @@ void active_mask(Warp& w, const Instruction& i, uint32_t mask) {
   w.note(i.operands[0], mask, mask);
 }
 
-// ---- shuffles and votes
+// ---- shuffles, votes and reductions
 
 enum Shuffle { kUp, kDown, kButterfly, kIndex };
 
@@ -96,6 +97,32 @@ void vote(Warp& w, const Instruction& i, uint32_t mask) {
                                        : ballot == all || ballot == 0;
     w.set_predicate(o[0], mask, value ? kAllLanes : 0, mask);
   }
+}
+
+enum Reduction { kAdd, kLeast, kMost, kAnd, kOr, kXor };
+
+// Operands: result, value, mask. PTX ISA, "redux.sync".
+template <Reduction kMode, class T>
+void reduce(Warp& w, const Instruction& i, uint32_t mask) {
+  const Operand* o = i.operands;
+  const uint32_t all = members(w, o[2], mask);
+  if (!w.gather(all, mask)) return;
+  const T* values = reinterpret_cast<const T*>(w.in<uint32_t>(o[1]));
+  T total = values[first_lane(all)];
+  for (int l = first_lane(all) + 1; l < kLanes; ++l) {
+    if (!(all >> l & 1)) continue;
+    const T x = values[l];
+    total = kMode == kAdd     ? static_cast<T>(static_cast<uint32_t>(total) + static_cast<uint32_t>(x))
+            : kMode == kLeast ? std::min(total, x)
+            : kMode == kMost  ? std::max(total, x)
+            : kMode == kAnd   ? total & x
+            : kMode == kOr    ? total | x
+                              : total ^ x;
+  }
+  for (int l = 0; l < kLanes; ++l) {
+    if (mask >> l & 1) w.out<uint32_t>(o[0])[l] = static_cast<uint32_t>(total);
+  }
+  w.note(o[0], mask, all & ~w.is_written(o[1]) ? 0 : mask);
 }
 
 void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
@@ -282,6 +309,20 @@ Handler vote_handler(const std::string& mode) {
          : mode == "uni"    ? vote<kUniform>
          : mode == "ballot" ? vote<kBallot>
                             : nullptr;
+}
+Handler reduction_handler(const std::string& mode, const std::string& type) {
+  if (type == "b32") {
+    return mode == "and"   ? reduce<kAnd, uint32_t>
+           : mode == "or"  ? reduce<kOr, uint32_t>
+           : mode == "xor" ? reduce<kXor, uint32_t>
+                           : nullptr;
+  }
+  if (type != "s32" && type != "u32") return nullptr;
+  const bool is_signed = type == "s32";
+  return mode == "add"   ? reduce<kAdd, uint32_t>
+         : mode == "min" ? (is_signed ? reduce<kLeast, int32_t> : reduce<kLeast, uint32_t>)
+         : mode == "max" ? (is_signed ? reduce<kMost, int32_t> : reduce<kMost, uint32_t>)
+                         : nullptr;
 }
 Handler barrier_handler() { return barrier; }
 Handler warp_barrier_handler() { return warp_barrier; }

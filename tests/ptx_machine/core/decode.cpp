@@ -1,6 +1,7 @@
 // From statements to instructions: registers get places, names get addresses, opcodes get functions.
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <unordered_map>
 
 #include "numbers/tensor_core.h"
@@ -39,6 +40,7 @@ class Decoder {
     for (const auto& [name, address] : symbols) addresses_[name] = {address, 64};
     lay_out_shared(module);
     lay_out_parameters();
+    find_names();
   }
 
   std::unique_ptr<Program> run() {
@@ -208,6 +210,26 @@ class Decoder {
     return true;
   }
 
+  // All names but those that are only ever packed into wider registers.
+  void find_names() {
+    const auto add = [&](const Text& t, const auto& self) -> void {
+      names_.insert(t.name);
+      for (const Text& part : t.parts) self(part, self);
+    };
+    for (const Statement& s : entry_.statements) {
+      for (size_t i = 0; i < s.operands.size(); ++i) {
+        const bool packed = i == 1 && s.operands[i].kind == Text::kVector && s.opcode.starts_with("mov");
+        if (!packed) add(s.operands[i], add);
+      }
+    }
+  }
+
+  bool has_value(const Text& t) const {
+    uint32_t number = 0;
+    return t.kind != Text::kName || names_.count(t.name) || addresses_.count(t.name) ||
+           is_special(t.name, number);
+  }
+
   // A value of `bits` bits that an instruction reads. A register may be wider, but not kept differently.
   Operand source(const Text& t, int bits) {
     if (bits == 1) return predicate(t);
@@ -302,6 +324,7 @@ class Decoder {
     if (base == "bar" || base == "barrier") return barrier(op);
     if (base == "shfl") return shuffle(op);
     if (base == "vote") return vote(op);
+    if (base == "redux") return reduction(op);
     if (base == "activemask")
       return void(emit(active_mask_handler(), Class::kWarp, {destination(text(0), 32)}));
     if (base == "cp") return copy(op);
@@ -440,6 +463,11 @@ class Decoder {
     const bool ballot = op.has("ballot");
     emit(vote_handler(op.parts.at(2)), Class::kWarp,
          {ballot ? destination(text(0), 32) : predicate(text(0)), predicate(text(1)), source(text(2), 32)});
+  }
+
+  void reduction(const Opcode& op) {
+    emit(reduction_handler(op.parts.at(2), op.type()), Class::kWarp,
+         {destination(text(0), 32), source(text(1), 32), source(text(2), 32)});
   }
 
   void copy(const Opcode& op) {
@@ -582,7 +610,16 @@ class Decoder {
     const int part_bits = bits / static_cast<int>(parts.size());
     std::vector<Operand> operands;
     if (packs) operands.push_back(destination(text(0), bits));
-    for (const Text& t : parts) operands.push_back(packs ? source(t, part_bits) : destination(t, part_bits));
+    // Of a register of which only some bits matter, a compiler gives the other parts no value anywhere: all
+    // their bits are set then, which is NaN, and the whole counts as written.
+    const bool partly =
+        packs && std::any_of(parts.begin(), parts.end(), [&](const Text& t) { return has_value(t); });
+    for (const Text& t : parts) {
+      if (partly && !has_value(t))
+        operands.push_back(constant(~uint64_t{0}, part_bits));
+      else
+        operands.push_back(packs ? source(t, part_bits) : destination(t, part_bits));
+    }
     if (!packs) operands.push_back(source(text(1), bits));
     const int count = static_cast<int>(parts.size());
     emit(packs ? pack_handler(count, bits) : unpack_handler(count, bits), Class::kMove, operands);
@@ -592,6 +629,7 @@ class Decoder {
   std::unique_ptr<Program> program_;
   const Statement* statement_ = nullptr;
   std::map<std::string, Symbol> addresses_;
+  std::set<std::string> names_;
   std::map<std::pair<int, std::string>, Place> places_;
   std::map<std::pair<bool, uint64_t>, uint32_t> constants_;
   std::vector<std::pair<size_t, size_t>> branches_;  // instruction, statement that it goes to

@@ -52,6 +52,7 @@ Handler unpack_handler(int parts, int bits);  // mov.b32 {..}, %r
 // cooperation.cpp: instructions that need other lanes, other warps, or the block's copies
 Handler shuffle_handler(const std::string& mode);
 Handler vote_handler(const std::string& mode);
+Handler reduction_handler(const std::string& mode, const std::string& type);
 Handler barrier_handler();
 Handler warp_barrier_handler();
 Handler matrix_load_handler();

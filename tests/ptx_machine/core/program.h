@@ -47,7 +47,7 @@ enum class Class : uint8_t {
   kStoreShared,
   kAsyncCopy,
   kTensor,
-  kWarp,  // shuffles and votes
+  kWarp,  // shuffles, votes and reductions
   kBarrier,
   kAtomic,
   kFence,
