@@ -22,7 +22,7 @@ import pyops
 import pyops.functional as F
 from tests.ptx_machine import elf, host, machine, nvcc
 from tests.suite import checks
-from tests.suite.backends import BACKENDS, activate
+from tests.suite.backends import BACKENDS, Backend, activate
 from tests.suite.cases import Case
 from tests.suite.ops import MODULES, OPS
 
@@ -98,19 +98,37 @@ def test_every_entry_parses(source: str) -> None:
 
 #: Ops that copy, compare, mask, or add in a fixed order.
 EXACT = ("max_pool2d", "embedding", "dropout", "interpolate")
-_SMOKE: list[Case] = [c for m in MODULES for c in getattr(m, "SMOKE", ()) if c.op in EXACT]
+_SMOKE: list[Case] = [c for m in MODULES for c in getattr(m, "SMOKE", ())]
+_DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", _SMOKE, ids=str)
+def smoke_results(case: Case, dtype: torch.dtype, backend: Backend) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    with pyops.use_backend(backend.name):
+        return checks.run(OPS[case.op].pyops, case, case.tensors(dtype))
+
+
+@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+@pytest.mark.parametrize("case", [case for case in _SMOKE if case.op in EXACT], ids=str)
 def test_exact_results_have_the_emulators_bits(case: Case, dtype: torch.dtype) -> None:
-    results, before = [], sum(nvcc.launches().values())
-    for backend in (EMULATED, PTX):
-        torch.manual_seed(0)
-        with pyops.use_backend(backend.name):
-            results.append(checks.run(OPS[case.op].pyops, case, case.tensors(dtype)))
+    before = sum(nvcc.launches().values())
+    results = [smoke_results(case, dtype, backend) for backend in (EMULATED, PTX)]
     assert sum(nvcc.launches().values()) > before
     checks.assert_bit_equal(*results, "between the emulator and nvcc's PTX")
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+@pytest.mark.parametrize("case", _SMOKE, ids=str)
+def test_every_order_of_warps_and_blocks_gives_the_same_bits(case: Case, dtype: torch.dtype) -> None:
+    results = []
+    try:
+        for seed in (0, 1):
+            machine.set_seed(seed)
+            results.append(smoke_results(case, dtype, PTX))
+    finally:
+        machine.set_seed(0)
+    checks.assert_bit_equal(*results, "between orders")
 
 
 def test_threads_choose_for_themselves() -> None:
