@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -208,6 +209,25 @@ def test_a_wrong_result_is_never_timed(replaced, wrong, message):
     with pytest.raises(checks.WrongResult, match=f"cross_entropy tiny .*pyops cpp: {message}"):
         harness.measure(tiny_case(), FORWARD_BACKWARD, CPU, SETTINGS, clock=clock)
     assert not clock.asked
+
+
+@pytest.mark.parametrize(("case", "product"), [(tiny_case(tf32=True), True), (tiny_case(), False)])
+def test_tf32_is_allowed_for_products_on_a_gpu_where_torch_allows_it(monkeypatch, case, product):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert case.uses_tf32(torch.device("cuda")) == product
+    assert not case.uses_tf32(CPU)
+    assert not dataclasses.replace(case, dtype=torch.bfloat16).uses_tf32(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not case.uses_tf32(torch.device("cuda"))
+
+
+def test_where_tf32_is_allowed_its_error_is_and_no_larger_one(monkeypatch, replaced):
+    monkeypatch.setattr(Case, "uses_tf32", lambda self, device: True)
+    replaced(lambda input, target: F.cross_entropy(input, target) * (1 + 2.0**-10))
+    harness.measure(tiny_case(tf32=True), FORWARD_BACKWARD, CPU, SETTINGS)
+    replaced(lambda input, target: F.cross_entropy(input, target) * (1 + 2.0**-6))
+    with pytest.raises(checks.WrongResult, match="output: norm error"):
+        harness.measure(tiny_case(tf32=True), FORWARD_BACKWARD, CPU, SETTINGS)
 
 
 def test_a_result_that_changes_while_timing_is_refused(replaced):
