@@ -71,6 +71,30 @@ def test_a_flag_of_a_plain_store_is_never_seen() -> None:
         run(body.replace("FENCE", ""), blocks=2, threads=1, data=[0] * 3)
 
 
+@pytest.mark.parametrize("acquire", [True, False])
+def test_what_a_block_has_read_stays_the_same_until_it_acquires(acquire: bool) -> None:
+    body = MESSAGE.replace("FENCE", "fence.acq_rel.gpu;")
+    body = body.replace("$read:\n", "ld.global.u32 %r5, [%memory];\n    $read:\n", 1)
+    body = body.replace("@%p1 bra $read;", "@%p1 bra $early;").replace(
+        "ld.global.u32 %r5", "$early: ld.global.u32 %r5"
+    )
+    if not acquire:
+        body = body.replace("ld.acquire.gpu", "ld.relaxed.gpu")
+    # Block 1 starts first with some of the seeds, and has read the old value then.
+    found = [run(body, blocks=2, threads=1, data=[0] * 3, seed=seed)[2] for seed in range(8)]
+    assert set(found) == ({42} if acquire else {1, 42})
+    fresh = body.replace("ld.global.u32 %r1, [%memory];", "ld.global.cg.u32 %r1, [%memory];")
+    assert run(fresh, blocks=2, threads=1, data=[0] * 3)[2] == 42
+
+
+def test_a_plain_load_may_wait_for_ever() -> None:
+    body = MESSAGE.replace("FENCE", "fence.acq_rel.gpu;").replace("ld.acquire.gpu.global", "ld.global")
+    # Block 1 comes first.
+    body = body.replace("setp.ne.u32 %p1, %b, 0;", "setp.eq.u32 %p1, %b, 0;")
+    with pytest.raises(machine.Fault, match="deadlock"):
+        run(body, blocks=2, threads=1, data=[0] * 3)
+
+
 def test_loads_as_of_constants_must_not_see_what_the_launch_stores() -> None:
     body = MESSAGE.replace("FENCE", "fence.acq_rel.gpu;")
     body = body.replace("ld.global.u32 %r1, [%memory];", "ld.global.nc.u32 %r1, [%memory+PLACE];")

@@ -191,7 +191,7 @@ void load_parameter(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// `number`: 1 for .nc, which goes through a cache that no fence empties.
+// `number`: LoadFlags.
 template <Space kSpace, class T, int kCount>
 void load(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr uint64_t kBytes = sizeof(T) * kCount;
@@ -200,6 +200,8 @@ void load(Warp& w, const Instruction& i, uint32_t mask) {
   SharedMemory& shared = w.block->shared;
   const StoreBuffer& stores = w.block->stores;
   const bool overlay = !stores.empty();
+  const bool cached = w.block->grid->buffered && (i.number & kCached);
+  if (i.number & kAcquire) w.block->cache.clear();
   uint32_t good[kCount];
   std::fill_n(good, kCount, mask);
   for (int l = 0; l < kLanes; ++l) {
@@ -215,8 +217,12 @@ void load(Warp& w, const Instruction& i, uint32_t mask) {
         }
       }
     } else {
-      std::memcpy(values, reinterpret_cast<const void*>(a.lane[l]), kBytes);
-      if (i.number && w.block->grid->stored.any(a.lane[l], kBytes)) {
+      if (cached) {
+        w.block->cache.load(a.lane[l], reinterpret_cast<uint8_t*>(values), kBytes);
+      } else {
+        std::memcpy(values, reinterpret_cast<const void*>(a.lane[l]), kBytes);
+      }
+      if ((i.number & kConstant) && w.block->grid->stored.any(a.lane[l], kBytes)) {
         w.fail(1u << l, "a load as of constant memory (.nc) from what this launch has stored");
       }
       if (overlay) stores.overlay(a.lane[l], reinterpret_cast<uint8_t*>(values), kBytes);
@@ -240,6 +246,7 @@ void store_global(Warp& w, uint64_t address, const void* values, uint64_t bytes,
   Block& block = *w.block;
   if (block.grid->buffered) {
     if (block.program->reads_constants) block.grid->stored.add(address, bytes);
+    block.cache.store(address, static_cast<const uint8_t*>(values), bytes);
     block.stores.store(address, static_cast<const uint8_t*>(values), bytes,
                        w.number * kLanes + static_cast<uint32_t>(lane), block.epoch);
   } else {
@@ -312,7 +319,8 @@ void release(Warp& w, uint32_t mask) {
   ++w.block->grid->progress;
 }
 
-// Operands: [result,] address, b [, c]. `number`: the operation; + 256: with a result; + 512: it releases.
+// Operands: [result,] address, b [, c]. `number`: the operation; + 256: with a result; + 512: it releases; +
+// 1024: it acquires.
 template <Space kSpace, class T>
 void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   const bool has_result = i.number & 256;
@@ -323,6 +331,7 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   w.need(o[1], mask, "operand of an atomic");
   if (op == kCompareAndSwap) w.need(o[2], mask, "operand of an atomic");
   if (i.number & 512) release(w, mask);
+  if (i.number & 1024) w.block->cache.clear();
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
     T old, values[2] = {};
@@ -338,6 +347,7 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
       if (other >= 0) race(w, l, other, "an atomic on what is read or written by");
     } else {
       w.block->stores.release_address(a.lane[l], sizeof(T));
+      w.block->cache.forget(a.lane[l]);
     }
     std::memcpy(&old, at, sizeof(T));
     const T value = combine(op, old, values[0], values[1]);
@@ -349,7 +359,10 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   if (has_result) w.note(i.operands[0], mask, mask);
 }
 
-void fence(Warp& w, const Instruction&, uint32_t mask) { release(w, mask); }
+void fence(Warp& w, const Instruction&, uint32_t mask) {
+  release(w, mask);
+  w.block->cache.clear();
+}
 void nothing(Warp&, const Instruction&, uint32_t) {}
 
 // ---- which function an opcode is

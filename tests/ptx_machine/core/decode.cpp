@@ -410,7 +410,10 @@ class Decoder {
     const bool strong = op.has("acquire") || op.has("release") || op.has("volatile") || op.has("relaxed");
     Instruction& i = emit(access_handler(where_to, is_store, op.type(), count), type, operands);
     i.offset = offset;
-    i.number = is_store ? strong : op.has("nc");
+    const bool past_cache = strong || op.has("nc") || op.has("cg") || op.has("cv");
+    i.number = is_store ? strong
+                        : (op.has("nc") ? kConstant : 0) | (past_cache ? 0 : kCached) |
+                              (op.has("acquire") ? kAcquire : 0);
     program_->reads_constants |= op.has("nc");
     program_->communicates |= strong && !shared;
   }
@@ -430,7 +433,8 @@ class Decoder {
     const bool releases = op.has("release") || op.has("acq_rel");
     Instruction& i = emit(atomic_handler(space(op), op.type()), Class::kAtomic, operands);
     i.offset = offset;
-    i.number = static_cast<uint32_t>(operation) | (has_result ? 256 : 0) | (releases ? 512 : 0);
+    i.number = static_cast<uint32_t>(operation) | (has_result ? 256 : 0) | (releases ? 512 : 0) |
+               (op.has("acquire") || op.has("acq_rel") ? 1024 : 0);
     program_->communicates |= space(op) != Space::kShared;
   }
 

@@ -112,6 +112,7 @@ void Grid::start(Block& block, uint64_t number) {
   block.registers.resize(count * program->register_bytes + 64);
   block.written.assign(count * program->registers, 0);
   block.shared.reset(*program, launch->dynamic_shared);
+  block.cache.clear();
   block.warps.clear();
   block.warps.resize(count);
   uint8_t* registers = block.registers.data();

@@ -34,6 +34,7 @@ struct Block {
   std::vector<uint32_t> written;
   SharedMemory shared;
   StoreBuffer stores;
+  Cache cache;         // where blocks are buffered
   uint32_t epoch = 1;  // barriers passed, and one
   uint32_t at_barrier = 0;
   uint32_t exited = 0;

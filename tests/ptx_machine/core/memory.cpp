@@ -146,6 +146,18 @@ void StoreBuffer::release_all() {
   words_.clear();
 }
 
+void Cache::load(uint64_t address, uint8_t* bytes, uint64_t count) {
+  const auto [found, is_new] = sectors_.try_emplace(address / kSector);
+  // Accesses are aligned, so that they lie in one sector.
+  if (is_new) std::memcpy(found->second.bytes, reinterpret_cast<void*>(address / kSector * kSector), kSector);
+  std::memcpy(bytes, found->second.bytes + address % kSector, count);
+}
+
+void Cache::store(uint64_t address, const uint8_t* bytes, uint64_t count) {
+  const auto found = sectors_.find(address / kSector);
+  if (found != sectors_.end()) std::memcpy(found->second.bytes + address % kSector, bytes, count);
+}
+
 void StoredWords::add(uint64_t address, uint64_t count) {
   for (uint64_t w = address / 4; w <= (address + count - 1) / 4; ++w) words_[w / 64] |= uint64_t{1} << w % 64;
 }

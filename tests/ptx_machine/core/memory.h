@@ -78,6 +78,23 @@ class StoreBuffer {
   std::unordered_map<uint64_t, Word> words_;
 };
 
+// Of what a block has read by plain loads: it may find that again, whatever other blocks have stored since,
+// until it meets a fence or an acquire.
+class Cache {
+ public:
+  void load(uint64_t address, uint8_t* bytes, uint64_t count);
+  void store(uint64_t address, const uint8_t* bytes, uint64_t count);  // of the block itself
+  void forget(uint64_t address) { sectors_.erase(address / kSector); }
+  void clear() { sectors_.clear(); }
+
+ private:
+  static constexpr uint64_t kSector = 32;
+  struct Sector {
+    uint8_t bytes[kSector];
+  };
+  std::unordered_map<uint64_t, Sector> sectors_;
+};
+
 // What a launch has stored to, in words of four bytes.
 class StoredWords {
  public:

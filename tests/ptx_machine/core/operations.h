@@ -36,6 +36,12 @@ void add_moves(Table& table);
 // access.cpp; null where there is none.
 Handler access_handler(Space space, bool is_store, const std::string& type, int count);
 Handler atomic_handler(Space space, const std::string& type);
+// What a load is, by Instruction::number.
+enum LoadFlags : uint32_t {
+  kConstant = 1,  // .nc: through a cache that no fence empties
+  kCached = 2,    // may find what the block has read before
+  kAcquire = 4,
+};
 int atomic_operation(const std::string& name);  // -1: none of that name
 // For cp.async: that a lane may read those bytes of global memory; and what a profiler would count.
 void check_copied(Warp& w, int lane, uint64_t address, uint64_t bytes);
