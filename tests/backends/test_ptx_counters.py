@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.ptx_machine import machine
@@ -118,3 +120,27 @@ def test_tensor_flops() -> None:
     parts = "{%f1, %f2, %f3, %f4}, {%r1, %r1, %r1, %r1}, {%r1, %r1}, {%f1, %f2, %f3, %f4}"
     run(f"mov.u32 %r1, 0; {mma} {parts};", threads=64)
     assert machine.counters().tensor_flops == 2 * 2 * 16 * 8 * 16
+
+
+def test_speed() -> None:
+    """At least 20 million thread instructions in a second of the processor."""
+    kernel = module(
+        """
+      mov.u32 %r1, 0;
+      mov.f32 %f1, 0f3F800000;
+    $loop:
+      ld.global.f32 %f2, [%own];
+      fma.rn.f32 %f1, %f1, %f1, %f2;
+      ex2.approx.f32 %f3, %f1;
+      shfl.sync.bfly.b32 %r2, %r1, 1, 31, -1;
+      add.u32 %r1, %r1, 1;
+      setp.lt.u32 %p1, %r1, 20000;
+      @%p1 bra $loop;
+      st.global.f32 [%own], %f1;"""
+    )
+    rates = []
+    for _ in range(3):
+        start = time.process_time()
+        run(kernel, blocks=2, threads=256)
+        rates.append(sum(machine.counters().threads.values()) / (time.process_time() - start))
+    assert max(rates) >= 20e6

@@ -187,6 +187,7 @@ class Module:
     """
 
     def __init__(self, ptx: str, name: str = "ptx") -> None:
+        self.ptx = ptx
         self.handle = library().ptx_load(ptx.encode(), name.encode())
         if not self.handle:
             raise fault()
