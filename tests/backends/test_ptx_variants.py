@@ -21,7 +21,9 @@ from tests.suite.ops import (
     MODULES,
     OPS,
     avg_pool2d,
+    conv2d,
     conv2d_max_pool2d,
+    dropout,
     embedding,
     max_pool2d,
     recurrent,
@@ -58,6 +60,9 @@ def cases() -> Iterator[tuple[Case, Iterable[torch.dtype]]]:
         yield max_pool2d.case(f"packs_{kernel}", kernel_size=kernel, stride=1, **packs), DTYPES
     yield avg_pool2d.case("avg_pool2d", "packs", kernel_size=3, stride=2, padding=1, **packs), DTYPES
     yield avg_pool2d.case("adaptive_avg_pool2d", "packs", output_size=(3, 4), **packs), DTYPES
+    depthwise = conv2d.case("packs", (1, 16, 6, 7), 16, 3, groups=16, padding=1)
+    yield depthwise.in_layout("channels_last"), DTYPES
+    yield dropout.fused_case((5, 96), None), DTYPES
     for op in softmax.OPS:
         yield softmax._case(op, (2, 20011)), DTYPES
     for dim in (1, 16, 37):
