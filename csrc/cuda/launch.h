@@ -12,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -37,13 +38,7 @@
 
 namespace pyops::cuda {
 
-// The most blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a
-// property of the device, so that sums merge in the same order on every GPU. It also bounds the number of
-// partial sums.
-constexpr int64_t kMaxBlocks = 1 << 14;
-
-// Blocks that keep a large GPU busy. Sums are cut into about as many parts. A constant, too.
-constexpr int64_t kWholeGpu = 264;
+constexpr int64_t unless_in_tests(int64_t on_gpu, int64_t) { return on_gpu; }
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
@@ -157,9 +152,11 @@ void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
 
 namespace pyops::cuda {
 
-// Few, so that small tests reach the blocks' loops over rows. Host code alone knows them.
-constexpr int64_t kMaxBlocks = 5;
-constexpr int64_t kWholeGpu = 4;
+// Tests have sizes of their own, so that small ones reach loops and both ways to work. A model of a GPU asks
+// for the GPU's.
+inline int64_t unless_in_tests(int64_t on_gpu, int64_t in_tests) {
+  return std::getenv("PYOPS_SIZES_OF_GPU") ? on_gpu : in_tests;
+}
 
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
@@ -199,3 +196,17 @@ void launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
 }  // namespace pyops::cuda
 
 #endif
+
+namespace pyops::cuda {
+
+// Host code alone knows what differs in tests.
+
+// The most blocks of a launch over rows; with more rows each block takes several in turn. A constant, not a
+// property of the device, so that sums merge in the same order on every GPU. It also bounds the number of
+// partial sums.
+inline const int64_t kMaxBlocks = unless_in_tests(1 << 14, 5);
+
+// Blocks that keep a large GPU busy. Sums are cut into about as many parts. A constant, too.
+inline const int64_t kWholeGpu = unless_in_tests(264, 4);
+
+}  // namespace pyops::cuda

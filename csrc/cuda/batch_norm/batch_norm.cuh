@@ -15,14 +15,10 @@ namespace pyops::cuda {
 using math::Moments;
 
 constexpr int kNormThreads = 256;
-#if defined(__CUDACC__)
-constexpr int64_t kNormBlocks = 1024;  // of a launch that sums; a small input has fewer
+// Blocks of a launch that sums; a small input has fewer.
+inline const int64_t kNormBlocks = unless_in_tests(1024, 12);
 // The bytes of input that a block keeps on chip. Together with the sums every GPU has room for them.
-constexpr int64_t kStashBytes = int64_t{92} << 10;
-#else  // small, so that small tests reach several slices and both ways to work; host code alone knows them
-constexpr int64_t kNormBlocks = 12;
-constexpr int64_t kStashBytes = 1 << 14;
-#endif
+inline const int64_t kStashBytes = unless_in_tests(92 << 10, 1 << 14);
 constexpr int kMaxStrip = kNormThreads / kGroup;  // groups side by side in a strip: a thread per column
 
 struct NormPlan {

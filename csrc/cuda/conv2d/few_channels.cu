@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kOp = "conv2d";
 constexpr int kSumLanes = 32;  // channels of a block that sums a weight's gradient
-constexpr int64_t kFewestPixels = std::min<int64_t>(1 << 11, 16 * kWholeGpu);  // of a part
+const int64_t kFewestPixels = std::min<int64_t>(1 << 11, 16 * kWholeGpu);  // of a part
 
 template <class T, int kSize>
 __global__ void __launch_bounds__(kFewChannelsThreads, 1)

@@ -11,7 +11,7 @@
 namespace pyops::cuda {
 
 constexpr int kColumnLanes = 32;
-constexpr int64_t kPartials = std::min<int64_t>(512, kMaxBlocks);  // blocks that sum a bias's gradient
+const int64_t kPartials = std::min<int64_t>(512, kMaxBlocks);  // blocks that sum a bias's gradient
 
 // Adds up the values of the block's threads with the same threadIdx.x % width, as a tree; `width` is a power
 // of two. The first `width` threads get the sums. `scratch` has kEpilogueThreads * kCount elements.
