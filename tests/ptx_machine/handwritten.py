@@ -93,3 +93,34 @@ def run(
         machine.set_seed(0)
         machine.freed(memory.data_ptr())
     return memory.tolist()
+
+
+def add_one(
+    blocks: int, *, stride: int = 1, threads: int = 128, sample: int = 0
+) -> tuple[machine.Launch, list[int]]:
+    """Each thread adds 1 to the word with ``stride`` times its number; the launch, and all words."""
+    body = f"""
+      mul.lo.u32 %r1, %i, {stride};
+      mad.wide.u32 %d1, %r1, 4, %memory;
+      ld.global.u32 %r2, [%d1];
+      add.u32 %r2, %r2, 1;
+      st.global.u32 [%d1], %r2;"""
+    words = max(threads, blocks * threads * stride)
+    with machine.record_launches(sample=sample) as launches:
+        written = run(body, blocks=blocks, threads=threads, data=[0] * words, registers=16)
+    (launch,) = launches
+    return launch, written
+
+
+def store_shared(stride: int) -> machine.Launch:
+    """Each lane stores to shared memory, ``stride`` words from the one before."""
+    body = f"""
+      mov.u32 %r1, space;
+      mad.lo.u32 %r2, %t, {4 * stride}, %r1;
+      st.shared.u32 [%r2], %t;"""
+    with machine.record_launches() as launches:
+        run(
+            body, declarations=".shared .align 16 .b8 space[4096];", threads=31
+        )  # a 32nd lane would not fit, 33 words apart
+    (launch,) = launches
+    return launch
