@@ -86,18 +86,18 @@ def record(case: Case, mode: str, backend: str, sample: int) -> Recorded:
         works = [model.work(_name(launch), launch, launch.counters) for launch in launches]
         return works, max(t.numel() for t in (*_tensors(inputs), *results))
 
-    deviation, problem = 0.0, ""
+    apart, problem = 0.0, ""
     try:
         works, elements = launched(sample)
         if any(one.blocks_run < one.blocks for one in works):
             if sum(one.thread_instructions for one in works) <= FEW:
                 works, elements = launched(0)
             else:
-                deviation = _deviation(works, launched(sample // 2)[0])
+                apart = deviation(works, launched(sample // 2)[0])
     except RuntimeError as error:  # what a sample leaves in memory may lead a later launch astray
         problem = str(error)
         works, elements = launched(0)
-    return Recorded(case, mode, elements, zeros, model.add_up(works), deviation, problem)
+    return Recorded(case, mode, elements, zeros, model.add_up(works), apart, problem)
 
 
 def _call(case: Case, mode: str, inputs: Inputs, zeros: bool) -> Callable[[], tuple[Tensor, ...]]:
@@ -114,19 +114,21 @@ def _call(case: Case, mode: str, inputs: Inputs, zeros: bool) -> Callable[[], tu
     return forward_backward
 
 
-def _deviation(works: list[model.Work], fewer: list[model.Work]) -> float:
-    """By how much the instructions and sectors of a launch differ at most; infinity where launches do."""
+def deviation(works: list[model.Work], fewer: list[model.Work]) -> float:
+    """How far the launches' instructions or sectors are apart, as a share of the case's; infinity where the
+    launches are others.
+    """
     if len(works) != len(fewer):
         return math.inf
-    pairs = [
-        (a, b)
-        for one, other in zip(works, fewer, strict=True)
-        for a, b in (
-            (one.warp_instructions, other.warp_instructions),
-            *((one.counts[name], other.counts[name]) for name in ("load_sectors", "store_sectors")),
-        )
-    ]
-    return max(abs(a - b) / max(a, b, 1) for a, b in pairs)
+
+    def of(count: Callable[[model.Work], float]) -> float:
+        apart = sum(abs(count(a) - count(b)) for a, b in zip(works, fewer, strict=True))
+        return apart / max(1.0, sum(map(count, works)))
+
+    return max(
+        of(lambda work: work.warp_instructions),
+        of(lambda work: work.counts["load_sectors"] + work.counts["store_sectors"]),
+    )
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

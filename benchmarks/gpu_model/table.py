@@ -147,8 +147,8 @@ def _notes(recorded: Recorded) -> list[str]:
     if sampled:
         run, most = sampled[0].blocks_run, max(work.blocks for work in sampled)
         notes.append(
-            f"  Scaled: of each grid at most {run} blocks ran, of up to {most}; counts from half as many "
-            f"differ by up to {recorded.deviation:.1%}."
+            f"  Scaled: of each grid at most {run} blocks ran, of up to {most}; counts from half as many are "
+            f"{recorded.deviation:.1%} apart."
         )
     if any(work.cooperative for work in recorded.works):
         notes.append(f"  Cooperative grids are as on an {GPUS[0].name}, on the other GPUs, too.")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from pyops.benchmarks.gpu_model import __main__ as command
-from pyops.benchmarks.gpu_model import model, table
+from pyops.benchmarks.gpu_model import model, record, table
 from pyops.benchmarks.gpu_model.gpus import A100, GPUS, H100, H200
 
 from tests.ptx_machine import machine
@@ -134,6 +134,15 @@ def test_launches_of_one_shape_are_added_up():
     for gpu in GPUS:
         once, twice = (model.bound(work, gpu, "float32") for work in (one, added[0]))
         assert twice.seconds == pytest.approx(2 * once.seconds)
+
+
+@needs_compiler
+def test_how_far_two_samples_are_apart_is_a_share_of_the_whole_case():
+    small, large = adding(8), adding(72)
+    assert record.deviation([small, large], [small, large]) == 0
+    assert record.deviation([small, large], [adding(16), large]) == pytest.approx(0.1)
+    assert record.deviation([small, adding(8, stride=8)], [small, small]) == pytest.approx(7 / 9)
+    assert record.deviation([small], [small, small]) == float("inf")
 
 
 # ---- the command -----------------------------------------------------------------------------------------
