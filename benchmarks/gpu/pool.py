@@ -87,8 +87,10 @@ class _Process:
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
     def _read(self, events: Events) -> None:
-        for line in self._process.stdout or ():
-            events.put((self, line))
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                events.put((self, line))
         events.put((self, None))
 
     def give_turn(self) -> None:
@@ -99,15 +101,17 @@ class _Process:
             return  # it has just died, which the next event tells
 
     def note(self, line: str) -> None:
+        if self._log.closed:
+            return
         self._log.write(line)
         self._log.flush()
 
     @property
-    def left_behind(self) -> bool:
-        """Whether it ended, and a child of it keeps its output open."""
+    def ended_for(self) -> float:
+        """Seconds since it ended, 0 before; a child of it may still keep its output open."""
         if self._ended_at is None and self._process.poll() is not None:
             self._ended_at = time.monotonic()
-        return self._ended_at is not None and time.monotonic() - self._ended_at > _FAREWELL_S
+        return time.monotonic() - self._ended_at if self._ended_at is not None else 0.0
 
     @property
     def overdue(self) -> bool:
@@ -123,11 +127,10 @@ class _Process:
         """Exit code, once it has ended."""
         code = self._process.wait()
         self._log.close()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what was still to be written
-                    pipe.close()
-        return code
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # what was still to be written
+                self._process.stdin.close()
+        return code  # stdout is the reader's, who may still wait for its end
 
     def tail(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
@@ -167,7 +170,9 @@ class _Pool:
             if self.alive and all(process.state == "waiting" for process in self.alive):
                 self.alive[0].give_turn()
             for process in self.alive:
-                if process.left_behind:
+                if process.ended_for > 2 * _FAREWELL_S:  # the child is out of reach
+                    self.events.put((process, None))
+                elif process.ended_for > _FAREWELL_S:
                     process.kill()
                 elif process.overdue:
                     process.kill()
@@ -178,7 +183,8 @@ class _Pool:
                 continue
             if line is not None:
                 self.read(process, line)
-            else:
+            elif process in self.alive:
+                process.drained = True
                 self.ended(process)
 
     def start(self, job: Job) -> None:
@@ -255,9 +261,13 @@ class _Pool:
         self.todo.clear()
 
     def drain(self, process: _Process) -> None:
-        """Read what a killed process had told before."""
-        while not process.drained:
-            other, line = self.events.get()
+        """Read what a killed process had told before, if no child of it keeps its output open."""
+        end = time.monotonic() + _FAREWELL_S
+        while not process.drained and time.monotonic() < end:
+            try:
+                other, line = self.events.get(timeout=0.2)
+            except queue.Empty:
+                continue
             if line is None:
                 other.drained = True
             else:

@@ -128,8 +128,10 @@ def _tables(folder: Path, given: argparse.Namespace) -> None:
     results = RESULTS if _base(given) == RESULTS else folder
     command = [sys.executable, "-m", "pyops.benchmarks.gpu.programs.tables", str(folder / LINES)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [*command, "--results", str(results)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        print(f"the tables were not written:\n{done.stderr}", flush=True)
+    command += ["--results", str(results)]
+    limit = None if given.dry_run else _RESERVE_S
+    try:
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=limit)
+    except subprocess.SubprocessError as error:
+        told = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+        print(f"the tables were not written: {error}\n{told}", flush=True)

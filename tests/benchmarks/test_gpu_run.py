@@ -114,6 +114,18 @@ def test_a_program_that_only_crashes_comes_to_an_end(tmp_path):
     assert "cannot start" in row["message"]
 
 
+def test_a_child_that_keeps_the_output_open_holds_up_nobody(monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "_FAREWELL_S", 0.5)
+    program = "import subprocess; subprocess.Popen(['sleep', '30'], start_new_session=True)"
+    start = time.monotonic()
+    (row,) = outcomes([pool.Job("parent", [sys.executable, "-c", program])], tmp_path)
+    assert row["outcome"] == "passed"
+    jobs = [pool.Job("hangs", [sys.executable, "-c", f"{program}; import time; time.sleep(30)"])]
+    (row,) = outcomes(jobs, tmp_path, seconds=2.0)
+    assert row["outcome"] == "cut off"
+    assert time.monotonic() - start < 20
+
+
 def test_a_crash_in_the_preparation_costs_the_preparation(tmp_path):
     rows = outcomes([job("op", tmp_path, "unprepared", "pass", wait=True)], tmp_path)
     found = [(row["item"], row["outcome"]) for row in rows]
