@@ -29,18 +29,25 @@ help:
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
 
+PYTEST = PYTHONPATH=. $(PY) -m pytest -q
+PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS) --dist worksteal")
+COMPILED_TRITON = tests/test_contract.py tests/backends/test_ptx_triton.py
+
+# A process has Triton's interpreter or its compiler: the kernels as compiled are tested by processes of their own.
 test: $(READY)
-	PYTHONPATH=. $(PY) -m pytest -q $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS) --dist worksteal") tests
+	$(PYTEST) $(PARALLEL) tests
+	PYOPS_TEST_TRITON=compiled $(PYTEST) $(PARALLEL) $(COMPILED_TRITON)
 
 # What .ci/run leaves out, with half an hour for all: machine code for the GPUs since Blackwell, and the tests
-# marked `nightly` (the emulated kernels under AddressSanitizer).
+# marked `nightly` (the emulated kernels under AddressSanitizer, half the cases of Triton's compiled kernels).
 nightly: export PYOPS_WITH_CUDA = 1
 nightly: export PYOPS_CPU_VARIANTS = all
 nightly: clean
 	rm -f $(READY)
 	$(MAKE) build
-	PYTHONPATH=. $(PY) -m pytest -q --nightly -m nightly tests
-	PYTHONPATH=. $(PY) -m pytest -q tests/build
+	$(PYTEST) --nightly -m nightly tests
+	PYOPS_TEST_TRITON=compiled $(PYTEST) $(PARALLEL) --nightly -m nightly $(COMPILED_TRITON)
+	$(PYTEST) tests/build
 
 lint: $(READY)
 	$(PY) -m ruff check .

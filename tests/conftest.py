@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import zlib
 from collections.abc import Iterator
 
 # PYOPS_TEST_TRITON=compiled runs the tests of Triton's backend alone: kernels compiled as for a GPU and run
@@ -75,6 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for value in _parameters(item):
             if isinstance(value, Backend) and value.name not in ("cpp", "reference"):
                 item.add_marker("gpu" if value.device == "cuda" else "stand_in")
+            if value == COMPILED_TRITON and zlib.crc32(item.nodeid.encode()) % 2:
+                item.add_marker("nightly")  # by chance, as the options of cases alternate
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
         for option, what in OPTIONAL.items():

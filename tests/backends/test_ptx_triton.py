@@ -3,6 +3,7 @@
 Runs with ``PYOPS_TEST_TRITON=compiled`` only, and so do the contracts of the ops over this backend.
 """
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import OutOfResources
 
+import pyops
 from tests.ptx_machine import machine, triton_driver
 from tests.suite.backends import COMPILED_TRITON, need_ptx_machine
 from tests.suite.cases import DTYPES, Case, combinations
@@ -213,3 +215,38 @@ def test_every_kernel_is_understood(case: tuple[str, Any]) -> None:
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.meta)
         assert "cubin" not in compiled.asm
         machine.Module(compiled.asm["ptx"].decode(), compiled.name).decode(compiled.name)
+
+
+# Three kernels that no contract of an op runs.
+
+
+@pytest.fixture
+def ops() -> Iterator[None]:
+    with pyops.use_backend("triton"):
+        yield
+
+
+@pytest.mark.usefixtures("ops")
+def test_indices_of_max_pooling() -> None:
+    x = torch.randn(2, 3, 9, 7)
+    found = pyops.functional.max_pool2d(x, 3, 2, 1, return_indices=True)
+    expected = torch.nn.functional.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.usefixtures("ops")
+def test_renormalised_rows_of_an_embedding() -> None:
+    weight, indices = torch.randn(11, 5), torch.tensor([[0, 3], [3, 10]])
+    renormalised = weight.clone()
+    torch.nn.functional.embedding(indices, renormalised, max_norm=1.0)
+    pyops.functional.embedding(indices, weight, max_norm=1.0)
+    torch.testing.assert_close(weight, renormalised)
+
+
+def test_sums_of_more_partials_than_one_program_adds() -> None:
+    from pyops.triton_kernels.tools.merge import reduce_partials
+
+    partials = torch.randint(-8, 8, (2, 20000)).double()
+    total, weight = torch.empty((), dtype=torch.float64), torch.empty((), dtype=torch.float64)
+    reduce_partials(partials, total, weight)
+    assert [total, weight] == partials.sum(1).tolist()

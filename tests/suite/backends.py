@@ -24,7 +24,7 @@ class Backend:
     as nvcc compiled them) and Triton's interpreter are about 1000 times slower, and Triton on a GPU compiles
     each combination of options: they get the ``quick`` cases, which cover every pair of options and every
     shape of code path. Where ``thinned``, because each kernel is compiled on the CPU as well, a quick case
-    runs in one of its dtypes and layouts, the next one in another.
+    runs in one of its dtypes and layouts, the next one in another, and half of them nightly.
     """
 
     name: str
