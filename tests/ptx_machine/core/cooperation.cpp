@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "addresses.h"
 #include "grid.h"
 #include "numbers/tensor_core.h"
 #include "operations.h"

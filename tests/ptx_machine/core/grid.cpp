@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "operations.h"
+#include "addresses.h"
 
 namespace ptx {
 namespace {

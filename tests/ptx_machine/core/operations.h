@@ -43,11 +43,7 @@ enum LoadFlags : uint32_t {
   kAcquire = 4,
 };
 int atomic_operation(const std::string& name);  // -1: none of that name
-// For cp.async: that a lane may read those bytes of global memory; and what a profiler would count.
-void check_copied(Warp& w, int lane, uint64_t address, uint64_t bytes);
-void count_copies(Warp& w, const Instruction& i, uint32_t mask);
 Handler fence_handler(bool beyond_block);
-void forget_ranges();  // of memory that a launch has found: it may have been freed since
 
 // moves.cpp
 Handler predicate_handler(const std::string& name);  // and, or, xor, not, mov, each .pred

@@ -1,24 +1,18 @@
 // From PTX text to ptx.h. The grammar is that of the PTX ISA manual, as far as nvcc and Triton use it.
 #include <algorithm>
-#include <cctype>
 #include <charconv>
-#include <cstdlib>
 #include <map>
 #include <string_view>
 #include <tuple>
 
-#include "ptx.h"
+#include "scan.h"
 
 namespace ptx {
 namespace {
 
-bool is_word(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%';
-}
-
-class Parser {
+class Parser : Scanner {
  public:
-  Parser(const std::string& text, const std::string& name) : text_(text) { module_.name = name; }
+  Parser(const std::string& text, const std::string& name) : Scanner(text, name) { module_.name = name; }
 
   Module run() {
     find_functions();
@@ -27,105 +21,6 @@ class Parser {
   }
 
  private:
-  // ---- characters and words
-
-  [[noreturn]] void fail(const std::string& what) const {
-    throw Fault(module_.name + ", line " + std::to_string(line_) + ": " + what);
-  }
-
-  char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
-
-  void step() {
-    if (text_[at_++] == '\n') ++line_;
-  }
-
-  // Past white space and comments.
-  void skip() {
-    for (;;) {
-      if (std::isspace(static_cast<unsigned char>(peek())) && at_ < text_.size()) {
-        step();
-      } else if (peek() == '/' && peek(1) == '/') {
-        skip_line();
-      } else if (peek() == '/' && peek(1) == '*') {
-        while (at_ < text_.size() && !(peek() == '*' && peek(1) == '/')) step();
-        at_ += 2;
-      } else {
-        return;
-      }
-    }
-  }
-
-  void skip_line() {
-    while (at_ < text_.size() && peek() != '\n') ++at_;
-  }
-
-  void skip_braces() {
-    expect('{');
-    for (int depth = 1; depth > 0; step()) {
-      if (at_ >= text_.size()) fail("a brace is never closed");
-      depth += (peek() == '{') - (peek() == '}');
-    }
-  }
-
-  bool take(char c) {
-    skip();
-    if (peek() != c) return false;
-    step();
-    return true;
-  }
-
-  void expect(char c) {
-    if (!take(c)) fail(std::string("expected '") + c + "', found '" + std::string(1, peek()) + "'");
-  }
-
-  // Letters, digits, _ $ % and, where asked for, dots.
-  std::string word(bool dots) {
-    skip();
-    const size_t first = at_;
-    while (is_word(peek()) || (dots && (peek() == '.' || (peek() == ':' && peek(1) == ':')))) {
-      at_ += peek() == ':' ? 2 : 1;
-    }
-    if (first == at_) fail(std::string("expected a word, found '") + std::string(1, peek()) + "'");
-    return text_.substr(first, at_ - first);
-  }
-
-  uint64_t integer() {
-    const Text value = number();
-    if (value.kind != Text::kInteger) fail("expected an integer");
-    return value.bits;
-  }
-
-  Text number() {
-    skip();
-    Text value;
-    const bool negative = take('-');
-    const std::string digits = word(false);
-    if (digits.size() == 10 && digits[0] == '0' && (digits[1] == 'f' || digits[1] == 'F')) {
-      value.kind = Text::kFloat;
-      value.bits = std::strtoull(digits.c_str() + 2, nullptr, 16);
-      if (negative) value.bits ^= 0x80000000u;
-      return value;
-    }
-    if (digits.size() == 18 && digits[0] == '0' && (digits[1] == 'd' || digits[1] == 'D')) {
-      value.kind = Text::kFloat;
-      value.wide = true;
-      value.bits = std::strtoull(digits.c_str() + 2, nullptr, 16);
-      if (negative) value.bits ^= uint64_t{1} << 63;
-      return value;
-    }
-    char* end = nullptr;
-    value.kind = Text::kInteger;
-    if (digits.size() > 2 && digits[0] == '0' && (digits[1] == 'b' || digits[1] == 'B')) {
-      value.bits = std::strtoull(digits.c_str() + 2, &end, 2);
-    } else {
-      value.bits = std::strtoull(digits.c_str(), &end, 0);
-    }
-    if (*end == 'U') ++end;
-    if (*end != '\0') fail("no number: " + digits);
-    if (negative) value.bits = -value.bits;
-    return value;
-  }
-
   // ---- outside of kernels
 
   void top_level() {
@@ -483,9 +378,6 @@ class Parser {
   static constexpr const char* kEnd = "$end_of_call";
   static constexpr int kDeepestCall = 8;
 
-  const std::string& text_;
-  size_t at_ = 0;
-  int line_ = 1;
   Module module_;
   Entry* entry_ = nullptr;
   int file_ = 0, source_line_ = 0;
