@@ -99,9 +99,11 @@ void forward(const Tensor& input, const Image& out, const WindowAxes& axes, Tens
   const T* x = data<T>(input);
   const auto kernel_of = [&](auto size) {
     const int kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
-    return kernel == 2   ? max_pool2d_forward_kernel<T, A, size(), 2>
-           : kernel == 3 ? max_pool2d_forward_kernel<T, A, size(), 3>
-                         : max_pool2d_forward_kernel<T, A, size(), 0>;
+    if constexpr (std::is_same_v<A, uint8_t>) {  // positions in windows so small are bytes
+      if (kernel == 2) return max_pool2d_forward_kernel<T, A, size(), 2>;
+      if (kernel == 3) return max_pool2d_forward_kernel<T, A, size(), 3>;
+    }
+    return max_pool2d_forward_kernel<T, A, size(), 0>;
   };
   T* y = mutable_data<T>(output);
   A* positions = mutable_data<A>(argmax);
