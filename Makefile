@@ -31,7 +31,7 @@ demo: $(READY)
 
 PYTEST = PYTHONPATH=. $(PY) -m pytest -q
 PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS) --dist worksteal")
-COMPILED_TRITON = tests/test_contract.py tests/backends/test_ptx_triton.py
+COMPILED_TRITON = tests/test_contract.py $(wildcard tests/backends/test_ptx_triton*.py)
 
 # A process has Triton's interpreter or its compiler: the kernels as compiled are tested by processes of their own.
 test: $(READY)
