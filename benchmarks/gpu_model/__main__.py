@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             recorded = record.record(case, mode, given.backend, given.sample)
         except RuntimeError as error:  # a fault of the machine, say, in what a sample has left in memory
             failed = True
-            print(f"{case.name}, {mode}\n  failed: {error}\n", flush=True)
+            print(f"{case.name}, {mode}\n  failed: {str(error).splitlines()[0]}\n", flush=True)
             continue
         found.append(table.as_dict(recorded))
         print("\n".join(table.lines(recorded)) + "\n", flush=True)

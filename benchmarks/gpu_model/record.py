@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyops import backends
+from pyops.ops import gemm
 
 from ..measure.case import FORWARD_BACKWARD, Case, Inputs
 from . import model
@@ -63,7 +65,15 @@ def machine(backend: str) -> ModuleType:
     if reason is not None:
         raise Unavailable(reason)
     (driver.load if backend == "ptx" else driver.activate)()
+    if backend == "ptx":
+        _leave_products_to_torch()
     return found
+
+
+@functools.cache
+def _leave_products_to_torch() -> None:
+    """On a GPU they are the vendor's, through torch."""
+    torch.library.impl("pyops_ptx::gemm_", "CPU")(gemm.library_gemm_)
 
 
 def record(case: Case, mode: str, backend: str, sample: int) -> Recorded:
