@@ -98,8 +98,8 @@ void forward(const Tensor& input, const Image& out, const WindowAxes& axes, Tens
              cudaStream_t stream) {
   const T* x = data<T>(input);
   const auto kernel_of = [&](auto size) {
-    const int kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
     if constexpr (std::is_same_v<A, uint8_t>) {  // positions in windows so small are bytes
+      const int kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
       if (kernel == 2) return max_pool2d_forward_kernel<T, A, size(), 2>;
       if (kernel == 3) return max_pool2d_forward_kernel<T, A, size(), 3>;
     }
