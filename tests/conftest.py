@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
 import pyops
 from pyops.convert.plan import Plan
 from pyops.memory import output_cache_stats, set_output_cache_limit
+from tests.suite import kernel_coverage
 from tests.suite.backends import (
     BACKENDS,
     COMPILED_TRITON,
@@ -44,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(kernel_coverage)
     for option, what in OPTIONAL.items():
         config.addinivalue_line("markers", f"{option}: {what}; only with --{option}")
     config.addinivalue_line("markers", "compiled_triton: runs with PYOPS_TEST_TRITON=compiled only")

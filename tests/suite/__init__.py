@@ -8,6 +8,7 @@
 - ``contract``: which checks an op must pass, with which cases; ``tests/test_contract.py`` runs them.
 - ``triton_cases``: what ops' launches that are compiled for GPUs share.
 - ``cuda_code``: what ops count on in the machine code of their CUDA kernels; ``cuda_library`` reads it.
+- ``kernel_coverage``: a pytest plugin that tells which of nvcc's kernels a run has launched.
 - ``native``: shared libraries that tests compile.
 - ``class_losses``: what the losses over classes share.
 - ``layouts``: the same values in other strides.
