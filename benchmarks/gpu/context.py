@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import facts as probed
 from .facts import ROOT, Facts
 from .pool import Job, Row, run
 from .record import Record
@@ -39,6 +40,15 @@ class Context:
         """The command of one of our programs on the device of this run."""
         device = "dry-run" if self.dry_run else "cuda"
         return [sys.executable, "-m", module, "--device", device, *arguments]
+
+    def tool(self, name: str) -> list[str]:
+        """The command of a CUDA tool; in a dry run that of its stand-in."""
+        if self.dry_run:
+            return [sys.executable, "-m", "tests.gpu.stand_in_tool", name]
+        path = probed.tool(name)
+        if path is None:
+            raise LeftOut(f"{name} was not found (PATH, CUDA_HOME)")
+        return [path]
 
     def environment(self, **more: str) -> dict[str, str]:
         """One thread for each process, of which there are many. A dry run has Triton interpreted."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import sys
 
-from .. import facts
 from ..context import Context, LeftOut
 from ..pool import Job
 from ..worker import PASSED
@@ -32,12 +30,7 @@ METRICS = (
 
 
 def run(context: Context, deadline: float) -> None:
-    ncu = [sys.executable, "-m", "tests.gpu.stand_in_tool", "ncu"]
-    if not context.dry_run:
-        path = facts.tool("ncu")
-        if path is None:
-            raise LeftOut("ncu was not found (PATH, CUDA_HOME)")
-        ncu = [path]
+    ncu = context.tool("ncu")
     there = context.files(CASES)
     groups = [[op for op in group if op in there] for group in GROUPS]
     # The clocks stay as they are found: the card is not ours alone.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 
-from .. import facts
-from ..context import SUITE, Context, LeftOut
+from ..context import SUITE, Context
 from ..pool import Job
 from ..worker import FAILED, PASSED
 
@@ -17,12 +15,7 @@ _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) .*")
 
 
 def run(context: Context, deadline: float) -> None:
-    sanitizer = [sys.executable, "-m", "tests.gpu.stand_in_tool", "compute-sanitizer"]
-    if not context.dry_run:
-        path = facts.tool("compute-sanitizer")
-        if path is None:
-            raise LeftOut("compute-sanitizer was not found (PATH, CUDA_HOME)")
-        sanitizer = [path]
+    sanitizer = context.tool("compute-sanitizer")
     ops = context.files(SUITE / "suite" / "ops")
     pairs = [("memcheck", op) for op in ops]
     pairs += [("racecheck", op) for op in ops if op in TILED or context.dry_run]
