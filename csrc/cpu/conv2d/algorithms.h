@@ -42,7 +42,7 @@ struct SmallImage {
   static void run(const Problem& p);
 };
 
-// bfloat16 by the instruction that multiplies and adds pairs (bf16.h).
+// bfloat16 by the instruction that multiplies and adds pairs (bf16/bf16.h).
 struct Bf16Dot {
   template <class Problem>
   static bool can(const Problem& p);
@@ -52,7 +52,7 @@ struct Bf16Dot {
   static void run(const Problem& p);
 };
 
-// 16 of 36 multiplications for kernels of 3 x 3, in steps of 1 (winograd.cpp).
+// 16 of 36 multiplications for kernels of 3 x 3, in steps of 1 (winograd/winograd.cpp).
 struct Winograd {
   template <class Problem>
   static bool can(const Problem& p);
@@ -62,7 +62,7 @@ struct Winograd {
   static void run(const Problem& p);
 };
 
-// Every product is formed (direct.h).
+// Every product is formed (direct/direct.h).
 struct Direct {
   template <class Problem>
   static bool can(const Problem& p);

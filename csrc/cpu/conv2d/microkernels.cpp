@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/conv2d/winograd_transforms.h"
+#include "cpu/conv2d/winograd/transforms.h"
 #include "cpu/simd/loops.h"
 
 namespace pyops::cpu {

@@ -62,7 +62,7 @@ template <class Acc>
 WeightKernel<Acc> weight_kernel_of(int64_t length, int64_t runs, int64_t vectors);
 
 // c[i, channel] (+)= sum_t x[i, t] * grad[t, channel] over Winograd tiles t for neighbouring channels i of a
-// transformed input (winograd_transforms.h) and vectors of channels of a transformed gradient.
+// transformed input (winograd/transforms.h) and vectors of channels of a transformed gradient.
 template <class Acc>
 using WinogradKernel = void (*)(int64_t tiles, const Acc* x, const Acc* grad, Acc* c, int64_t ldc,
                                 bool accumulate);

@@ -8,7 +8,7 @@
 // Weight gradient: each part of it is summed over all images by one thread, tap by tap over those pixels for
 // which the tap lies inside the image, and written once.
 //
-// As in direct.h, every sum is formed by one thread in an order that depends on the problem alone.
+// As in direct/direct.h, every sum is formed by one thread in an order that depends on the problem alone.
 #include <algorithm>
 #include <cstdint>
 #include <vector>

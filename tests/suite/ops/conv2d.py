@@ -372,7 +372,7 @@ MUTANTS = {
         "cpu/conv2d/pack_input.h",
         "begin = first >= 0 ? 0 :",
         "begin = first >= -1 ? 0 :",
-        ("conv2d/direct",),
+        ("conv2d/direct/direct",),
     ),
     "conv2d_blocks_of_channels_overwrite_each_other": Mutant(
         "cpu/conv2d/microkernels.cpp",
@@ -384,13 +384,13 @@ MUTANTS = {
         "math/winograd.h",
         "to[2] = d[2] - d[1];",
         "to[2] = d[1] - d[2];",
-        ("conv2d/winograd",),
+        ("conv2d/winograd/winograd",),
     ),
     "conv2d_chunks_of_pixels_are_lost": Mutant(
         "cpu/conv2d/weight_sums.h",
         "for (int64_t chunk = 1; chunk < chunks.parts; ++chunk) {",
         "for (int64_t chunk = 2; chunk < chunks.parts; ++chunk) {",
-        ("conv2d/direct",),
+        ("conv2d/direct/direct",),
     ),
 }
 

@@ -4,7 +4,7 @@
 //   DirectPlan         how a problem is cut: tiles, blocks of input channels, panels of output channels
 //   DirectCorrelation  hands tiles to threads; packs a tile's input and visits its micro-tiles
 //   SingleTerms        what the terms of a sum are and which micro-kernels multiply them: one element of the
-//                      input and one weight each. bf16.cpp has another of its kind.
+//                      input and one weight each. bf16/bf16.cpp has another of its kind.
 //
 // What becomes of a tile's sums is the epilogue's business (epilogue.h). Every output is summed by one thread
 // in an order that depends on the problem alone.

@@ -1,6 +1,6 @@
 // The micro-kernels that bf16.h describes. They alone are compiled for VDPBF16PS, and run only on CPUs that
 // have it.
-#include "cpu/conv2d/bf16.h"
+#include "cpu/conv2d/bf16/bf16.h"
 
 #if defined(__AVX512F__)
 

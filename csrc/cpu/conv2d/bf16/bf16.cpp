@@ -1,5 +1,5 @@
 // The convolution in bfloat16 by VDPBF16PS (bf16.h): the direct algorithm with terms that are pairs.
-#include "cpu/conv2d/bf16.h"
+#include "cpu/conv2d/bf16/bf16.h"
 
 #include "cpu/conv2d/algorithms.h"
 
@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/conv2d/bf16_pack.h"
-#include "cpu/conv2d/direct.h"
-#include "cpu/conv2d/direct_weight_gradient.h"
+#include "cpu/conv2d/bf16/pack.h"
+#include "cpu/conv2d/direct/direct.h"
+#include "cpu/conv2d/direct/weight_gradient.h"
 #endif
 
 namespace pyops::cpu {

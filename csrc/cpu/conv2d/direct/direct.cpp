@@ -1,8 +1,8 @@
 // The direct algorithm for every dtype.
-#include "cpu/conv2d/direct.h"
+#include "cpu/conv2d/direct/direct.h"
 
 #include "cpu/conv2d/algorithms.h"
-#include "cpu/conv2d/direct_weight_gradient.h"
+#include "cpu/conv2d/direct/weight_gradient.h"
 
 namespace pyops::cpu {
 

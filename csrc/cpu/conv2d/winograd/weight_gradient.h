@@ -1,4 +1,4 @@
-// The gradients of weight and bias by Winograd's algorithm (winograd_transforms.h): sums (weight_sums.h) in
+// The gradients of weight and bias by Winograd's algorithm (transforms.h): sums (weight_sums.h) in
 // its domain, transformed back once when they are merged.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 #include "cpu/conv2d/pack_gradient.h"
 #include "cpu/conv2d/weight_sums.h"
-#include "cpu/conv2d/winograd_transforms.h"
+#include "cpu/conv2d/winograd/transforms.h"
 
 namespace pyops::cpu {
 

@@ -2,9 +2,9 @@
 // both products to a float32 sum: twice the multiplications of a float32 vector, and nothing is widened.
 //
 // A pair is 4 bytes and passes for one float: packed inputs, panels and tables of offsets are those of
-// direct.h and direct_weight_gradient.h, of half as many terms. Two neighbouring input channels make a pair
-// in the correlation, two neighbouring pixels in the weight gradient. The instruction takes subnormal numbers
-// for zeros; torch uses it as well.
+// direct/direct.h and direct/weight_gradient.h, of half as many terms. Two neighbouring input channels make a
+// pair in the correlation, two neighbouring pixels in the weight gradient. The instruction takes subnormal
+// numbers for zeros; torch uses it as well.
 #pragma once
 
 #include <cstdint>

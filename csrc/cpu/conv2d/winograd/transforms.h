@@ -1,5 +1,5 @@
 // Winograd's F(2 x 2, 3 x 3) (math/winograd.h) on the packed input of a tile (pack_input.h): the transforms
-// that the correlation (winograd.h) and the weight gradient (winograd_weight_gradient.h) share.
+// that the correlation (winograd.cpp) and the weight gradient (weight_gradient.h) share.
 //
 // A tile of outputs is cut into Winograd tiles of 2 x 2, those of several images where images are small. The
 // input is transformed to [channel][16][Winograd tile], planar as the packed input is; the sums are

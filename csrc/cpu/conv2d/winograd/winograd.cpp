@@ -1,6 +1,6 @@
-// The correlation by Winograd's algorithm (winograd_transforms.h), for kernels of 3 x 3 taps or more that
-// move in steps of 1. As in direct.h, every output is formed by one thread in an order that depends on the
-// problem alone.
+// The correlation by Winograd's algorithm (transforms.h), for kernels of 3 x 3 taps or more that
+// move in steps of 1. As in direct/direct.h, every output is formed by one thread in an order that depends on
+// the problem alone.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -10,8 +10,8 @@
 #include "cpu/conv2d/epilogue.h"
 #include "cpu/conv2d/microkernels.h"
 #include "cpu/conv2d/pack_weights.h"
-#include "cpu/conv2d/winograd_transforms.h"
-#include "cpu/conv2d/winograd_weight_gradient.h"
+#include "cpu/conv2d/winograd/transforms.h"
+#include "cpu/conv2d/winograd/weight_gradient.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/scratch.h"
 

@@ -3,14 +3,14 @@
 //
 //   DirectWeightGradient  packs the input and the output's gradient of a tile and adds up its products
 //   SingleGradientTerms   what the terms of a sum are and which micro-kernels multiply them: one pixel of the
-//                         input and of the gradient each. bf16.cpp has another of its kind.
+//                         input and of the gradient each. bf16/bf16.cpp has another of its kind.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "cpu/conv2d/direct.h"
+#include "cpu/conv2d/direct/direct.h"
 #include "cpu/conv2d/pack_gradient.h"
 #include "cpu/conv2d/weight_sums.h"
 
