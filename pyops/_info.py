@@ -52,6 +52,7 @@ def info() -> dict[str, Any]:
         "triton": _triton_version(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_features": _library.cpu_features(),
         "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1",
         "gpus": gpus,
         "loaded": dict(_library.loaded),

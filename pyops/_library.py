@@ -120,6 +120,23 @@ def load_libraries() -> None:
         _load("cuda", LIBRARY_DIR / "libpyops_cuda.so")
 
 
+#: Instructions beyond those of its variant that the CPU library knows (csrc/cpu/simd/features.h).
+CPU_FEATURES = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_twin")
+
+torch.library.define("pyops::cpu_features", "() -> str[]")
+
+
+def cpu_features() -> list[str]:
+    """Those of :data:`CPU_FEATURES` that the loaded CPU library uses.
+
+    ``PYOPS_CPU_FEATURES``, read once, names by commas what may be used of what the CPU has; ``none`` names nothing.
+
+    Raises:
+        RuntimeError: the variable names something unknown.
+    """
+    return list(torch.ops.pyops.cpu_features()) if "cpp" in loaded else []
+
+
 def is_built(backend: str) -> bool:
     """Whether there is a library of the ``backend``, which may not load."""
     return any(LIBRARY_DIR.glob(f"libpyops_{'cpu' if backend == 'cpp' else backend}*.so"))

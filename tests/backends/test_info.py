@@ -10,6 +10,7 @@ import torch
 
 import pyops
 from pyops import _library
+from tests.suite.processes import run_python
 
 
 def test_info_is_json() -> None:
@@ -38,6 +39,30 @@ def test_info_names_the_algorithms_of_the_convolution() -> None:
     names = pyops.info()["conv2d_algorithms"]
     assert list(names) == ["forward", "input_gradient", "weight_gradient"]
     assert all(of_direction[-1] == "direct" for of_direction in names.values())
+
+
+def features(wanted: str | None) -> list[str]:
+    script = "import json, pyops; print(json.dumps(pyops.info()['cpu_features']))"
+    return json.loads(run_python("-c", script, environment={"PYOPS_CPU_FEATURES": wanted}).stdout)
+
+
+def test_cpu_features_can_be_masked() -> None:
+    here = features(None)
+    assert set(here) < set(_library.CPU_FEATURES)
+    assert "amx_twin" not in here
+    assert features("none") == []
+    everything = features(",".join(_library.CPU_FEATURES))
+    assert set(here) <= set(everything)
+    assert ("amx_twin" in everything) == (_library.loaded["cpp"] == "libpyops_cpu_avx512.so")
+
+
+def test_an_unknown_cpu_feature_is_refused_by_name() -> None:
+    script = "import pyops; pyops.info()"
+    done = run_python("-c", script, environment={"PYOPS_CPU_FEATURES": "amx_bf16,sse9"}, check=False)
+    assert done.returncode == 1
+    assert "PYOPS_CPU_FEATURES must name" in done.stderr
+    assert "avx512_bf16" in done.stderr
+    assert "got 'sse9' in 'amx_bf16,sse9'" in done.stderr
 
 
 def test_info_gives_each_backend_or_why_it_is_missing() -> None:

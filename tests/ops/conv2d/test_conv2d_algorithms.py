@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,15 +24,6 @@ pytestmark = [
 _NAMES = ["small_image", "bf16_dot", "winograd", "direct"]
 _FORCED = os.environ.get("PYOPS_CONV2D")
 _DTYPES = [torch.float32, torch.bfloat16]
-
-
-def _has_avx512_bf16() -> bool:
-    cpu = Path("/proc/cpuinfo")
-    return (
-        _library.loaded["cpp"] == "libpyops_cpu_avx512.so"
-        and "avx512_bf16" in (cpu.read_text() if cpu.exists() else "")
-        and os.environ.get("PYOPS_AVX512_BF16") != "0"
-    )
 
 
 def _chosen(
@@ -73,7 +63,7 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     tensors = case.tensors(dtype)
     geometry = {k: v for k, v in case.options.items() if k != "activation"}
     found = algorithms(tensors["input"], tensors["weight"], **geometry)
-    if _FORCED == "bf16_dot" and not (dtype is torch.bfloat16 and _has_avx512_bf16()):
+    if _FORCED == "bf16_dot" and not (dtype is torch.bfloat16 and "avx512_bf16" in _library.cpu_features()):
         assert "bf16_dot" not in found
     else:
         assert set(found) == {_FORCED}
@@ -125,7 +115,7 @@ def test_choice(input: Any, weight: Any, geometry: dict[str, Any], expected: str
 @pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
 def test_choice_by_dtype() -> None:
     shapes = ((32, 128, 28, 28), (128, 128, 3, 3))
-    by_pairs = "bf16_dot" if _has_avx512_bf16() else "winograd"
+    by_pairs = "bf16_dot" if "avx512_bf16" in _library.cpu_features() else "winograd"
     assert _chosen(*shapes, torch.bfloat16, padding=1) == (by_pairs,) * 3
     assert _chosen(*shapes, torch.float16, padding=1) == ("winograd",) * 3
     assert _chosen(*shapes, torch.float64, padding=1) == ("direct",) * 3

@@ -2,9 +2,9 @@
 #include "cpu/conv2d/bf16/bf16.h"
 
 #include "cpu/conv2d/algorithms.h"
+#include "cpu/simd/features.h"
 
 #if defined(__AVX512F__)
-#include <cstdlib>
 #include <cstring>
 
 #include "cpu/conv2d/bf16/pack.h"
@@ -195,18 +195,6 @@ class PixelPairTerms {
 
 }  // namespace
 
-bool has_avx512_bf16() {
-  static const bool answer = [] {
-    const char* const wanted = std::getenv("PYOPS_AVX512_BF16");
-    return __builtin_cpu_supports("avx512bf16") && (wanted == nullptr || strcmp(wanted, "0") != 0);
-  }();
-  return answer;
-}
-
-#else
-
-bool has_avx512_bf16() { return false; }
-
 #endif
 
 // A pair of channels is of one group; pairs of pixels have micro-kernels for vectors along channels, and
@@ -216,10 +204,10 @@ bool Bf16Dot::can([[maybe_unused]] const Problem& p) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<typename Problem::Value, bfloat16>) {
     if constexpr (kIsCorrelation<Problem>) {
-      return has_avx512_bf16() && (p.weights.groups == 1 || p.weights.inputs % 2 == 0);
+      return cpu_features().avx512_bf16 && (p.weights.groups == 1 || p.weights.inputs % 2 == 0);
     } else {
       const ChannelPanels<float> panels(p.weights.outputs, std::min<int64_t>(p.w.count, 4 * n));
-      return has_avx512_bf16() && panels.vectors_along_channels && !joins_groups(p);
+      return cpu_features().avx512_bf16 && panels.vectors_along_channels && !joins_groups(p);
     }
   }
 #endif

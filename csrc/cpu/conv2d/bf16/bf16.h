@@ -13,9 +13,6 @@
 
 namespace pyops::cpu {
 
-// Whether the CPU has the instruction. The environment variable PYOPS_AVX512_BF16=0 takes it away, for tests.
-bool has_avx512_bf16();
-
 // The micro-kernels of microkernels.h on pairs. Pixels may be `stride` apart. The packed input of the weight
 // gradient has single elements, any two neighbours of which are a pair; a row's last one may be without.
 using PairPixelKernel = void (*)(int64_t depth, const float* x, int64_t stride, const int64_t* offsets,
