@@ -129,7 +129,8 @@ torch.library.define("pyops::cpu_features", "() -> str[]")
 def cpu_features() -> list[str]:
     """Those of :data:`CPU_FEATURES` that the loaded CPU library uses.
 
-    ``PYOPS_CPU_FEATURES``, read once, names by commas what may be used of what the CPU has; ``none`` names nothing.
+    ``PYOPS_CPU_FEATURES``, read once, names by commas what may be used of what the CPU has; ``none`` names
+    nothing.
 
     Raises:
         RuntimeError: the variable names something unknown.
