@@ -20,11 +20,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test nightly lint format stubs bench gpu gpu-dry-run build clean
+.PHONY: help demo test nightly lint format stubs bench bench-16bit gpu gpu-dry-run build clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test nightly lint format stubs bench gpu gpu-dry-run build clean"
+	@echo "targets: demo test nightly lint format stubs bench bench-16bit gpu gpu-dry-run build clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -66,6 +66,10 @@ stubs:
 
 bench: $(READY)
 	PYTHONPATH=. $(PY) -m pyops bench
+
+# Is any op slower in 16 bits than in float32, or than torch? ATEN_CPU_CAPABILITY=avx2 or default: on lesser CPUs.
+bench-16bit: $(READY)
+	PYTHONPATH=. $(PY) -m pyops bench --sixteen-bit
 
 build: $(READY)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,15 +17,20 @@ import torch
 
 import pyops
 
-from . import cases
+from . import cases, first_step
+from .cases import training_step
+from .cases.tools import jax_steps
 from .measure import ceilings, machine
-from .measure.case import Case
+from .measure.case import TRAINING_STEP, Case
 from .measure.checks import WrongResult
-from .measure.harness import FULL, QUICK, Result, Settings, measure
+from .measure.harness import FULL, QUICK, Result, Settings, Spread, measure
 from .measure.overhead import measure_overhead
 from .report import store, text
 from .report.progress import Progress
 from .report.rows import NOT_STARTED, Raw, from_raw
+
+#: What ``--baseline`` can name.
+BASELINES = ("jax",)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Options:
     overhead: bool = True
     default_allocator: bool = False
     time_limit_s: float | None = None
+    first_step: bool = False
 
 
 def run(
@@ -56,6 +62,8 @@ def run(
     default_allocator: bool = False,
     compiled: bool | None = None,
     time_limit_s: float | None = None,
+    neighbours: int = 0,
+    baselines: Sequence[str] = (),
 ) -> int:
     """Measure ``ops`` (all when empty) and print the report.
 
@@ -70,6 +78,9 @@ def run(
         default_allocator: measure again in a second process without huge pages (CPU).
         compiled: whether torch.compile is a baseline; None: unless ``quick``.
         time_limit_s: start no new case after this many seconds.
+        neighbours: measure every case, besides alone, beside so many busy processes.
+        baselines: those that do not come with torch, for the cases that know them: ``"jax"`` (MLP, LeNet and
+            RNN training steps, on the CPU).
 
     Returns:
         0; 1 when a case failed (a wrong result, an error); 2 when the request itself makes no sense.
@@ -82,10 +93,14 @@ def run(
         return 2
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", torch.cuda.current_device())
+    problem = _problem(neighbours, baselines, chosen)
+    if problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        return 2
     options = Options(
         ops=list(ops),
         device=chosen,
-        settings=replace(settings, compile=compiled),
+        settings=replace(settings, compile=compiled, neighbours=neighbours, baselines=tuple(baselines)),
         quick=quick,
         json_path=json_path,
         markdown_path=markdown_path,
@@ -93,6 +108,7 @@ def run(
         overhead=with_overhead,
         default_allocator=default_allocator and chosen.type == "cpu",
         time_limit_s=time_limit_s,
+        first_step=compiled and chosen.type == "cpu" and training_step.OP in (ops or [training_step.OP]),
     )
     try:
         raw = collect(options)
@@ -104,6 +120,21 @@ def run(
         if path is not None:
             print(f"written: {path}")
     return 1 if any(f["kind"] in ("wrong", "error") for f in raw["failures"]) else 0
+
+
+def _problem(neighbours: int, baselines: Sequence[str], device: torch.device) -> str | None:
+    """Why a run cannot be as it was asked for."""
+    if neighbours < 0:
+        return f"neighbours must be at least 0, got {neighbours}"
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        return f"baseline must be one of {', '.join(BASELINES)}, got {', '.join(unknown)}"
+    if "jax" in baselines:
+        reason = jax_steps.missing_reason()
+        if reason is None and device.type != "cpu":
+            reason = "it runs on the CPU here"
+        return reason and f"--baseline jax: {reason}"
+    return None
 
 
 def collect(options: Options) -> Raw:
@@ -118,9 +149,11 @@ def collect(options: Options) -> Raw:
         "results": [],
         "overhead": [],
         "default_allocator": [],
+        "first_step": [],
         "failures": [],
     }
-    with Progress(len(todo) + 1 + options.default_allocator) as progress:
+    first_steps = first_step.NETWORKS if options.first_step else ()
+    with Progress(len(todo) + 1 + len(first_steps) + options.default_allocator) as progress:
         progress.start("machine ceilings")
         measured = ceilings.measure(device, quick=options.quick)
         raw["ceilings"] = measured.as_dict() | {"text": measured.describe()}
@@ -132,6 +165,10 @@ def collect(options: Options) -> Raw:
                 progress.done("not started: time limit")
                 continue
             progress.done(_one(raw, case, mode, section, options, measured))
+            _write(raw, options)
+        for network in first_steps:
+            progress.start(f"first step of {network}")
+            progress.done(_first_step(raw, network))
             _write(raw, options)
         if options.default_allocator:
             progress.start("default allocator setting, in a second process")
@@ -161,7 +198,8 @@ def _one(
     """Measure one case into ``raw``; returns the line that the progress display shows."""
     try:
         if section == "overhead":
-            result = measure_overhead(case, mode, options.device, options.settings)
+            settings = replace(options.settings, neighbours=0)  # of a call so short little stands beside it
+            result = measure_overhead(case, mode, options.device, settings)
         else:
             result = measure(case, mode, options.device, options.settings, ceilings=measured)
     except torch.OutOfMemoryError as error:
@@ -179,14 +217,32 @@ def _one(
 
 
 def _summary(result: Result) -> str:
-    parts = [f"{name} {spread.median:.2f}x" for name, spread in result.speedup.items()]
-    return f"{', '.join(parts)} against {result.best_baseline}"
+    text = _speedups(result.speedup, result.best_baseline)
+    if result.beside is None:
+        return text
+    beside = _speedups(result.beside.speedup, result.beside.best_baseline)
+    return f"{text}; beside {result.beside.neighbours} busy: {beside}"
+
+
+def _speedups(speedup: Mapping[str, Spread], baseline: str) -> str:
+    parts = [f"{name} {spread.median:.2f}x" for name, spread in speedup.items()]
+    return f"{', '.join(parts)} against {baseline}"
 
 
 def _fail(raw: Raw, case: Case, mode: str, section: str, kind: str, message: str) -> str:
     failure = {"case": case.name, "mode": mode, "section": section, "kind": kind, "message": message[:600]}
     raw["failures"].append(failure)
     return f"{kind}: {message[:160]}"
+
+
+def _first_step(raw: Raw, network: str) -> str:
+    try:
+        result = first_step.measure(network)
+    except RuntimeError as error:
+        case = next(c for c in training_step.CASES if c.network == network)
+        return _fail(raw, case, TRAINING_STEP, "first_step", "error", str(error))
+    raw["first_step"].append(result)
+    return ", ".join(f"{way} {spread['median']:.2f} s" for way, spread in result["seconds"].items())
 
 
 def _default_allocator(raw: Raw, options: Options) -> str:
@@ -242,6 +298,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--default-allocator", action="store_true", help="measure again without huge pages (CPU)"
     )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure each case beside N busy processes, too",
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"one more baseline: {', '.join(BASELINES)} (an extra of the installation)",
+    )
     parser.add_argument("--time-limit", type=float, metavar="S", help="start no case after S seconds")
     return parser
 
@@ -259,12 +329,11 @@ def main(arguments: list[str] | None = None) -> int:
         default_allocator=given.default_allocator,
         compiled=False if given.no_compile else None,
         time_limit_s=given.time_limit,
+        neighbours=given.neighbours,
+        baselines=given.baseline,
     )
 
 
 if __name__ == "__main__":
-    if machine.THP_VARIABLE not in os.environ:
-        # torch reads it once, at its first allocation; this process has imported torch already.
-        os.environ[machine.THP_VARIABLE] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "pyops.benchmarks.run", *sys.argv[1:]])
+    machine.with_huge_pages("pyops.benchmarks.run")
     sys.exit(main())

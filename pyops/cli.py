@@ -216,14 +216,40 @@ def bench(
     default_allocator: Annotated[
         bool, typer.Option("--default-allocator", help="Measure again without huge pages.")
     ] = False,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="Measure each case beside so many busy processes, too.")
+    ] = 0,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="One more baseline: jax (an extra of the installation).")
+    ] = None,
+    sixteen_bit: Annotated[
+        bool,
+        typer.Option(
+            "--sixteen-bit",
+            help="Instead: is any op slower in 16 bits than in float32, or than torch? Exit code 1 if so.",
+        ),
+    ] = False,
     huge_pages: HugePages = True,
 ) -> None:
     """Measure ops against torch eager, channels_last and torch.compile, in one run, interleaved."""
     use_huge_pages(huge_pages)
+    if sixteen_bit:
+        from pyops.benchmarks.sixteen_bit import run as run_sixteen_bit
+
+        raise typer.Exit(run_sixteen_bit(ops or [], json_file, quick=quick, markdown_path=markdown))
     from pyops.benchmarks.run import run
 
     raise typer.Exit(
-        run(ops or [], json_file, device, quick, markdown_path=markdown, default_allocator=default_allocator)
+        run(
+            ops or [],
+            json_file,
+            device,
+            quick,
+            markdown_path=markdown,
+            default_allocator=default_allocator,
+            neighbours=neighbours,
+            baselines=baseline or [],
+        )
     )
 
 

@@ -51,8 +51,9 @@ class InferenceCase(NetworkCase):
         return self.run("torch", self.build("cpu")).net
 
     def run(self, library: str, inputs: Inputs, dtype: torch.dtype | None = None) -> Inference:
+        dtype = dtype or self.dtype
         images = inputs["images"].to(dtype)
-        return Inference(self.make_network(library, images, _draw_normalisation), images)
+        return Inference(self.make_network(library, images, _draw_normalisation, dtype), images)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ never repeat).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from pyops.models import layer_library
 from torch import nn
 
 from ..measure.case import TRAINING_STEP, Inputs
+from .tools import jax_steps
+from .tools.checked_steps import CHECKED_STEPS, checked_steps
 from .tools.networks import NUM_CLASSES, NetworkCase, Run
 
 OP = "training_step"
-#: The compared steps, each meant to lower the loss by this share of it: a narrow VGG, whose gradients are
-#: small, would else change it by little more than a rounding.
-_CHECKED_STEPS, _CHECKED_SHARE = 3, 0.02
 #: A value at the corner of a ReLU, or two all but equal ones under a maximum, send a whole gradient another
 #: way after one rounding: torch's own ways differ by some percent in the gradients of a few small parameters.
 _LEAST_ERROR = 0.1
@@ -53,20 +52,21 @@ class Training(Run):
     def check(self) -> tuple[torch.Tensor, ...]:
         """The loss, how it changes over some steps from the initial parameters and statistics (put back
         afterwards), and the gradients of the first step."""
-        group = self.optimizer.param_groups[0]
         initial = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         self._use_dropout(False)
-        losses = [*self.call()]
+        first = self.call()[0]
         gradients = [parameter.grad for parameter in self.net.parameters()]
-        square = sum(gradient.double().square().sum().item() for gradient in gradients)
-        group["lr"] = _CHECKED_SHARE * losses[0].item() / square
-        losses += [self.call()[0] for _ in range(_CHECKED_STEPS + 1)]
-        group["lr"] = 0.0
+        checked = checked_steps(first, gradients, self._call_with_rate)
         self._use_dropout(True)
         self.net.load_state_dict(initial)
-        # Beside the loss itself a missing update would be too small to see.
-        changes = torch.stack(losses[2:]) - losses[0]
-        return (losses[0], changes, *gradients)
+        return checked
+
+    def _call_with_rate(self, lr: float) -> torch.Tensor:
+        group = self.optimizer.param_groups[0]
+        group["lr"] = lr
+        loss = self.call()[0]
+        group["lr"] = 0.0
+        return loss
 
     def _use_dropout(self, used: bool) -> None:
         for module in self.net.modules():
@@ -88,17 +88,46 @@ class StepCase(NetworkCase):
         names = dict(self.run("torch", self.build("cpu")).net.named_parameters())
         return [
             "loss",
-            f"changes of the loss over {_CHECKED_STEPS} steps",
+            f"changes of the loss over {CHECKED_STEPS} steps",
             *(f"gradient of {name}" for name in names),
         ]
 
     def run(self, library: str, inputs: Inputs, dtype: torch.dtype | None = None) -> Training:
-        images = inputs["images"].to(dtype)
+        dtype = dtype or self.dtype
+        images = inputs["images"]
+        images = images.to(dtype) if images.is_floating_point() else images
         loss = layer_library(library).CrossEntropyLoss()
-        return Training(self.make_network(library, images), loss, images, inputs["labels"])
+        return Training(self.make_network(library, images, dtype=dtype), loss, images, inputs["labels"])
+
+    def extra_runs(self, names: Sequence[str], inputs: Inputs) -> dict[str, Run]:
+        if "jax" not in names or not jax_steps.knows(self.network):
+            return {}
+        return {"jax": jax_steps.JaxTraining(self.network, self.run("torch", inputs))}
 
 
-def case(network: str, batch: int, side: int, *, channels: int = 1, **options: Any) -> StepCase:
+def text_case(network: str, batch: int, length: int, characters: int) -> StepCase:
+    """A language model on ``batch`` texts of that length, in an alphabet of so many ``characters``."""
+
+    def inputs(device: torch.device) -> Inputs:
+        drawn = torch.randint(characters, (batch, length + 1), device=device)
+        return {"images": drawn[:, :-1].contiguous(), "labels": drawn[:, 1:].contiguous()}
+
+    return StepCase.of(
+        OP,
+        TRAINING_STEP,
+        network,
+        (batch, length),
+        {},
+        inputs=inputs,
+        least_error=_LEAST_ERROR,
+        num_classes=characters,
+        reads_text=True,
+    )
+
+
+def case(
+    network: str, batch: int, side: int, *, channels: int = 1, channels_last: bool = True, **options: Any
+) -> StepCase:
     shape = (batch, channels, side, side)
 
     def inputs(device: torch.device) -> Inputs:
@@ -107,13 +136,24 @@ def case(network: str, batch: int, side: int, *, channels: int = 1, **options: A
             "labels": torch.randint(NUM_CLASSES, (batch,), device=device),
         }
 
-    return StepCase.of(OP, TRAINING_STEP, network, shape, options, inputs=inputs, least_error=_LEAST_ERROR)
+    return StepCase.of(
+        OP,
+        TRAINING_STEP,
+        network,
+        shape,
+        options,
+        inputs=inputs,
+        least_error=_LEAST_ERROR,
+        channels_last=channels_last,
+    )
 
 
 CASES = [
+    case("mlp", 256, 28, channels_last=False),
     case("lenet", 256, 28),
     case("alexnet", 8, 224),
     case("vgg11", 4, 224, width=4),
     case("nin", 8, 224),
     case("resnet18", 16, 96, channels=3),
+    text_case("rnn", 32, 35, 28),
 ]

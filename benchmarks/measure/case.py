@@ -7,7 +7,7 @@ that a report can say how far from the machine's measured ceiling a time is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,13 @@ class Case:
             return ["output"]
         return ["output", *(f"gradient of {name}" for name in self.differentiable)]
 
-    def contenders(self, mode: str, device: torch.device, *, compiled: bool) -> list[Contender] | None:
-        """Contenders of a case that measures more than a function and its gradients; None: the usual ones."""
+    def contenders(
+        self, mode: str, device: torch.device, *, compiled: bool, extra: Sequence[str] = ()
+    ) -> list[Contender] | None:
+        """Contenders of a case that measures more than a function and its gradients; None: the usual ones.
+
+        ``extra`` names baselines that are no torch: such a case has those that it knows.
+        """
         return None
 
     def reference(self, mode: str, device: torch.device) -> tuple[torch.Tensor, ...]:

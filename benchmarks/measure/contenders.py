@@ -25,12 +25,14 @@ def build(
     *,
     compiled: bool,
     kernels: Sequence[str] | None = None,
+    extra: Sequence[str] = (),
 ) -> list[Contender]:
     """All contenders of ``case`` on ``device``; the inputs are built once and shared.
 
-    ``kernels`` are the backends of pyops that take part, all of the device by default.
+    ``kernels`` are the backends of pyops that take part, all of the device by default; ``extra`` the
+    baselines that are no torch, of cases that know them.
     """
-    own = case.contenders(mode, device, compiled=compiled)
+    own = case.contenders(mode, device, compiled=compiled, extra=extra)
     if own is not None:
         return own
     inputs = case.build(device)

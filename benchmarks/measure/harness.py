@@ -10,7 +10,8 @@ How a number comes about, in order:
 4. Warm-up of each contender by time, then rounds. In a round every contender runs one block of calls,
    long enough for the clock; the order rotates from round to round. Slow drifts of the machine hit all
    alike, and the ratio is taken *within* a round.
-5. Every contender's result is compared with the one checked in step 2.
+5. The rounds once more beside busy processes, where that is asked for.
+6. Every contender's result is compared with the one checked in step 2.
 
 Gradients: ``forward+backward`` calls ``torch.autograd.grad(output, inputs, grad_output)``, so every
 call returns new gradient tensors, nothing is accumulated, no ``.grad`` is reset, and allocating and
@@ -38,6 +39,7 @@ from .clocks import Clock, device_clock
 from .contender import Contender, nothing
 from .contenders import build, in_float64, masked_outputs, outputs_in_float64
 from .device import Call
+from .neighbours import Neighbours
 
 _FEWEST_ROUNDS = 3
 _PATIENCE = 4  # budgets that the minimum of rounds may take
@@ -56,6 +58,10 @@ class Settings:
     min_rounds: int = 7
     max_rounds: int = 51
     compile: bool = True
+    #: Busy processes beside a second set of rounds; 0: there is none.
+    neighbours: int = 0
+    #: Baselines that are not installed with torch: "jax".
+    baselines: tuple[str, ...] = ()
 
 
 QUICK = Settings(warmup_s=0.05, block_s=0.005, budget_s=1.5, min_rounds=5, max_rounds=15, compile=False)
@@ -79,6 +85,17 @@ class Spread:
 
 
 @dataclass
+class Beside:
+    """Times and speedups as in :class:`Result`, while busy processes ran beside."""
+
+    neighbours: int
+    seconds: dict[str, Spread]
+    samples: dict[str, list[float]]
+    best_baseline: str
+    speedup: dict[str, Spread]
+
+
+@dataclass
 class Result:
     """Everything measured for one case in one mode; ``asdict`` of it is what the JSON holds."""
 
@@ -94,6 +111,7 @@ class Result:
     #: By pyops contender: the fastest baseline, and baseline / pyops per round (above 1: pyops wins).
     best_baseline: str = ""
     speedup: dict[str, Spread] = field(default_factory=dict)
+    beside: Beside | None = None
     errors: dict[str, dict[str, checks.Errors]] = field(default_factory=dict)
     peak: dict[str, memory.Peak] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
@@ -209,7 +227,9 @@ def measure(
         torch._dynamo.reset()  # each case compiles afresh: no recompile limit, no leftovers
     # The contenders set their backends themselves; the caller's choice comes back at the end.
     with backends.use_backend(None), _device_context(device):
-        contenders = build(case, mode, device, compiled=settings.compile, kernels=kernels)
+        contenders = build(
+            case, mode, device, compiled=settings.compile, kernels=kernels, extra=settings.baselines
+        )
         prints = check(case, mode, contenders, result)
         for contender in contenders:
             contender.before_block()
@@ -269,20 +289,28 @@ def _time(
     settings: Settings,
     result: Result,
 ) -> None:
-    result.samples = run_rounds(
-        {c.name: c.call for c in contenders},
-        clock,
-        settings,
-        before_block={c.name: c.before_block for c in contenders},
-        before_call={c.name: c.before_call for c in contenders},
-    )
+    subjects = [c.name for c in contenders if c.subject]
+    baselines = [c.name for c in contenders if not c.subject]
+
+    def rounds() -> dict[str, list[float]]:
+        return run_rounds(
+            {c.name: c.call for c in contenders},
+            clock,
+            settings,
+            before_block={c.name: c.before_block for c in contenders},
+            before_call={c.name: c.before_call for c in contenders},
+        )
+
+    result.samples = rounds()
     result.notes = {c.name: clock.notes[c.call] for c in contenders if c.call in clock.notes}
     result.seconds = {name: Spread.of(values) for name, values in result.samples.items()}
-    result.best_baseline, result.speedup = compare(
-        result.samples,
-        [c.name for c in contenders if c.subject],
-        [c.name for c in contenders if not c.subject],
-    )
+    result.best_baseline, result.speedup = compare(result.samples, subjects, baselines)
+    if settings.neighbours:
+        with Neighbours(settings.neighbours):
+            samples = rounds()
+        seconds = {name: Spread.of(values) for name, values in samples.items()}
+        compared = compare(samples, subjects, baselines)
+        result.beside = Beside(settings.neighbours, seconds, samples, *compared)
 
 
 def _device_context(device: torch.device) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 
 import pyops
 from pyops import _library, backends
+
+from . import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "benchmarks/results"
@@ -24,7 +27,8 @@ def stamp(device: torch.device) -> dict[str, Any]:
     """Everything needed to judge or repeat a measurement on ``device``; keys are stable for the JSON."""
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "cpu": cpu_model(),
+        "cpu": cpu.name(),
+        "cpu_features": cpu.features(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
@@ -98,14 +102,14 @@ def commit() -> str:
     return revision + ("-dirty" if changed else "")
 
 
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def with_huge_pages(module: str) -> None:
+    """Start the program ``module`` again with torch's switch for huge pages on, unless it is set.
+
+    torch reads it once, at its first allocation; this process has imported torch already.
+    """
+    if THP_VARIABLE not in os.environ:
+        os.environ[THP_VARIABLE] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def thp_requested() -> bool:

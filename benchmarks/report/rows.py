@@ -15,7 +15,8 @@ Raw = dict[str, Any]
 Key = tuple[str, str, str, str, str, str]
 
 TIME, OVERHEAD, ALLOCATOR = "time", "overhead", "default allocator"
-SECTIONS = (TIME, OVERHEAD, ALLOCATOR)
+BESIDE, FIRST_STEP = "beside neighbours", "first step"
+SECTIONS = (TIME, BESIDE, OVERHEAD, ALLOCATOR, FIRST_STEP)
 MODES = ("forward", "forward+backward", "training step")
 EAGER, COMPILE = "eager", "compile"
 #: A case that the time limit cut off: not a result, and no reason to forget an older one.
@@ -54,6 +55,7 @@ class Run:
     thp_kernel: str
     ceilings: str
     settings: str
+    cpu_features: str
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,14 @@ def from_raw(raw: Raw) -> Report:
     facts["pyops_libraries"] = list(facts["pyops_libraries"].values())
     facts["ceilings"] = (raw["ceilings"] or {}).get("text", "")
     run = Run(**{field.name: _text(facts.get(field.name)) for field in fields(Run)})
-    sections = {"results": TIME, "overhead": OVERHEAD, "default_allocator": ALLOCATOR}
-    results = [(section, result) for name, section in sections.items() for result in raw[name]]
+    sections = {
+        "results": TIME,
+        "overhead": OVERHEAD,
+        "default_allocator": ALLOCATOR,
+        "first_step": FIRST_STEP,
+    }
+    results = [(section, result) for name, section in sections.items() for result in raw.get(name, [])]
+    results += [(BESIDE, _beside(result)) for result in raw["results"] if result.get("beside")]
     rows = [row for section, result in results for row in _rows(run, section, result)]
     for failure in raw["failures"]:
         note = f"{failure['kind']}: {failure['message']}"
@@ -145,6 +153,11 @@ def merge(*reports: Report) -> Report:
     needed = {(row.machine, row.date) for row in rows}
     runs = {(run.machine, run.date): run for report in reports for run in report.runs}
     return Report([runs[which] for which in sorted(needed)], rows)
+
+
+def _beside(result: Raw) -> Raw:
+    """The result of the rounds beside neighbours; what is not of those rounds stands with the others."""
+    return {**result, **result["beside"], "peak": {}, "left_out": {}, "algorithm": {}, "notes": {}}
 
 
 def _rows(run: Run, section: str, result: Raw) -> list[Row]:

@@ -71,7 +71,11 @@ def _cell(name: str, value: Any) -> Any:
 def _parse(text: str, kind: type[T]) -> list[T]:
     readers = {field.name: _READ[str(field.type)] for field in fields(kind)}
     lines = csv.DictReader(io.StringIO(text))
-    return [kind(**{name: _value(line[name], read) for name, read in readers.items()}) for line in lines]
+    return [
+        # A column that an older table lacks is empty.
+        kind(**{name: _value(line.get(name, ""), read) for name, read in readers.items()})
+        for line in lines
+    ]
 
 
 def _value(cell: str, read: Callable[[str], Any]) -> Any:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from .rows import ALLOCATOR, COMPILE, EAGER, OVERHEAD, TIME, Report, Row
+from .rows import ALLOCATOR, BESIDE, COMPILE, EAGER, FIRST_STEP, OVERHEAD, TIME, Report, Row
 
 _MODES = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
+_MEANS = {"forward+backward": "float32 fwd+bwd", "training step": "float32 training steps"}
 _FIXED = (EAGER, COMPILE)
 #: pyops as a user calls it, beside its kernels asked for by name.
 DEFAULT = "pyops default"
+#: Of its speedup alone, what a case should keep beside busy neighbours.
+KEPT_BESIDE = 0.8
 
 
 @dataclass
@@ -39,6 +43,11 @@ class Group:
         return _MODES.get(self.rows[0].mode, self.rows[0].mode)
 
     @cached_property
+    def case_and_mode(self) -> tuple[str, ...]:
+        """What its groups in several sections have in common."""
+        return (self.rows[0].machine, *self.rows[0].key[2:])
+
+    @cached_property
     def measured(self) -> dict[str, Row]:
         return {row.contender: row for row in self.rows if row.microseconds is not None}
 
@@ -62,9 +71,11 @@ def tables(report: Report) -> list[Table]:
     main = _groups(report, TIME)
     made = [
         _timing_table("pyops against torch", main),
+        _beside_table(_groups(report, BESIDE), main),
         _memory_table(main),
         _overhead_table(_groups(report, OVERHEAD)),
         _allocator_table(_groups(report, ALLOCATOR), main),
+        _first_step_table(_groups(report, FIRST_STEP)),
     ]
     made = [table for table in made if table.rows]
     if len(report.runs) == 1:  # every row is of this run
@@ -103,6 +114,41 @@ def _timing_table(title: str, groups: list[Group]) -> Table:
         "rate allows / pyops time; above 100 % where the data stays in the caches."
     )
     return Table(title, header, rows, note)
+
+
+def _beside_table(groups: list[Group], main: list[Group]) -> Table:
+    header = ["case", "mode", "pyops", "pyops ms", "alone ms", "torch ms", "speedup", "quartiles"]
+    header += ["alone", "kept", "run"]
+    alone = {group.case_and_mode: group for group in main}
+    rows = []
+    for group in groups:
+        for name, row in group.subjects.items():
+            before = alone[group.case_and_mode].subjects.get(name) if group.case_and_mode in alone else None
+            cells = [group.name, group.mode, name.removeprefix("pyops "), _ms(row), _ms(before)]
+            cells += [_least(list(group.baselines.values()), lambda row: row.microseconds, _ms)]
+            cells += [_speedup(row), _quartiles(row), _speedup(before), _percent(_kept(row, before))]
+            rows.append([*cells, str(group.number)])
+    note = (
+        "The same case in the same run while busy processes compete for the cores (their number: neighbours, "
+        "in the settings). Kept: the speedup beside them, of that alone."
+    )
+    return Table("Beside busy neighbours", header, rows, note)
+
+
+def _kept(row: Row, alone: Row | None) -> float | None:
+    return row.speedup / alone.speedup if alone is not None and row.speedup and alone.speedup else None
+
+
+def _first_step_table(groups: list[Group]) -> Table:
+    names = [*sorted({name for group in groups for name in group.subjects}), *_FIXED]
+    rows = [
+        [group.name, *(_s(group.measured.get(name)) for name in names), str(group.number)] for group in groups
+    ]
+    note = (
+        "Seconds in a fresh process, from a network of torch's layers to the end of its first training step: "
+        "pyops is imported and the network converted within, torch.compile compiles without a cache."
+    )
+    return Table("Time to the first step", ["case", *(f"{name} s" for name in names), "run"], rows, note)
 
 
 def _memory_table(groups: list[Group]) -> Table:
@@ -160,7 +206,43 @@ def losses(report: Report) -> list[str]:
     """Plainly: every case in which a torch baseline is faster or needs less memory than pyops."""
     main = _groups(report, TIME)
     lines = [line for group in (*main, *_groups(report, OVERHEAD)) for line in _slower(group)]
-    return lines + [line for group in main for line in _larger(group)]
+    lines += [line for group in main for line in _larger(group)]
+    return lines + _lost_beside(_groups(report, BESIDE), main)
+
+
+def _lost_beside(groups: list[Group], main: list[Group]) -> list[str]:
+    alone = {group.case_and_mode: group.subjects for group in main}
+    lines = []
+    for group in groups:
+        for name, row in group.subjects.items():
+            before = alone.get(group.case_and_mode, {}).get(name)
+            kept = _kept(row, before)
+            if kept is not None and kept < KEPT_BESIDE:
+                lines.append(
+                    f"{_where(group)}, {name}: beside neighbours {_speedup(row)}, {_percent(kept)} of the "
+                    f"{_speedup(before)} alone"
+                )
+    return lines
+
+
+def means(report: Report) -> list[str]:
+    """The geometric means of the speedups, by machine and by how pyops ran: of the ops in float32, forward
+    and backward, and of whole training steps."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in report.rows:
+        if row.section == TIME and row.speedup and row.dtype == "float32" and row.mode in _MEANS:
+            name = row.contender.removeprefix("pyops ")
+            found.setdefault((row.machine, _MEANS[row.mode], name), []).append(row.speedup)
+    several = len({machine for machine, _, _ in found}) > 1
+    return [
+        f"geometric mean of the speedups, {what}, {name}: {geometric_mean(speedups):.2f}x "
+        f"({len(speedups)} cases{f', {machine}' if several else ''})"
+        for (machine, what, name), speedups in found.items()
+    ]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 def _slower(group: Group) -> list[str]:
@@ -218,6 +300,10 @@ def _ms(row: Row | None) -> str:
         return "-"
     value = row.microseconds / 1e3
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 100 else f"{value:.1f}"
+
+
+def _s(row: Row | None) -> str:
+    return "-" if row is None else f"{row.microseconds / 1e6:.3f}"
 
 
 def _us(row: Row | None) -> str:

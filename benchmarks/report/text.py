@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .rows import Report, Run
-from .tables import Table, losses, problems, tables
+from .tables import Table, losses, means, problems, tables
 
 
 def markdown(report: Report) -> str:
@@ -53,7 +53,7 @@ def plain(report: Report) -> str:
     """The report as aligned text, for terminals without rich."""
     parts = _heading(report)
     for table in tables(report):
-        parts += ["", table.title, *_aligned(table)]
+        parts += ["", table.title, *aligned(table)]
         if table.note:
             parts.append(table.note)
     for title, lines in _lists(report):
@@ -61,7 +61,8 @@ def plain(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _aligned(table: Table) -> list[str]:
+def aligned(table: Table) -> list[str]:
+    """The lines of a table, its first three columns to the left."""
     grid = [table.header, *table.rows]
     widths = [max(len(row[i]) for row in grid) for i in range(len(table.header))]
     lines = []
@@ -82,11 +83,12 @@ def _lists(report: Report) -> list[tuple[str, list[str]]]:
 def _heading(report: Report) -> list[str]:
     """What the runs have in common, then a line for each with the rest."""
     described = [_describe(run) for run in report.runs]
+    found = means(report)
     common = [line for line in described[0] if all(line in lines for lines in described)]
     if len(described) == 1:
-        return common
+        return common + found
     own = [[line for line in lines if line not in common] for lines in described]
-    return common + [f"run {number}: {'; '.join(lines)}" for number, lines in enumerate(own, 1)]
+    return common + found + [f"run {number}: {'; '.join(lines)}" for number, lines in enumerate(own, 1)]
 
 
 def _describe(run: Run) -> list[str]:
@@ -99,6 +101,7 @@ def _describe(run: Run) -> list[str]:
             "make ratios meaningless"
         )
     lines += [f"pyops {run.pyops} at {run.commit}"]
+    lines += [f"CPU features: {run.cpu_features}"] if run.cpu_features else []
     lines += [f"measured ceilings: {run.ceilings}"] if run.ceilings else []
     if run.gpu:
         lines.append(

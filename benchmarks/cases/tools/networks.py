@@ -7,7 +7,7 @@ twins: eager, eager in channels_last, and ``torch.compile``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -49,6 +49,7 @@ class NetworkCase(Case):
     """A case whose contenders are runs of a network."""
 
     network: str = ""
+    num_classes: int = NUM_CLASSES
     network_options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -62,19 +63,25 @@ class NetworkCase(Case):
         *,
         inputs: Callable[[torch.device], Inputs],
         least_error: float,
+        num_classes: int = NUM_CLASSES,
+        reads_text: bool = False,
+        channels_last: bool = True,
     ) -> Self:
-        """The case of ``network`` with ``options`` on images of that shape, measured in ``mode``."""
+        """The case of ``network`` with ``options``, in ``mode``, on images or texts of that shape."""
         width = f" width {options['width']}" if "width" in options else ""
         return cls(
             op,
             f"{network}{width} {list(images)}",
             inputs=inputs,
-            traffic=_traffic(network, images, options, training=mode == TRAINING_STEP),
+            traffic=_traffic(
+                network, images, options, num_classes, reads_text, training=mode == TRAINING_STEP
+            ),
             modes=(mode,),
             differentiable=(),
             least_error=least_error,
-            channels_last=True,
+            channels_last=channels_last and not reads_text,
             network=network,
+            num_classes=num_classes,
             network_options=options,
         )
 
@@ -82,19 +89,29 @@ class NetworkCase(Case):
         """What is measured, of the network of layer library ``library`` in ``dtype`` (that of ``inputs``)."""
         raise NotImplementedError
 
-    def contenders(self, mode: str, device: torch.device, *, compiled: bool) -> list[Contender]:
+    def contenders(
+        self, mode: str, device: torch.device, *, compiled: bool, extra: Sequence[str] = ()
+    ) -> list[Contender]:
         inputs = self.build(device)
-        last = {**inputs, "images": inputs["images"].to(memory_format=torch.channels_last)}
+        layouts = [("", inputs)]
+        if self.channels_last:
+            last = {**inputs, "images": inputs["images"].to(memory_format=torch.channels_last)}
+            layouts.append((" channels_last", last))
         made = [
             _contender(f"pyops {backend}{suffix}", self.run("pyops", given), backend)
             for backend in kernel_backends(device)
-            for suffix, given in (("", inputs), (" channels_last", last))
+            for suffix, given in layouts
         ]
         made.append(_contender("eager", self.run("torch", inputs)))
         if compiled:
             made.append(_contender("compile", self.run("torch", inputs).compiled()))
-        made.append(_contender("channels_last", self.run("torch", last)))
-        return made
+        if self.channels_last:
+            made.append(_contender("channels_last", self.run("torch", last)))
+        return made + [_contender(name, run) for name, run in self.extra_runs(extra, inputs).items()]
+
+    def extra_runs(self, names: Sequence[str], inputs: Inputs) -> dict[str, Run]:
+        """Of the baselines that are no torch those that know this network."""
+        return {}
 
     def reference(self, mode: str, device: torch.device) -> tuple[torch.Tensor, ...]:
         return self.run("torch", self.build(device), torch.float64).check()
@@ -104,21 +121,25 @@ class NetworkCase(Case):
         library: str,
         images: torch.Tensor,
         prepare: Callable[[nn.Module], object] = lambda net: None,
+        dtype: torch.dtype = torch.float32,
     ) -> nn.Module:
-        """The network for ``images``, in their dtype and memory format, the same numbers every time.
+        """The network for ``images``, in their memory format, the same numbers every time.
 
         ``prepare`` changes it before it is converted.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             net = get_network(self.network).build(
-                tuple(images.shape[1:]), NUM_CLASSES, layers=layer_library(library), **self.network_options
+                tuple(images.shape[1:]),
+                self.num_classes,
+                layers=layer_library(library),
+                **self.network_options,
             )
             prepare(net)
         # What a user would write to make the most of each library.
         if library == "pyops":
             net = pyops.convert(net)
-        net = net.to(images.device, images.dtype)
+        net = net.to(images.device, dtype)
         return net if images.is_contiguous() else net.to(memory_format=torch.channels_last)
 
 
@@ -128,7 +149,13 @@ def _contender(name: str, run: Run, backend: str | None = None) -> Contender:
 
 
 def _traffic(
-    network: str, images: tuple[int, ...], options: Mapping[str, Any], *, training: bool
+    network: str,
+    images: tuple[int, ...],
+    options: Mapping[str, Any],
+    num_classes: int,
+    reads_text: bool,
+    *,
+    training: bool,
 ) -> Callable[[str], Traffic]:
     """FLOPs as torch counts them; bytes of images and parameters (training: and gradients), which must move.
 
@@ -138,9 +165,9 @@ def _traffic(
 
     def of(mode: str) -> Traffic:
         with torch.device("meta"):
-            net = get_network(network).build(images[1:], NUM_CLASSES, layers=nn, **options).train(training)
+            net = get_network(network).build(images[1:], num_classes, layers=nn, **options).train(training)
             with FlopCounterMode(display=False) as counter:
-                logits = net(torch.empty(images))
+                logits = net(torch.empty(images, dtype=torch.int64 if reads_text else None))
                 if training:
                     logits.sum().backward()
             parameters = 4 * sum(parameter.numel() for parameter in net.parameters())
