@@ -63,6 +63,7 @@ class ActivationEpilogue : public RowEpilogue<T> {
         Vec<Acc> v = load_lanes(sums + i, lanes);
         if (bias) v += along_channels ? load_lanes(bias + i, lanes) : row_bias;
         if (this->residual) v += load_lanes(this->residual + at + i, lanes);
+        __builtin_prefetch(this->output + at + kRowsAhead * stride + i, 1);
         if (this->activation_input) store_lanes(this->activation_input + at + i, v, lanes);
         store_lanes(this->output + at + i, activation_.forward(v), lanes);
       });
@@ -70,6 +71,9 @@ class ActivationEpilogue : public RowEpilogue<T> {
   }
 
  private:
+  // Rows to fetch ahead: what is stored to must be read first, and nothing follows rows so far apart.
+  static constexpr int64_t kRowsAhead = 4;
+
   Activation activation_;
 };
 

@@ -117,4 +117,48 @@ struct ChannelPanels {
   EvenSplit even;
 };
 
+// Neighbouring panels and their channels, of which `padded` have room and `count` exist.
+struct PanelRange {
+  int64_t begin;
+  int64_t end;
+  int64_t first;
+  int64_t padded;
+  int64_t count;
+};
+
+// Panels in parts that threads take one by one, for tiles that are too few to keep all threads busy: a late
+// layer of one image has one tile. Each part reads the tile's input anew. The sums of a channel do not depend
+// on it.
+template <class Acc>
+class PanelParts {
+ public:
+  PanelParts() : split_(1, 1) {}
+  PanelParts(const ChannelPanels<Acc>& panels, int64_t tiles, int64_t threads)
+      : split_(panels.parts, panels.vectors_along_channels ? wanted(panels.parts, tiles, threads) : 1) {}
+
+  int64_t parts() const { return split_.parts; }
+  PanelRange range(const ChannelPanels<Acc>& panels, int64_t part) const {
+    const int64_t begin = split_.begin(part), end = begin + split_.size(part), first = panels.begin(begin);
+    const int64_t padded = panels.begin(end - 1) + panels.width(end - 1) - first;
+    return {begin, end, first, padded, std::min(padded, panels.channels - first)};
+  }
+
+ private:
+  // The fewest that leave threads idle for little of the time.
+  static int64_t wanted(int64_t panels, int64_t tiles, int64_t threads) {
+    constexpr double kBusy = 0.9;
+    int64_t best = 1;
+    double most = 0;
+    for (int64_t parts = 1; tiles > 0 && parts <= std::min(panels, 2 * threads); ++parts) {
+      const double slowest = double(ceil_div(panels, parts)) * double(ceil_div(tiles * parts, threads));
+      const double busy = double(panels * tiles) / (slowest * double(threads));
+      if (busy > most) most = busy, best = parts;
+      if (busy >= kBusy) break;
+    }
+    return best;
+  }
+
+  EvenSplit split_;
+};
+
 }  // namespace pyops::cpu

@@ -60,17 +60,25 @@ struct InsideRange {
   int64_t end;
 };
 
+// Channels whose part of a tile, rows x columns, makes up the cache lines that are to be under way at a time:
+// what waits for each of them waits for memory.
+inline int64_t channels_under_way(int64_t rows, int64_t columns, int64_t vector) {
+  constexpr int64_t kLines = 24;
+  return std::max<int64_t>(1, kLines / std::max<int64_t>(1, rows * ceil_div(columns, vector)));
+}
+
 // A row of `columns` elements of a planar image, of which `inside` exist: element 0 is at `at`. Writes whole
-// vectors, and fetches the next channel's row meanwhile, since no prefetcher follows so short rows so far
-// apart.
+// vectors, and fetches what lies `ahead`, a later channel's row, since no prefetcher follows so short rows so
+// far apart.
 template <class T>
-void pack_row(const ImageSource<T>& x, int64_t at, const InsideRange& inside, int64_t columns, acc_t<T>* to) {
+void pack_row(const ImageSource<T>& x, int64_t at, int64_t ahead, const InsideRange& inside, int64_t columns,
+              acc_t<T>* to) {
   constexpr int64_t n = Vec<acc_t<T>>::kLanes;
   for (int64_t i = 0; i < columns; i += n) {
     const int first = static_cast<int>(std::min(n, std::max<int64_t>(0, inside.begin - i)));
     const int last = static_cast<int>(std::min(n, std::max<int64_t>(first, inside.end - i)));
-    __builtin_prefetch(x.values + at + x.channel_stride + i);
-    if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + at + x.channel_stride + i);
+    __builtin_prefetch(x.values + at + ahead + i);
+    if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + at + ahead + i);
     const bool whole = first == 0 && last == n;
     store(to + i, whole ? x.vector(at + i, static_cast<int>(n)) : x.window(at + i, first, last));
   }
@@ -97,13 +105,41 @@ void pack_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, in
   }
 }
 
-// Elements that are `step` apart, of which `inside` exist.
+// `count` elements that are `step`, a power of 2, apart; touches no memory between the last and the next.
+template <int step, class T>
+Vec<acc_t<T>> every(const ImageSource<T>& x, int64_t at, int count) {
+  constexpr int n = Vec<acc_t<T>>::kLanes;
+  if constexpr (step == 1) {
+    return x.vector(at, count);
+  } else {
+    const int low = std::min(count, n / 2);
+    return every_other<0>(every<step / 2>(x, at, std::max(0, 2 * low - 1)),
+                          every<step / 2>(x, at + n * (step / 2), std::max(0, 2 * (count - low) - 1)));
+  }
+}
+
+// Elements that are `step` apart, of which `inside` exist; fetches what lies `ahead`. Writes whole vectors.
 template <class T>
-void pack_strided_row(const ImageSource<T>& x, int64_t at, int64_t step, const InsideRange& inside,
-                      int64_t columns, acc_t<T>* to) {
-  std::fill(to, to + inside.begin, acc_t<T>(0));
-  for (int64_t i = inside.begin; i < inside.end; ++i) to[i] = x.scalar(at + i * step);
-  std::fill(to + inside.end, to + columns, acc_t<T>(0));
+void pack_strided_row(const ImageSource<T>& x, int64_t at, int64_t ahead, int64_t step,
+                      const InsideRange& inside, int64_t columns, acc_t<T>* to) {
+  using Acc = acc_t<T>;
+  constexpr int64_t n = Vec<Acc>::kLanes;
+  std::fill(to, to + inside.begin, Acc(0));
+  const auto pack = [&](const auto& vector) {
+    for (int64_t i = inside.begin; i < inside.end; i += n) {
+      const int64_t from = at + i * step;
+      for (int64_t line = 0; line < step; ++line) __builtin_prefetch(x.values + from + ahead + line * n);
+      store(to + i, vector(from, static_cast<int>(std::min(n, inside.end - i))));
+    }
+  };
+  if (step == 2) {
+    pack([&](int64_t from, int count) { return every<2>(x, from, count); });
+  } else if (step == 4) {
+    pack([&](int64_t from, int count) { return every<4>(x, from, count); });
+  } else {
+    for (int64_t i = inside.begin; i < inside.end; ++i) to[i] = x.scalar(at + i * step);
+  }
+  std::fill(to + inside.end, to + columns, Acc(0));
 }
 
 // Packs channels [channel, channel + channels) of one image for a tile. Writes up to a vector past the end.
@@ -116,6 +152,8 @@ void pack_input(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t
   const int64_t origin = image * x.image_stride + channel * x.channel_stride;
   const int64_t step = w.source_step * x.column_stride;
   const bool together = x.channels_are_neighbours();
+  const int64_t ahead =
+      channels_under_way(rows * h.source_step, columns * step, Vec<Acc>::kLanes) * x.channel_stride;
   // Channels that are neighbours in memory are packed row by row, others one after the other.
   const int64_t passes = together ? 1 : channels, in_pass = together ? channels : 1;
   for (int64_t pass = 0; pass < passes; ++pass) {
@@ -133,8 +171,8 @@ void pack_input(const ImageSource<T>& x, int64_t image, int64_t channel, int64_t
             origin + pass * x.channel_stride + row * x.row_stride + first_column * x.column_stride;
         const bool exists = row >= 0 && row < h.source_size;
         if (exists && !together) {
-          step == 1 ? pack_row(x, at, inside, columns, to)
-                    : pack_strided_row(x, at, step, inside, columns, to);
+          step == 1 ? pack_row(x, at, ahead, inside, columns, to)
+                    : pack_strided_row(x, at, ahead, step, inside, columns, to);
           continue;
         }
         const int64_t begin = exists ? inside.begin : columns, end = exists ? inside.end : columns;

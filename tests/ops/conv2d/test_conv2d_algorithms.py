@@ -57,6 +57,17 @@ def test_accuracy(backend: Backend, case: Case, dtype: torch.dtype, layout: str 
     checks.check_accuracy(case, backend, dtype, layout=layout)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_panels_of_one_tile_go_to_several_threads(dtype: torch.dtype, stride: int) -> None:
+    """One image has few tiles: its output channels, five panels of them here, are shared out as well."""
+    one = case("one_image", (1, 48, 7, 5), 144, 3, padding=1, stride=stride, activation="relu")
+    checks.check_determinism(one, CPP, dtype, (1, 2, 3, 7))
+    torch.set_num_threads(3)
+    checks.check_accuracy(one, CPP, dtype)
+
+
 @pytest.mark.skipif(_FORCED is None, reason="for runs with PYOPS_CONV2D")
 @sweep(_CASES_OF_ALL, _DTYPES, [CPP])
 def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtype) -> None:

@@ -82,6 +82,7 @@ struct DirectPlan {
   int64_t tile_count() const {
     return batches.parts * group_blocks() * tiles.rows.parts() * tiles.columns.parts();
   }
+  int64_t task_count() const { return tile_count() * panel_parts.parts(); }
   // Where a panel's weights of a block of input channels lie: panels of a block one after the other.
   int64_t packed(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
     return group * group_weights + phase.packed + blocks.begin(block) * phase.taps * panels.padded() +
@@ -102,6 +103,7 @@ struct DirectPlan {
   typename TileEpilogue<T>::Tiles tiles;
   EvenSplit batches{1, 1};  // of images
   int64_t groups_in_tile = 1;
+  PanelParts<Acc> panel_parts;  // of a tile's output channels
 
  private:
   void choose_tiles() {
@@ -116,6 +118,7 @@ struct DirectPlan {
     const bool together = problem.x.channel_stride == 1 || problem.epilogue->wants_neighbouring_channels();
     if (together && blocks.parts == 1 && std::max(inputs, outputs) < n)
       groups_in_tile = std::min(groups, ceil_div(n, std::min(inputs, outputs)));
+    panel_parts = PanelParts<Acc>(panels, tile_count(), ThreadPool().threads());
   }
 };
 
@@ -208,7 +211,10 @@ class DirectCorrelation {
     for (const Phase& phase : plan_.phases) taps += double(phase.taps);
     const double work = double(p.images) * double(p.pixels()) * double(plan_.groups) *
                         double(plan_.outputs * plan_.inputs) * taps;
-    parallel_claim(plan_.tile_count(), work, [&](int64_t tile) { multiply_tile(tile, weights); });
+    parallel_claim(plan_.task_count(), work, [&](int64_t task) {
+      const int64_t parts = plan_.panel_parts.parts();
+      multiply_tile(task / parts, plan_.panel_parts.range(plan_.panels, task % parts), weights);
+    });
   }
 
  private:
@@ -239,7 +245,7 @@ class DirectCorrelation {
     return {rows.begin(row), rows.size(row), columns.begin(column), columns.size(column), row, column};
   }
 
-  void multiply_tile(int64_t index, const Acc* packed_weights) const {
+  void multiply_tile(int64_t index, const PanelRange& range, const Acc* packed_weights) const {
     const int64_t column_tile = index % plan_.tiles.columns.parts();
     index /= plan_.tiles.columns.parts();
     const int64_t row_tile = index % plan_.tiles.rows.parts();
@@ -251,7 +257,7 @@ class DirectCorrelation {
     const ConvTile tile = tile_at(row_tile, column_tile);
     const bool along_channels = plan_.panels.vectors_along_channels;
     const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
-    const int64_t channels = along_channels ? plan_.panels.padded() : plan_.outputs;
+    const int64_t channels = along_channels ? range.padded : plan_.outputs;
     // [image][phase][group] of both.
     const int64_t group_sums = channels * tile.rows * line, phase_sums = plan_.groups_in_tile * group_sums;
     const int64_t image_sums = static_cast<int64_t>(plan_.phases.size()) * phase_sums;
@@ -267,14 +273,14 @@ class DirectCorrelation {
         const Phase& phase = plan_.phases[p];
         const ConvTile part = phase.part(tile);
         for (int64_t g = 0; g < groups; ++g) {
-          for (int64_t panel = 0; panel < plan_.panels.parts; ++panel) {
+          for (int64_t panel = range.begin; panel < range.end; ++panel) {
             const Acc* const weight = packed_weights + plan_.packed(phase, first_group + g, block, panel);
             for (int64_t i = 0; i < images; ++i) {
               const Acc* const from =
                   scratch.packed_input + i * image_input + g * block_channels * plan_.shape.channel();
               Acc* const to = scratch.sums + i * image_sums + p * phase_sums + g * group_sums;
               along_channels
-                  ? sweep_pixels(phase, part, line, from, weight, panel, block, to)
+                  ? sweep_pixels(phase, part, line, range, from, weight, panel, block, to)
                   : sweep_channels(phase, part, line, tile.rows * line, from, weight, panel, block, to);
             }
           }
@@ -284,41 +290,42 @@ class DirectCorrelation {
     for (int64_t i = 0; i < images; ++i) {
       for (size_t p = 0; p < plan_.phases.size(); ++p) {
         const Phase& phase = plan_.phases[p];
-        hand_over(first_image + i, first_group, groups, phase, phase.part(tile), line, tile.rows * line,
-                  scratch.sums + i * image_sums + p * phase_sums);
+        hand_over(first_image + i, first_group, groups, range, phase, phase.part(tile), line,
+                  tile.rows * line, scratch.sums + i * image_sums + p * phase_sums);
       }
     }
   }
 
   // Gives the epilogue the sums of some groups of an image, a group's planes `plane` apart.
-  void hand_over(int64_t image, int64_t first_group, int64_t groups, const Phase& phase, const ConvTile& part,
-                 int64_t line, int64_t plane, Acc* sums) const {
+  void hand_over(int64_t image, int64_t first_group, int64_t groups, const PanelRange& range,
+                 const Phase& phase, const ConvTile& part, int64_t line, int64_t plane, Acc* sums) const {
     const TileEpilogue<T>& epilogue = *plan_.problem.epilogue;
     if (!plan_.panels.vectors_along_channels) {
       epilogue.take(image, first_group * plan_.outputs, groups * plan_.outputs, *phase.h, *phase.w, part,
                     TileSums<Acc>{sums, line, 1, plane});
       return;
     }
-    const int64_t channels = plan_.panels.padded();
     for (int64_t g = 0; g < groups; ++g) {
-      epilogue.take(image, (first_group + g) * plan_.outputs, plan_.outputs, *phase.h, *phase.w, part,
-                    TileSums<Acc>{sums + g * channels * plane, line * channels, channels, 1});
+      epilogue.take(image, (first_group + g) * plan_.outputs + range.first, range.count, *phase.h, *phase.w,
+                    part,
+                    TileSums<Acc>{sums + g * range.padded * plane, line * range.padded, range.padded, 1});
     }
   }
 
-  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const Acc* packed_input,
-                    const Acc* weight, int64_t panel, int64_t block, Acc* sums) const {
+  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const PanelRange& range,
+                    const Acc* packed_input, const Acc* weight, int64_t panel, int64_t block,
+                    Acc* sums) const {
     if (tile.columns == 0) return;
-    const int64_t depth = plan_.blocks.size(block) * phase.taps, ld = plan_.panels.padded();
+    const int64_t depth = plan_.blocks.size(block) * phase.taps, ld = range.padded;
     const int64_t vectors = plan_.panels.width(panel) / n, stride = terms_.pixel_stride();
     const EvenSplit strips(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t strip = 0; strip < strips.parts; ++strip) {
         const int64_t column = strips.begin(strip);
-        terms_.multiply_pixels(strips.size(strip), vectors, depth,
-                               packed_input + (row * plan_.shape.columns + column) * stride,
-                               phase.offsets.data(), weight,
-                               sums + (row * line + column) * ld + plan_.panels.begin(panel), ld, block > 0);
+        terms_.multiply_pixels(
+            strips.size(strip), vectors, depth, packed_input + (row * plan_.shape.columns + column) * stride,
+            phase.offsets.data(), weight,
+            sums + (row * line + column) * ld + plan_.panels.begin(panel) - range.first, ld, block > 0);
       }
     }
   }

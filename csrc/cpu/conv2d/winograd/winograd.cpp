@@ -37,7 +37,9 @@ class WinogradCorrelation {
         layout_(WinogradLayout<Acc>::of(batches_.size(0), tiles_.rows.largest(), tiles_.columns.largest())),
         blocks_(weights_.inputs,
                 std::min(weights_.inputs, ceil_div(weights_.inputs * sub_kernels_.count() * layout_.tiles,
-                                                   kBlockTerms * std::max(kWinogradTiles, layout_.tiles)))) {
+                                                   kBlockTerms * std::max(kWinogradTiles, layout_.tiles)))),
+        panel_parts_(panels_, weights_.groups * batches_.parts * tiles_.rows.parts() * tiles_.columns.parts(),
+                     ThreadPool().threads()) {
     for (int64_t position = 0; position < 16; ++position) list_terms(position);
   }
 
@@ -50,9 +52,12 @@ class WinogradCorrelation {
     const double work = double(problem_.images) * double(h_.count * w_.count) *
                         double(weights_.outputs * weights_.inputs * sub_kernels_.count()) * 4;
     std::atomic<bool> finite{true};
-    parallel_claim(weights_.groups * batches_.parts * tiles, work, [&](int64_t i) {
-      const int64_t group = i / (batches_.parts * tiles), batch = i / tiles % batches_.parts;
-      if (!form_tile(group, batch, i % tiles, weights)) finite.store(false, std::memory_order_relaxed);
+    const int64_t parts = panel_parts_.parts();
+    parallel_claim(weights_.groups * batches_.parts * tiles * parts, work, [&](int64_t task) {
+      const int64_t i = task / parts, group = i / (batches_.parts * tiles);
+      const PanelRange range = panel_parts_.range(panels_, task % parts);
+      if (!form_tile(group, i / tiles % batches_.parts, i % tiles, range, weights))
+        finite.store(false, std::memory_order_relaxed);
     });
     return finite.load();
   }
@@ -152,7 +157,8 @@ class WinogradCorrelation {
   }
 
   // Whether all is finite.
-  bool form_tile(int64_t group, int64_t batch, int64_t index, const Acc* weights) const {
+  bool form_tile(int64_t group, int64_t batch, int64_t index, const PanelRange& range,
+                 const Acc* weights) const {
     const int64_t across = tiles_.columns.parts(), row_tile = index / across, column_tile = index % across;
     const ConvTile tile{tiles_.rows.begin(row_tile),
                         tiles_.rows.size(row_tile),
@@ -161,22 +167,22 @@ class WinogradCorrelation {
                         row_tile,
                         column_tile};
     const ConvTile whole = in_winograd_tiles(tile);
-    const int64_t padded = panels_.padded(), line = whole.columns, in_image = whole.rows * line / 4;
+    const int64_t padded = range.padded, line = whole.columns, in_image = whole.rows * line / 4;
     const TileScratch scratch(16 * input_position(), 16 * layout_.tiles * padded, whole.rows * line * padded);
-    multiply(group, batch, whole, weights, scratch);
+    multiply(group, batch, whole, range, weights, scratch);
     Vec<Acc> not_finite = Acc(0);
     for (int64_t i = 0; i < batches_.size(batch); ++i) {
       transform_output(scratch.products + i * in_image * padded, layout_.tiles * padded, padded,
                        whole.rows / 2, whole.columns / 2, line, scratch.sums, not_finite);
-      problem_.epilogue->take(batches_.begin(batch) + i, group * weights_.outputs, weights_.outputs, h_, w_,
-                              tile, TileSums<Acc>{scratch.sums, line * padded, padded, 1});
+      problem_.epilogue->take(batches_.begin(batch) + i, group * weights_.outputs + range.first, range.count,
+                              h_, w_, tile, TileSums<Acc>{scratch.sums, line * padded, padded, 1});
     }
     return horizontal_sum(not_finite) == 0;
   }
 
-  void multiply(int64_t group, int64_t batch, const ConvTile& whole, const Acc* weights,
-                const TileScratch& scratch) const {
-    const int64_t padded = panels_.padded(), in_image = whole.rows * whole.columns / 4;
+  void multiply(int64_t group, int64_t batch, const ConvTile& whole, const PanelRange& range,
+                const Acc* weights, const TileScratch& scratch) const {
+    const int64_t padded = range.padded, in_image = whole.rows * whole.columns / 4;
     const int64_t count = batches_.size(batch) * in_image;
     const WinogradStrides strides{sub_kernels_.count() * layout_.tiles, layout_.tiles, input_position()};
     const EvenSplit strips(count, ceil_div(count, kPixels));
@@ -189,7 +195,7 @@ class WinogradCorrelation {
       for (int64_t position = 0; position < 16; ++position) {
         const Terms& terms = terms_[position];
         const int64_t depth = blocks_.size(block) * static_cast<int64_t>(terms.sub_kernels.size());
-        for (int64_t panel = 0; panel < panels_.parts; ++panel) {
+        for (int64_t panel = range.begin; panel < range.end; ++panel) {
           const Acc* const weight = weights + transformed(group, block, position, panel);
           const int64_t width = panels_.width(panel);
           for (int64_t strip = 0; strip < strips.parts; ++strip) {
@@ -198,7 +204,8 @@ class WinogradCorrelation {
             const Acc* const from = scratch.input + position * input_position() + strips.begin(strip);
             for_each_chain(depth, [&](int64_t begin, int64_t terms_in_chain) {
               kernel(terms_in_chain, from, terms.offsets.data() + begin, weight + begin * width,
-                     scratch.products + at * padded + panels_.begin(panel), padded, block + begin > 0);
+                     scratch.products + at * padded + panels_.begin(panel) - range.first, padded,
+                     block + begin > 0);
             });
           }
         }
@@ -217,7 +224,8 @@ class WinogradCorrelation {
   EvenSplit batches_;  // of images
   WinogradLayout<Acc> layout_;
   EvenSplit blocks_;  // of input channels
-  Terms terms_[16];   // by position
+  PanelParts<Acc> panel_parts_;
+  Terms terms_[16];  // by position
 };
 
 // Whether an axis has at least 3 taps, the last sub-kernel at least 2 of them, and moves in steps of 1.
