@@ -12,7 +12,7 @@ void forward_into(const Tensor& input, Tensor& output, const math::ActivationPar
   dispatch_typed_activation(input.scalar_type(), params, op, [&](auto tag, const auto& functor) {
     using T = decltype(tag);
     const math::Forward<std::decay_t<decltype(functor)>> f{functor};
-    elementwise(input.numel(), kActivationCost, f, mutable_data<T>(output), data<T>(input));
+    elementwise(input.numel(), activation_cost(params), f, mutable_data<T>(output), data<T>(input));
   });
 }
 

@@ -144,7 +144,7 @@ struct Backward {
     constexpr int64_t kColumns = kDrawChunk;
     const int64_t count = rows.count(), column_tiles = ceil_div(rows.width, kColumns);
     const int64_t columns = std::min(rows.width, kColumns);
-    const int64_t height = std::max(ceil_div(count, kRowBlocks), kGrainElements / columns);
+    const int64_t height = std::max(ceil_div(count, kRowBlocks), cost::kBlockElements / columns);
     const int64_t row_tiles = ceil_div(count, height);
     std::vector<Acc> sums(row_tiles * rows.width);
     parallel_for(row_tiles * column_tiles, height * columns, [&](int64_t first, int64_t last) {

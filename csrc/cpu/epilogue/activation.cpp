@@ -33,7 +33,7 @@ void activation_gradient(const Tensor& grad, const Tensor& saved, const math::Ac
   dispatch_activation_derivative(saved.scalar_type(), params, saved_is_output, op,
                                  [&](auto tag, const auto& derivative) {
                                    using T = decltype(tag);
-                                   elementwise(saved.numel(), kActivationCost, derivative,
+                                   elementwise(saved.numel(), activation_cost(params), derivative,
                                                mutable_data<T>(to), data<T>(saved), data<T>(grad));
                                  });
 }

@@ -9,8 +9,18 @@
 
 namespace pyops::cpu {
 
-// An element's work beside a copy's: exp and a division take about as long as four.
-constexpr int64_t kActivationCost = 4;
+// An element's work beside a copy's: exp and a division take as long as three.
+inline int64_t activation_cost(const math::ActivationParams& params) {
+  switch (static_cast<math::ActivationKind>(params.kind)) {
+    case math::ActivationKind::kIdentity:
+    case math::ActivationKind::kRelu:
+    case math::ActivationKind::kLeakyRelu:
+    case math::ActivationKind::kHardswish:
+      return 1;
+    default:
+      return 3;
+  }
+}
 
 // An activation chosen at run time: it works on pieces in the L1 cache by functions that are compiled once
 // (activation.cpp).

@@ -52,7 +52,7 @@ void sum_rows(int64_t M, int64_t N, T* total, const F& add) {
   using Acc = acc_t<T>;
   constexpr int64_t kMinRows = 16, kMaxBlocks = 64;
   if (N == 0) return;
-  const int64_t height = std::max({kMinRows, kGrainElements / N, M / kMaxBlocks + 1});
+  const int64_t height = std::max({kMinRows, cost::kBlockElements / N, M / kMaxBlocks + 1});
   const int64_t blocks = ceil_div(M, height);
   std::vector<Acc> sums(total ? std::max<int64_t>(blocks, 1) * N : 0);
   parallel_for(blocks, height * N, [&](int64_t begin, int64_t end) {

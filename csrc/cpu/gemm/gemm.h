@@ -21,6 +21,7 @@
 
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/skinny.h"
+#include "cpu/runtime/cost.h"
 #include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
@@ -244,10 +245,8 @@ template <class T, class Out, class Parallel, class Epilogue = NoEpilogue>
 void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out, int64_t ldc, acc_t<T> beta,
           const Parallel& parallel, const Epilogue& epilogue = {}) {
   using Blocking = GemmBlocking<acc_t<T>>;
-  // Below this, waking the other threads costs more than they save.
-  constexpr double kSerialWork = 1 << 19;
   if (M == 0 || N == 0) return;
-  const bool serial = double(M) * double(N) * double(K) < kSerialWork;
+  const bool serial = !cost::pays(cost::multiplications(double(M) * double(N) * double(K)));
   if (serial ? skinny_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
              : skinny_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
     return;

@@ -11,6 +11,7 @@
 #include "cpu/recurrent/backward.h"
 #include "cpu/recurrent/forward.h"
 #include "cpu/recurrent/gradients.h"
+#include "cpu/runtime/cost.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
 
@@ -34,11 +35,10 @@ class StoredMatrix {
   // As PrepackedMatrix::pack().
   StoredMatrix(const Tensor& like, int64_t columns, int64_t depth, const Operand<T>& b, int64_t first = 0)
       : StoredMatrix(like, columns, depth) {
-    constexpr double kSerialWork = 1 << 14;
-    if (double(columns) * depth < kSerialWork) {
-      matrix.pack(b, first, Serial{});
-    } else {
+    if (cost::pays(cost::elements(double(columns) * double(depth)))) {
       matrix.pack(b, first, ThreadPool{});
+    } else {
+      matrix.pack(b, first, Serial{});
     }
   }
 

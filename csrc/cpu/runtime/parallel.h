@@ -12,20 +12,10 @@
 #include <vector>
 
 #include "common/integers.h"
+#include "cpu/runtime/cost.h"
+#include "cpu/runtime/shares.h"
 
 namespace pyops::cpu {
-
-// Elements that justify waking another thread; below it the hand-over costs more than the work.
-constexpr int64_t kGrainElements = 16384;
-
-// Calls f(begin, end) for pieces of [0, count), each item costing about `cost` elements.
-template <class F>
-void parallel_for(int64_t count, int64_t cost, const F& f) {
-  if (count <= 0) return;
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, cost));
-  if (count <= grain) return f(int64_t{0}, count);
-  torch::stable::parallel_for(0, count, grain, f);
-}
 
 // The threads of a gemm (cpu/gemm/gemm.h): calls body(i) for every i in [0, count), each a piece worth a
 // thread.
@@ -39,24 +29,44 @@ struct ThreadPool {
   }
 };
 
+enum class Order { kForwards, kBackwards };
+
+// Calls f(begin, end) for blocks of [0, count), each item costing about `cost` elements (cost.h). Backwards,
+// a thread begins with what it came to last in a loop before.
+template <class F>
+void parallel_for(int64_t count, int64_t cost, const F& f, Order order = Order::kForwards) {
+  if (count <= 0) return;
+  const double item = cost::elements(static_cast<double>(std::max<int64_t>(1, cost)));
+  const double all = item * static_cast<double>(count);
+  if (count == 1 || !cost::pays(all)) return f(int64_t{0}, count);
+  const ThreadPool pool;
+  const int64_t threads = std::min(count, cost::threads(all, pool.threads()));
+  if (threads == 1) return f(int64_t{0}, count);
+  const double of_thread = all / static_cast<double>(threads);
+  Shares shares(count, threads, static_cast<int64_t>(cost::claim(of_thread) / item),
+                order == Order::kBackwards);
+  pool(threads, [&](int64_t thread) { shares.work(thread, f); });
+}
+
 // Calls f(i) for every i in [0, count), in order of need: a thread takes the next one when it is through with
 // its last. `work`, in multiplications, tells whether waking other threads pays.
 template <class F>
 void parallel_claim(int64_t count, double work, const F& f) {
-  constexpr double kSerialWork = 1 << 19;
   std::atomic<int64_t> next{0};
   const auto claim = [&](int64_t) {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
   };
+  const double time = cost::multiplications(work);
+  if (count <= 1 || !cost::pays(time)) return claim(0);
   const ThreadPool pool;
-  const int64_t threads = work < kSerialWork ? 1 : std::min(pool.threads(), count);
+  const int64_t threads = std::min(pool.threads(), count);
   threads <= 1 ? claim(0) : pool(threads, claim);
 }
 
 // Sums f(begin, end) over blocks of [0, count) whose size depends on `count` and `cost` only.
 template <class Sum, class F>
 Sum parallel_sum(int64_t count, int64_t cost, const F& f) {
-  const int64_t block = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, cost));
+  const int64_t block = std::max<int64_t>(1, cost::kBlockElements / std::max<int64_t>(1, cost));
   const int64_t blocks = ceil_div(count, block);
   if (blocks <= 1) return count > 0 ? f(int64_t{0}, count) : Sum{};
   std::vector<Sum> partial(blocks);
