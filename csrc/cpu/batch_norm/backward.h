@@ -5,6 +5,7 @@
 
 #include "cpu/batch_norm/columns.h"
 #include "cpu/batch_norm/runs.h"
+#include "cpu/batch_norm/strips.h"
 
 namespace pyops::cpu {
 
@@ -28,7 +29,7 @@ struct Backward {
         {params},
         channel_values<T>(saved.weight, s.channels, 1),
         std::vector<GradientSums>(s.channels),
-        ChannelTable<T>(s)};
+        ChannelTable<T>(s, !s.has_runs() && !Strips::suit(s, sizeof(T)))};
     const auto bias = channel_values<T>(saved.bias, s.channels, 0);
     for (int64_t c = 0; c < s.channels; ++c) {
       backward.table.set(
@@ -37,6 +38,8 @@ struct Backward {
     }
     return backward;
   }
+
+  static GradientSums joined(GradientSums sums, const GradientSums& more) { return sums += more; }
 
   double mean(int64_t c) const { return data<double>(saved.mean)[c]; }
   Acc rstd(int64_t c) const { return data<Acc>(saved.rstd)[c]; }
@@ -74,9 +77,20 @@ struct Backward {
   }
 
   template <GradientOf kOf>
-  void sum(const Runs& runs, int64_t begin, int64_t end) {
-    run_gradient_sums<kOf>(runs, activation, table.view(), all, begin, end, sums.data());
-    finish_sums(begin, end);
+  GradientSums sum(const Runs& runs, int64_t channel, int64_t block) const {
+    return block_gradient_sums<kOf>(runs, activation, table.view(), all, channel, block);
+  }
+  template <GradientOf kOf>
+  void sum(const Runs& runs, int64_t channel) {
+    sums[channel] = sum_blocks_of<GradientSums>(
+        runs, channel, joined, [&](int64_t c, int64_t block) { return sum<kOf>(runs, c, block); });
+    finish_sums(channel, channel + 1);
+  }
+  template <GradientOf kOf>
+  void sum(const Runs& runs) {
+    if (runs.by_channel()) return runs.for_each_channel(2, [&](int64_t c) { sum<kOf>(runs, c); });
+    sum_blocks(runs, sums.data(), joined, [&](int64_t c, int64_t block) { return sum<kOf>(runs, c, block); });
+    finish_sums(0, s.channels);
   }
   template <GradientOf kOf>
   void sum(const Columns& columns) {
@@ -86,19 +100,19 @@ struct Backward {
   template <GradientOf kOf>
   void sum_all() {
     if (s.numel() == 0) return;
-    if (s.has_runs()) return sum<kOf>(Runs::of(s), 0, s.channels);
+    if (s.has_runs()) return sum<kOf>(Runs::of(s));
+    if (Strips::suit(s, sizeof(T))) return compute<kOf>({nullptr, nullptr, false, false}, true);
     sum<kOf>(Columns::of(s));
   }
 
   template <GradientOf kOf>
-  void write(const Runs& runs, const GradientOutputs<T>& to, int64_t begin, int64_t end) const {
-    runs.for_each_block(begin, end, true, [&](int64_t channel, int64_t block) {
-      const auto of_channel = OneChannel<Acc>::of(table.view(), channel, true);
-      runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
-        write_gradients<kOf>(activation, of_channel, all.from(at, bit), to.from(at), n);
-      });
-      if (to.stream) end_of_streams();
+  void write(const Runs& runs, const GradientOutputs<T>& to, int64_t channel, int64_t block) const {
+    const auto of_channel = OneChannel<Acc>::of(table.view(), channel, true);
+    runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
+      if (ahead > 0) fetch(all.grad + at + ahead, n), fetch(all.x + at + ahead, n);
+      write_gradients<kOf>(activation, of_channel, all.from(at, bit), to.from(at), n);
     });
+    if (to.stream) end_of_streams();
   }
 
   template <GradientOf kOf>
@@ -114,11 +128,40 @@ struct Backward {
     });
   }
 
+  // Channels [begin, end), which are one strip: sums to gradients, rows backwards after they have been read.
+  template <GradientOf kOf>
+  void compute(const Strips& strips, const GradientOutputs<T>& to, bool sums_needed, int64_t begin,
+               int64_t end) {
+    Scratch scratch;
+    const int64_t n = (end - begin) * s.inner, first = begin * s.inner;
+    Acc* const values = scratch.take<Acc>(NormTable<Acc>::kArrays * n);
+    const auto columns = [&](int arrays) {
+      return EachColumn<Acc>{strips.columns(table.view(), begin, end, values, arrays), 0};
+    };
+    if (sums_needed) {
+      strip_gradient_sums<kOf>(strips, activation, columns(3), all, begin, end, sums.data());
+      finish_sums(begin, end);
+    }
+    if (to.through_statistics) set_gradients(begin, end);
+    if (!to.dx && !to.dresidual) return;
+    const EachColumn<Acc> each = columns(NormTable<Acc>::kArrays);
+    for (int64_t row = s.outer; row-- > 0;) {
+      const int64_t at = row * s.width() + first;
+      write_gradients<kOf>(activation, each, all.from(at, row * s.mask_bytes() + first / 8), to.from(at), n);
+    }
+    if (to.stream) end_of_streams();
+  }
+
   // `sums_needed`: the gradients of the parameters, or that of the input, need the sums.
   template <GradientOf kOf>
   void compute(const GradientOutputs<T>& to, bool sums_needed) {
     const bool writes = to.dx || to.dresidual;
     if (s.numel() == 0) return;
+    if (Strips::suit(s, sizeof(T))) {
+      const Strips strips = Strips::of(s, sizeof(T));
+      return strips.for_each(
+          4, [&](int64_t begin, int64_t end) { compute<kOf>(strips, to, sums_needed, begin, end); });
+    }
     if (!s.has_runs()) {
       const Columns columns = Columns::of(s);
       if (sums_needed) sum<kOf>(columns);
@@ -127,11 +170,17 @@ struct Backward {
       return;
     }
     const Runs runs = Runs::of(s);
-    runs.for_each_group(2 * sizeof(T), [&](int64_t begin, int64_t end) {
-      if (sums_needed) sum<kOf>(runs, begin, end);
-      if (to.through_statistics) set_gradients(begin, end);
-      if (writes) write<kOf>(runs, to, begin, end);
-    });
+    if (runs.by_channel()) {
+      return runs.for_each_channel(4, [&](int64_t c) {
+        if (sums_needed) sum<kOf>(runs, c);
+        if (to.through_statistics) set_gradients(c, c + 1);
+        for (int64_t block = runs.blocks; writes && block-- > 0;) write<kOf>(runs, to, c, block);
+      });
+    }
+    if (sums_needed) sum<kOf>(runs);
+    if (to.through_statistics) set_gradients(0, s.channels);
+    if (!writes) return;
+    runs.for_each_block(true, [&](int64_t channel, int64_t block) { write<kOf>(runs, to, channel, block); });
   }
 };
 

@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
                        channel_values<T>(weight, s.channels, 1),
                        channel_values<T>(bias, s.channels, 0),
                        std::vector<Moments>(own ? s.channels : 0),
-                       ChannelTable<T>(s)};
+                       ChannelTable<T>(s, !s.has_runs() && !Strips::suit(s, sizeof(T)))};
     with_activation<Acc>(params, [&](const auto& activation) { forward.normalize(activation); });
     if (own) update_running(given, s, forward.moments, momentum);
   });
@@ -86,7 +86,12 @@ Tensor batch_norm_statistics(Tensor input, int64_t dim) {
     using T = decltype(tag);
     std::vector<Moments> moments(s.channels);
     if (s.numel() > 0 && s.has_runs()) {
-      run_moments(Runs::of(s), data<T>(input), 0, s.channels, moments.data());
+      run_moments(Runs::of(s), data<T>(input), moments.data());
+    } else if (s.numel() > 0 && Strips::suit(s, sizeof(T))) {
+      const Strips strips = Strips::of(s, sizeof(T));
+      strips.for_each(1, [&](int64_t begin, int64_t end) {
+        strip_moments(strips, data<T>(input), begin, end, moments.data());
+      });
     } else if (s.numel() > 0) {
       column_moments(Columns::of(s), data<T>(input), moments.data());
     }

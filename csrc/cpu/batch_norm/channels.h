@@ -63,8 +63,8 @@ template <class T>
 class ChannelTable {
  public:
   using Acc = acc_t<T>;
-  explicit ChannelTable(const BatchNormShape& s)
-      : repeats_(s.has_runs() ? 1 : s.inner),
+  ChannelTable(const BatchNormShape& s, bool of_columns)
+      : repeats_(of_columns ? s.inner : 1),
         width_(s.channels * repeats_),
         values_(NormTable<Acc>::kArrays * width_) {}
 

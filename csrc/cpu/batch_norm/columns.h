@@ -42,13 +42,15 @@ struct Columns {
   // Calls f(chunk, first row, end of rows, first column, columns) for every piece.
   template <class F>
   void for_each_piece(bool reversed, const F& f) const {
-    parallel_for(chunks * strips, chunk_rows * std::min(width, kStrip), [&](int64_t first, int64_t last) {
+    const auto work = [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t item = reversed ? first + last - 1 - i : i;
         const int64_t chunk = item / strips, row = chunk * chunk_rows, column = item % strips * kStrip;
         f(chunk, row, std::min(rows, row + chunk_rows), column, std::min(kStrip, width - column));
       }
-    });
+    };
+    parallel_for(chunks * strips, chunk_rows * std::min(width, kStrip), work,
+                 reversed ? Order::kBackwards : Order::kForwards);
   }
 };
 

@@ -48,6 +48,13 @@ bool can_stream(const T* p, bool wanted) {
   return wanted && reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
 }
 
+// Fetches the elements of a run: a short one is over before the hardware has seen that it goes on.
+template <class T>
+void fetch(const T* run, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(run + i);
+}
+
 // ---- forward --------------------------------------------------------------------------------------------
 
 // Elements that AnyActivation works on at a time.

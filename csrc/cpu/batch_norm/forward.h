@@ -5,6 +5,7 @@
 
 #include "cpu/batch_norm/columns.h"
 #include "cpu/batch_norm/runs.h"
+#include "cpu/batch_norm/strips.h"
 
 namespace pyops::cpu {
 
@@ -41,16 +42,16 @@ struct Forward {
   }
 
   template <class Activation>
-  void apply(const Runs& runs, const Activation& activation, int64_t begin, int64_t end) const {
+  void apply(const Runs& runs, const Activation& activation, int64_t channel, int64_t block) const {
     const T* const residual = data_or_null<T>(given.residual);
-    runs.for_each_block(begin, end, batch_statistics, [&](int64_t channel, int64_t block) {
-      const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
-      runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
-        normalize_elements(activation, of_channel, x + at, residual ? residual + at : nullptr, y + at,
-                           mask ? mask + bit : nullptr, n, stream);
-      });
-      if (stream) end_of_streams();
+    const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
+    runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
+      if (ahead > 0) fetch(x + at + ahead, n);
+      if (ahead > 0 && residual) fetch(residual + at + ahead, n);
+      normalize_elements(activation, of_channel, x + at, residual ? residual + at : nullptr, y + at,
+                         mask ? mask + bit : nullptr, n, stream);
     });
+    if (stream) end_of_streams();
   }
 
   template <class Activation>
@@ -68,8 +69,32 @@ struct Forward {
         });
   }
 
+  // Channels [begin, end), which are one strip: mean to output, rows backwards where it was read before.
+  template <class Activation>
+  void normalize(const Strips& strips, const Activation& activation, int64_t begin, int64_t end) {
+    if (batch_statistics) strip_moments(strips, x, begin, end, moments.data());
+    finish(begin, end);
+    Scratch scratch;
+    const int64_t n = (end - begin) * s.inner, first = begin * s.inner;
+    Acc* const values = scratch.take<Acc>(3 * n);
+    const EachColumn<Acc> columns{strips.columns(table.view(), begin, end, values, 3), 0};
+    const T* const residual = data_or_null<T>(given.residual);
+    for (int64_t row = s.outer; row-- > 0;) {
+      const int64_t at = row * s.width() + first;
+      if (residual && row > 0) fetch(residual + at - s.width(), n);
+      normalize_elements(activation, columns, x + at, residual ? residual + at : nullptr, y + at,
+                         mask ? mask + row * s.mask_bytes() + first / 8 : nullptr, n, stream);
+    }
+    if (stream) end_of_streams();
+  }
+
   template <class Activation>
   void normalize(const Activation& activation) {
+    if (Strips::suit(s, sizeof(T))) {
+      const Strips strips = Strips::of(s, sizeof(T));
+      return strips.for_each(2,
+                             [&](int64_t begin, int64_t end) { normalize(strips, activation, begin, end); });
+    }
     if (!s.has_runs()) {
       const Columns columns = Columns::of(s);
       if (batch_statistics) column_moments(columns, x, moments.data());
@@ -77,11 +102,17 @@ struct Forward {
       return apply(columns, activation);
     }
     const Runs runs = Runs::of(s);
-    runs.for_each_group(sizeof(T), [&](int64_t begin, int64_t end) {
-      if (batch_statistics) run_moments(runs, x, begin, end, moments.data());
-      finish(begin, end);
-      apply(runs, activation, begin, end);
-    });
+    if (runs.by_channel()) {
+      return runs.for_each_channel(2, [&](int64_t c) {
+        if (batch_statistics) moments[c] = channel_moments(runs, x, c);
+        finish(c, c + 1);
+        for (int64_t block = runs.blocks; block-- > 0;) apply(runs, activation, c, block);
+      });
+    }
+    if (batch_statistics) run_moments(runs, x, moments.data());
+    finish(0, s.channels);
+    runs.for_each_block(batch_statistics,
+                        [&](int64_t channel, int64_t block) { apply(runs, activation, channel, block); });
   }
 };
 

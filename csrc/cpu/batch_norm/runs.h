@@ -1,7 +1,8 @@
 // Batch normalisation where a channel's elements lie in long runs.
 //
-// A block is a few thousand elements of one channel, cut by the problem alone. The channels are worked on in
-// groups that stay in cache between the pass that sums and the pass that writes.
+// A block is a few thousand elements of one channel, cut by the problem alone. A thread takes whole channels,
+// one after another, which stay in its cache between the pass that sums and the pass that writes: the whole
+// call is one parallel loop.
 #pragma once
 
 #include <algorithm>
@@ -34,39 +35,48 @@ struct Runs {
   }
   int64_t block_elements() const { return images * std::min(piece, shape.inner); }
 
-  // Calls f(at, n, bit) for the runs of one block: n elements from number `at`, whose bits begin with byte
-  // `bit` of the mask.
+  // Calls f(at, n, bit, ahead) for the runs of one block: n elements from number `at`, whose bits begin with
+  // byte `bit` of the mask. Those that begin `ahead` elements later are needed soon.
   template <class F>
   void for_each_run(int64_t channel, int64_t block, const F& f) const {
+    constexpr int64_t kAhead = 1024;
     const int64_t first = block / pieces * images, begin = block % pieces * piece;
     const int64_t n = std::min(piece, shape.inner - begin);
+    const int64_t ahead = n < kAhead ? ceil_div(kAhead, n) : 0, stride = shape.channels * shape.inner;
     for (int64_t image = first; image < std::min(shape.outer, first + images); ++image) {
       const int64_t row = image * shape.channels + channel;
-      f(row * shape.inner + begin, n, row * shape.mask_bytes() + begin / 8);
+      const int64_t later = std::min(ahead, shape.outer - 1 - image);
+      f(row * shape.inner + begin, n, row * shape.mask_bytes() + begin / 8, later * stride);
     }
   }
 
-  // Calls f(channel, block) for the blocks of channels [begin, end), several at a time; each thread works
-  // backwards where `reversed`, beginning with what the pass before has left in its cache.
+  // Whether threads can take whole channels. Otherwise they share every channel, in two loops over all of
+  // them: the same blocks are summed and merged in the same order.
+  bool by_channel() const {
+    const int64_t threads = std::max<int64_t>(1, ThreadPool{}.threads());
+    return shape.channels * 8 >= round_up(shape.channels, threads) * 7;
+  }
+
+  // Calls f(channel), each for a thread that finds the channel in its cache when it comes to it again.
   template <class F>
-  void for_each_block(int64_t begin, int64_t end, bool reversed, const F& f) const {
-    parallel_for((end - begin) * blocks, block_elements(), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t item = reversed ? first + last - 1 - i : i;
-        f(begin + item / blocks, item % blocks);
-      }
+  void for_each_channel(int64_t passes, const F& f) const {
+    parallel_for(shape.channels, passes * shape.count(), [&](int64_t begin, int64_t end) {
+      for (int64_t channel = begin; channel < end; ++channel) f(channel);
     });
   }
 
-  // Calls f(begin, end) for groups of channels whose elements about fill the threads' caches.
+  // Calls f(channel, block) for the blocks of all channels; backwards where `reversed`, beginning with what
+  // the loop before has left in the caches.
   template <class F>
-  void for_each_group(int64_t bytes_of_element, const F& f) const {
-    constexpr int64_t kCache = int64_t{1} << 20;
-    const int64_t bytes = std::max<int64_t>(1, shape.count() * bytes_of_element);
-    const int64_t group = std::max<int64_t>(1, kCache * ThreadPool{}.threads() / bytes);
-    for (int64_t begin = 0; begin < shape.channels; begin += group) {
-      f(begin, std::min(shape.channels, begin + group));
-    }
+  void for_each_block(bool reversed, const F& f) const {
+    const auto work = [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t item = reversed ? first + last - 1 - i : i;
+        f(item / blocks, item % blocks);
+      }
+    };
+    parallel_for(shape.channels * blocks, block_elements(), work,
+                 reversed ? Order::kBackwards : Order::kForwards);
   }
 };
 
@@ -79,8 +89,9 @@ Moments block_moments(const Runs& runs, const T* x, int64_t channel, int64_t blo
   for (int u = 0; u < kUnroll; ++u) sums[u] = squares[u] = V(Acc(0));
   Acc shift = 0;
   int64_t count = 0;
-  runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t) {
+  runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t, int64_t ahead) {
     const T* const run = x + at;
+    if (ahead > 0) fetch(run + ahead, n);
     if (count == 0) {  // the mean of some of the values is near that of all, however they are distributed
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n));
       shift = horizontal_sum(load_lanes(run, lanes)) / static_cast<Acc>(lanes);
@@ -104,54 +115,65 @@ Moments block_moments(const Runs& runs, const T* x, int64_t channel, int64_t blo
   const double square = horizontal_sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
   if (std::isfinite(square)) return Moments::of(static_cast<double>(count), shift, sum, square);
   std::vector<double> values;
-  runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t) {
+  runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t, int64_t) {
     for (int64_t i = 0; i < n; ++i) values.push_back(to_acc(x[at + i]));
   });
   return moments_in_double(count, [&](int64_t i) { return values[i]; });
 }
 
-// Moments of channels [begin, end) into moments[begin...].
-template <class T>
-void run_moments(const Runs& runs, const T* x, int64_t begin, int64_t end, Moments* moments) {
-  std::vector<Moments> partial((end - begin) * runs.blocks);
-  runs.for_each_block(begin, end, false, [&](int64_t channel, int64_t block) {
-    partial[(channel - begin) * runs.blocks + block] = block_moments(runs, x, channel, block);
+// The sums of f(channel, block) over the blocks of every channel, merged in their order by join(sums, sum).
+template <class Sum, class Join, class F>
+void sum_blocks(const Runs& runs, Sum* sums, const Join& join, const F& f) {
+  std::vector<Sum> partial(runs.shape.channels * runs.blocks);
+  runs.for_each_block(false, [&](int64_t channel, int64_t block) {
+    partial[channel * runs.blocks + block] = f(channel, block);
   });
-  for (int64_t c = begin; c < end; ++c) {
-    moments[c] = {};
-    for (int64_t b = 0; b < runs.blocks; ++b) {
-      moments[c] = math::merge(moments[c], partial[(c - begin) * runs.blocks + b]);
-    }
+  for (int64_t c = 0; c < runs.shape.channels; ++c) {
+    sums[c] = {};
+    for (int64_t b = 0; b < runs.blocks; ++b) sums[c] = join(sums[c], partial[c * runs.blocks + b]);
   }
 }
 
+// The same for one channel, by the calling thread.
+template <class Sum, class Join, class F>
+Sum sum_blocks_of(const Runs& runs, int64_t channel, const Join& join, const F& f) {
+  Sum sum{};
+  for (int64_t b = 0; b < runs.blocks; ++b) sum = join(sum, f(channel, b));
+  return sum;
+}
+
+template <class T>
+void run_moments(const Runs& runs, const T* x, Moments* moments) {
+  sum_blocks(runs, moments, math::merge,
+             [&](int64_t channel, int64_t block) { return block_moments(runs, x, channel, block); });
+}
+
+template <class T>
+Moments channel_moments(const Runs& runs, const T* x, int64_t channel) {
+  return sum_blocks_of<Moments>(runs, channel, math::merge,
+                                [&](int64_t c, int64_t block) { return block_moments(runs, x, c, block); });
+}
+
 template <GradientOf kOf, class T>
-void run_gradient_sums(const Runs& runs, const AnyActivation<acc_t<T>>& activation,
-                       const NormTable<acc_t<T>>& table, const GradientInputs<T>& all, int64_t begin,
-                       int64_t end, GradientSums* sums) {
+GradientSums block_gradient_sums(const Runs& runs, const AnyActivation<acc_t<T>>& activation,
+                                 const NormTable<acc_t<T>>& table, const GradientInputs<T>& all,
+                                 int64_t channel, int64_t block) {
   using V = Vec<acc_t<T>>;
-  std::vector<GradientSums> partial((end - begin) * runs.blocks);
-  runs.for_each_block(begin, end, false, [&](int64_t channel, int64_t block) {
-    const auto of_channel = OneChannel<acc_t<T>>::of(table, channel, false);
-    V grads = V(0), products = V(0), other_grads = V(0), other_products = V(0);
-    runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit) {
-      for_each_gradient<kOf>(activation, of_channel, all.from(at, bit), n, [&](int64_t i, int, V g, V d) {
-        if (i / V::kLanes % 2) {
-          other_grads += g;
-          other_products = multiply_add(g, d, other_products);
-        } else {
-          grads += g;
-          products = multiply_add(g, d, products);
-        }
-      });
+  const auto of_channel = OneChannel<acc_t<T>>::of(table, channel, false);
+  V grads = V(0), products = V(0), other_grads = V(0), other_products = V(0);
+  runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
+    if (ahead > 0) fetch(all.grad + at + ahead, n), fetch(all.x + at + ahead, n);
+    for_each_gradient<kOf>(activation, of_channel, all.from(at, bit), n, [&](int64_t i, int, V g, V d) {
+      if (i / V::kLanes % 2) {
+        other_grads += g;
+        other_products = multiply_add(g, d, other_products);
+      } else {
+        grads += g;
+        products = multiply_add(g, d, products);
+      }
     });
-    partial[(channel - begin) * runs.blocks + block] = {horizontal_sum(grads + other_grads),
-                                                        horizontal_sum(products + other_products)};
   });
-  for (int64_t c = begin; c < end; ++c) {
-    sums[c] = {};
-    for (int64_t b = 0; b < runs.blocks; ++b) sums[c] += partial[(c - begin) * runs.blocks + b];
-  }
+  return {horizontal_sum(grads + other_grads), horizontal_sum(products + other_products)};
 }
 
 }  // namespace pyops::cpu

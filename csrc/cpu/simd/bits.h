@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "cpu/simd/vec.h"
 
@@ -35,7 +34,11 @@ template <int kLanes>
 PYOPS_HD void store_bits(uint8_t* row, int64_t i, int lanes, uint32_t bits) {
   bits &= (uint32_t{1} << lanes) - 1u;
   if constexpr (kLanes >= 8) {
-    memcpy(row + i / 8, &bits, (lanes + 7) / 8);
+    // Not a memcpy, which would be a call where the length is not a constant.
+    row[i / 8] = static_cast<uint8_t>(bits);
+    if constexpr (kLanes > 8) {
+      if (lanes > 8) row[i / 8 + 1] = static_cast<uint8_t>(bits >> 8);
+    }
   } else {
     const int at = static_cast<int>(i % 8);
     row[i / 8] = static_cast<uint8_t>((at == 0 ? 0 : row[i / 8]) | bits << at);
@@ -45,8 +48,10 @@ PYOPS_HD void store_bits(uint8_t* row, int64_t i, int lanes, uint32_t bits) {
 template <int kLanes>
 PYOPS_HD uint32_t load_bits(const uint8_t* row, int64_t i, int lanes) {
   if constexpr (kLanes >= 8) {
-    uint32_t bits = 0;
-    memcpy(&bits, row + i / 8, (lanes + 7) / 8);
+    uint32_t bits = row[i / 8];
+    if constexpr (kLanes > 8) {
+      if (lanes > 8) bits |= uint32_t{row[i / 8 + 1]} << 8;
+    }
     return bits;
   } else {
     return row[i / 8] >> (i % 8);

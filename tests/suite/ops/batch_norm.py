@@ -175,7 +175,8 @@ _SHAPES = [
     case((1, 2, 17), quick=False),
     case((2, 3, 2, 3, 4), residual=True, activation="relu"),
 ]
-# Several pieces of a run, chunks of rows, strips of columns.
+# Several pieces of a run, chunks of rows, strips of columns, strips of whole channels; channels that threads
+# take whole and channels that they share.
 _LARGE = [
     case((3, 5, 70, 121), activation="relu", residual=True, quick=False),
     case((2, 300, 20, 20), activation="relu", quick=False),
@@ -183,6 +184,9 @@ _LARGE = [
     case((11, 2500), residual=True, activation="relu", quick=False),
     case((8, 67, 30, 31), last=True, activation="relu", quick=False),
     case((700, 131, 7), residual=True, quick=False),
+    case((5, 67, 3, 7), activation="relu", residual=True, quick=False),
+    case((131, 67, 5), activation="silu", residual=True, quick=False),
+    case((131, 67, 5), training=False, quick=False),
 ]
 SMALL = [
     case((4, 5), activation="silu"),
@@ -412,6 +416,12 @@ MUTANTS = {
         "cpu/batch_norm/columns.h",
         "const double apart = block.shift[i] - reference[i], within",
         "const double apart = 0, within",
+        ("batch_norm/batch_norm",),
+    ),
+    "batch_norm_strips_forget_the_rows_before": Mutant(
+        "cpu/batch_norm/strips.h",
+        "totals[0][c] += first[i], totals[1][c] += second[i];",
+        "totals[0][c] = first[i], totals[1][c] += second[i];",
         ("batch_norm/batch_norm",),
     ),
 }  # fmt: skip
