@@ -18,6 +18,7 @@ constexpr Algorithm<Problem> entry(const char* name) {
 template <class T, class Problem = CorrelationProblem<T>>
 constexpr Algorithm<Problem> kCorrelation[] = {
     entry<SmallImage, Problem>("small_image"),
+    entry<Amx, Problem>("amx"),
     entry<Bf16Dot, Problem>("bf16_dot"),
     entry<Winograd, Problem>("winograd"),
     entry<Direct, Problem>("direct"),
@@ -27,6 +28,7 @@ constexpr Algorithm<Problem> kCorrelation[] = {
 template <class T, class Problem = WeightGradientProblem<T>>
 constexpr Algorithm<Problem> kWeightGradient[] = {
     entry<SmallImage, Problem>("small_image"),
+    entry<Amx, Problem>("amx"),
     entry<Bf16Dot, Problem>("bf16_dot"),
     entry<Winograd, Problem>("winograd"),
     entry<Direct, Problem>("direct"),

@@ -42,6 +42,16 @@ struct SmallImage {
   static void run(const Problem& p);
 };
 
+// bfloat16 by products of tiles (amx/plan.h).
+struct Amx {
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
 // bfloat16 by the instruction that multiplies and adds pairs (bf16/bf16.h).
 struct Bf16Dot {
   template <class Problem>

@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.skipif("cpp" not in _library.loaded, reason="the C++ kernels for the CPU are not built"),
 ]
 
-_NAMES = ["small_image", "bf16_dot", "winograd", "direct"]
+_NAMES = ["small_image", "amx", "bf16_dot", "winograd", "direct"]
+# Of bfloat16 only, on CPUs that have it; tiles have a twin in software.
+_FEATURES = {"amx": "amx_twin", "bf16_dot": "avx512_bf16"}
 _FORCED = os.environ.get("PYOPS_CONV2D")
 _DTYPES = [torch.float32, torch.bfloat16]
 
@@ -74,8 +76,9 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     tensors = case.tensors(dtype)
     geometry = {k: v for k, v in case.options.items() if k != "activation"}
     found = algorithms(tensors["input"], tensors["weight"], **geometry)
-    if _FORCED == "bf16_dot" and not (dtype is torch.bfloat16 and "avx512_bf16" in _library.cpu_features()):
-        assert "bf16_dot" not in found
+    feature = _FEATURES.get(str(_FORCED))
+    if feature and not (dtype is torch.bfloat16 and feature in _library.cpu_features()):
+        assert _FORCED not in found
     else:
         assert set(found) == {_FORCED}
 
@@ -84,7 +87,10 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
 def test_forced_algorithm_is_accurate(name: str) -> None:
     """The tests of accuracy again, in a process of its own."""
     arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_accuracy or serves")
-    done = run_python(*arguments, environment={"PYOPS_CONV2D": name})
+    environment = {"PYOPS_CONV2D": name}
+    if name in _FEATURES:
+        environment["PYOPS_CPU_FEATURES"] = _FEATURES[name]
+    done = run_python(*arguments, environment=environment)
     assert "passed" in done.stdout
     assert "failed" not in done.stdout
 
@@ -121,6 +127,28 @@ def test_names_in_order() -> None:
 )
 def test_choice(input: Any, weight: Any, geometry: dict[str, Any], expected: str) -> None:
     assert _chosen(input, weight, **geometry) == (expected,) * 3
+
+
+_CHOICES_OF_TILES = """
+import torch
+from pyops.ops.conv2d import algorithms
+for input, weight, geometry in {cases}:
+    print(*algorithms(torch.empty(input).bfloat16(), torch.empty(weight).bfloat16(), **geometry))
+"""
+
+
+def test_choice_of_tiles() -> None:
+    """Tiles serve the shapes of networks, not those with which they would be mostly padding."""
+    cases = {
+        ((32, 128, 28, 28), (128, 128, 3, 3)): ({"padding": 1}, "amx amx amx"),
+        ((16, 3, 224, 224), (64, 3, 7, 7)): ({"stride": 2, "padding": 3}, "amx amx amx"),
+        ((256, 1, 28, 28), (6, 1, 5, 5)): ({"padding": 2}, "amx direct amx"),
+        ((4, 32, 28, 28), (32, 1, 3, 3)): ({"padding": 1, "groups": 32}, "direct direct direct"),
+        ((64, 512, 2, 2), (512, 512, 3, 3)): ({"padding": 1}, "small_image small_image small_image"),
+    }
+    program = _CHOICES_OF_TILES.format(cases=[(*shapes, geometry) for shapes, (geometry, _) in cases.items()])
+    done = run_python("-c", program, environment={"PYOPS_CPU_FEATURES": "amx_twin", "PYOPS_CONV2D": ""})
+    assert done.stdout.splitlines() == [expected for _, expected in cases.values()]
 
 
 @pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")

@@ -1,4 +1,4 @@
-"""conv2d in bfloat16 by pairs (VDPBF16PS), and that CPUs without the instruction get what they always got."""
+"""conv2d in bfloat16 by pairs (VDPBF16PS), by tiles (AMX, in software) and, on CPUs with neither, as ever."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ _CASES = [
     case("pairs_padded_one_by_one", (2, 35, 5, 7), 33, 1, stride=(1, 2), padding=1, activation="relu"),
     case("pairs_in_phases", (2, 35, 9, 15), 33, 3, stride=2, padding=1, activation="relu"),
     case("pairs_in_groups", (2, 36, 7, 9), 34, 3, padding=1, groups=2, activation="relu"),
+    # Runs of 16 pixels that cross the ends of rows or keep within them, loads from the tensor itself, few
+    # channels whose taps share tiles, and images of which several share a tile.
+    case("runs_of_rows", (1, 32, 3, 48), 32, 3, padding=1, activation="relu"),
+    case("runs_in_place", (2, 64, 5, 7), 33, 1, activation="relu"),
+    case("few_channels_in_phases", (2, 3, 19, 23), 20, 7, stride=2, padding=3, activation="relu"),
+    case("few_channels_dilated", (1, 5, 12, 11), 17, (2, 3), dilation=(3, 2), stride=(1, 3)),
+    case("images_share_tiles", (9, 64, 4, 4), 48, 3, padding=1, activation="relu"),
     case("pairs_in_odd_groups", (2, 34, 7, 9), 34, 3, padding=1, groups=2, activation="relu"),
 ]
 
@@ -121,8 +128,14 @@ def test_the_instruction_can_be_left_out() -> None:
         assert done.stdout.strip() == sees
 
 
-def test_accuracy_without_the_instruction() -> None:
-    """The quickest part of this file again, on the way that other CPUs go."""
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_accuracy[ or nan_and")
-    done = run_python(*arguments, environment={"PYOPS_CPU_FEATURES": "none"})
+@pytest.mark.parametrize("features", ["none", "amx_twin"])
+def test_accuracy_on_other_cpus(features: str) -> None:
+    """The quickest part of this file again, on the ways that other CPUs go."""
+    chosen = "test_accuracy[ or nan_and" + (" or same_bits" if features == "amx_twin" else "")
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen)
+    environment = {"PYOPS_CPU_FEATURES": features}
+    if features == "amx_twin":
+        environment["PYOPS_CONV2D"] = "amx"
+    done = run_python(*arguments, environment=environment)
     assert "passed" in done.stdout
+    assert "failed" not in done.stdout

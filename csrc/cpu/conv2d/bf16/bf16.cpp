@@ -157,17 +157,10 @@ class PixelPairTerms {
 
   void add_to_bias(int64_t pairs, const float* packed, float* sums, bool accumulate) const {
     const ChannelPanels<float>& panels = plan_.sums.panels;
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     for (int64_t k = 0; k < panels.padded(); k += n) {
       const int64_t panel = k / panels.kWide, width = panels.width(panel);
-      const float* const from = packed + panels.begin(panel) * pairs + k % panels.kWide;
-      __m512 total = accumulate ? _mm512_loadu_ps(sums + k) : _mm512_setzero_ps();
-      for (int64_t p = 0; p < pairs; ++p) {
-        const __m512i pair = _mm512_loadu_si512(from + p * width);
-        total = _mm512_add_ps(total, _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)));
-        total = _mm512_add_ps(total, _mm512_castsi512_ps(_mm512_and_si512(pair, high)));
-      }
-      _mm512_storeu_ps(sums + k, total);
+      bf16_pack::add_pairs(pairs, packed + panels.begin(panel) * pairs + k % panels.kWide, width, sums + k,
+                           accumulate);
     }
   }
 

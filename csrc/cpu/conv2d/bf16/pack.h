@@ -285,4 +285,16 @@ inline void pack_pair_row(const Source& grad, int64_t from, int64_t columns, int
   }
 }
 
+// sums[channel] (+)= both gradients of every pair, of kPairs channels.
+inline void add_pairs(int64_t pairs, const float* packed, int64_t width, float* sums, bool accumulate) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  __m512 total = accumulate ? _mm512_loadu_ps(sums) : _mm512_setzero_ps();
+  for (int64_t p = 0; p < pairs; ++p) {
+    const __m512i pair = _mm512_loadu_si512(packed + p * width);
+    total = _mm512_add_ps(total, _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)));
+    total = _mm512_add_ps(total, _mm512_castsi512_ps(_mm512_and_si512(pair, high)));
+  }
+  _mm512_storeu_ps(sums, total);
+}
+
 }  // namespace pyops::cpu::bf16_pack
