@@ -7,7 +7,7 @@ if (_root / "csrc").is_dir() and (_root / "models").is_dir():
     # A source checkout: pyops.models, pyops.triton_kernels and pyops.benchmarks are its top-level folders.
     __path__.append(str(_root))
 
-from . import functional, memory, nn, ops, precision  # noqa: E402, F401
+from . import functional, memory, nn, ops, optim, precision  # noqa: E402, F401
 from ._info import __version__, info  # noqa: E402
 from ._library import load_libraries as _load_libraries  # noqa: E402
 from .backends import _bind_loaded, _from_environment, available_backends, set_backend, use_backend  # noqa: E402

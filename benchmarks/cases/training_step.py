@@ -16,6 +16,8 @@ import torch
 from pyops.models import layer_library
 from torch import nn
 
+import pyops
+
 from ..measure.case import TRAINING_STEP, Inputs
 from .tools import jax_steps
 from .tools.checked_steps import CHECKED_STEPS, checked_steps
@@ -30,12 +32,14 @@ _LEAST_ERROR = 0.1
 class Training(Run):
     """A network in training on one batch."""
 
-    def __init__(self, net: nn.Module, loss: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def __init__(
+        self, net: nn.Module, loss: nn.Module, optimizers: Any, images: torch.Tensor, labels: torch.Tensor
+    ) -> None:
         self.net = net
         self.inputs = {"images": images, "labels": labels}
         self.loss: Callable[..., torch.Tensor] = lambda images, labels: loss(net(images), labels)
         fused = images.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.0, fused=fused)
+        self.optimizer = optimizers.SGD(net.parameters(), lr=0.0, fused=fused)
 
     def compiled(self) -> Training:
         self.loss = torch.compile(self.loss, dynamic=False)
@@ -97,7 +101,9 @@ class StepCase(NetworkCase):
         images = inputs["images"]
         images = images.to(dtype) if images.is_floating_point() else images
         loss = layer_library(library).CrossEntropyLoss()
-        return Training(self.make_network(library, images, dtype=dtype), loss, images, inputs["labels"])
+        optimizers = pyops.optim if library == "pyops" else torch.optim
+        net = self.make_network(library, images, dtype=dtype)
+        return Training(net, loss, optimizers, images, inputs["labels"])
 
     def extra_runs(self, names: Sequence[str], inputs: Inputs) -> dict[str, Run]:
         if "jax" not in names or not jax_steps.knows(self.network):

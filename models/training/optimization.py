@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyops import optim
+
 from ..recipe import Recipe
 
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_OPTIMIZERS = {"adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
 
 
 class Updater:
@@ -17,7 +19,7 @@ class Updater:
     scale.
 
     One step: :meth:`zero_grad`, :meth:`backward` for each part of the batch, :meth:`step`. Optimisers are
-    torch's, in their fused variants where the device has them.
+    torch's in their fused variants, by :mod:`pyops.optim`.
     """
 
     def __init__(self, net: nn.Module, recipe: Recipe, device: torch.device) -> None:
@@ -31,8 +33,7 @@ class Updater:
                 options["capturable"] = True
         if recipe.optimizer == "sgd":
             options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-        fused = device.type in ("cpu", "cuda")
-        self.optimizer = _OPTIMIZERS[recipe.optimizer](self._parameters, fused=fused, **options)
+        self.optimizer = _OPTIMIZERS[recipe.optimizer](self._parameters, **options)
         self._schedule = _schedule(self.optimizer, recipe)
         # bfloat16 has float32's exponents: its gradients do not vanish, and need no scale.
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
