@@ -1,7 +1,8 @@
 """Any model of :mod:`torch.nn` modules, with pyops modules in their place and what is adjacent fused.
 
 Read ``swap.py`` (modules), ``trace.py`` and ``surroundings.py`` (what a forward does), ``ops.py`` and
-``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``plan.py`` (how it is run), in this order.
+``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``links.py`` and ``chain.py`` (steps and
+layers as one node of autograd), ``plan.py`` (how it is run), in this order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def convert(model: M, fuse: bool = True) -> M:
     With ``fuse``, the forward of Sequentials and of other modules with children is traced by
     :mod:`torch.fx`, and runs of ops in it are computed by one kernel: convolution, batch normalisation
     (part of the weights in evaluation mode while no gradient is wanted), addition, activation; convolution,
-    activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. A forward
+    activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. On the
+    CPU, what of this and of single layers follows each other is one node of autograd. A forward
     that cannot be traced faithfully runs as it is written, on the converted modules. Fusion needs no care
     afterwards: with a hook on one of its modules, another module in the place of one, or an attribute changed
     or a global constant that forward reads, forward runs as it is written. Copies and files keep it.

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 from torch.nn.modules.module import _has_any_global_hook
 
+from .chain import Chain, chains_in
 from .patterns import Group, Refusal, find_groups
 from .swap import Conversion, change_class, record, subclass
 from .trace import Trace, hooks_of, is_opaque, trace
@@ -43,6 +44,13 @@ class Plan:
         seen = dict.fromkeys(chain(traced.inlined[1:], *(group.modules for group in groups)))
         self._hooks = tuple(chain.from_iterable(map(hooks_of, seen)))
         steps = {self._insert(traced.graph, group) for group in groups}
+        for row in _rows(traced.graph):
+            calls = [
+                self.__dict__[str(n.target)] if n in steps else owner.get_submodule(str(n.target))
+                for n in row
+            ]
+            for begin, linked in chains_in(calls):
+                steps.add(self._link(traced.graph, row[begin : begin + len(linked)], linked))
         self.function = self._compile(traced.graph, owner, steps)
 
     def holds(self, owner: Module, inputs: tuple[Any, ...]) -> bool:
@@ -82,6 +90,15 @@ class Plan:
             graph.erase_node(node)
         return call
 
+    def _link(self, graph: Graph, nodes: list[Node], linked: Chain) -> Node:
+        """Replace a row of calls by one of the chain, and return it."""
+        with graph.inserting_before(nodes[0]):
+            call = graph.call_module(self._add("c", linked), nodes[0].args)
+        nodes[-1].replace_all_uses_with(call)
+        for node in reversed(nodes):
+            graph.erase_node(node)
+        return call
+
     def _compile(self, graph: Graph, owner: Module, steps: set[Node]) -> Callable[..., Any]:
         """The graph as a function of the plan, the owner and the inputs."""
         first = next(iter(graph.nodes))
@@ -102,6 +119,21 @@ class Plan:
         exec(compile(code.src, f"<fused forward of {type(owner).__name__}>", "exec"), namespace)
         function: Callable[..., Any] = namespace["forward"]
         return function
+
+
+def _rows(graph: Graph) -> list[list[Node]]:
+    """The calls of modules and steps, each in a row with the one whose result it alone gets."""
+    rows: list[list[Node]] = []
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.all_input_nodes) != len(node.args) or node.kwargs:
+            continue
+        last = rows[-1][-1] if rows else None
+        # Next to each other in the graph, too: what is between may draw random numbers.
+        if last is not None and node.prev is last and node.args == (last,) and len(last.users) == 1:
+            rows[-1].append(node)
+        elif len(node.args) == 1:
+            rows.append([node])
+    return rows
 
 
 def _names(nodes: Sequence[Node]) -> str:

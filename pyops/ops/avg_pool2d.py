@@ -61,7 +61,7 @@ _library.define(
 _Op = Callable[..., Tensor]
 
 
-class _Average(torch.autograd.Function):
+class AverageFunction(torch.autograd.Function):
     """A linear map in memory order, given as the calls that do it and its transpose.
 
     ``forward_options`` and ``backward_options`` end with whether tensors are channels_last. Both ways are
@@ -84,7 +84,7 @@ class _Average(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         grad = grad.contiguous()
         if torch.is_grad_enabled():
-            return apply(_Average, grad, *ctx.transposed), None, None, None, None
+            return apply(AverageFunction, grad, *ctx.transposed), None, None, None, None
         backward_op, backward_options = ctx.transposed[:2]
         return backward_op(grad, *backward_options), None, None, None, None
 
@@ -96,7 +96,7 @@ def _apply(
     size = list(image_size(input.shape, False))
     input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        output = apply(_Average, input, forward_op, (*first, *rest), backward_op, (size, *rest))
+        output = apply(AverageFunction, input, forward_op, (*first, *rest), backward_op, (size, *rest))
     else:
         output = forward_op(input, *first, *rest)
     return in_torch_order(output, channels_last)

@@ -158,7 +158,7 @@ class Geometry(NamedTuple):
     groups: int
 
 
-class _Conv2d(torch.autograd.Function):
+class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -264,7 +264,7 @@ def conv2d(
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, weight, bias, residual)
     ):
-        return apply(_Conv2d, input, weight, bias, residual, geometry, function, ops)
+        return apply(Conv2dFunction, input, weight, bias, residual, geometry, function, ops)
     return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
 
 

@@ -52,7 +52,7 @@ __all__ = ["conv2d_max_pool2d"]
 NO_GRADIENT = 255
 
 
-class _Pool(NamedTuple):
+class Pool(NamedTuple):
     """The windows, in the order in which the raw ops take them."""
 
     kernel: Pair
@@ -121,7 +121,7 @@ _library.define(
 )
 
 
-class _Conv2dMaxPool2d(torch.autograd.Function):
+class Conv2dMaxPool2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -130,7 +130,7 @@ class _Conv2dMaxPool2d(torch.autograd.Function):
         bias: Tensor | None,
         geometry: Geometry,
         activation: Activation,
-        pool: _Pool,
+        pool: Pool,
         ops: SimpleNamespace,
     ) -> Tensor:
         keeps_output = activation.keeps_output(input.dtype)
@@ -174,13 +174,13 @@ def _formula(
     tensors: tuple[Tensor, Tensor, Tensor | None],
     geometry: Geometry,
     activation: Activation,
-    pool: _Pool,
+    pool: Pool,
     *_: Tensor,
 ) -> Tensor:
     return reference.conv2d_max_pool2d(*tensors, (*geometry, activation), pool)
 
 
-def _kernels(input: Tensor, pool: _Pool) -> SimpleNamespace | None:
+def kernels_for(input: Tensor, pool: Pool) -> SimpleNamespace | None:
     """The backend's ops, if it has all that the fused form needs and one byte holds a window's positions."""
     ops = backends.resolve(input, "conv2d_max_pool2d_forward")
     if ops is None or "conv2d_backward" in ops.without_kernel:
@@ -235,7 +235,7 @@ def conv2d_max_pool2d(
     function = parse(name, activation)
     check_floating(name, "input", input)
     kernel = pair(name, "kernel_size", kernel_size, 1)
-    pool = _Pool(
+    pool = Pool(
         kernel,
         stride_pair(name, pool_stride, kernel, "pool_stride"),
         pair(name, "pool_padding", pool_padding, 0),
@@ -247,14 +247,14 @@ def conv2d_max_pool2d(
     conv_size = output_shape(images, weight, *geometry[:3])[2:]
     check_windows(name, conv_size, *pool, pooled="convolution's output", prefix="pool_")
     output: Any
-    ops = _kernels(images, pool)
+    ops = kernels_for(images, pool)
     if ops is None:
         output = max_pool2d(conv2d(images, weight, bias, *geometry, activation=activation), *pool)
     else:
         images, weight, bias = for_kernels(images, weight, bias)
         needs = any(t is not None and t.requires_grad for t in (images, weight, bias))
         if needs and torch.is_grad_enabled():
-            output = apply(_Conv2dMaxPool2d, images, weight, bias, geometry, function, pool, ops)
+            output = apply(Conv2dMaxPool2dFunction, images, weight, bias, geometry, function, pool, ops)
         else:
             options = (*geometry, *function, *pool, False, False)
             output = ops.conv2d_max_pool2d_forward(images, weight, bias, *options)[0]

@@ -84,7 +84,7 @@ _library.define(
 )
 
 
-class _Linear(torch.autograd.Function):
+class LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -224,7 +224,7 @@ def linear(
     input, weight = _operand(input), _operand(weight)
     differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if differentiable and torch.is_grad_enabled():
-        return apply(_Linear, input, weight, bias, seed, dropout_p, function, ops)
+        return apply(LinearFunction, input, weight, bias, seed, dropout_p, function, ops)
     return ops.linear_forward(input, weight, bias, seed, dropout_p, *function, False)[0]
 
 

@@ -27,7 +27,7 @@ __all__ = ["max_pool2d"]
 _MAX_BYTE_POSITIONS = 255
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """The geometry, in the order in which the raw ops take it."""
 
     kernel: Pair
@@ -89,7 +89,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, argmax: Tensor, size: Pair, windows: _Windows, ops: SimpleNamespace
+        ctx: Any, grad: Tensor, argmax: Tensor, size: Pair, windows: Windows, ops: SimpleNamespace
     ) -> Tensor:
         ctx.save_for_backward(argmax)
         ctx.rest = size, windows, ops
@@ -106,7 +106,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, argmax: Tensor, size: Pair, windows: _Windows, ops: SimpleNamespace
+        ctx: Any, input: Tensor, argmax: Tensor, size: Pair, windows: Windows, ops: SimpleNamespace
     ) -> Tensor:
         ctx.save_for_backward(argmax)
         ctx.rest = size, windows, ops
@@ -127,10 +127,10 @@ class _Gather(torch.autograd.Function):
         return apply(_Scatter, grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
 
 
-class _MaxPool2d(torch.autograd.Function):
+class MaxPool2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, windows: _Windows, with_indices: bool, ops: SimpleNamespace
+        ctx: Any, input: Tensor, windows: Windows, with_indices: bool, ops: SimpleNamespace
     ) -> Tensor | tuple[Tensor, Tensor]:
         output, argmax = ops.max_pool2d_forward(input, *windows)
         ctx.save_for_backward(argmax)
@@ -204,10 +204,10 @@ def max_pool2d(
     if ops is None:
         return reference.max_pool2d(input, kernel, strides, paddings, dilations, ceil_mode, return_indices)
     channels_last = lies_channels_last(input)
-    windows = _Windows(kernel, strides, paddings, dilations, ceil_mode, channels_last)
+    windows = Windows(kernel, strides, paddings, dilations, ceil_mode, channels_last)
     input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        result = apply(_MaxPool2d, input, windows, return_indices, ops)
+        result = apply(MaxPool2dFunction, input, windows, return_indices, ops)
     else:
         result, argmax = ops.max_pool2d_forward(input, *windows)
         if return_indices:

@@ -1,0 +1,222 @@
+"""Layers and fused steps in a row as one node of autograd.
+
+A call of a Python ``autograd.Function`` costs some ten microseconds forward and as much backward, more while
+the kernels before it have the caches: of a step of a small network a tenth. A chain runs the links' functions
+(``links.py``), forward and backward, one after the other inside one such call. It computes what the links
+compute, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .. import backends
+from ..ops.tools.autograd import differentiable_gradients
+from .links import Arguments, FlattenLink, Link, link_of
+from .trace import hooks_of
+
+#: All of a chain's tensors live until its backward ends; of larger ones memory is worth more than time.
+_MOST_BYTES = 32 * 2**20
+_MOST_SIGNATURES = 64
+
+
+#: A link, what its function kept, the arguments behind the parameters, and how many tensors it saved.
+Ran = tuple[Link, "Kept", Arguments, int]
+
+
+class Kept:
+    """What a link's function gets for autograd's context."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Tensor | None, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+
+class ChainFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, links: Sequence[Link], ops: SimpleNamespace, input: Tensor, *parameters: Any
+    ) -> Tensor:
+        needs = ctx.needs_input_grad[2:]
+        ran: list[Ran] = []
+        saved: list[Tensor | None] = []
+        first, needed, at = input, needs[0], 0
+        for link in links:
+            end = at + len(link.names)
+            own = needs[1 + at : 1 + end]
+            # No link takes another tensor behind its parameters that could need a gradient.
+            kept = Kept((needed, *own, False, False))
+            arguments = link.arguments(input, parameters[at:end], ops)
+            input = link.function.forward(kept, *arguments)
+            ran.append((link, kept, arguments[1 + end - at :], len(kept.saved_tensors)))
+            saved += kept.saved_tensors
+            kept.saved_tensors = ()
+            needed, at = needed or any(own), end
+        # What came in for the formulas of double backward.
+        ctx.save_for_backward(first, *parameters, *saved)
+        ctx.ran = ran
+        return input
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, end = ctx.saved_tensors, len(ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            given = saved[: len(ctx.needs_input_grad) - 2]
+            return (None, None, *_differentiable(ctx.ran, given, ctx.needs_input_grad[2:], grad))
+        found: list[Tensor | None] = []
+        wanted: Tensor | None = grad
+        ran: list[Ran] = ctx.ran
+        for link, kept, _, count in reversed(ran):
+            own: Any = [None] * len(link.names)
+            if wanted is not None:  # else nothing here or before needs a gradient
+                kept.saved_tensors = saved[end - count : end]
+                end -= count
+                wanted, *others = link.function.backward(kept, wanted)
+                own, kept.saved_tensors = others[: len(own)], ()
+            found[:0] = own
+        return None, None, wanted, *found
+
+
+def _differentiable(
+    ran: Sequence[Ran], given: tuple[Tensor | None, ...], needs: tuple[bool, ...], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again: those of the links' formulas."""
+    with torch.enable_grad():
+        # A layer that is used twice has its parameters twice: each use has a gradient of its own.
+        used = [t.view_as(t) if n and t is not None else t for t, n in zip(given, needs, strict=True)]
+
+    def formula(*_: Tensor) -> Any:
+        x, rest = used[0], used[1:]
+        for link, others in ((run[0], run[2]) for run in ran):
+            own, rest = rest[: len(link.names)], rest[len(link.names) :]
+            x = link.formula(x, *own, *others)
+        return x
+
+    wanted = tuple(t for t, n in zip(used, needs, strict=True) if n and t is not None)
+    found = iter(differentiable_gradients(formula, wanted, (grad,)))
+    return [next(found) if n and t is not None else None for t, n in zip(used, needs, strict=True)]
+
+
+# Without torch.func's wrappers, which a chain leaves to its links (:func:`pyops.ops.tools.autograd.apply`).
+_apply: Any = super(torch.autograd.Function, ChainFunction).apply
+
+
+class Chain:
+    """``links`` as a callable; inputs that it does not suit go from link to link."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self._links = tuple(links)
+        modules = dict.fromkeys(chain.from_iterable(link.modules for link in links))
+        self._modules = [(module, type(module)) for module in modules]
+        self._hooks = tuple(chain.from_iterable(map(hooks_of, modules)))
+        self._owners = [(link.modules[0], name) for link in links for name in link.names]
+        self._reads = [read for link in links for read in link.reads]
+        #: The links' attributes that they were prepared for.
+        self._states: list[Any] | None = None
+        #: By shape and dtype of the input: the shapes of the parameters, and whether the chain suits.
+        self._learned: dict[tuple[Any, ...], tuple[list[Any], bool]] = {}
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or (ops := self._ops(input)) is None:
+            return self._one_by_one(input)
+        parameters = self._parameters(input.dtype)
+        if parameters is None:
+            return self._one_by_one(input)
+        states = [read(module) for module, read in self._reads]
+        if states != self._states:
+            for link in self._links:
+                link.prepare()
+            self._states = states
+            self._learned.clear()
+        signature = (input.shape, input.dtype)
+        shapes = [None if p is None else p.shape for p in parameters]
+        learned = self._learned.get(signature)
+        if learned is None or learned[0] != shapes:
+            return self._learn(input, signature, shapes)
+        if not learned[1]:
+            return self._one_by_one(input)
+        output: Tensor = _apply(self._links, ops, input, *parameters)
+        return output
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def _one_by_one(self, input: Tensor) -> Tensor:
+        for link in self._links:
+            input = link.call(input)
+        return input
+
+    def _learn(self, input: Tensor, signature: tuple[Any, ...], shapes: list[Any]) -> Tensor:
+        """The output from link to link, each of which checks what it is given."""
+        suits, size = True, 0
+        for link in self._links:
+            suits = suits and link.suits(input)
+            input = link.call(input)
+            size += input.nbytes
+        if len(self._learned) == _MOST_SIGNATURES:
+            self._learned.clear()
+        self._learned[signature] = (shapes, suits and size <= _MOST_BYTES)
+        return input
+
+    def _ops(self, input: Tensor) -> SimpleNamespace | None:
+        """The kernels, or None where something is to be seen of each layer, or nothing of the backward."""
+        if (
+            type(input) not in (Tensor, Parameter)
+            or not torch.is_grad_enabled()
+            or not input.is_cpu
+            or not input.is_contiguous()
+            or torch.is_autocast_enabled("cpu")
+            or any(self._hooks)
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_function_stack()
+            or torch._C._len_torch_dispatch_stack()
+            # Such as those of torch.utils.checkpoint, which counts what is saved.
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ):
+            return None
+        for module, kind in self._modules:
+            if type(module) is not kind or "forward" in module.__dict__:
+                return None
+        ops = backends.resolve(input)
+        return ops if ops is not None and ops.backend == "cpp" else None
+
+    def _parameters(self, dtype: torch.dtype) -> list[Any] | None:
+        """The links' parameters as they are now, if they are plain ones of ``dtype``."""
+        found: list[Any] = []
+        for module, name in self._owners:
+            parameter = module._parameters.get(name, False)  # False: pruned, or parametrized
+            if parameter is None and name == "bias":
+                found.append(None)
+            elif (
+                type(parameter) is Parameter
+                and parameter.dtype is dtype
+                and parameter.is_cpu
+                and parameter.is_contiguous()
+            ):
+                found.append(parameter)
+            else:
+                return None
+        return found
+
+
+def chains_in(row: Sequence[Any]) -> Iterator[tuple[int, Chain]]:
+    """The chains of layers and steps that are called one after the other: where each begins, and it."""
+    links: list[Link] = []
+    for place, call in enumerate([*row, None]):
+        link = link_of(call)
+        if link is not None:
+            links.append(link)
+            continue
+        if sum(not isinstance(link, FlattenLink) for link in links) > 1:
+            yield place - len(links), Chain(links)
+        links = []

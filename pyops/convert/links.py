@@ -1,0 +1,268 @@
+"""Layers and fused steps as links of a chain (``chain.py``): the autograd function of each and its arguments.
+
+A link runs what its layer's public function would run, without what that function checks anew at every call:
+a chain takes inputs like those that passed the checks before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .. import nn
+from ..kinds import parse
+from ..layouts import is_channels_last, lies_channels_last
+from ..ops.avg_pool2d import AverageFunction
+from ..ops.conv2d import Conv2dFunction, Geometry
+from ..ops.conv2d_max_pool2d import Conv2dMaxPool2dFunction, Pool, kernels_for
+from ..ops.dropout import draw_seed
+from ..ops.linear import LinearFunction
+from ..ops.max_pool2d import MaxPool2dFunction, Windows
+from ..ops.tools.windows import pair, stride_pair
+from ..reference import conv2d as conv2d_formula
+from ..reference import conv2d_max_pool2d as conv2d_max_pool2d_formula
+from ..reference import linear as linear_formula
+from ..reference import pooling as pooling_formula
+from .steps import Conv2dMaxPool2dStep, Conv2dStep, LinearStep
+
+#: What ``function.forward`` and ``formula`` get: the input, the parameters, and the rest.
+Arguments = tuple[Any, ...]
+Call = Callable[[Tensor], Tensor]
+
+
+class Link:
+    """The base class. ``call`` is the layer or step that does the same by itself.
+
+    ``reads`` names the attributes of each of ``modules`` that decide what the link does. They are looked at
+    before every use; when one has changed, :meth:`prepare` makes of them what :meth:`arguments` needs.
+    """
+
+    function: Any
+    #: The same as formulas of torch, of the same arguments.
+    formula: Any
+    #: Names of the parameters of the first module, in the order of the arguments.
+    names: tuple[str, ...] = ()
+
+    def __init__(self, call: Call, reads: dict[Module, tuple[str, ...]]) -> None:
+        self.call, self.modules = call, list(reads)
+        self.reads = [(module, attrgetter(*names)) for module, names in reads.items()]
+
+    def state(self) -> list[Any]:
+        """The attributes, as they are now."""
+        return [read(module) for module, read in self.reads]
+
+    def prepare(self) -> None:
+        """Make what :meth:`arguments` needs of the attributes."""
+
+    def suits(self, input: Tensor) -> bool:
+        """Whether ``input`` lies as :meth:`arguments` expects, and the attributes are such as it knows."""
+        return input.dim() > 1 and input.is_contiguous()
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        raise NotImplementedError
+
+
+class _Flatten(torch.autograd.Function):
+    """Only for a chain, in which views have no gradient functions of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        ctx.shape = input.shape
+        return input.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        return (grad.reshape(ctx.shape),)
+
+
+class FlattenLink(Link):
+    """torch's Flatten of all but the batch."""
+
+    function: Any = _Flatten
+    formula: Any = staticmethod(lambda input: input.flatten(1))
+
+    def __init__(self, call: Call, flatten: Any) -> None:
+        super().__init__(call, {flatten: ("start_dim", "end_dim")})
+
+    def suits(self, input: Tensor) -> bool:
+        return self.state() == [(1, -1)] and super().suits(input)
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        return (input,)
+
+
+class LinearLink(Link):
+    """linear, activation, dropout."""
+
+    function: Any = LinearFunction
+    formula: Any = staticmethod(lambda *arguments: linear_formula.linear(*arguments[:-1]))
+    names = ("weight", "bias")
+
+    def __init__(self, call: Call, linear: Any, activation: str | None = None, dropout: Any = None) -> None:
+        more = {} if dropout is None else {dropout: ("p", "training")}
+        super().__init__(call, {linear: ("activation", "dropout_p", "training"), **more})
+        self._fused = activation
+
+    def prepare(self) -> None:
+        (activation, p, training), *dropout = self.state()
+        if dropout:
+            ((p, training),) = dropout
+        self._activation = parse("linear", self._fused or activation)
+        self._p = p if training else 0.0
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        p = self._p
+        return (input, *parameters, draw_seed(input.device) if p > 0.0 else None, p, self._activation, ops)
+
+
+_CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation")
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
+def _pairs(*values: Any) -> list[Any]:
+    return [pair("chain", "", value, 0) for value in values]
+
+
+def _windows(state: Any) -> list[Any]:
+    """Kernel, stride, padding, dilation and ceil mode of a pooling layer in this state."""
+    kernel, stride, padding, dilation, ceil_mode, _ = state
+    (kernel,) = _pairs(kernel)
+    return [kernel, stride_pair("chain", stride, kernel), *_pairs(padding, dilation), ceil_mode]
+
+
+def _is_image(input: Tensor) -> bool:
+    """Whether ``input`` is a batch of images that no op takes for channels_last."""
+    return (
+        input.dim() == 4
+        and input.is_contiguous()
+        and not is_channels_last(input)
+        and not lies_channels_last(input)
+    )
+
+
+class Conv2dLink(Link):
+    """conv2d, activation."""
+
+    function: Any = Conv2dFunction
+    formula: Any = staticmethod(
+        lambda input, weight, bias, residual, geometry, *others: conv2d_formula.conv2d(
+            *(input, weight, bias, residual, *geometry, others[0])
+        )
+    )
+    names = ("weight", "bias")
+
+    def __init__(self, call: Call, conv: Any, activation: str | None = None, pool: Any = None) -> None:
+        super().__init__(call, {conv: _CONV, **({} if pool is None else {pool: _POOL})})
+        self._fused = activation
+
+    def prepare(self) -> None:
+        stride, padding, dilation, groups, _, activation = self.state()[0]
+        self._activation = parse("conv2d", self._fused or activation)
+        if not isinstance(padding, str):
+            self._geometry = Geometry._make([*_pairs(stride, padding, dilation), groups])
+
+    def suits(self, input: Tensor) -> bool:
+        conv: Any = self.modules[0]
+        return _is_image(input) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        return (input, *parameters, None, self._geometry, self._activation, ops)
+
+
+class Conv2dMaxPool2dLink(Conv2dLink):
+    """conv2d, activation, max_pool2d."""
+
+    function: Any = Conv2dMaxPool2dFunction
+    formula: Any = staticmethod(
+        lambda input, weight, bias, geometry, activation, pool, ops: (
+            conv2d_max_pool2d_formula.conv2d_max_pool2d(input, weight, bias, (*geometry, activation), pool)
+        )
+    )
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._pool = Pool._make(_windows(self.state()[1]))
+
+    def suits(self, input: Tensor) -> bool:
+        pool: Any = self.modules[1]
+        return super().suits(input) and kernels_for(input, self._pool) is not None and not pool.return_indices
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        return (input, *parameters, self._geometry, self._activation, self._pool, ops)
+
+
+class MaxPool2dLink(Link):
+    """max_pool2d."""
+
+    function: Any = MaxPool2dFunction
+    formula: Any = staticmethod(
+        lambda input, windows, *others: pooling_formula.max_pool2d(*(input, *windows[:5], False))
+    )
+
+    def __init__(self, call: Call, pool: Any) -> None:
+        super().__init__(call, {pool: _POOL})
+
+    def prepare(self) -> None:
+        self._windows = Windows._make([*_windows(self.state()[0]), False])
+
+    def suits(self, input: Tensor) -> bool:
+        pool: Any = self.modules[0]
+        return _is_image(input) and not pool.return_indices
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        return (input, self._windows, False, ops)
+
+
+class AvgPool2dLink(Link):
+    """avg_pool2d."""
+
+    function: Any = AverageFunction
+    formula: Any = staticmethod(
+        lambda input, forward, options, *others: pooling_formula.avg_pool2d(input, *options[:-1])
+    )
+
+    def __init__(self, call: Call, pool: Any) -> None:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        super().__init__(call, {pool: names})
+
+    def prepare(self) -> None:
+        kernel, stride, padding, *options = self.state()[0]
+        (kernel,) = _pairs(kernel)
+        self._options = (kernel, stride_pair("chain", stride, kernel), *_pairs(padding), *options, False)
+
+    def suits(self, input: Tensor) -> bool:
+        return _is_image(input)
+
+    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+        options = self._options
+        size = list(input.shape[2:])
+        return (input, ops.avg_pool2d_forward, options, ops.avg_pool2d_backward, (size, *options))
+
+
+_MODULES: dict[type, Callable[[Call, Any], Link]] = {
+    torch.nn.Flatten: FlattenLink,
+    nn.Linear: LinearLink,
+    nn.Conv2d: Conv2dLink,
+    nn.MaxPool2d: MaxPool2dLink,
+    nn.AvgPool2d: AvgPool2dLink,
+}
+
+
+def link_of(call: Any) -> Link | None:
+    """``call``, a module or a fused step, as a link; None if there is none for it."""
+    make = _MODULES.get(type(call))
+    if make is not None:
+        return make(call, call)
+    if type(call) is LinearStep:
+        return LinearLink(call, call.linear, call.activation, call.dropout)
+    if type(call) is Conv2dStep:
+        return Conv2dLink(call, call.conv, call.activation)
+    if type(call) is Conv2dMaxPool2dStep:
+        return Conv2dMaxPool2dLink(call, call.conv, call.activation, call.pool)
+    return None
