@@ -26,8 +26,9 @@ template <class F>
 void dispatch_typed_activation(ScalarType type, const math::ActivationParams& params, const char* op,
                                const F& f) {
   dispatch_floating(type, op, [&](auto tag) {
-    const bool known = math::dispatch_activation<acc_t<decltype(tag)>>(
-        params, [&](const auto& functor) { f(tag, functor); });
+    using T = decltype(tag);
+    const bool known =
+        math::dispatch_activation<acc_t<T>, T>(params, [&](const auto& functor) { f(tag, functor); });
     STD_TORCH_CHECK(known, op, ": kind must be in [0, 11], got ", params.kind);
   });
 }

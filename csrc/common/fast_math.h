@@ -38,6 +38,13 @@ PYOPS_HD double select_at_most(double a, double b, double if_at_most, double oth
   return a <= b ? if_at_most : otherwise;
 }
 
+// 1 / x of a normal number, to more bits than 16-bit types hold.
+PYOPS_HD float short_reciprocal(float x) { return 1.0f / x; }
+PYOPS_HD double short_reciprocal(double x) { return 1.0 / x; }
+// 2^x of x <= 0, as exactly.
+PYOPS_HD float short_exp2(float x) { return ::exp2f(x); }
+PYOPS_HD double short_exp2(double x) { return ::exp2(x); }
+
 PYOPS_HD float exp(float x) { return ::expf(x); }
 PYOPS_HD double exp(double x) { return ::exp(x); }
 PYOPS_HD float expm1(float x) { return ::expm1f(x); }

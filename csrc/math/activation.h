@@ -151,16 +151,16 @@ struct Softplus {
 };
 
 // x P(X <= x) for a standard normal X (Hendrycks and Gimpel 2016, arXiv:1606.08415).
-template <class T>
+template <class T, class Storage = T>
 struct Gelu {
   static constexpr bool kFromOutput = false;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return x * Normal<T, V>::of(x).cdf;
+    return x * Normal<T, V, Storage>::of(x).cdf;
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
-    const Normal<T, V> normal = Normal<T, V>::of(x);
+    const Normal<T, V, Storage> normal = Normal<T, V, Storage>::of(x);
     return grad * (normal.cdf + x * (normal.exponential * T(0.39894228040143267794)));
   }
 };
@@ -210,11 +210,11 @@ struct Hardswish {
     V gate = x + V(T(3));
     gate = select_greater(V(T(0)), gate, V(T(0)), gate);
     gate = select_greater(gate, V(T(6)), V(T(6)), gate);
-    return x * gate / V(T(6));
+    return x * gate * T(1.0 / 6);
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
-    const V inside = grad * (x / V(T(3)) + V(T(0.5)));
+    const V inside = grad * (x * T(1.0 / 3) + V(T(0.5)));
     const V right = select_greater(V(T(3)), x, inside, grad);
     return select_at_most(x, V(T(-3)), V(T(0)), right);
   }
@@ -250,12 +250,12 @@ struct FromInput {
   }
 };
 
-// Calls f(functor) with the activation that params describe; false when there is no such kind. On host and
-// device, with an f for either.
+// Calls f(functor) with the activation that params describe, for results that are stored as Storage; false
+// when there is no such kind. On host and device, with an f for either.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
-template <class T, class F>
+template <class T, class Storage = T, class F>
 PYOPS_HD bool dispatch_activation(const ActivationParams& params, const F& f) {
   constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
   constexpr double kSeluScale = 1.0507009873554804934193349852946;
@@ -280,7 +280,7 @@ PYOPS_HD bool dispatch_activation(const ActivationParams& params, const F& f) {
       alpha >= 0 ? f(Elu<T, true>{T(1), T(alpha)}) : f(Elu<T, false>{T(1), T(alpha)});
       return true;
     case ActivationKind::kGelu:
-      return f(Gelu<T>{}), true;
+      return f(Gelu<T, Storage>{}), true;
     case ActivationKind::kGeluTanh:
       return f(GeluTanh<T>{}), true;
     case ActivationKind::kSilu:

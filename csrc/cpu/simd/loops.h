@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/simd/vec.h"
 
@@ -58,13 +59,24 @@ template <class Out, class F, class... In>
 void transform(int64_t n, const F& f, Out* y, const In*... x) {
   using Acc = acc_t<Out>;
   constexpr int kLanes = Vec<Acc>::kLanes;
+  constexpr int kPair = 2 * kLanes;
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= n; i += kUnroll * kLanes) {
-    Vec<Acc> v[kUnroll];
-    PYOPS_UNROLL
-    for (int u = 0; u < kUnroll; ++u) v[u] = f(load<Acc>(x + i + u * kLanes)...);
-    PYOPS_UNROLL
-    for (int u = 0; u < kUnroll; ++u) store(y + i + u * kLanes, v[u]);
+    if constexpr ((std::is_same_v<Out, bfloat16> && ... && std::is_same_v<In, bfloat16>)) {
+      EvenOdd v[kUnroll / 2];
+      PYOPS_UNROLL
+      for (int u = 0; u < kUnroll / 2; ++u) {
+        v[u] = {f(EvenOdd::load(x + i + u * kPair).even...), f(EvenOdd::load(x + i + u * kPair).odd...)};
+      }
+      PYOPS_UNROLL
+      for (int u = 0; u < kUnroll / 2; ++u) v[u].store(y + i + u * kPair);
+    } else {
+      Vec<Acc> v[kUnroll];
+      PYOPS_UNROLL
+      for (int u = 0; u < kUnroll; ++u) v[u] = f(load<Acc>(x + i + u * kLanes)...);
+      PYOPS_UNROLL
+      for (int u = 0; u < kUnroll; ++u) store(y + i + u * kLanes, v[u]);
+    }
   }
   for (; i < n; i += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - i));

@@ -14,6 +14,31 @@ PYOPS_HD Vec<T> operator-(Vec<T> a) {
   return -a.v;
 }
 
+// 1 / x of a normal number, to more bits than 16-bit types hold: a division takes three times as long.
+template <class T>
+PYOPS_HD Vec<T> short_reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    const Vec<T> guess = typename Vec<T>::Native(_mm512_rcp14_ps(x.v));  // to 2^-14
+    return guess * (Vec<T>(T(2)) - x * guess);
+  }
+#endif
+  return Vec<T>(T(1)) / x;
+}
+
+// 2^x of x <= 0, to more bits than 16-bit types hold; what would be subnormal is 0, NaN stays.
+PYOPS_HD Vec<float> short_exp2(Vec<float> x) {
+  using V = Vec<float>;
+  constexpr float kPolynomial[] = {0.00957010129f, 0.0559178603f, 0.240247448f, 0.693121815f, 0.999999261f};
+  const PowerOfTwo<float> n = PowerOfTwo<float>::nearest(x);
+  const V r = x - n.exponent;
+  V p = kPolynomial[0];
+  PYOPS_UNROLL
+  for (int i = 1; i < 5; ++i) p = p * r + kPolynomial[i];
+  return n.times(p, x, -126.0f);
+}
+PYOPS_HD Vec<double> short_exp2(Vec<double> x) { return exp(x * 0.69314718055994530942); }
+
 // All bits but the sign.
 template <class T>
 struct SignMask;
