@@ -175,17 +175,21 @@ class WeightGradient {
     const bool joined = tile.columns == line && tile.columns * grad.column_stride == grad.row_stride;
     const int64_t rows = joined ? 1 : tile.rows, columns = joined ? tile.rows * tile.columns : tile.columns;
     const int64_t pairs = ceil_div(columns, 2), all = plan_.steps(tile.rows, tile.columns) * kTileRows;
-    for (int64_t k = 0; k < plan_.sums.panels.padded(); k += kTileRows) {
-      const int64_t from = image * grad.image_stride + (group * outputs + k) * grad.channel_stride +
+    const int64_t origin = image * grad.image_stride + group * outputs * grad.channel_stride +
                            tile.row * grad.row_stride + tile.column * grad.column_stride;
-      float* const to = packed + (k * steps + first_step * kTileRows) * kTileRows;
-      for (int64_t row = 0; row < rows; ++row) {
-        const int64_t begin = row * line / 2, next = row + 1 < rows ? begin + line / 2 : all;
-        bf16_pack::pack_pair_row(grad, from + row * grad.row_stride, columns,
-                                 std::clamp<int64_t>(outputs - k, 0, kTileRows), kTileRows,
-                                 to + begin * kTileRows);
-        std::fill(to + (begin + pairs) * kTileRows, to + next * kTileRows, 0.0f);
-      }
+    const auto panel = [&](int64_t k) { return packed + (k * steps + first_step * kTileRows) * kTileRows; };
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t begin = row * line / 2, next = row + 1 < rows ? begin + line / 2 : all;
+      bf16_pack::for_each_segment(grad, columns, [&](int64_t first, int64_t count) {
+        const int64_t from = origin + row * grad.row_stride + first * grad.column_stride;
+        for (int64_t k = 0; k < plan_.sums.panels.padded(); k += kTileRows) {
+          bf16_pack::pack_pair_row(grad, from + k * grad.channel_stride, count,
+                                   std::clamp<int64_t>(outputs - k, 0, kTileRows), kTileRows,
+                                   panel(k) + (begin + first / 2) * kTileRows);
+        }
+      });
+      for (int64_t k = 0; k < plan_.sums.panels.padded(); k += kTileRows)
+        std::fill(panel(k) + (begin + pairs) * kTileRows, panel(k) + next * kTileRows, 0.0f);
     }
   }
 

@@ -109,6 +109,8 @@ class ChannelPairTerms {
 class PixelPairTerms {
  public:
   using Plan = DirectGradientPlan<bfloat16>;
+  // A term takes half the bytes of a float, and each block packs the gradient again.
+  static constexpr int64_t kBlockTerms = 2 * kConvDepth;
 
   explicit PixelPairTerms(const Plan& plan) : plan_(plan) {
     if (plan.sums.terms == 1 && plan.problem.x.channels_are_neighbours())
@@ -143,13 +145,17 @@ class PixelPairTerms {
     for (int64_t i = 0; i < images.count; ++i) {
       const int64_t origin = (images.first + i) * grad.image_stride + group * outputs * grad.channel_stride +
                              tile.row * grad.row_stride + tile.column * grad.column_stride;
-      for (int64_t k = 0; k < panels.padded(); k += n) {
-        const int64_t panel = k / panels.kWide, width = panels.width(panel);
-        float* to = packed + panels.begin(panel) * total + i * rows * pairs * width + k % panels.kWide;
-        for (int64_t row = 0; row < rows; ++row, to += pairs * width) {
-          bf16_pack::pack_pair_row(grad, origin + row * grad.row_stride + k * grad.channel_stride, columns,
-                                   std::clamp<int64_t>(outputs - k, 0, n), width, to);
-        }
+      for (int64_t row = 0; row < rows; ++row) {
+        bf16_pack::for_each_segment(grad, columns, [&](int64_t first, int64_t count) {
+          const int64_t from = origin + row * grad.row_stride + first * grad.column_stride;
+          for (int64_t k = 0; k < panels.padded(); k += n) {
+            const int64_t panel = k / panels.kWide, width = panels.width(panel);
+            bf16_pack::pack_pair_row(grad, from + k * grad.channel_stride, count,
+                                     std::clamp<int64_t>(outputs - k, 0, n), width,
+                                     packed + panels.begin(panel) * total +
+                                         ((i * rows + row) * pairs + first / 2) * width + k % panels.kWide);
+          }
+        });
       }
     }
     return total;

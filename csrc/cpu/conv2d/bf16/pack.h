@@ -75,13 +75,14 @@ inline __mmask32 inside_lanes(const InsideRange& inside, int64_t i, int64_t widt
 template <class F>
 inline void transpose_pixels(const Source& x, int64_t at, int64_t step, int64_t count, int64_t channels,
                              const F& f) {
-  for (int64_t c = 0; c < channels; c += 2 * kPairs) {
-    const __mmask32 lanes = lanes_of(channels - c);
-    const int64_t pairs = std::min<int64_t>(kPairs, ceil_div(channels - c, 2));
-    for (int64_t i = 0; i < count; i += kPairs) {
-      const int64_t pixels = std::min<int64_t>(kPairs, count - i);
+  for (int64_t i = 0; i < count; i += kPairs) {
+    const int64_t pixels = std::min<int64_t>(kPairs, count - i);
+    for (int64_t c = 0; c < channels; c += 2 * kPairs) {
+      const __mmask32 lanes = lanes_of(channels - c);
+      const int64_t pairs = std::min<int64_t>(kPairs, ceil_div(channels - c, 2));
       Vec<float> square[kPairs];
       for (int j = 0; j < kPairs; ++j) {
+        prefetch(x, at + (i + kPairs + j) * step + c);
         const __m512i v = j < pixels ? elements(x, at + (i + j) * step + c, lanes) : _mm512_setzero_si512();
         square[j] = Vec<float>::Native(_mm512_castsi512_ps(v));
       }
@@ -206,6 +207,7 @@ inline void pack_singles(const Source& x, int64_t image, int64_t channel, int64_
     }
   };
   const auto store_singles = [](bfloat16* to, __m512i v, int64_t count) {
+    if (count == kPairs) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(v));
     _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(lanes_of(count)), _mm512_cvtepi32_epi16(v));
   };
   if (together) {
@@ -255,6 +257,17 @@ inline void pack_pixel_pairs(const Source& x, int64_t image, int64_t channel, in
       });
 }
 
+// Pixels of a row, an even number, all channels of which are packed before the next: where channels are
+// neighbours, parts of one cache line are then needed at one time.
+constexpr int64_t kSegment = 32;
+
+// Calls f(first, count) for the segments of a row.
+template <class F>
+inline void for_each_segment(const Source& grad, int64_t columns, const F& f) {
+  const int64_t most = grad.channel_stride == 1 ? kSegment : columns;
+  for (int64_t first = 0; first < columns; first += most) f(first, std::min(most, columns - first));
+}
+
 // A row of `columns` pixels' gradients of kPairs neighbouring channels, of which `count` exist, as
 // to[pair of pixels * width + channel].
 inline void pack_pair_row(const Source& grad, int64_t from, int64_t columns, int64_t count, int64_t width,
@@ -264,6 +277,8 @@ inline void pack_pair_row(const Source& grad, int64_t from, int64_t columns, int
     for (int64_t p = 0; p < columns; p += 2) {
       const int64_t at = from + p * grad.column_stride;
       const bool single = p + 1 == columns;
+      prefetch(grad, at + kSegment * grad.column_stride);
+      prefetch(grad, at + (kSegment + 1) * grad.column_stride);
       const __m256i second =
           single ? _mm256_setzero_si256() : half_elements(grad, at + grad.column_stride, lanes);
       _mm512_storeu_si512(to + p / 2 * width, joined(half_elements(grad, at, lanes), second));

@@ -66,9 +66,10 @@ struct DirectGradientPlan {
   using Acc = acc_t<T>;
   static constexpr int64_t n = Vec<Acc>::kLanes;
 
-  explicit DirectGradientPlan(const WeightGradientProblem<T>& problem_)
+  // A block of input channels has about `block_terms` terms.
+  DirectGradientPlan(const WeightGradientProblem<T>& problem_, int64_t block_terms)
       : problem(problem_),
-        sums(problem, taps(), ceil_div(problem.weights.inputs * taps(), kConvDepth),
+        sums(problem, taps(), ceil_div(problem.weights.inputs * taps(), block_terms),
              std::min<int64_t>(problem.w.count, 4 * n)),
         shape(problem.h, problem.w, 1, 1) {
     const int64_t rows = problem.h.count, columns = problem.w.count;
@@ -133,6 +134,7 @@ class SingleGradientTerms {
  public:
   using Acc = acc_t<T>;
   using Plan = DirectGradientPlan<T>;
+  static constexpr int64_t kBlockTerms = kConvDepth;
 
   explicit SingleGradientTerms(const Plan& plan) : plan_(plan) {}
 
@@ -168,7 +170,7 @@ class DirectWeightGradient {
 
   explicit DirectWeightGradient(const WeightGradientProblem<T>& problem)
       : problem_(problem),
-        plan_(problem),
+        plan_(problem, Terms::kBlockTerms),
         terms_(plan_),
         grad_h_(identity(problem.h.count)),
         grad_w_(identity(problem.w.count)) {}
