@@ -1,7 +1,7 @@
 """bfloat16 and float16 on the CPU where torch has been wrong, or slower than float32 by far, on one machine
 or another: each case is named after the issue of pytorch/pytorch that tells of it.
 
-Ours must be right everywhere, and of the speed of our own float32, which ``make bench-16bit`` measures exactly.
+Ours must be right everywhere, and about as fast as our own float32: ``make bench-16bit`` measures that.
 """
 
 from __future__ import annotations
