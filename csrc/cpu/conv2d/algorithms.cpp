@@ -11,12 +11,13 @@ namespace {
 
 template <class A, class Problem>
 constexpr Algorithm<Problem> entry(const char* name) {
-  return {name, A::template can<Problem>, A::template suits<Problem>, A::template run<Problem>};
+  return {name, A::template can<Problem>, A::template suits<Problem>, A::template run<Problem>, A::kPacks};
 }
 
 // Forward pass and input gradient.
 template <class T, class Problem = CorrelationProblem<T>>
 constexpr Algorithm<Problem> kCorrelation[] = {
+    entry<Depthwise, Problem>("depthwise"),
     entry<SmallImage, Problem>("small_image"),
     entry<Amx, Problem>("amx"),
     entry<Bf16Dot, Problem>("bf16_dot"),
@@ -27,6 +28,7 @@ constexpr Algorithm<Problem> kCorrelation[] = {
 // Gradients of weight and bias.
 template <class T, class Problem = WeightGradientProblem<T>>
 constexpr Algorithm<Problem> kWeightGradient[] = {
+    entry<Depthwise, Problem>("depthwise"),
     entry<SmallImage, Problem>("small_image"),
     entry<Amx, Problem>("amx"),
     entry<Bf16Dot, Problem>("bf16_dot"),

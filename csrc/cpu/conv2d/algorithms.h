@@ -18,6 +18,7 @@ struct Algorithm {
   bool (*can)(const Problem&);    // whether it solves the problem
   bool (*suits)(const Problem&);  // if it can: whether it is the fastest, or faster than those after it
   void (*run)(const Problem&);
+  bool packs;  // whether it can keep packed weights (packed_weights.h)
 };
 
 template <class Problem>
@@ -32,8 +33,20 @@ void solve(const Problem& problem) {
 std::vector<std::string> correlation_algorithms();
 std::vector<std::string> weight_gradient_algorithms();
 
+// Groups of one input and one output channel (depthwise/depthwise.cpp).
+struct Depthwise {
+  static constexpr bool kPacks = false;
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
 // Images of a few pixels: weights are read or written once (small_image.cpp).
 struct SmallImage {
+  static constexpr bool kPacks = false;
   template <class Problem>
   static bool can(const Problem& p);
   template <class Problem>
@@ -44,6 +57,7 @@ struct SmallImage {
 
 // bfloat16 by products of tiles (amx/plan.h).
 struct Amx {
+  static constexpr bool kPacks = false;
   template <class Problem>
   static bool can(const Problem& p);
   template <class Problem>
@@ -54,6 +68,7 @@ struct Amx {
 
 // bfloat16 by the instruction that multiplies and adds pairs (bf16/bf16.h).
 struct Bf16Dot {
+  static constexpr bool kPacks = false;
   template <class Problem>
   static bool can(const Problem& p);
   template <class Problem>
@@ -64,6 +79,7 @@ struct Bf16Dot {
 
 // 16 of 36 multiplications for kernels of 3 x 3, in steps of 1 (winograd/winograd.cpp).
 struct Winograd {
+  static constexpr bool kPacks = true;
   template <class Problem>
   static bool can(const Problem& p);
   template <class Problem>
@@ -74,6 +90,7 @@ struct Winograd {
 
 // Every product is formed (direct/direct.h).
 struct Direct {
+  static constexpr bool kPacks = true;
   template <class Problem>
   static bool can(const Problem& p);
   template <class Problem>

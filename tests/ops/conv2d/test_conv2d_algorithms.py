@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif("cpp" not in _library.loaded, reason="the C++ kernels for the CPU are not built"),
 ]
 
-_NAMES = ["small_image", "amx", "bf16_dot", "winograd", "direct"]
+_NAMES = ["depthwise", "small_image", "amx", "bf16_dot", "winograd", "direct"]
 # Of bfloat16 only, on CPUs that have it; tiles have a twin in software.
 _FEATURES = {"amx": "amx_twin", "bf16_dot": "avx512_bf16"}
 _FORCED = os.environ.get("PYOPS_CONV2D")
@@ -36,20 +36,25 @@ def _chosen(
 
 # -------------------------------------------------------------------------------------------- forced by name
 
-# Problems that every algorithm can solve in all three directions, whether it suits them or not.
+# Problems that every algorithm but depthwise can solve in all three directions, whether it suits them or not.
 _CASES_OF_ALL = [
     case("all_wide", (1, 16, 9, 19), 48, 3, padding=1, activation="relu"),
     case("all_large_kernel", (2, 16, 13, 11), 32, (3, 5), padding=(0, 2), residual=True),
     case("all_grouped", (3, 32, 5, 6), 64, 3, padding=1, groups=2, activation="relu"),
     case("all_one_image_of_few_pixels", (1, 32, 2, 3), 16, 3, padding=1),
 ]
-# Those of the direct algorithm and one or two others.
+# Those of the direct algorithm and one or two others; depthwise is for its own problems only.
 _CASES_OF_SOME = [
     case("some_strided", (2, 34, 9, 15), 48, 3, stride=2, padding=1, activation="relu"),
     case("some_dilated", (1, 18, 13, 12), 32, 3, dilation=2, stride=(2, 1), padding=3),
     case("some_one_by_one", (2, 40, 7, 11), 48, 1, activation="relu"),
     case("some_to_few", (3, 18, 7, 19), 3, 3, padding=1),
-    case("some_depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21),
+    case("some_depthwise", (2, 21, 9, 35), 21, 3, padding=1, groups=21, activation="relu"),
+    case("some_depthwise_strided", (3, 37, 11, 8), 37, 3, stride=2, padding=1, groups=37),
+    case("some_depthwise_large", (2, 17, 7, 9), 17, (5, 7), padding=(2, 3), groups=17, residual=True),
+    case("some_depthwise_dilated", (1, 33, 9, 13), 33, 3, dilation=(1, 3), stride=(3, 1), groups=33),
+    case("some_depthwise_rows", (2, 16, 67, 131), 16, 3, padding=1, groups=16, activation="relu"),
+    case("some_depthwise_point", (2, 19, 5, 6), 19, 1, stride=2, groups=19),
 ]
 
 
@@ -77,7 +82,8 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     geometry = {k: v for k, v in case.options.items() if k != "activation"}
     found = algorithms(tensors["input"], tensors["weight"], **geometry)
     feature = _FEATURES.get(str(_FORCED))
-    if feature and not (dtype is torch.bfloat16 and feature in _library.cpu_features()):
+    lacks_feature = feature and not (dtype is torch.bfloat16 and feature in _library.cpu_features())
+    if lacks_feature or _FORCED == "depthwise":
         assert _FORCED not in found
     else:
         assert set(found) == {_FORCED}
@@ -122,7 +128,9 @@ def test_names_in_order() -> None:
         ((32, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}, "winograd"),
         ((8, 96, 27, 27), (256, 96, 5, 5), {"padding": 2}, "winograd"),
         ((64, 512, 2, 2), (512, 512, 3, 3), {"padding": 1}, "small_image"),
-        ((4, 32, 28, 28), (32, 1, 3, 3), {"padding": 1, "groups": 32}, "direct"),
+        ((4, 32, 28, 28), (32, 1, 3, 3), {"padding": 1, "groups": 32}, "depthwise"),
+        ((4, 32, 28, 28), (64, 1, 3, 3), {"padding": 1, "groups": 32}, "direct"),
+        ((4, 3, 28, 28), (3, 1, 3, 3), {"padding": 1, "groups": 3}, "direct"),
     ],
 )
 def test_choice(input: Any, weight: Any, geometry: dict[str, Any], expected: str) -> None:
@@ -143,7 +151,7 @@ def test_choice_of_tiles() -> None:
         ((32, 128, 28, 28), (128, 128, 3, 3)): ({"padding": 1}, "amx amx amx"),
         ((16, 3, 224, 224), (64, 3, 7, 7)): ({"stride": 2, "padding": 3}, "amx amx amx"),
         ((256, 1, 28, 28), (6, 1, 5, 5)): ({"padding": 2}, "amx direct amx"),
-        ((4, 32, 28, 28), (32, 1, 3, 3)): ({"padding": 1, "groups": 32}, "direct direct direct"),
+        ((4, 32, 28, 28), (32, 1, 3, 3)): ({"padding": 1, "groups": 32}, "depthwise depthwise depthwise"),
         ((64, 512, 2, 2), (512, 512, 3, 3)): ({"padding": 1}, "small_image small_image small_image"),
     }
     program = _CHOICES_OF_TILES.format(cases=[(*shapes, geometry) for shapes, (geometry, _) in cases.items()])
