@@ -252,7 +252,9 @@ class _Folded:
     def __init__(self, conv: Any, norm: Any) -> None:
         # No tensors of inference mode: a later call may need the gradient of its input.
         with torch.inference_mode(False), torch.no_grad():
-            self.result = _fold(conv, norm)
+            weight, bias = _fold(conv, norm)
+            # What does not change may be packed once (ops/tools/packed.py), and a parameter says so.
+            self.result = nn.Parameter(weight, requires_grad=False), bias
             self._sources = _sources(conv, norm)
             self._versions = [_version(t) for t in self._sources]
             self._eps = norm.eps

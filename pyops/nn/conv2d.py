@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional as F
 from ..kinds import parse
+from ..ops.tools.packed import forget
 
 __all__ = ["Conv2d", "LazyConv2d"]
 
@@ -43,6 +44,15 @@ class Conv2d(torch.nn.Conv2d):
         layout = (stride, padding, dilation, groups, bias, padding_mode)
         super().__init__(in_channels, out_channels, kernel_size, *layout, device, dtype)
         self.activation = activation
+
+    def train(self, mode: bool = True) -> Conv2d:
+        if mode:
+            forget(self.weight)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Conv2d:
+        forget(self.weight)  # to another device, for example
+        return super()._apply(fn, recurse)
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
         return self._conv_forward(input, self.weight, self.bias, self.activation, residual)

@@ -20,6 +20,7 @@ from ..layouts import dense, dense_in_either_format, empty_image, is_channels_la
 from ..reference import conv2d as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_shape, check_tensor
+from .tools.packed import forget, may_keep, packed
 
 __all__ = ["conv2d"]
 
@@ -107,6 +108,18 @@ torch.library.define(
     "(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups) -> str[]",
 )
 torch.library.define("pyops::conv2d_algorithm_names", "() -> str[]")
+# The CPU's weights that are packed once (csrc/cpu/conv2d/packed_weights.h).
+_WEIGHT = "Tensor input, Tensor weight"
+torch.library.define(
+    "pyops::conv2d_pack_weight",
+    f"({_WEIGHT}, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
+)
+torch.library.define(
+    "pyops::conv2d_packed_forward",
+    f"({_WEIGHT}, Tensor packed_weight, Tensor? bias, Tensor? residual, "
+    + _GEOMETRY.removesuffix(", ")
+    + ") -> (Tensor output, bool was_read)",
+)
 
 
 class Algorithms(NamedTuple):
@@ -265,7 +278,31 @@ def conv2d(
         t is not None and t.requires_grad for t in (input, weight, bias, residual)
     ):
         return apply(Conv2dFunction, input, weight, bias, residual, geometry, function, ops)
+    if ops.backend == "cpp" and may_keep(weight):
+        output = _with_packed_weight(input, weight, bias, residual, geometry, function)
+        if output is not None:
+            return output
     return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
+
+
+def _with_packed_weight(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    function: Activation,
+) -> Tensor | None:
+    """The output by a weight that was packed in an earlier call; None if there is none."""
+    key = (input.shape, input.dtype, is_channels_last(input), *map(tuple, geometry[:3]), geometry.groups)
+    kept = packed(weight, key, lambda: torch.ops.pyops.conv2d_pack_weight(input, weight, *geometry))
+    if kept is None:
+        return None
+    call = torch.ops.pyops.conv2d_packed_forward.default
+    output, was_read = call(input, weight, kept, bias, residual, *geometry, *function)
+    if not was_read:
+        forget(weight)
+    return output
 
 
 def prepare(

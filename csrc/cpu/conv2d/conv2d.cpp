@@ -5,19 +5,18 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/conv2d/packed_weights.h"
 #include "cpu/epilogue/activation.h"
 
 namespace pyops::cpu {
 namespace {
 
-std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
-                                          std::optional<Tensor> residual, std::vector<int64_t> stride,
-                                          std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                          int64_t groups, int64_t kind, double alpha, double beta,
-                                          bool save_input_of_activation) {
-  const char* op = "conv2d_forward";
-  const math::ActivationParams params{kind, alpha, beta};
-  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
+// The output and, if it is to be saved, the activation's input.
+std::tuple<Tensor, Tensor> form_output(const Tensor& input, const Tensor& weight,
+                                       const std::optional<Tensor>& bias,
+                                       const std::optional<Tensor>& residual, const Conv2dShape& shape,
+                                       const math::ActivationParams& params, bool save_input_of_activation,
+                                       PackedWeights* packed, const char* op) {
   check_bias(bias, op, input, shape);
   check_like_output(residual, op, "residual", input, shape);
   Tensor output = new_image(input, shape.output(), shape.channels_last);
@@ -34,10 +33,68 @@ std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::opti
       rows.output = mutable_data<T>(output);
       const Conv2d<T> conv(flattened(shape), input, weight);
       ImageEpilogue<T> epilogue(rows, conv.output(mutable_data<T>(output)));
-      solve(conv.forward(&epilogue));
+      CorrelationProblem<T> problem = conv.forward(&epilogue);
+      problem.packed = packed;
+      solve(problem);
     });
   });
   return {output, saved};
+}
+
+std::tuple<Tensor, Tensor> conv2d_forward(Tensor input, Tensor weight, std::optional<Tensor> bias,
+                                          std::optional<Tensor> residual, std::vector<int64_t> stride,
+                                          std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                          int64_t groups, int64_t kind, double alpha, double beta,
+                                          bool save_input_of_activation) {
+  const char* op = "conv2d_forward";
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
+  return form_output(input, weight, bias, residual, shape, params, save_input_of_activation, nullptr, op);
+}
+
+// The weight, packed for inputs of this shape and format; empty if that does not pay or nothing is packed.
+Tensor conv2d_pack_weight(Tensor input, Tensor weight, std::vector<int64_t> stride,
+                          std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups) {
+  const char* op = "conv2d_pack_weight";
+  // Of each weight, with so many outputs, packing is a hundredth of the work.
+  constexpr int64_t kMostOutputs = 4096;
+  const math::ActivationParams none{static_cast<int64_t>(math::ActivationKind::kIdentity), 0, 0};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, none, op);
+  Tensor bytes = new_tensor(input, {0}, ScalarType::Byte);
+  if (shape.images * shape.height.output() * shape.width.output() > kMostOutputs) return bytes;
+  dispatch_floating(input.scalar_type(), op, [&](auto tag) {
+    using T = decltype(tag);
+    const Conv2d<T> conv(flattened(shape), input, weight);
+    const ActivationEpilogue<T, math::Identity<acc_t<T>>> rows{{}};
+    ImageEpilogue<T> epilogue(rows, conv.output(nullptr));
+    CorrelationProblem<T> problem = conv.forward(&epilogue);
+    PackedWeights packed{PackedWeights::Use::kMeasure};
+    problem.packed = &packed;
+    if (!algorithm_for(problem).packs) return;
+    solve(problem);
+    bytes = new_output(input, {packed.bytes}, ScalarType::Byte);
+    packed.use = PackedWeights::Use::kFill;
+    packed.memory = bytes.mutable_data_ptr();
+    if (packed.bytes > 0) solve(problem);
+  });
+  return bytes;
+}
+
+// conv2d_forward with a weight that conv2d_pack_weight has packed. Says whether it was of use: it is not if
+// the problem or the weight is another.
+std::tuple<Tensor, bool> conv2d_packed_forward(Tensor input, Tensor weight, Tensor packed_weight,
+                                               std::optional<Tensor> bias, std::optional<Tensor> residual,
+                                               std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                               std::vector<int64_t> dilation, int64_t groups, int64_t kind,
+                                               double alpha, double beta) {
+  const char* op = "conv2d_packed_forward";
+  const math::ActivationParams params{kind, alpha, beta};
+  const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
+  STD_TORCH_CHECK(packed_weight.scalar_type() == ScalarType::Byte && packed_weight.is_contiguous(), op,
+                  ": packed_weight must be contiguous bytes");
+  PackedWeights packed{PackedWeights::Use::kRead, packed_weight.mutable_data_ptr(), packed_weight.numel()};
+  Tensor output = std::get<0>(form_output(input, weight, bias, residual, shape, params, false, &packed, op));
+  return {output, packed.was_read};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
@@ -119,6 +176,8 @@ std::vector<std::string> conv2d_algorithm_names() {
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("conv2d_forward", TORCH_BOX(&pyops::cpu::conv2d_forward));
+  m.impl("conv2d_pack_weight", TORCH_BOX(&pyops::cpu::conv2d_pack_weight));
+  m.impl("conv2d_packed_forward", TORCH_BOX(&pyops::cpu::conv2d_packed_forward));
   m.impl("conv2d_backward", TORCH_BOX(&pyops::cpu::conv2d_backward));
   m.impl("conv2d_algorithms", TORCH_BOX(&pyops::cpu::conv2d_algorithms));
 }

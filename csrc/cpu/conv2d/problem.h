@@ -91,6 +91,8 @@ struct TileImages {
 template <class T>
 class TileEpilogue;
 
+struct PackedWeights;
+
 // The forward pass or the input gradient. Each axis has one entry for each phase of the output; all phases
 // read the same part of the source, and the first is the longest.
 template <class T>
@@ -102,7 +104,8 @@ struct CorrelationProblem {
   std::vector<math::CorrelationAxis> h;
   std::vector<math::CorrelationAxis> w;
   int64_t images;
-  TileEpilogue<T>* epilogue;  // takes the sums; the choice of an algorithm does not depend on it
+  TileEpilogue<T>* epilogue;        // takes the sums; the choice of an algorithm does not depend on it
+  PackedWeights* packed = nullptr;  // weights that outlive the call (packed_weights.h)
 
   const math::CorrelationAxis& longest_h() const { return h.front(); }
   const math::CorrelationAxis& longest_w() const { return w.front(); }

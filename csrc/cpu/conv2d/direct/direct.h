@@ -18,6 +18,7 @@
 #include "cpu/conv2d/microkernels.h"
 #include "cpu/conv2d/pack_input.h"
 #include "cpu/conv2d/pack_weights.h"
+#include "cpu/conv2d/packed_weights.h"
 #include "cpu/conv2d/problem.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/scratch.h"
@@ -205,8 +206,9 @@ class DirectCorrelation {
     const CorrelationProblem<T>& p = plan_.problem;
     if (p.images == 0 || p.pixels() == 0) return;
     Scratch scratch;
-    Acc* const weights = scratch.take<Acc>(plan_.groups * plan_.group_weights + n);
-    pack_weights(weights);
+    const Acc* const weights = packed_weights(p, packed_order(), plan_.groups * plan_.group_weights + n,
+                                              scratch, [&](Acc* to) { pack_weights(to); });
+    if (weights == nullptr) return;
     double taps = 0;
     for (const Phase& phase : plan_.phases) taps += double(phase.taps);
     const double work = double(p.images) * double(p.pixels()) * double(plan_.groups) *
@@ -229,6 +231,21 @@ class DirectCorrelation {
     Acc* packed_input;
     Acc* sums;
   };
+
+  PackedOrder packed_order() const {
+    return {'d',
+            plan_.groups,
+            plan_.inputs,
+            plan_.outputs,
+            plan_.blocks.parts,
+            plan_.panels.parts,
+            plan_.panels.vectors_along_channels,
+            static_cast<int64_t>(plan_.phases.size()),
+            plan_.problem.weights.rows,
+            plan_.problem.weights.columns,
+            plan_.h.source_step,
+            plan_.w.source_step};
+  }
 
   void pack_weights(Acc* packed) const {
     const int64_t in_group = plan_.blocks.parts * plan_.panels.parts;

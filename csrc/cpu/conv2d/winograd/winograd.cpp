@@ -10,6 +10,7 @@
 #include "cpu/conv2d/epilogue.h"
 #include "cpu/conv2d/microkernels.h"
 #include "cpu/conv2d/pack_weights.h"
+#include "cpu/conv2d/packed_weights.h"
 #include "cpu/conv2d/winograd/transforms.h"
 #include "cpu/conv2d/winograd/weight_gradient.h"
 #include "cpu/runtime/parallel.h"
@@ -46,8 +47,10 @@ class WinogradCorrelation {
   // Whether all outputs are what direct sums would give; if not, they are to be formed again.
   bool run() const {
     Scratch scratch;
-    Acc* const weights = scratch.take<Acc>(16 * position_size(weights_.groups * weights_.inputs));
-    transform_weights(weights);
+    const Acc* const weights =
+        packed_weights(problem_, packed_order(), 16 * position_size(weights_.groups * weights_.inputs),
+                       scratch, [&](Acc* to) { transform_weights(to); });
+    if (weights == nullptr) return true;
     const int64_t tiles = tiles_.rows.parts() * tiles_.columns.parts();
     const double work = double(problem_.images) * double(h_.count * w_.count) *
                         double(weights_.outputs * weights_.inputs * sub_kernels_.count()) * 4;
@@ -107,6 +110,11 @@ class WinogradCorrelation {
   // From position to position of the transformed input. With one cache line more, what is stored to all
   // positions at once does not fall into one set of the L1 cache.
   int64_t input_position() const { return blocks_.size(0) * sub_kernels_.count() * layout_.tiles + n; }
+
+  PackedOrder packed_order() const {
+    return {'w',           weights_.groups, weights_.inputs, weights_.outputs,
+            blocks_.parts, weights_.rows,   weights_.columns};
+  }
 
   void transform_weights(Acc* to) const {
     const int64_t in_group = blocks_.parts * panels_.parts;
