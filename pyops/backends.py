@@ -132,6 +132,12 @@ def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | No
     return None if op in handles.without_kernel else handles
 
 
+def cpu_kernels() -> SimpleNamespace | None:
+    """What :func:`resolve` finds for a usual tensor on the CPU while no backend is asked for; None without
+    the library."""
+    return getattr(_bound, "cpp", None)
+
+
 def _choose(requested: str | None, device_type: str, index: int | None) -> str:
     return _choose_once(requested, device_type, index)
 
@@ -162,8 +168,9 @@ def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
 
     A call of a Python ``autograd.Function`` takes longer than one of torch's in C++, and on so few elements
     the call is most of the time. The rule holds on the CPU, and only while no backend is asked for by name
-    and the library is there (its absence must not go unnoticed). Fused forms never use it, because they win
-    by replacing several calls, nor does dropout, because its mask must be the same everywhere.
+    and the library is there (its absence must not go unnoticed). Fused forms do not use it, because they win
+    by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
+    mask must be the same everywhere.
     """
     if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False

@@ -19,16 +19,17 @@ from torch.nn import Parameter
 
 from .. import backends
 from ..ops.tools.autograd import differentiable_gradients
-from .links import Arguments, FlattenLink, Link, link_of
+from .links import FlattenLink, Link, link_of
 from .trace import hooks_of
 
 #: All of a chain's tensors live until its backward ends; of larger ones memory is worth more than time.
 _MOST_BYTES = 32 * 2**20
 _MOST_SIGNATURES = 64
+_PLAIN = (Tensor, Parameter)
 
 
 #: A link, what its function kept, the arguments behind the parameters, and how many tensors it saved.
-Ran = tuple[Link, "Kept", Arguments, int]
+Ran = tuple[Link, "Kept", tuple[Any, ...], int]
 
 
 class Kept:
@@ -44,10 +45,8 @@ class Kept:
 
 class ChainFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, links: Sequence[Link], ops: SimpleNamespace, input: Tensor, *parameters: Any
-    ) -> Tensor:
-        needs = ctx.needs_input_grad[2:]
+    def forward(ctx: Any, links: Sequence[Link], input: Tensor, *parameters: Any) -> Tensor:
+        needs = ctx.needs_input_grad[1:]
         ran: list[Ran] = []
         saved: list[Tensor | None] = []
         first, needed, at = input, needs[0], 0
@@ -56,9 +55,9 @@ class ChainFunction(torch.autograd.Function):
             own = needs[1 + at : 1 + end]
             # No link takes another tensor behind its parameters that could need a gradient.
             kept = Kept((needed, *own, False, False))
-            arguments = link.arguments(input, parameters[at:end], ops)
-            input = link.function.forward(kept, *arguments)
-            ran.append((link, kept, arguments[1 + end - at :], len(kept.saved_tensors)))
+            rest = link.fixed or link.rest(input)
+            input = link.function.forward(kept, input, *parameters[at:end], *rest)
+            ran.append((link, kept, rest, len(kept.saved_tensors)))
             saved += kept.saved_tensors
             kept.saved_tensors = ()
             needed, at = needed or any(own), end
@@ -71,8 +70,8 @@ class ChainFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, end = ctx.saved_tensors, len(ctx.saved_tensors)
         if torch.is_grad_enabled():
-            given = saved[: len(ctx.needs_input_grad) - 2]
-            return (None, None, *_differentiable(ctx.ran, given, ctx.needs_input_grad[2:], grad))
+            needs = ctx.needs_input_grad[1:]
+            return (None, *_differentiable(ctx.ran, saved[: len(needs)], needs, grad))
         found: list[Tensor | None] = []
         wanted: Tensor | None = grad
         ran: list[Ran] = ctx.ran
@@ -84,7 +83,7 @@ class ChainFunction(torch.autograd.Function):
                 wanted, *others = link.function.backward(kept, wanted)
                 own, kept.saved_tensors = others[: len(own)], ()
             found[:0] = own
-        return None, None, wanted, *found
+        return None, wanted, *found
 
 
 def _differentiable(
@@ -119,34 +118,52 @@ class Chain:
         modules = dict.fromkeys(chain.from_iterable(link.modules for link in links))
         self._modules = [(module, type(module)) for module in modules]
         self._hooks = tuple(chain.from_iterable(map(hooks_of, modules)))
-        self._owners = [(link.modules[0], name) for link in links for name in link.names]
+        self._owners = [(link.modules[0], name, name == "bias") for link in links for name in link.names]
         self._reads = [read for link in links for read in link.reads]
         #: The links' attributes that they were prepared for.
         self._states: list[Any] | None = None
+        self._ops: SimpleNamespace | None = None
         #: By shape and dtype of the input: the shapes of the parameters, and whether the chain suits.
         self._learned: dict[tuple[Any, ...], tuple[list[Any], bool]] = {}
 
     def __call__(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or (ops := self._ops(input)) is None:
+        # In one function: behind a kernel that has taken the caches each call of another costs a microsecond.
+        if torch.compiler.is_compiling() or not self._may_run(input):
             return self._one_by_one(input)
-        parameters = self._parameters(input.dtype)
-        if parameters is None:
-            return self._one_by_one(input)
+        dtype = input.dtype
+        parameters: list[Any] = []
+        shapes: list[Any] = []
+        for module, name, optional in self._owners:
+            parameter = module._parameters.get(name, False)  # False: pruned, or parametrized
+            if parameter is None and optional:
+                shapes.append(None)
+            elif (
+                type(parameter) is Parameter
+                and parameter.dtype is dtype
+                and parameter.is_cpu
+                and parameter.is_contiguous()
+            ):
+                shapes.append(parameter.shape)
+            else:
+                return self._one_by_one(input)
+            parameters.append(parameter)
         states = [read(module) for module, read in self._reads]
         if states != self._states:
-            for link in self._links:
-                link.prepare()
-            self._states = states
-            self._learned.clear()
-        signature = (input.shape, input.dtype)
-        shapes = [None if p is None else p.shape for p in parameters]
+            self._prepare(states)
+        signature = (input.shape, dtype)
         learned = self._learned.get(signature)
         if learned is None or learned[0] != shapes:
             return self._learn(input, signature, shapes)
-        if not learned[1]:
+        if not learned[1] or backends.resolve(input) is not self._ops or self._ops is None:
             return self._one_by_one(input)
-        output: Tensor = _apply(self._links, ops, input, *parameters)
+        output: Tensor = _apply(self._links, input, *parameters)
         return output
+
+    def _prepare(self, states: list[Any]) -> None:
+        self._states, self._ops = states, backends.cpu_kernels()
+        for link in self._links:
+            link.prepare(self._ops)
+        self._learned.clear()
 
     def __len__(self) -> int:
         return len(self._links)
@@ -168,10 +185,10 @@ class Chain:
         self._learned[signature] = (shapes, suits and size <= _MOST_BYTES)
         return input
 
-    def _ops(self, input: Tensor) -> SimpleNamespace | None:
-        """The kernels, or None where something is to be seen of each layer, or nothing of the backward."""
+    def _may_run(self, input: Tensor) -> bool:
+        """Whether nothing is to be seen of each layer, and something of the backward."""
         if (
-            type(input) not in (Tensor, Parameter)
+            type(input) not in _PLAIN
             or not torch.is_grad_enabled()
             or not input.is_cpu
             or not input.is_contiguous()
@@ -183,30 +200,11 @@ class Chain:
             # Such as those of torch.utils.checkpoint, which counts what is saved.
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ):
-            return None
+            return False
         for module, kind in self._modules:
             if type(module) is not kind or "forward" in module.__dict__:
-                return None
-        ops = backends.resolve(input)
-        return ops if ops is not None and ops.backend == "cpp" else None
-
-    def _parameters(self, dtype: torch.dtype) -> list[Any] | None:
-        """The links' parameters as they are now, if they are plain ones of ``dtype``."""
-        found: list[Any] = []
-        for module, name in self._owners:
-            parameter = module._parameters.get(name, False)  # False: pruned, or parametrized
-            if parameter is None and name == "bias":
-                found.append(None)
-            elif (
-                type(parameter) is Parameter
-                and parameter.dtype is dtype
-                and parameter.is_cpu
-                and parameter.is_contiguous()
-            ):
-                found.append(parameter)
-            else:
-                return None
-        return found
+                return False
+        return True
 
 
 def chains_in(row: Sequence[Any]) -> Iterator[tuple[int, Chain]]:

@@ -6,7 +6,7 @@ a chain takes inputs like those that passed the checks before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +31,8 @@ from ..reference import linear as linear_formula
 from ..reference import pooling as pooling_formula
 from .steps import Conv2dMaxPool2dStep, Conv2dStep, LinearStep
 
-#: What ``function.forward`` and ``formula`` get: the input, the parameters, and the rest.
-Arguments = tuple[Any, ...]
+#: What ``function.forward`` and ``formula`` get behind the input and the parameters.
+Rest = tuple[Any, ...]
 Call = Callable[[Tensor], Tensor]
 
 
@@ -40,7 +40,8 @@ class Link:
     """The base class. ``call`` is the layer or step that does the same by itself.
 
     ``reads`` names the attributes of each of ``modules`` that decide what the link does. They are looked at
-    before every use; when one has changed, :meth:`prepare` makes of them what :meth:`arguments` needs.
+    before every use; when one has changed, :meth:`prepare` makes of them :attr:`fixed`, or what :meth:`rest`
+    needs.
     """
 
     function: Any
@@ -57,22 +58,26 @@ class Link:
         """The attributes, as they are now."""
         return [read(module) for module, read in self.reads]
 
-    def prepare(self) -> None:
-        """Make what :meth:`arguments` needs of the attributes."""
+    #: The rest of the arguments where it is the same for all inputs.
+    fixed: Rest | None = None
+
+    def prepare(self, ops: SimpleNamespace | None) -> None:
+        """Look at the attributes. ``ops`` are the kernels that the chain will run."""
+
+    def rest(self, input: Tensor) -> Rest:
+        """The rest of the arguments for this input."""
+        raise NotImplementedError
 
     def suits(self, input: Tensor) -> bool:
-        """Whether ``input`` lies as :meth:`arguments` expects, and the attributes are such as it knows."""
+        """Whether ``input`` lies as the function expects, and the attributes are such as it knows."""
         return input.dim() > 1 and input.is_contiguous()
-
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        raise NotImplementedError
 
 
 class _Flatten(torch.autograd.Function):
     """Only for a chain, in which views have no gradient functions of their own."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, *_: Any) -> Tensor:
         ctx.shape = input.shape
         return input.flatten(1)
 
@@ -93,8 +98,8 @@ class FlattenLink(Link):
     def suits(self, input: Tensor) -> bool:
         return self.state() == [(1, -1)] and super().suits(input)
 
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        return (input,)
+    def rest(self, input: Tensor) -> Rest:
+        return ()
 
 
 class LinearLink(Link):
@@ -109,16 +114,15 @@ class LinearLink(Link):
         super().__init__(call, {linear: ("activation", "dropout_p", "training"), **more})
         self._fused = activation
 
-    def prepare(self) -> None:
+    def prepare(self, ops: SimpleNamespace | None) -> None:
         (activation, p, training), *dropout = self.state()
         if dropout:
             ((p, training),) = dropout
-        self._activation = parse("linear", self._fused or activation)
-        self._p = p if training else 0.0
+        self._options = (p if training else 0.0, parse("linear", self._fused or activation), ops)
+        self.fixed = None if self._options[0] > 0.0 else (None, *self._options)
 
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        p = self._p
-        return (input, *parameters, draw_seed(input.device) if p > 0.0 else None, p, self._activation, ops)
+    def rest(self, input: Tensor) -> Rest:
+        return (draw_seed(input.device), *self._options)
 
 
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation")
@@ -151,8 +155,8 @@ class Conv2dLink(Link):
 
     function: Any = Conv2dFunction
     formula: Any = staticmethod(
-        lambda input, weight, bias, residual, geometry, *others: conv2d_formula.conv2d(
-            *(input, weight, bias, residual, *geometry, others[0])
+        lambda input, weight, bias, residual, geometry, activation, ops: conv2d_formula.conv2d(
+            *(input, weight, bias, residual, *geometry, activation)
         )
     )
     names = ("weight", "bias")
@@ -161,18 +165,15 @@ class Conv2dLink(Link):
         super().__init__(call, {conv: _CONV, **({} if pool is None else {pool: _POOL})})
         self._fused = activation
 
-    def prepare(self) -> None:
+    def prepare(self, ops: SimpleNamespace | None) -> None:
         stride, padding, dilation, groups, _, activation = self.state()[0]
-        self._activation = parse("conv2d", self._fused or activation)
         if not isinstance(padding, str):
-            self._geometry = Geometry._make([*_pairs(stride, padding, dilation), groups])
+            geometry = Geometry._make([*_pairs(stride, padding, dilation), groups])
+            self.fixed = (None, geometry, parse("conv2d", self._fused or activation), ops)
 
     def suits(self, input: Tensor) -> bool:
         conv: Any = self.modules[0]
         return _is_image(input) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        return (input, *parameters, None, self._geometry, self._activation, ops)
 
 
 class Conv2dMaxPool2dLink(Conv2dLink):
@@ -185,16 +186,14 @@ class Conv2dMaxPool2dLink(Conv2dLink):
         )
     )
 
-    def prepare(self) -> None:
-        super().prepare()
+    def prepare(self, ops: SimpleNamespace | None) -> None:
+        super().prepare(ops)
         self._pool = Pool._make(_windows(self.state()[1]))
+        self.fixed = None if self.fixed is None else (*self.fixed[1:3], self._pool, ops)
 
     def suits(self, input: Tensor) -> bool:
         pool: Any = self.modules[1]
         return super().suits(input) and kernels_for(input, self._pool) is not None and not pool.return_indices
-
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        return (input, *parameters, self._geometry, self._activation, self._pool, ops)
 
 
 class MaxPool2dLink(Link):
@@ -208,15 +207,12 @@ class MaxPool2dLink(Link):
     def __init__(self, call: Call, pool: Any) -> None:
         super().__init__(call, {pool: _POOL})
 
-    def prepare(self) -> None:
-        self._windows = Windows._make([*_windows(self.state()[0]), False])
+    def prepare(self, ops: SimpleNamespace | None) -> None:
+        self.fixed = (Windows._make([*_windows(self.state()[0]), False]), False, ops)
 
     def suits(self, input: Tensor) -> bool:
         pool: Any = self.modules[0]
         return _is_image(input) and not pool.return_indices
-
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
-        return (input, self._windows, False, ops)
 
 
 class AvgPool2dLink(Link):
@@ -231,18 +227,20 @@ class AvgPool2dLink(Link):
         names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
         super().__init__(call, {pool: names})
 
-    def prepare(self) -> None:
+    def prepare(self, ops: SimpleNamespace | None) -> None:
         kernel, stride, padding, *options = self.state()[0]
         (kernel,) = _pairs(kernel)
         self._options = (kernel, stride_pair("chain", stride, kernel), *_pairs(padding), *options, False)
+        self._ops = ops
 
     def suits(self, input: Tensor) -> bool:
         return _is_image(input)
 
-    def arguments(self, input: Tensor, parameters: Sequence[Any], ops: SimpleNamespace) -> Arguments:
+    def rest(self, input: Tensor) -> Rest:
+        ops: Any = self._ops
         options = self._options
-        size = list(input.shape[2:])
-        return (input, ops.avg_pool2d_forward, options, ops.avg_pool2d_backward, (size, *options))
+        backward = (list(input.shape[2:]), *options)
+        return (ops.avg_pool2d_forward, options, ops.avg_pool2d_backward, backward)
 
 
 _MODULES: dict[type, Callable[[Call, Any], Link]] = {

@@ -246,6 +246,15 @@ def cross_entropy(
         ops = backends.resolve(input)
         if ops is not None and 0.0 <= label_smoothing <= 1.0:
             options = (code, ignore_index, float(label_smoothing), float(z_loss))
+            if (
+                code != 0
+                and ops.backend == "cpp"
+                and input.requires_grad
+                and torch.is_grad_enabled()
+                and not inplace_backward
+                and not torch.compiler.is_compiling()
+            ):  # as _fused decides, at a fraction of its cost
+                return apply(_CrossEntropyWithGrad, input, target, None, None, options, ops)
             return _fused(input, target, None, None, options, False, inplace_backward, ops)[0]
     check_floating(name, "input", input)
     if input.dim() == 0:
