@@ -154,11 +154,17 @@ class WeightGradient {
     const WeightGradientProblem<bfloat16>& p = problem_;
     const int64_t channels = plan_.sums.blocks.size(unit.block);
     const int64_t channel = unit.first_group * p.weights.inputs + plan_.sums.blocks.begin(unit.block);
-    // What lies between rows and behind them meets zeros of the gradient: no stale NaN may be there.
-    const bool filled = plan_.shape.columns == p.w.source_span(tile.columns) &&
-                        plan_.shape.rows == p.h.source_span(tile.rows);
-    if (!filled) memset(packed, 0, channels * plan_.shape.channel() * sizeof(bfloat16));
+    clear_gaps(p.h.source_span(tile.rows), p.w.source_span(tile.columns), channels, packed);
     bf16_pack::pack_singles(p.x, image, channel, channels, p.h, p.w, plan_.shape, tile, packed);
+  }
+
+  // Zeros between rows and behind them, which meet zeros of the gradient: no stale NaN may be there.
+  void clear_gaps(int64_t rows, int64_t columns, int64_t channels, bfloat16* packed) const {
+    const PackedInputShape& shape = plan_.shape;
+    const int64_t filled = shape.columns == columns ? rows * columns : 0;
+    if (filled == shape.plane()) return;
+    for (int64_t i = 0; i < channels * shape.row_phases * shape.column_phases; ++i)
+      memset(packed + i * shape.plane() + filled, 0, (shape.plane() - filled) * sizeof(bfloat16));
   }
 
   void fold(const Unit& unit, const bfloat16* singles, int64_t steps, bfloat16* folded) const {
