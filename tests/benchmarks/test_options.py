@@ -165,6 +165,14 @@ def test_16_bit_cases_cover_every_op_on_the_same_numbers():
     assert torch.equal(wide["input"].bfloat16(), narrow["input"])
 
 
+def test_rounding_to_16_bits_makes_no_zeros():
+    """One such element of a million made a right dropout fail: its mask cannot be seen there."""
+    rounded = sixteen_bit._rounded(torch.tensor([1e-30, -1e-30, 0.0, 1.0]).requires_grad_(), torch.float16)
+    assert [value != 0 for value in rounded.tolist()] == [True, True, False, True]
+    assert rounded[1] < 0
+    assert rounded.requires_grad
+
+
 def test_16_bit_losses_and_wrong_results_are_failures(monkeypatch, capsys):
     monkeypatch.setattr(sixteen_bit, "choose", lambda ops: [tiny_case()])
     monkeypatch.setattr(sixteen_bit, "QUICK", SETTINGS)
