@@ -33,14 +33,14 @@ import sys, time
 import torch
 net, images, labels = torch.load(sys.argv[1], weights_only=False)
 start = time.perf_counter()
-loss_of = torch.nn.functional.cross_entropy
+loss_of, optim = torch.nn.functional.cross_entropy, torch.optim
 if sys.argv[2] == "pyops cpp":
     import pyops
-    net, loss_of = pyops.convert(net), pyops.functional.cross_entropy
+    net, loss_of, optim = pyops.convert(net), pyops.functional.cross_entropy, pyops.optim
 step = lambda images, labels: loss_of(net(images), labels)
 if sys.argv[2] == "compile":
     step = torch.compile(step, dynamic=False)
-optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+optimizer = optim.SGD(net.parameters(), lr=0.1, fused=True)
 step(images, labels).backward()
 optimizer.step()
 print(time.perf_counter() - start)

@@ -37,6 +37,15 @@ class _Lean(torch.optim.Optimizer):
         options["fused"] = fused
         super().__init__(params, *args, **options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As :meth:`torch.optim.Optimizer.add_param_group`."""
+        add: Any = torch.optim.Optimizer.add_param_group
+        # What torch wraps it in keeps torch.compile out, and to do so imports the compiler: a second, at the
+        # first optimizer of a process.
+        if not torch.compiler.is_compiling():
+            add = getattr(add, "__wrapped__", add)
+        add(self, param_group)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update, as :meth:`torch.optim.Optimizer.step`."""
         if closure is not None or not self._is_usual():

@@ -159,3 +159,17 @@ def test_gradients_are_dropped_or_zeroed() -> None:
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
     optimizer.step()  # nothing to do
+
+
+def test_the_compiler_is_not_imported_for_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was by torch's decorator, which took a second of the time to the first step."""
+    torchs = torch.optim.Optimizer.add_param_group
+    assert torchs.__wrapped__  # of torch._disable_dynamo, that imports it
+
+    def decorated(self: Any, group: dict[str, Any]) -> None:
+        pytest.fail("torch's decorator was called")
+
+    decorated.__wrapped__ = torchs.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.optim.Optimizer, "add_param_group", decorated)
+    optimizer = optim.SGD(network().parameters(), lr=0.1)
+    assert len(optimizer.param_groups[0]["params"]) == 4
