@@ -1,11 +1,10 @@
-// linear with bias, activation and dropout on the CPU. cpu/gemm forms the product, or torch's library where
-// that is faster; the epilogue follows while the output is in cache.
+// linear with bias, activation and dropout on the CPU: cpu/gemm forms the product, and the epilogue follows
+// while the sums are in cache.
 #include "binding/linear.h"
 
 #include <tuple>
 #include <type_traits>
 
-#include "binding/matmul.h"
 #include "cpu/epilogue/matrix.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/operand.h"
@@ -15,29 +14,14 @@
 namespace pyops::cpu {
 namespace {
 
-// oneDNN multiplies pairs of bfloat16 by an instruction that cpu/gemm does not use, but takes 10 us to begin.
-// Measured on Zen 4, one thread, times of cpu/gemm relative to oneDNN: [256, 784] x [784, 256] 2.0,
-// [8, 784] x [784, 256] 1.2, [32, 16] x [16, 16] 0.2; float16, without such an instruction, 0.1 to 0.02;
-// float32 and float64 0.5. Products of few rows or terms (cpu/gemm/skinny.h) are always ours.
-bool library_is_faster(ScalarType type, int64_t M, int64_t N, int64_t K) {
-#if defined(__x86_64__)
-  constexpr double kLeastWork = 1 << 21;
-  return type == ScalarType::BFloat16 && std::min({M, N, K}) > kSkinny &&
-         double(M) * double(N) * double(K) >= kLeastWork && __builtin_cpu_supports("avx512bf16");
-#else
-  (void)type, (void)M, (void)N, (void)K;
-  return false;
-#endif
-}
-
-template <class T, class Sum>
-MatrixEpilogue forward_epilogue(const Sum* sums, const acc_t<T>* bias, const Tensor* saved,
-                                const Tensor& output, int64_t N, const LinearEpilogue& e) {
-  MatrixEpilogue epilogue;
+template <class T>
+MatrixEpilogue<acc_t<T>> forward_epilogue(const acc_t<T>* bias, const Tensor* saved, const Tensor& output,
+                                          int64_t N, const LinearEpilogue& e) {
+  MatrixEpilogue<acc_t<T>> epilogue;
   T* const z = saved ? mutable_data<T>(*saved) : nullptr;
   with_activation<acc_t<T>>(e.activation, [&](auto activation) {
-    epilogue = ForwardEpilogue<T, Sum, decltype(activation)>{
-        sums, bias, z, mutable_data<T>(output), N, activation, seed_data(e.seed), e.p};
+    epilogue = ForwardEpilogue<T, decltype(activation)>{
+        bias, z, mutable_data<T>(output), N, activation, seed_data(e.seed), e.p};
   });
   return epilogue;
 }
@@ -58,32 +42,32 @@ const acc_t<T>* widened_bias(const std::optional<Tensor>& bias, std::vector<acc_
   }
 }
 
-// The sums are formed in the accumulation type: in place where that is the output's, otherwise beside it.
+// The sums are formed in the accumulation type: in place where that is the output's, in the threads' memory
+// where the kernels leave them there, otherwise beside the output.
 template <class T>
-void forward_by_gemm(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
-                     const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e) {
+void form_output(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e) {
   using Acc = acc_t<T>;
   constexpr bool kInPlace = std::is_same_v<T, Acc>;
+  const Operand<T> a = rows_of<T>(input), b = rows_of<T>(weight);
+  std::vector<Acc> widened;
+  const auto epilogue = forward_epilogue<T>(widened_bias<T>(bias, widened), saved, output, s.N, e);
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const PairKernels* const kernels = pair_kernels();
+    if (kernels && !is_skinny(s.M, s.K, a, b)) {
+      return pair_gemm(*kernels, s.M, s.N, s.K, a, b, ThreadPool{}, epilogue);
+    }
+  }
   std::optional<Tensor> scratch;
   if (!kInPlace) scratch = new_output(input, {s.M, s.N}, accumulate_type(input.scalar_type()));
   Acc* const sums = mutable_data<Acc>(scratch ? *scratch : saved ? *saved : output);
-  const auto run = [&](const auto& epilogue) {
-    gemm(s.M, s.N, s.K, rows_of<T>(input), rows_of<T>(weight), sums, s.N, Acc(0), ThreadPool{}, epilogue);
+  const auto run = [&](const auto& finish) {
+    gemm(s.M, s.N, s.K, a, b, sums, s.N, Acc(0), ThreadPool{}, finish);
   };
   if (kInPlace && !bias && e.is_identity()) return run(NoEpilogue{});
-  std::vector<Acc> widened;
-  run(forward_epilogue<T, Acc>(sums, widened_bias<T>(bias, widened), saved, output, s.N, e));
-}
-
-// The library adds the bias; the rest is a pass over its result.
-template <class T>
-void forward_by_library(const Tensor& output, const Tensor* saved, const Tensor& input, const Tensor& weight,
-                        const std::optional<Tensor>& bias, const LinearShape& s, const LinearEpilogue& e) {
-  const Tensor& z = saved ? *saved : output;
-  library_linear(matrix_view(z, s.M, s.N), matrix_view(input, s.M, s.K), weight, bias);
-  if (e.is_identity()) return;
-  const auto epilogue = forward_epilogue<T, T>(mutable_data<T>(z), nullptr, nullptr, output, s.N, e);
-  parallel_for(s.M, s.N, [&](int64_t begin, int64_t end) { epilogue(begin, end - begin, 0, s.N); });
+  run([&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    epilogue(sums + row * s.N + column, s.N, row, rows, column, columns);
+  });
 }
 
 // output = dropout(activation(z)), z = input @ weight.t() + bias, and z itself if it is to be saved.
@@ -97,15 +81,8 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor weight, std::opti
   Tensor output = new_output(input, s.output, type);
   Tensor saved = new_output(input, save_input_of_activation ? s.output : std::vector<int64_t>{0}, type);
   const Tensor* const z = save_input_of_activation ? &saved : nullptr;
-  dispatch_floating(type, op, [&](auto tag) {
-    using T = decltype(tag);
-    if constexpr (std::is_same_v<T, bfloat16>) {
-      if (library_is_faster(type, s.M, s.N, s.K)) {
-        return forward_by_library<T>(output, z, input, weight, bias, s, e);
-      }
-    }
-    forward_by_gemm<T>(output, z, input, weight, bias, s, e);
-  });
+  dispatch_floating(type, op,
+                    [&](auto tag) { form_output<decltype(tag)>(output, z, input, weight, bias, s, e); });
   return {output, saved};
 }
 
@@ -139,9 +116,6 @@ Tensor backward_of_epilogue(const Tensor& grad_output, const std::optional<Tenso
 // grad_input [M, K] = dz @ weight.
 template <class T>
 void input_gradient(const Tensor& out, const Tensor& dz, const Tensor& weight, const LinearShape& s) {
-  if (library_is_faster(out.scalar_type(), s.M, s.K, s.N)) {
-    return library_mm(matrix_view(out, s.M, s.K), matrix_view(dz, s.M, s.N), weight);
-  }
   gemm(s.M, s.K, s.N, rows_of<T>(dz), transposed(rows_of<T>(weight)), mutable_data<T>(out), s.K, acc_t<T>(0),
        ThreadPool{});
 }
@@ -149,10 +123,6 @@ void input_gradient(const Tensor& out, const Tensor& dz, const Tensor& weight, c
 // grad_weight [N, K] = dz.t() @ input.
 template <class T>
 void weight_gradient(const Tensor& out, const Tensor& dz, const Tensor& input, const LinearShape& s) {
-  if (library_is_faster(out.scalar_type(), s.N, s.K, s.M)) {
-    const Tensor transposed = torch::stable::transpose(matrix_view(dz, s.M, s.N), 0, 1);
-    return library_mm(out, transposed, matrix_view(input, s.M, s.K));
-  }
   gemm(s.N, s.K, s.M, transposed(rows_of<T>(dz)), transposed(rows_of<T>(input)), mutable_data<T>(out), s.K,
        acc_t<T>(0), ThreadPool{});
 }

@@ -19,11 +19,13 @@
 namespace pyops::cpu {
 
 // An epilogue of gemm() whose work is chosen at run time, so that gemm() is compiled once for all of them.
-using MatrixEpilogue = std::function<void(int64_t row, int64_t rows, int64_t column, int64_t columns)>;
+// The sums of the block are `ld` apart from row to row; they may lie in the output.
+template <class Acc>
+using MatrixEpilogue = std::function<void(const Acc* sums, int64_t ld, int64_t row, int64_t rows,
+                                          int64_t column, int64_t columns)>;
 
-template <class T, class Sum, class Activation>
+template <class T, class Activation>
 struct ForwardEpilogue {
-  const Sum* sums;  // may be `output`, or `saved`
   const acc_t<T>* bias;
   T* saved;  // z, if not null
   T* output;
@@ -32,14 +34,15 @@ struct ForwardEpilogue {
   const int64_t* seed;  // null: no dropout
   double p;
 
-  void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+  void operator()(const acc_t<T>* sums, int64_t ld, int64_t row, int64_t rows, int64_t column,
+                  int64_t columns) const {
     using Acc = acc_t<T>;
     DropoutMask<Acc> mask(seed, p);
     const RowBias<Acc> shift = RowBias<Acc>::per_element(bias).from(column);
     const T* const no_residual = nullptr;
     for (int64_t i = row; i < row + rows; ++i) {
       const int64_t at = i * N + column;
-      epilogue_forward(activation, mask, sums + at, shift, no_residual, output + at,
+      epilogue_forward(activation, mask, sums + (i - row) * ld, shift, no_residual, output + at,
                        saved ? saved + at : nullptr, columns, at);
     }
   }

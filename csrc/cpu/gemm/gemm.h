@@ -3,25 +3,27 @@
 // The scheme is that of BLIS (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly
 // Instantiating BLAS Functionality", 2015). From the outside in:
 //
-//   gemm          cuts the output into tiles and hands them to threads
+//   gemm          cuts the output into tiles and hands them to threads (grid.h)
 //   multiply_tile walks one tile block by block over K, packing the operands as it goes
 //   pack          copies a block into panels: what the micro-kernel reads next lies next
 //   sweep         visits the micro-tiles of a packed block
 //   micro_kernel  keeps a micro-tile of the output in registers
+//
+// Products of bfloat16 have kernels of their own on CPUs that multiply pairs (bf16/kernels.h).
 //
 // Threads never share an output element and K is always cut at the same places, so the result has
 // the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
+#include "cpu/gemm/bf16/gemm.h"
+#include "cpu/gemm/grid.h"
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/skinny.h"
-#include "cpu/runtime/cost.h"
 #include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
@@ -186,45 +188,6 @@ void multiply_tile(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, 
   } while (k < K);
 }
 
-// How many tiles M and N are cut into; none of them is empty.
-struct TileGrid {
-  int64_t rows;
-  int64_t columns;
-};
-
-// Tiles no larger than the caches like, and enough of them for all threads. Of the shapes that
-// keep every thread busy the one wins that packs least: packing an element costs about as much as
-// kPackingCost multiplications, and every tile packs its own rows and columns.
-inline TileGrid choose_grid(int64_t M, int64_t N, int64_t max_rows, int64_t max_columns,
-                            int64_t micro_columns, int64_t threads) {
-  constexpr int64_t kPackingCost = 16;
-  const int64_t most_rows = ceil_div(M, kMicroRows), most_columns = ceil_div(N, micro_columns);
-  const int64_t least_rows = ceil_div(M, max_rows), least_columns = ceil_div(N, max_columns);
-  TileGrid best{least_rows, least_columns};
-  double best_cost = -1;
-  for (int64_t rows = least_rows; rows < std::min(least_rows + threads, most_rows + 1); ++rows) {
-    const int64_t columns = std::min(std::max(least_columns, ceil_div(threads, rows)), most_columns);
-    const int64_t height = round_up(ceil_div(M, rows), kMicroRows);
-    const int64_t width = round_up(ceil_div(N, columns), micro_columns);
-    const double cost = double(ceil_div(rows * columns, threads)) *
-                        (double(height) * width + double(kPackingCost) * (height + width));
-    if (best_cost < 0 || cost < best_cost) {
-      best = {rows, columns};
-      best_cost = cost;
-    }
-  }
-  return best;
-}
-
-// For callers that already run on one thread of many.
-struct Serial {
-  int64_t threads() const { return 1; }
-  template <class F>
-  void operator()(int64_t count, const F& body) const {
-    for (int64_t i = 0; i < count; ++i) body(i);
-  }
-};
-
 // The epilogue of a plain product.
 struct NoEpilogue {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
@@ -246,35 +209,29 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
           const Parallel& parallel, const Epilogue& epilogue = {}) {
   using Blocking = GemmBlocking<acc_t<T>>;
   if (M == 0 || N == 0) return;
-  const bool serial = !cost::pays(cost::multiplications(double(M) * double(N) * double(K)));
+  const bool serial = is_serial(M, N, K);
   if (serial ? skinny_gemm(M, N, K, a, b, out, ldc, beta, Serial{}, epilogue)
              : skinny_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
     return;
   }
-  const int64_t threads = serial ? 1 : std::max<int64_t>(parallel.threads(), 1);
-  const TileGrid grid = choose_grid(M, N, Blocking::template kTileRows<Out>,
-                                    Blocking::template kTileColumns<Out>, Blocking::kMicroColumns, threads);
-  const EvenSplit tile_rows(M, grid.rows);
-  // In whole micro-tiles: only the right edge of the output is ever narrower.
-  const EvenSplit tile_columns(ceil_div(N, Blocking::kMicroColumns), grid.columns);
-  std::atomic<int64_t> next{0};
-  // Tiles are claimed one by one: a thread that is held up does not hold up the others.
-  const auto work = [&](int64_t) {
-    for (int64_t tile; (tile = next.fetch_add(1, std::memory_order_relaxed)) < grid.rows * grid.columns;) {
-      const int64_t i = tile_rows.begin(tile % grid.rows);
-      const int64_t j = tile_columns.begin(tile / grid.rows) * Blocking::kMicroColumns;
-      const int64_t columns = std::min(tile_columns.size(tile / grid.rows) * Blocking::kMicroColumns, N - j);
-      multiply_tile(tile_rows.size(tile % grid.rows), columns, K,
-                    Operand<T>{a.data + i * a.row_stride, a.row_stride, a.depth_stride},
-                    Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride}, out + i * ldc + j,
-                    ldc, beta, [&](int64_t row, int64_t rows) { epilogue(i + row, rows, j, columns); });
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (const PairKernels* const kernels = pair_kernels()) {
+      return pair_gemm(*kernels, M, N, K, a, b, parallel, StoreSums<Out, Epilogue>{out, ldc, beta, epilogue});
     }
-  };
-  if (threads == 1) {
-    work(0);
-  } else {
-    parallel(std::min(threads, grid.rows * grid.columns), work);
   }
+  constexpr int64_t kPackingCost = 16;
+  const TileLimits limits{Blocking::template kTileRows<Out>,
+                          Blocking::template kTileColumns<Out>,
+                          kMicroRows,
+                          Blocking::kMicroColumns,
+                          1,
+                          kPackingCost,
+                          kPackingCost};
+  for_each_tile(M, N, K, limits, parallel, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+    multiply_tile(rows, columns, K, Operand<T>{a.data + i * a.row_stride, a.row_stride, a.depth_stride},
+                  Operand<T>{b.data + j * b.row_stride, b.row_stride, b.depth_stride}, out + i * ldc + j, ldc,
+                  beta, [&](int64_t row, int64_t height) { epilogue(i + row, height, j, columns); });
+  });
 }
 
 // What does not depend on the epilogue or the threads is compiled once, in gemm.cpp.

@@ -137,6 +137,13 @@ void add_columns(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b,
   });
 }
 
+// Whether skinny_gemm() does the work.
+template <class T>
+bool is_skinny(int64_t M, int64_t K, const Operand<T>& a, const Operand<T>& b) {
+  if (b.row_stride == 1) return M <= kSkinny || K <= kSkinny;
+  return M <= kSkinny && a.depth_stride == 1 && b.depth_stride == 1;
+}
+
 // Does gemm()'s work for skinny products and returns true; for all others it does nothing and returns false.
 // Every sum is formed in the same order wherever the tasks begin.
 template <class T, class Out, class Parallel, class Epilogue>
@@ -146,31 +153,29 @@ bool skinny_gemm(int64_t M, int64_t N, int64_t K, const Operand<T>& a, const Ope
     const auto task = [&](int64_t i) { body(i * kSkinnyTask, std::min(count, (i + 1) * kSkinnyTask)); };
     parallel(ceil_div(count, kSkinnyTask), task);
   };
-  if (M <= kSkinny && b.row_stride != 1 && a.depth_stride == 1 && b.depth_stride == 1) {
+  if (!is_skinny(M, K, a, b)) return false;
+  if (b.row_stride != 1) {
     for_tasks(N, [&](int64_t begin, int64_t end) {
       dot_columns(M, K, a, b, out, ldc, beta, begin, end);
       epilogue(0, M, begin, end - begin);
     });
     return true;
   }
-  if (M <= kSkinny && b.row_stride == 1) {
+  if (M <= kSkinny) {
     for_tasks(N, [&](int64_t begin, int64_t end) {
       add_columns(M, K, a, b, out, ldc, beta, begin, end);
       epilogue(0, M, begin, end - begin);
     });
     return true;
   }
-  if (K <= kSkinny && b.row_stride == 1) {
-    for_tasks(M, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i += kSkinny) {
-        const Operand<T> left{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
-        add_columns(std::min<int64_t>(kSkinny, end - i), K, left, b, out + i * ldc, ldc, beta, 0, N);
-      }
-      epilogue(begin, end - begin, 0, N);
-    });
-    return true;
-  }
-  return false;
+  for_tasks(M, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kSkinny) {
+      const Operand<T> left{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
+      add_columns(std::min<int64_t>(kSkinny, end - i), K, left, b, out + i * ldc, ldc, beta, 0, N);
+    }
+    epilogue(begin, end - begin, 0, N);
+  });
+  return true;
 }
 
 }  // namespace pyops::cpu
