@@ -93,6 +93,8 @@ void sweep_in_place(const EvenSplit& row_panels, int64_t columns, int64_t depth,
 template <class Acc>
 class PrepackedMatrix {
  public:
+  using Input = Acc;  // of the rows that are multiplied where they lie
+
   PrepackedMatrix(int64_t columns, int64_t depth) : columns_(columns), depth_(depth) {
     constexpr int n = Vec<Acc>::kLanes;
     block_ = round_up(ceil_div(depth, ceil_div(depth, GemmBlocking<Acc>::kDepth)), n);

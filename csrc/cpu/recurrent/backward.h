@@ -36,17 +36,18 @@ struct BackwardTensors {
   T* grad_c_0;
 };
 
-template <class T, class Cell>
+template <class T, class Cell, class Matrix>
 class BackwardLoop {
  public:
   using Acc = acc_t<T>;
+  using Input = typename Matrix::Input;
   using V = Vec<Acc>;
   using Blocks = GradientBlocks<Cell>;
 
   // `weights` [gates, H] multiply the state's shares of the gates' gradients; with `input_weights` [gates, I]
   // the gradient of the input is formed here, step by step.
-  BackwardLoop(const BackwardTensors<T>& tensors, const PrepackedMatrix<Acc>& weights,
-               const PrepackedMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
+  BackwardLoop(const BackwardTensors<T>& tensors, const Matrix& weights, const Matrix* input_weights,
+               const Walk& walk, int64_t hidden)
       : at_(tensors), weights_(weights), input_weights_(input_weights), walk_(walk), hidden_(hidden) {}
 
   // Writes the gradients of the gates' arguments [active, gradients] of the sequences from `begin` on that
@@ -56,7 +57,7 @@ class BackwardLoop {
     const int64_t rows = end - begin, steps = walk_.sequences.steps(), width = Cell::kGradients * hidden_;
     const Memory memory(*this, rows);
     // The state's shares at the step after this one, of the sequences that have one.
-    Operand<Acc> latest{memory.latest, Cell::kGates * hidden_, 1};
+    Operand<Input> latest{memory.latest, Cell::kGates * hidden_, 1};
     int64_t running = 0;
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? i : steps - 1 - i;
@@ -80,7 +81,7 @@ class BackwardLoop {
         step(at, twice_before.of(sequence), sequence, memory.sum + b * hidden_, to + b * width,
              memory.latest + b * Cell::kGates * hidden_, memory.carry + b * hidden_);
       }
-      if constexpr (kSame) latest = {to, width, 1};
+      if constexpr (kDirect) latest = {to, width, 1};
       running = active;
       if (input_weights_) input_gradient(active, to, grad_input, memory);
     }
@@ -90,14 +91,15 @@ class BackwardLoop {
   }
 
  private:
-  static constexpr bool kCarriesState = Cell::kSplitsBias;  // the GRU's h goes into the next one directly
-  static constexpr bool kSame = std::is_same_v<T, Acc>;     // d itself goes into the next product
+  static constexpr bool kCarriesState = Cell::kSplitsBias;   // the GRU's h goes into the next one directly
+  static constexpr bool kDirect = std::is_same_v<T, Input>;  // d itself goes into the next product
+  static constexpr bool kSame = std::is_same_v<T, Acc>;
 
   // What the loop carries from step to step.
   struct Memory {
     Memory(const BackwardLoop& loop, int64_t rows) {
       const int64_t inputs = loop.input_weights_ ? loop.input_weights_->columns() : 0;
-      latest = scratch.take<Acc>(kSame ? 0 : rows * Cell::kGates * loop.hidden_);
+      latest = scratch.take<Input>(kDirect ? 0 : rows * Cell::kGates * loop.hidden_);
       sum = scratch.take<Acc>(rows * loop.hidden_);
       carry = scratch.take<Acc>(rows * loop.hidden_);
       dx = scratch.take<Acc>(kSame ? 0 : rows * inputs);
@@ -105,7 +107,7 @@ class BackwardLoop {
     }
 
     Scratch scratch;
-    Acc* latest;  // the state's shares, where d is narrower
+    Input* latest;  // the state's shares, where d is narrower
     Acc* sum;
     Acc* carry;
     Acc* dx;      // of the input, where that is narrower
@@ -157,7 +159,7 @@ class BackwardLoop {
   }
 
   // `twice_before`: the row before the one before, or -1.
-  void step(const StepRow& at, int64_t twice_before, int64_t sequence, const Acc* sums, T* d, Acc* latest,
+  void step(const StepRow& at, int64_t twice_before, int64_t sequence, const Acc* sums, T* d, Input* latest,
             Acc* carry) const {
     constexpr int kGates = Cell::kGates, kGradients = Cell::kGradients;
     const int64_t begin = sequence * hidden_;
@@ -189,7 +191,7 @@ class BackwardLoop {
       PYOPS_UNROLL
       for (int g = 0; g < kGradients; ++g) {
         store_lanes(d + Blocks::of(g) * hidden_ + u, found.d[g], lanes);
-        if (!kSame && g < kGates) store_lanes(latest + Blocks::of(g) * hidden_ + u, found.d[g], lanes);
+        if (!kDirect && g < kGates) store_lanes(latest + Blocks::of(g) * hidden_ + u, found.d[g], lanes);
       }
       if (Cell::kHasCell) store_lanes(carry + u, found.dc, lanes);
       if (kCarriesState) store_lanes(carry + u, found.dh, lanes);
@@ -197,8 +199,8 @@ class BackwardLoop {
   }
 
   const BackwardTensors<T> at_;
-  const PrepackedMatrix<Acc>& weights_;
-  const PrepackedMatrix<Acc>* const input_weights_;  // null: no gradient of the input here
+  const Matrix& weights_;
+  const Matrix* const input_weights_;  // null: no gradient of the input here
   const Walk walk_;
   const int64_t hidden_;
 };

@@ -26,15 +26,16 @@ struct ForwardTensors {
   const acc_t<T>* bias;
 };
 
-template <class T, class Cell>
+template <class T, class Cell, class Matrix>
 class ForwardLoop {
  public:
   using Acc = acc_t<T>;
+  using Input = typename Matrix::Input;
   using V = Vec<Acc>;
 
   // With `input_weights` the input's share is formed here, step by step, from the input itself.
-  ForwardLoop(const ForwardTensors<T>& tensors, const PrepackedMatrix<Acc>& weights,
-              const PrepackedMatrix<Acc>* input_weights, const Walk& walk, int64_t hidden)
+  ForwardLoop(const ForwardTensors<T>& tensors, const Matrix& weights, const Matrix* input_weights,
+              const Walk& walk, int64_t hidden)
       : at_(tensors), weights_(weights), input_weights_(input_weights), walk_(walk), hidden_(hidden) {}
 
   void operator()(int64_t, int64_t begin, int64_t end) const {
@@ -46,6 +47,17 @@ class ForwardLoop {
     Acc* const from_state = scratch.take<Acc>(rows * columns);
     Acc* const from_input = input_weights_ ? scratch.take<Acc>(rows * columns) : nullptr;
     widen(at_.h_0 + begin * hidden_, rows * hidden_, h);
+    // What the product reads: the state, or the state rounded, with rows that begin at a cache line.
+    const int64_t stride = kRounds ? round_up(hidden_, 64 / sizeof(Input)) : hidden_;
+    Input* const rounded = scratch.take<Input>(kRounds ? rows * stride : 0);
+    const Input* state = rounded;
+    if constexpr (kRounds) {
+      for (int64_t b = 0; b < rows; ++b) {
+        std::copy_n(at_.h_0 + (begin + b) * hidden_, hidden_, rounded + b * stride);
+      }
+    } else {
+      state = h;
+    }
     if (Cell::kHasCell) widen(at_.c_0 + begin * hidden_, rows * hidden_, c);
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = walk_.reverse ? steps - 1 - i : i;
@@ -53,12 +65,13 @@ class ForwardLoop {
       const StepRows after = walk_.rows(walk_.after(t));
       const int64_t active = std::min(now.count - begin, rows);
       if (active <= 0) continue;
-      weights_.multiply(active, Operand<Acc>{h, hidden_, 1}, from_state, columns, packed);
+      weights_.multiply(active, Operand<Input>{state, stride, 1}, from_state, columns, packed);
       const auto apply = [&](const auto* x) {
         for (int64_t b = 0; b < active; ++b) {
           const int64_t sequence = begin + b;
           const StepRow at{now.of(sequence), before.of(sequence), after.of(sequence)};
-          step(at, sequence, x + b * columns, from_state + b * columns, h + b * hidden_, c + b * hidden_);
+          step(at, sequence, x + b * columns, from_state + b * columns, h + b * hidden_, rounded + b * stride,
+               c + b * hidden_);
         }
       };
       const int64_t first = now.first + begin;
@@ -80,6 +93,8 @@ class ForwardLoop {
   }
 
  private:
+  static constexpr bool kRounds = !std::is_same_v<Input, Acc>;
+
   static void widen(const T* from, int64_t count, Acc* to) {
     for_each_vector<Acc>(
         count, [&](int64_t j, int lanes) { store_lanes(to + j, load_lanes(from + j, lanes), lanes); });
@@ -95,7 +110,8 @@ class ForwardLoop {
   }
 
   template <class X>
-  void step(const StepRow& at, int64_t sequence, const X* from_input, const Acc* sums, Acc* h, Acc* c) const {
+  void step(const StepRow& at, int64_t sequence, const X* from_input, const Acc* sums, Acc* h, Input* rounded,
+            Acc* c) const {
     constexpr int kGates = Cell::kGates;
     const int64_t columns = kGates * hidden_;
     for_each_vector<Acc>(hidden_, [&](int64_t u, int lanes) {
@@ -111,6 +127,7 @@ class ForwardLoop {
       if (at.after >= 0) fetch_results(at.after, u);
       const auto now = Cell::forward(x, s, load_lanes(h + u, lanes), c_before);
       store_lanes(h + u, now.h, lanes);
+      if constexpr (kRounds) store_lanes(rounded + u, now.h, lanes);
       if (Cell::kHasCell) store_lanes(c + u, now.extra, lanes);
       store_lanes(at_.output + at.row * hidden_ + u, now.h, lanes);
       if (at.after < 0) store_lanes(at_.h_n + sequence * hidden_ + u, now.h, lanes);
@@ -124,8 +141,8 @@ class ForwardLoop {
   }
 
   const ForwardTensors<T> at_;
-  const PrepackedMatrix<Acc>& weights_;
-  const PrepackedMatrix<Acc>* const input_weights_;
+  const Matrix& weights_;
+  const Matrix* const input_weights_;
   const Walk walk_;
   const int64_t hidden_;
 };

@@ -30,10 +30,9 @@ struct FactorColumns {
 
 // The factors of the sequences [begin, end) at step t become terms of `factors` from `first` on; returns how
 // many they are.
-template <class T>
+template <class T, class Matrix>
 int64_t put_factors(const Walk& walk, int64_t t, int64_t begin, int64_t end, const BackwardTensors<T>& at,
-                    const T* input, const RecurrentShape& s, int64_t first,
-                    PrepackedMatrix<acc_t<T>>& factors) {
+                    const T* input, const RecurrentShape& s, int64_t first, Matrix& factors) {
   using Acc = acc_t<T>;
   const auto columns = FactorColumns::of(s, Acc());
   const StepRows now = walk.rows(t), before = walk.rows(walk.before(t));
@@ -105,9 +104,9 @@ void store_product_row(const RecurrentShape& s, int64_t row, const acc_t<T>* sha
 }
 
 // Forms the gradients of the parameters by one product; its tasks store what they have formed.
-template <class T>
-void store_products(const RecurrentShape& s, const T* d, const PrepackedMatrix<acc_t<T>>& factors,
-                    int64_t shift, const ParameterGradients<T>& to) {
+template <class T, class Matrix>
+void store_products(const RecurrentShape& s, const T* d, const Matrix& factors, int64_t shift,
+                    const ParameterGradients<T>& to) {
   using Acc = acc_t<T>;
   // The more rows in a task the less often the factors are read. Their sums should stay in the L2 cache.
   constexpr int64_t kMostSums = 128 << 10, kFewestRows = 4 * kMicroRows;
@@ -153,13 +152,13 @@ inline int64_t local_chunks(const RecurrentShape& s) {
 }
 
 // The loop of one chunk and its share.
-template <class T, class Cell>
+template <class T, class Cell, class Matrix>
 class LocalBackward {
  public:
   using Acc = acc_t<T>;
 
-  LocalBackward(const BackwardLoop<T, Cell>& loop, const BackwardTensors<T>& tensors, const Walk& walk,
-                const RecurrentShape& shape, const T* input, Acc* shares)
+  LocalBackward(const BackwardLoop<T, Cell, Matrix>& loop, const BackwardTensors<T>& tensors,
+                const Walk& walk, const RecurrentShape& shape, const T* input, Acc* shares)
       : loop_(loop), at_(tensors), walk_(walk), shape_(shape), input_(input), shares_(shares) {}
 
   void operator()(int64_t chunk, int64_t begin, int64_t end) const {
@@ -177,12 +176,12 @@ class LocalBackward {
     const RecurrentShape& s = shape_;
     const int64_t columns = FactorColumns::of(s, Acc()).all;
     Scratch scratch;
-    Acc* const packed = scratch.take<Acc>(PrepackedMatrix<Acc>(columns, kRows).packed_size());
+    Acc* const packed = scratch.take<Acc>(Matrix(columns, kRows).packed_size());
     T* const d = scratch.take<T>(kRows * s.gradients);
     int64_t rows = 0, first_step = 0, last_step = 0;  // what d holds
     const auto add_products = [&] {
       if (rows == 0 || shares_ == nullptr) return;
-      PrepackedMatrix<Acc> factors(columns, rows);
+      Matrix factors(columns, rows);
       factors.place(packed);
       for (int64_t t = first_step, row = 0;; t += walk_.reverse ? 1 : -1) {
         row += put_factors(walk_, t, begin, end, at_, input_, s, row, factors);
@@ -209,7 +208,7 @@ class LocalBackward {
   }
 
   // One share: d.t() @ factors, added to it or not.
-  void add_to_share(const PrepackedMatrix<Acc>& factors, const T* d, Acc* share, bool adds) const {
+  void add_to_share(const Matrix& factors, const T* d, Acc* share, bool adds) const {
     const int64_t columns = factors.columns();
     const auto product = [&](int64_t row, int64_t rows, int64_t column) {
       Scratch scratch;
@@ -220,7 +219,7 @@ class LocalBackward {
     for_each_product<Acc>(shape_, 1, 4 * kMicroRows, Serial{}, product);
   }
 
-  const BackwardLoop<T, Cell>& loop_;
+  const BackwardLoop<T, Cell, Matrix>& loop_;
   const BackwardTensors<T>& at_;
   const Walk& walk_;
   const RecurrentShape& shape_;

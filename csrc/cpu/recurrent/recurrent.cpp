@@ -19,7 +19,7 @@ namespace pyops::cpu {
 namespace {
 
 // A prepacked matrix and its memory, which comes from the output cache.
-template <class T>
+template <class T, class Matrix>
 class StoredMatrix {
  public:
   using Acc = acc_t<T>;
@@ -42,7 +42,7 @@ class StoredMatrix {
     }
   }
 
-  PrepackedMatrix<Acc> matrix;
+  Matrix matrix;
 
  private:
   Tensor memory_;
@@ -101,22 +101,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     }
     math::dispatch_cell<Acc>(kind, [&](auto cell) {
       using Cell = decltype(cell);
-      const StoredMatrix<T> weights(input, s.gates, s.hidden, rows_of<T>(weight_hh));
-      std::optional<StoredMatrix<T>> input_weights;
-      if (in_loop) input_weights.emplace(input, s.gates, s.inputs, rows_of<T>(weight_ih));
-      const std::vector<Acc> bias = joined_bias<T>(bias_ih, bias_hh, s, Cell::kSplitsBias);
-      const ForwardTensors<T> tensors{data<T>(x),
-                                      saves ? mutable_data<T>(gates) : nullptr,
-                                      saves ? mutable_data<T>(extra) : nullptr,
-                                      mutable_data<T>(output),
-                                      mutable_data<T>(h_n),
-                                      mutable_data<T>(c_n),
-                                      data<T>(h_0),
-                                      data_or_null<T>(c_0),
-                                      bias.data()};
-      const ForwardLoop<T, Cell> loop(tensors, weights.matrix, in_loop ? &input_weights->matrix : nullptr,
-                                      {s.sequences, reverse}, s.hidden);
-      run_chunks(chunk_bounds(s.sequences, chunks_for_threads(s.sequences)), loop);
+      with_packed<T>([&](auto packed) {
+        using Matrix = typename decltype(packed)::Matrix;
+        const StoredMatrix<T, Matrix> weights(input, s.gates, s.hidden, rows_of<T>(weight_hh));
+        std::optional<StoredMatrix<T, Matrix>> input_weights;
+        if (in_loop) input_weights.emplace(input, s.gates, s.inputs, rows_of<T>(weight_ih));
+        const std::vector<Acc> bias = joined_bias<T>(bias_ih, bias_hh, s, Cell::kSplitsBias);
+        const ForwardTensors<T> tensors{data<T>(x),
+                                        saves ? mutable_data<T>(gates) : nullptr,
+                                        saves ? mutable_data<T>(extra) : nullptr,
+                                        mutable_data<T>(output),
+                                        mutable_data<T>(h_n),
+                                        mutable_data<T>(c_n),
+                                        data<T>(h_0),
+                                        data_or_null<T>(c_0),
+                                        bias.data()};
+        const ForwardLoop<T, Cell, Matrix> loop(tensors, weights.matrix,
+                                                in_loop ? &input_weights->matrix : nullptr,
+                                                {s.sequences, reverse}, s.hidden);
+        run_chunks(chunk_bounds(s.sequences, chunks_for_threads(s.sequences)), loop);
+      });
     });
   });
   return {output, h_n, c_n, gates, extra};
@@ -136,8 +140,8 @@ ParameterGradients<T> parameters_of(const Gradients& grads) {
 }
 
 // The loop for all sequences, then the sums over all rows.
-template <class T, class Cell>
-void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
+template <class T, class Cell, class Matrix>
+void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell, Matrix>& loop,
                       const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
                       const Tensor& input, const Tensor& weight_ih, bool in_loop) {
   using Acc = acc_t<T>;
@@ -158,7 +162,7 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
   if (!parameters.weight_hh && !parameters.bias_hh) return;
   if (rows == 0) return store_shares<T>(s, nullptr, 0, kShift * s.hidden, parameters);
   const int64_t columns = FactorColumns::of(s, Acc()).all;
-  StoredMatrix<T> factors(input, columns, rows);
+  StoredMatrix<T, Matrix> factors(input, columns, rows);
   parallel_for(s.sequences.steps(), batch * columns, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       put_factors(walk, t, 0, batch, tensors, data<T>(input), s, s.sequences.offset(t), factors.matrix);
@@ -168,8 +172,8 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
 }
 
 // Loop and sums chunk by chunk.
-template <class T, class Cell>
-void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loop,
+template <class T, class Cell, class Matrix>
+void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell, Matrix>& loop,
                         const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
                         const Tensor& input, int64_t chunks) {
   using Acc = acc_t<T>;
@@ -181,7 +185,7 @@ void backward_by_chunks(const Gradients& grads, const BackwardLoop<T, Cell>& loo
   const Tensor memory =
       new_output(input, {needs_sums ? count * share_size : 0}, accumulate_type(input.scalar_type()));
   Acc* const shares = needs_sums ? mutable_data<Acc>(memory) : nullptr;
-  run_chunks(bounds, LocalBackward<T, Cell>(loop, tensors, walk, s, data<T>(input), shares));
+  run_chunks(bounds, LocalBackward<T, Cell, Matrix>(loop, tensors, walk, s, data<T>(input), shares));
   if (needs_sums) {
     store_shares(s, shares, count, GradientBlocks<Cell>::kShift * s.hidden, parameters);
   }
@@ -211,31 +215,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
     using T = decltype(tag);
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {
       using Cell = decltype(cell);
-      const Walk walk{s.sequences, reverse};
-      const int64_t first = (s.gates - GradientBlocks<Cell>::kShift * s.hidden) % s.gates;
-      const StoredMatrix<T> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)), first);
-      std::optional<StoredMatrix<T>> input_weights;
-      const bool in_loop = needs_input && input_products_in_loop(s);
-      if (in_loop) input_weights.emplace(input, s.inputs, s.gates, transposed(rows_of<T>(weight_ih)));
-      const BackwardTensors<T> tensors{data_or_null<T>(grad_output),
-                                       data_or_null<T>(grad_h_n),
-                                       data_or_null<T>(grad_c_n),
-                                       data<T>(gates),
-                                       data<T>(extra),
-                                       data<T>(output),
-                                       data<T>(h_0),
-                                       data_or_null<T>(c_0),
-                                       needs_input ? mutable_data<T>(grads.input) : nullptr,
-                                       needs_state ? mutable_data<T>(grads.h_0) : nullptr,
-                                       mutable_data<T>(grads.c_0)};
-      const BackwardLoop<T, Cell> loop(tensors, weights.matrix, in_loop ? &input_weights->matrix : nullptr,
-                                       walk, s.hidden);
-      const int64_t chunks = local_chunks(s);
-      if (chunks > 0) {
-        backward_by_chunks(grads, loop, tensors, walk, s, input, chunks);
-      } else {
-        backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih, in_loop);
-      }
+      with_packed<T>([&](auto packed) {
+        using Matrix = typename decltype(packed)::Matrix;
+        const Walk walk{s.sequences, reverse};
+        const int64_t first = (s.gates - GradientBlocks<Cell>::kShift * s.hidden) % s.gates;
+        const StoredMatrix<T, Matrix> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)),
+                                              first);
+        std::optional<StoredMatrix<T, Matrix>> input_weights;
+        const bool in_loop = needs_input && input_products_in_loop(s);
+        if (in_loop) input_weights.emplace(input, s.inputs, s.gates, transposed(rows_of<T>(weight_ih)));
+        const BackwardTensors<T> tensors{data_or_null<T>(grad_output),
+                                         data_or_null<T>(grad_h_n),
+                                         data_or_null<T>(grad_c_n),
+                                         data<T>(gates),
+                                         data<T>(extra),
+                                         data<T>(output),
+                                         data<T>(h_0),
+                                         data_or_null<T>(c_0),
+                                         needs_input ? mutable_data<T>(grads.input) : nullptr,
+                                         needs_state ? mutable_data<T>(grads.h_0) : nullptr,
+                                         mutable_data<T>(grads.c_0)};
+        const BackwardLoop<T, Cell, Matrix> loop(tensors, weights.matrix,
+                                                 in_loop ? &input_weights->matrix : nullptr, walk, s.hidden);
+        const int64_t chunks = local_chunks(s);
+        if (chunks > 0) {
+          backward_by_chunks(grads, loop, tensors, walk, s, input, chunks);
+        } else {
+          backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih, in_loop);
+        }
+      });
     });
   });
   return {grads.input, grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh, grads.h_0, grads.c_0};

@@ -4,18 +4,34 @@
 // A step is a product of the sequences' states and the prepacked weights, and a pass over its result in which
 // the cell's formula is applied. Sequences are independent of each other: threads share nothing and never
 // wait, and the bits of a sequence do not depend on which others are beside it. State, gates and what is
-// carried from step to step are kept in the accumulation type.
+// carried from step to step are kept in the accumulation type; a product by pairs (cpu/gemm/bf16) rounds the
+// state to what the output holds.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "binding/recurrent.h"
+#include "cpu/gemm/bf16/prepacked.h"
 #include "cpu/gemm/prepacked.h"
 #include "cpu/runtime/parallel.h"
 
 namespace pyops::cpu {
+
+// The matrices of a layer: of bfloat16 in pairs where those are multiplied. Calls f(Packed<Matrix>{}).
+template <class Matrix_>
+struct Packed {
+  using Matrix = Matrix_;
+};
+template <class T, class F>
+void with_packed(const F& f) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (pair_kernels()) return f(Packed<PrepackedPairs>{});
+  }
+  f(Packed<PrepackedMatrix<acc_t<T>>>{});
+}
 
 // Weights that lie in the L2 cache and leave most of it to others, in elements.
 constexpr int64_t kMostSmallWeights = 32 << 10;
@@ -101,9 +117,8 @@ PYOPS_HD void fetch_all(const T* from, int64_t count) {
 }
 
 // The memory that packed rows of the step's products need, one product at a time.
-template <class Acc>
-int64_t packed_rows_size(int64_t rows, const PrepackedMatrix<Acc>& weights,
-                         const PrepackedMatrix<Acc>* input_weights) {
+template <class Matrix>
+int64_t packed_rows_size(int64_t rows, const Matrix& weights, const Matrix* input_weights) {
   return std::max(weights.packed_rows_size(rows), input_weights ? input_weights->packed_rows_size(rows) : 0);
 }
 
