@@ -43,7 +43,7 @@ _CASES = [
     case("few_channels_in_phases", (2, 3, 19, 23), 20, 7, stride=2, padding=3, activation="relu"),
     case("few_channels_dilated", (1, 5, 12, 11), 17, (2, 3), dilation=(3, 2), stride=(1, 3)),
     case("images_share_tiles", (9, 64, 4, 4), 48, 3, padding=1, activation="relu"),
-    # So many tiles of pixels that sums of the weight gradient are added to: whole tiles of channels and others.
+    # So many tiles of pixels that sums of the weight gradient are added to, of whole tiles and of others.
     case("tiles_in_chunks", (34, 49, 20, 20), 16, 3, padding=1),
     case("pairs_in_odd_groups", (2, 34, 7, 9), 34, 3, padding=1, groups=2, activation="relu"),
 ]
