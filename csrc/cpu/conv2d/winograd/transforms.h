@@ -201,13 +201,14 @@ void transform_output_gradient(const Acc* grad, int64_t rows, int64_t columns, i
   }
 }
 
-// Weights [3][3][channel] -> the 16 positions, each to its own place; null where it is not needed.
+// The weights of 3 x 3 taps, `width` channels each -> the 16 positions, each to its own place; null where it
+// is not needed.
 template <class Acc>
-void transform_weight(const Acc* weight, int64_t width, Acc* const (&to)[16]) {
+void transform_weight(const Acc* const (&weight)[9], int64_t width, Acc* const (&to)[16]) {
   using V = Vec<Acc>;
   for (int64_t k = 0; k < width; k += V::kLanes) {
     V taps[3][3], positions[4][4];
-    for (int i = 0; i < 9; ++i) taps[i / 3][i % 3] = load<Acc>(weight + i * width + k);
+    for (int i = 0; i < 9; ++i) taps[i / 3][i % 3] = load<Acc>(weight[i] + k);
     math::winograd_2d(taps, positions, math::winograd_weight<V>);
     for (int p = 0; p < 16; ++p) {
       if (to[p]) store(to[p] + k, positions[p / 4][p % 4]);

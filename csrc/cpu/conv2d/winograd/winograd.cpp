@@ -2,6 +2,7 @@
 // move in steps of 1. As in direct/direct.h, every output is formed by one thread in an order that depends on
 // the problem alone.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -42,6 +43,7 @@ class WinogradCorrelation {
         panel_parts_(panels_, weights_.groups * batches_.parts * tiles_.rows.parts() * tiles_.columns.parts(),
                      ThreadPool().threads()) {
     for (int64_t position = 0; position < 16; ++position) list_terms(position);
+    for (int64_t i = 0; i < sub_kernels_.count(); ++i) places_.push_back(places_of(i));
   }
 
   // Whether all outputs are what direct sums would give; if not, they are to be formed again.
@@ -130,7 +132,7 @@ class WinogradCorrelation {
     const int64_t count = std::min(width, weights_.outputs - first), most = channels_in_block(taps);
     Scratch scratch;
     Acc* const read = scratch.take<Acc>(most * taps * width);
-    alignas(kVectorBytes) Acc sub_kernel_taps[9 * ChannelPanels<Acc>::kWide];
+    alignas(kVectorBytes) const Acc zeros[ChannelPanels<Acc>::kWide] = {};
     Acc* next[16];
     for (int p = 0; p < 16; ++p) next[p] = all + transformed(group, block, p, panel);
     for (int64_t c = 0; c < blocks_.size(block); ++c) {
@@ -145,23 +147,31 @@ class WinogradCorrelation {
           to[p] = needed ? next[p] : nullptr;
           next[p] += needed ? width : 0;
         }
-        pick_taps(sub_kernel, read + c % most * taps * width, width, sub_kernel_taps);
-        transform_weight(sub_kernel_taps, width, to);
+        const Acc* from[9];
+        for (int i = 0; i < 9; ++i) {
+          const int64_t place = places_[sub_kernel][i];
+          from[i] = place < 0 ? zeros : read + (c % most * taps + place) * width;
+        }
+        transform_weight(from, width, to);
       }
     }
   }
 
-  // A sub-kernel's taps of all of a kernel's, in the order in which the correlation visits the source.
-  void pick_taps(int64_t sub_kernel, const Acc* all, int64_t width, Acc* taps) const {
-    if (sub_kernels_.count() > 1) std::fill_n(taps, 9 * width, Acc(0));
+  // Where a sub-kernel's taps lie among all of a kernel's, in the order in which the correlation visits the
+  // source; -1 for those that it lacks.
+  using TapPlaces = std::array<int64_t, 9>;
+
+  TapPlaces places_of(int64_t sub_kernel) const {
+    TapPlaces places;
+    places.fill(-1);
     for (const math::ConvTap& r : h_.taps) {
       for (const math::ConvTap& s : w_.taps) {
         const int64_t row = r.shift - h_.min_shift, column = s.shift - w_.min_shift;
-        if (sub_kernels_.sub_kernel(row, column) != sub_kernel) continue;
-        const Acc* const from = all + (r.kernel * weights_.columns + s.kernel) * width;
-        std::copy_n(from, width, taps + SubKernels::tap(row, column) * width);
+        if (sub_kernels_.sub_kernel(row, column) == sub_kernel)
+          places[SubKernels::tap(row, column)] = r.kernel * weights_.columns + s.kernel;
       }
     }
+    return places;
   }
 
   // Whether all is finite.
@@ -233,7 +243,8 @@ class WinogradCorrelation {
   WinogradLayout<Acc> layout_;
   EvenSplit blocks_;  // of input channels
   PanelParts<Acc> panel_parts_;
-  Terms terms_[16];  // by position
+  Terms terms_[16];                // by position
+  std::vector<TapPlaces> places_;  // by sub-kernel
 };
 
 // Whether an axis has at least 3 taps, the last sub-kernel at least 2 of them, and moves in steps of 1.
