@@ -178,9 +178,12 @@ class SingleTerms {
                               const int64_t* offsets, const Acc* weight, Acc* c, int64_t ldc,
                               bool accumulate) {
     const auto kernel = pixel_kernel_of<Acc>(pixels, vectors);
-    for_each_chain(depth, [&](int64_t begin, int64_t terms) {
-      kernel(terms, x, offsets + begin, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
-    });
+    for_each_chain(
+        depth,
+        [&](int64_t begin, int64_t terms) {
+          kernel(terms, x, offsets + begin, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
+        },
+        kChainedProducts);
   }
   static ChannelKernel<Acc> channel_kernel(int64_t channels, int64_t vectors) {
     return channel_kernel_of<Acc>(channels, vectors);
