@@ -55,16 +55,26 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::Half;
 }
 
-// Contiguous and uninitialised, on the device of `like`. The C shim is called directly:
-// torch::stable::new_empty looks its operator up by name, which takes longer than a small kernel. What the
-// shim is not told it takes from `like`.
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+// Uninitialised, of these sizes and strides, on the device of `like`. The C shim is called directly:
+// torch::stable::new_empty looks its operator up by name, which takes longer than a small kernel.
+inline Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                          torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(),
-                                                          static_cast<int64_t>(shape.size()), &dtype, nullptr,
-                                                          nullptr, -1, nullptr, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, device_type, device_index,
+                                                         &handle));
   return Tensor(handle);
+}
+
+// The same, contiguous.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+  return new_strided(like, shape, strides, type);
 }
 
 // The conditions under which a raw pointer into `t` may be used; `op` and `name` are for the message.
@@ -106,14 +116,7 @@ inline void check_same_order(const Tensor& t, const char* op, const char* name, 
 // As new_tensor, with the shape and the strides of the packed tensor `like`.
 inline Tensor new_tensor_like(const Tensor& like) {
   if (like.is_contiguous()) return new_tensor(like, shape_of(like), like.scalar_type());
-  int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(like.scalar_type()));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      like.dim(), like.sizes().data(), like.strides().data(), dtype, device_type, device_index, &handle));
-  return Tensor(handle);
+  return new_strided(like, like.sizes(), like.strides(), like.scalar_type());
 }
 
 inline void check_shape(const Tensor& t, const char* op, const char* name,

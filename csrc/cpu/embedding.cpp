@@ -1,6 +1,7 @@
 // Embedding on the CPU: rows gathered forward; backward sorts the positions by row and sums rows in parallel.
 #include "math/embedding.h"
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 
@@ -9,6 +10,7 @@
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
+#include "cpu/simd/stream.h"
 
 namespace pyops::cpu {
 namespace {
@@ -25,7 +27,7 @@ struct IndexRange {
   }
 };
 
-// Before anything is written: an index out of range must leave no trace.
+// Before anything of the caller's is written: an index out of range must leave no trace.
 template <class Index>
 void check_range(const Index* indices, const EmbeddingShape& s, const char* op) {
   const IndexRange range = parallel_sum<IndexRange>(s.positions, 1, [&](int64_t begin, int64_t end) {
@@ -43,29 +45,52 @@ void check_range(const Index* indices, const EmbeddingShape& s, const char* op) 
 
 // ---- forward -------------------------------------------------------------------------------------------
 
-// Rows are copied as bits. The rows of a table that no cache holds may lie anywhere, so the row after the
-// next is fetched meanwhile.
+// Copies a row, past the caches if `stream`.
+template <class Word>
+void copy_row(const Word* row, Word* out, int64_t n, bool stream) {
+  using Line = Vec<float>;
+  constexpr int64_t kWords = sizeof(Line) / sizeof(Word);
+  stream = can_stream(out, stream);
+  int64_t c = 0;
+  for (; c + kWords <= n; c += kWords) {
+    const Line line = load<float>(reinterpret_cast<const float*>(row + c));
+    put(reinterpret_cast<float*>(out + c), line, Line::kLanes, stream);
+  }
+  if (c < n) memcpy(out + c, row + c, (n - c) * sizeof(Word));
+}
+
+// Rows are copied as bits. The rows of a table that no cache holds may lie anywhere, so those that follow are
+// fetched meanwhile. Returns whether all indices are in range; rows of others are left out.
 template <class Word, class Index>
-void gather(const Word* weight, const Index* indices, Word* output, const EmbeddingShape& s) {
-  constexpr int64_t kAhead = 2;
-  constexpr int64_t kLine = 64 / sizeof(Word), kMaxLines = 16, kCached = 1 << 18;
-  const bool cached = s.rows * s.dim * static_cast<int64_t>(sizeof(Word)) <= kCached;
+bool gather(const Word* weight, const Index* indices, Word* output, const EmbeddingShape& s) {
+  constexpr int64_t kLine = 64 / sizeof(Word), kMaxLines = 16, kCached = 1 << 18, kAheadBytes = 4096;
+  const int64_t row_bytes = s.dim * static_cast<int64_t>(sizeof(Word));
+  const int64_t ahead = std::clamp<int64_t>(kAheadBytes / std::max<int64_t>(row_bytes, 1), 2, 16);
+  const bool cached = s.rows * row_bytes <= kCached, stream = s.positions * row_bytes >= kStreamBytes;
   const int64_t fetched = cached ? 0 : std::min(s.dim, kMaxLines * kLine);
+  const auto is_row = [&](Index index) { return index >= 0 && index < s.rows; };
+  std::atomic<bool> good{true};
   parallel_for(s.positions, s.dim, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      if (!is_row(indices[i])) {
+        good.store(false, std::memory_order_relaxed);
+        continue;
+      }
       const Word* row = weight + indices[i] * s.row_stride;
       Word* const out = output + i * s.dim;
       if (s.column_stride != 1) {
         for (int64_t c = 0; c < s.dim; ++c) out[c] = row[c * s.column_stride];
         continue;
       }
-      if (i + kAhead < end) {
-        const Word* next = weight + indices[i + kAhead] * s.row_stride;
-        for (int64_t c = 0; c < fetched; c += kLine) __builtin_prefetch(next + c);
+      if (i + ahead < end && is_row(indices[i + ahead])) {
+        const Word* later = weight + indices[i + ahead] * s.row_stride;
+        for (int64_t c = 0; c < fetched; c += kLine) __builtin_prefetch(later + c);
       }
-      memcpy(out, row, s.dim * sizeof(Word));
+      copy_row(row, out, s.dim, stream);
     }
+    if (stream) end_of_streams();
   });
+  return good;
 }
 
 template <class T>
@@ -77,13 +102,14 @@ struct WordOf {
 Tensor embedding_forward(Tensor weight, Tensor indices) {
   const char* op = "embedding_forward";
   const EmbeddingShape s = check_embedding_table(weight, indices, op);
-  dispatch_index(indices, [&](auto tag) { check_range(data<decltype(tag)>(indices), s, op); });
   Tensor output = new_output(weight, embedded_shape(indices, s.dim), weight.scalar_type());
   dispatch_floating(weight.scalar_type(), op, [&](auto tag) {
     using Word = typename WordOf<decltype(tag)>::type;
     dispatch_index(indices, [&](auto index) {
       using Index = decltype(index);
-      gather(data<Word>(weight), data<Index>(indices), mutable_data<Word>(output), s);
+      const Index* const positions = data<Index>(indices);
+      const bool good = gather(data<Word>(weight), positions, mutable_data<Word>(output), s);
+      if (!good) check_range(positions, s, op);
     });
   });
   return output;

@@ -34,10 +34,14 @@ Vec<Acc> slopes_of(const Acc* slopes, int64_t i, int lanes) {
 
 // `slopes` is one number, or as many as elements.
 template <class T, class Slopes>
-void forward_run(const T* x, Slopes slopes, T* y, int64_t n) {
+void forward_run(const T* x, Slopes slopes, T* y, int64_t n, bool stream) {
+  using V = Vec<acc_t<T>>;
+  stream = can_stream(y, stream);
   for_each_vector<acc_t<T>>(n, [&](int64_t i, int lanes) {
-    store_lanes(y + i, math::prelu(load_lanes(x + i, lanes), slopes_of<acc_t<T>>(slopes, i, lanes)), lanes);
+    const V v = math::prelu(load_lanes(x + i, lanes), slopes_of<acc_t<T>>(slopes, i, lanes));
+    put(y + i, v, lanes, stream && lanes == V::kLanes);
   });
+  if (stream) end_of_streams();
 }
 
 // Calls add(i, lanes, v) with what each vector adds to its slopes' gradients.
@@ -72,12 +76,14 @@ struct WideRows {
 template <class T>
 void forward(const PreluShape& s, const T* x, const T* weight, T* y) {
   using Acc = acc_t<T>;
+  const bool stream = s.numel() * static_cast<int64_t>(2 * sizeof(T)) >= kStreamCallBytes;
   if (s.inner >= kLongRun) {
     const int64_t chunks = ceil_div(s.inner, kChunk);
     parallel_for(s.outer * s.channels * chunks, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t row = item / chunks, first = item % chunks * kChunk, at = row * s.inner + first;
-        forward_run(x + at, to_acc(weight[row % s.channels]), y + at, std::min(kChunk, s.inner - first));
+        forward_run(x + at, to_acc(weight[row % s.channels]), y + at, std::min(kChunk, s.inner - first),
+                    stream);
       }
     });
     return;
@@ -86,7 +92,7 @@ void forward(const PreluShape& s, const T* x, const T* weight, T* y) {
   const Acc* const slopes = wide.slopes.data();
   parallel_for(wide.rows, wide.width, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * wide.width; at < std::min(s.numel(), end * wide.width); at += wide.width) {
-      forward_run(x + at, slopes, y + at, std::min(wide.width, s.numel() - at));
+      forward_run(x + at, slopes, y + at, std::min(wide.width, s.numel() - at), stream);
     }
   });
 }

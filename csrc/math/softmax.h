@@ -39,10 +39,11 @@ PYOPS_HD T shift_of(T max) {
   return max == -infinity<T>() ? T(0) : max;
 }
 
-// A row whose maximum is infinite has no distribution (-inf: log(0/0), +inf: inf - inf): NaN as in torch.
+// A row whose maximum is infinite has no distribution (-inf: log(0/0), +inf: inf - inf): NaN as in torch,
+// which is what max - max is then. T is a number, or a vector of rows' numbers on the CPU.
 template <class T>
 PYOPS_HD SoftmaxStats<T> finish_stats(T max, T sum) {
-  return {max, max - max == T(0) ? log(sum) : quiet_nan<T>()};
+  return {max, log(sum) + (max - max)};
 }
 
 // What an output needs of its row: the maximum and, for log-softmax, log s, for softmax 1/s. Dividing by s
@@ -55,8 +56,7 @@ struct SoftmaxNormaliser {
 
 template <class T>
 PYOPS_HD SoftmaxNormaliser<T> softmax_normaliser(T max, T sum, bool log) {
-  const SoftmaxStats<T> stats = finish_stats(max, sum);
-  return {max, log || stats.log_sum != stats.log_sum ? stats.log_sum : T(1) / sum};
+  return {max, log ? finish_stats(max, sum).log_sum : T(1) / sum + (max - max)};
 }
 
 // V and R are a number, or vectors on the CPU: of one row's elements, or of one element of several rows.

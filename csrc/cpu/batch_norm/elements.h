@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include "cpu/batch_norm/channels.h"
@@ -12,40 +11,13 @@
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
 #include "cpu/simd/multiply_add.h"
+#include "cpu/simd/stream.h"
 #include "math/batch_norm.h"
 
 namespace pyops::cpu {
 
-// ---- stores past the caches -----------------------------------------------------------------------------
-
-// Outputs of at least as many bytes are not found in a cache by whoever reads them next.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
-
 inline bool streams(const Tensor& output) {
   return output.numel() * static_cast<int64_t>(output.element_size()) >= kStreamBytes;
-}
-
-// Makes streamed stores visible before another thread is told about them.
-inline void end_of_streams() { std::atomic_thread_fence(std::memory_order_seq_cst); }
-
-// Stores v, past the caches if `stream`: for outputs that would not be found there again.
-template <class T>
-PYOPS_HD void put(T* p, Vec<acc_t<T>> v, int lanes, [[maybe_unused]] bool stream) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
-    if (stream) return _mm512_stream_ps(p, v.v);
-  }
-#elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>) {
-    if (stream) return _mm256_stream_ps(p, v.v);
-  }
-#endif
-  store_lanes(p, v, lanes);
-}
-
-template <class T>
-bool can_stream(const T* p, bool wanted) {
-  return wanted && reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0;
 }
 
 // Fetches the elements of a run: a short one is over before the hardware has seen that it goes on.

@@ -23,7 +23,7 @@ struct Strips {
 
   // Chosen by the problem alone, because the sums are other ones than those of columns.h.
   static bool suit(const BatchNormShape& s, int64_t element_bytes) {
-    return s.inner > 1 && !s.has_runs() && s.channels >= kFewest &&
+    return s.inner > 1 && !s.has_runs() && s.channels >= kFewest && s.numel() > 0 &&
            s.outer * s.inner * kStep * element_bytes <= kCache;
   }
 
@@ -65,7 +65,9 @@ struct Strips {
   void sum(int64_t begin, int64_t end, const Add& add, const ToChannel& to_channel) const {
     const int64_t n = (end - begin) * shape.inner;
     alignas(kVectorBytes) Acc first[Columns::kStrip], second[Columns::kStrip];
-    double totals[2][Columns::kStrip / 2] = {};
+    double totals[2][Columns::kStrip];
+    std::fill_n(totals[0], end - begin, 0.0);
+    std::fill_n(totals[1], end - begin, 0.0);
     for (int64_t row = 0; row < shape.outer; row += Columns::kMostRows) {
       std::fill_n(first, n, Acc(0));
       std::fill_n(second, n, Acc(0));
@@ -92,12 +94,15 @@ void strip_moments(const Strips& strips, const T* x, int64_t begin, int64_t end,
   const BatchNormShape& s = strips.shape;
   const int64_t n = (end - begin) * s.inner, width = s.width();
   const T* const strip = x + begin * s.inner;
-  // A mean of some values is near that of all.
+  // The mean of some values is near that of all.
+  const int64_t some = std::min(s.outer, ceil_div(16, s.inner));
   alignas(kVectorBytes) Acc shifts[Columns::kStrip];
   strips.spread(begin, end, shifts, [&](int64_t c) {
     Acc sum = 0;
-    for (int64_t i = 0; i < s.inner; ++i) sum += to_acc(x[c * s.inner + i]);
-    return sum / static_cast<Acc>(s.inner);
+    for (int64_t row = 0; row < some; ++row) {
+      for (int64_t i = 0; i < s.inner; ++i) sum += to_acc(x[row * width + c * s.inner + i]);
+    }
+    return sum / static_cast<Acc>(some * s.inner);
   });
   const auto add = [&](int64_t row, Acc* sums, Acc* squares) {
     if (row + 1 < s.outer) fetch(strip + (row + 1) * width, n);

@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
     using T = decltype(tag);
     using Acc = acc_t<T>;
     Acc* out = mutable_data<Acc>(loss);
-    const LossSum sum =
-        forward_rows(Problem<T>(a), per_row ? out : nullptr, mutable_data<Acc>(stats), [](RowGroup) {});
+    const LossSum sum = forward_rows(Problem<T>(a), per_row ? out : nullptr, mutable_data<Acc>(stats),
+                                     [](RowGroup, const PanelCopy<Acc>&) {});
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message(op, sum.bad_target, a.shape.classes, ignore_index));
     const double denominator = a.reduction == Reduction::kMean ? sum.weight : 1.0;
@@ -65,7 +65,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
     const Acc one = 1;
     const Upstream<Acc> up{&one, nullptr, row_stats, one / denominator, false};
     const LossSum sum = forward_rows(p, static_cast<Acc*>(nullptr), row_stats,
-                                     [&](RowGroup group) { write_group(p, up, group, dx); });
+                                     [&](RowGroup group, const PanelCopy<Acc>& copy) {
+                                       write_group(p, up, group, dx, copy ? &copy : nullptr);
+                                     });
     STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message("cross_entropy_forward", sum.bad_target,
                                                             a.shape.classes, ignore_index));
     *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);

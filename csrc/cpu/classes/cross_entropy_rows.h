@@ -79,10 +79,14 @@ struct Problem {
 // What one group of rows knows after its first pass over the classes.
 template <class Acc>
 struct GroupStats {
+  PanelCopy<Acc> copy;  // of the logits of strided classes
   Panel<Acc> max;
   Panel<Acc> log_sum;
   Panel<Acc> class_sum;  // sum_c w_c t'_c (-log p_c) or, for smoothing, sum_c w_c (-log p_c)
 
+  template <class T>
+  explicit GroupStats(const Problem<T>& p)
+      : copy(p.inner == 1 ? PanelCopy<Acc>::kMostClasses + 1 : p.classes) {}
   math::SoftmaxStats<Acc> operator[](int64_t i) const { return {max[i], log_sum[i]}; }
 };
 
@@ -128,11 +132,11 @@ void compute_stats(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& s)
       s.log_sum[i] = r.sum;
     }
   } else {
-    panel_max_sum(p.logits + group.offset, p.classes, p.inner, group.width, s.max, s.log_sum);
+    panel_max_sum(p.logits + group.offset, p.classes, p.inner, group.width, s.copy, s.max, s.log_sum);
   }
-  for (int64_t i = 0; i < group.width; ++i) {
-    s.log_sum[i] = math::finish_stats(s.max[i], s.log_sum[i]).log_sum;
-  }
+  for_each_vector<Acc>(group.width, [&](int64_t i, int) {
+    s.log_sum.set(i, math::finish_stats(s.max.vec(i), s.log_sum.vec(i)).log_sum);
+  });
   if (!p.needs_class_sum()) return;
   if (p.inner != 1) return panel_class_sum(p, group, s);
   for (int64_t i = 0; i < group.width; ++i) s.class_sum[i] = row_class_sum(p, p.row_offset(group, i), s[i]);
@@ -260,7 +264,8 @@ void write_row(const Problem<T>& p, const RowPlan<acc_t<T>>& plan, int64_t offse
 }
 
 template <class T>
-void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx) {
+void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx,
+                 const PanelCopy<acc_t<T>>* copy) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   Panel<Acc> max, log_sum, on_probability, on_target, keep;
@@ -278,7 +283,8 @@ void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup gro
     for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
       const math::SoftmaxStats<V> stats{max.vec(i), log_sum.vec(i)};
       const math::RowGradient<V> gradient{on_probability.vec(i), on_target.vec(i)};
-      const V probability = math::probability(load_lanes(p.logits + at + i, lanes), stats);
+      const V logit = copy ? copy->vec(c, i) : load_lanes(p.logits + at + i, lanes);
+      const V probability = math::probability(logit, stats);
       const V t = p.has_probabilities ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
       const V grad = math::logit_gradient(gradient, probability, p.q(p.spread_weight(c, t)));
       store_lanes(dx + at + i, select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0))), lanes);
@@ -291,9 +297,11 @@ void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup gro
   }
 }
 
+// `copy`, if it is not null, holds the logits of strided classes.
 template <class T>
-void write_group(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx) {
-  if (p.inner != 1) return write_panel(p, up, group, dx);
+void write_group(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx,
+                 const PanelCopy<acc_t<T>>* copy = nullptr) {
+  if (p.inner != 1) return write_panel(p, up, group, dx, copy);
   RowPlan<acc_t<T>> plans[Panel<acc_t<T>>::kRows];
   for (int64_t i = 0; i < group.width; ++i)
     plans[i] = plan_row(p, up, group.first_row + i, p.row_offset(group, i));
@@ -307,11 +315,11 @@ void backward_rows(const Problem<T>& p, const Upstream<acc_t<T>>& up, T* dx) {
 
 // ---- forward, and both at once --------------------------------------------------------------------------
 
-// Calls after(group) when a group's statistics are written and its logits are still in cache.
+// Calls after(group, copy) when a group's statistics are written and its logits are still in cache.
 template <class T, class After>
 LossSum forward_rows(const Problem<T>& p, acc_t<T>* per_row_loss, acc_t<T>* stats, const After& after) {
   return p.groups().template sum<LossSum>([&](LossSum& sum, RowGroup group) {
-    GroupStats<acc_t<T>> s;
+    GroupStats<acc_t<T>> s(p);
     compute_stats(p, group, s);
     for (int64_t i = 0; i < group.width; ++i) {
       const int64_t row = group.first_row + i;
@@ -320,7 +328,7 @@ LossSum forward_rows(const Problem<T>& p, acc_t<T>* per_row_loss, acc_t<T>* stat
       const acc_t<T> loss = row_loss(p, group, i, s, sum);
       if (per_row_loss) per_row_loss[row] = loss;
     }
-    after(group);
+    after(group, s.copy);
   });
 }
 

@@ -87,8 +87,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
     const T denominator = static_cast<T>(a.reduction == Reduction::kMean ? target_weight(p) : 1.0);
     const T one = 1;
     const Upstream<T> up{&one, nullptr, stats.data(), one / denominator, false};
-    const LossSum sum = forward_rows(p, static_cast<T*>(nullptr), stats.data(),
-                                     [&](RowGroup group) { write_group(p, up, group, scores); });
+    const LossSum sum =
+        forward_rows(p, static_cast<T*>(nullptr), stats.data(),
+                     [&](RowGroup group, const PanelCopy<T>&) { write_group(p, up, group, scores); });
     STD_TORCH_CHECK(!sum.has_bad_target,
                     bad_target_message("cross_entropy_forward", sum.bad_target, classes, ignore_index));
     *mutable_data<T>(loss) = static_cast<T>(sum.loss / denominator);

@@ -5,7 +5,9 @@
 #include <cstdint>
 
 #include "cpu/classes/row_groups.h"
+#include "cpu/runtime/scratch.h"
 #include "cpu/simd/loops.h"
+#include "cpu/simd/math.h"
 #include "math/online_softmax.h"
 
 namespace pyops::cpu {
@@ -54,11 +56,95 @@ MaxSum<acc_t<T>> row_max_sum(const T* x, int64_t n) {
   return r;
 }
 
-// The same for a panel of rows.
+// ---- panels ---------------------------------------------------------------------------------------------
+
+// The vectors of a panel that is `width` wide.
+template <class Acc>
+constexpr int panel_vectors(int64_t width) {
+  return static_cast<int>(ceil_div(width, Vec<Acc>::kLanes));
+}
+template <class Acc>
+constexpr int panel_lanes(int64_t width, int vector) {
+  constexpr int64_t kLanes = Vec<Acc>::kLanes;
+  return static_cast<int>(std::min(kLanes, width - vector * kLanes));
+}
+
+// Calls f(constant, width): a whole panel's loops have a constant length.
+template <class Acc, class F>
+void with_panel_width(int64_t width, const F& f) {
+  if (width == Panel<Acc>::kRows) {
+    f(std::integral_constant<int64_t, Panel<Acc>::kRows>{});
+  } else {
+    f(width);
+  }
+}
+
+// A panel's elements, class after class, in memory of their own. In a tensor the classes of a panel often lie
+// a power of two apart, and a few dozen of them are more than a cache keeps at such a distance: the second
+// pass would fetch them all again.
+template <class Acc>
+class PanelCopy {
+ public:
+  static constexpr int64_t kMostClasses = 512;  // 128 KiB: half of a small L2 cache
+  static bool suits(int64_t classes) { return classes <= kMostClasses; }
+
+  explicit PanelCopy(int64_t classes)
+      : values_(suits(classes) ? scratch_.take<Acc>(classes * Panel<Acc>::kRows) : nullptr) {}
+
+  explicit operator bool() const { return values_ != nullptr; }
+  Acc* of_class(int64_t c) const { return values_ + c * Panel<Acc>::kRows; }
+  Vec<Acc> vec(int64_t c, int64_t i) const { return load<Acc>(of_class(c) + i); }
+
+ private:
+  Scratch scratch_;
+  Acc* values_;
+};
+
+// Copies a panel, and asks for the lines of the panel behind it; each(u, v) sees every vector of every class.
+// Lanes beyond the width are -infinity.
+template <class Width, class T, class Each>
+void copy_panel(const T* x, int64_t classes, int64_t stride, Width width, const PanelCopy<acc_t<T>>& copy,
+                const Each& each) {
+  using V = Vec<acc_t<T>>;
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* const from = x + c * stride;
+    acc_t<T>* const to = copy.of_class(c);
+    for (int u = 0; u < panel_vectors<acc_t<T>>(width); ++u) {
+      __builtin_prefetch(from + Panel<acc_t<T>>::kRows + u * V::kLanes);
+      const V v =
+          load_lanes(from + u * V::kLanes, panel_lanes<acc_t<T>>(width, u), -math::infinity<acc_t<T>>());
+      store(to + u * V::kLanes, v);
+      each(u, v);
+    }
+  }
+}
+
 template <class T>
-void panel_max_sum(const T* x, int64_t classes, int64_t stride, int64_t width, Panel<acc_t<T>>& max,
-                   Panel<acc_t<T>>& sum) {
+void copied_max_sum(const T* x, int64_t classes, int64_t stride, int64_t width,
+                    const PanelCopy<acc_t<T>>& copy, Panel<acc_t<T>>& max_of, Panel<acc_t<T>>& sum_of) {
   using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  with_panel_width<Acc>(width, [&](auto w) {
+    V most[kUnroll], shift[kUnroll], sum[kUnroll];
+    for (V& m : most) m = V(-math::infinity<Acc>());
+    copy_panel(x, classes, stride, w, copy, [&](int u, V v) { most[u] = max(v, most[u]); });
+    for (int u = 0; u < kUnroll; ++u) {
+      shift[u] = select_greater(most[u], V(-math::infinity<Acc>()), most[u], V(Acc(0)));
+      sum[u] = V(Acc(0));
+    }
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int u = 0; u < panel_vectors<Acc>(w); ++u) sum[u] += exp(copy.vec(c, u * V::kLanes) - shift[u]);
+    }
+    for (int u = 0; u < kUnroll; ++u) max_of.set(u * V::kLanes, most[u]), sum_of.set(u * V::kLanes, sum[u]);
+  });
+}
+
+// As row_max_sum for every row of a panel; the elements are then in `copy`, if it suits as many classes.
+template <class T>
+void panel_max_sum(const T* x, int64_t classes, int64_t stride, int64_t width,
+                   const PanelCopy<acc_t<T>>& copy, Panel<acc_t<T>>& max, Panel<acc_t<T>>& sum) {
+  using Acc = acc_t<T>;
+  if (copy) return copied_max_sum(x, classes, stride, width, copy, max, sum);
   max.fill(-math::infinity<Acc>());
   sum.fill(0);
   for (int64_t c = 0; c < classes; ++c) {

@@ -17,7 +17,10 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
   const T* x = data<T>(log_probs);
   const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
-  return parallel_sum<LossSum>(s.rows(), 1, [&](int64_t begin, int64_t end) {
+  // A row's element lies in a line of memory of its own, which is asked for some rows ahead.
+  constexpr int64_t kRowCost = 32, kAhead = 16;
+  const bool scattered = s.inner == 1 && s.classes > 16;
+  return parallel_sum<LossSum>(s.rows(), scattered ? kRowCost : 4, [&](int64_t begin, int64_t end) {
     LossSum sum;
     // The sums are kept in registers and the position is counted up: a sum in memory, or a division per row,
     // would take longer than the row.
@@ -30,6 +33,10 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
         image += s.classes * s.inner;
       }
       const int64_t c = y[r];
+      if (scattered && r + kAhead < end) {
+        const int64_t later = y[r + kAhead];
+        if (later >= 0 && later < s.classes) __builtin_prefetch(x + (r + kAhead) * s.classes + later);
+      }
       Acc loss = 0;
       if (c != ignore_index) {
         if (c < 0 || c >= s.classes) {

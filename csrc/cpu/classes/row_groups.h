@@ -55,7 +55,8 @@ class RowGroups {
         count_(inner == 1 ? ceil_div(outer, width_) : outer * per_outer_) {}
 
   int64_t count() const { return count_; }
-  int64_t cost() const { return std::max<int64_t>(1, classes_) * width_; }
+  // An exponential takes as long as copying three elements.
+  int64_t cost() const { return std::max<int64_t>(1, classes_) * width_ * 3; }
 
   RowGroup operator[](int64_t g) const {
     if (inner_ == 1) return {g * width_, g * width_ * classes_, std::min(width_, outer_ - g * width_)};

@@ -18,16 +18,60 @@ void forward_row(const T* x, T* y, int64_t n) {
   });
 }
 
+// Some short rows side by side. A row's numbers do not depend on how many there are.
+template <bool kLog, int kRows, class T>
+void forward_short_rows(const T* x, T* y, int64_t n) {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  constexpr Acc kLowest = -math::infinity<Acc>();
+  constexpr bool kKeepsExp = !kLog && std::is_same_v<T, Acc>;  // of the elements, where the output goes
+  V most[kRows], sum[kRows];
+  Acc shift[kRows];
+  math::SoftmaxNormaliser<Acc> row[kRows];
+  for (int r = 0; r < kRows; ++r) most[r] = V(kLowest), sum[r] = V(Acc(0));
+  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    PYOPS_UNROLL
+    for (int r = 0; r < kRows; ++r) most[r] = max(load_lanes(x + r * n + i, lanes, kLowest), most[r]);
+  });
+  for (int r = 0; r < kRows; ++r) {
+    row[r].max = horizontal_max(most[r]);
+    shift[r] = math::shift_of(row[r].max);
+  }
+  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    PYOPS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const V e = exp(load_lanes(x + r * n + i, lanes, kLowest) - V(shift[r]));
+      sum[r] += e;
+      if constexpr (kKeepsExp) store_lanes(y + r * n + i, e, lanes);
+    }
+  });
+  for (int r = 0; r < kRows; ++r) row[r] = math::softmax_normaliser(row[r].max, horizontal_sum(sum[r]), kLog);
+  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    PYOPS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      T* const to = y + r * n + i;
+      if constexpr (kKeepsExp) {
+        store_lanes(to, load_lanes(to, lanes) * V(row[r].sum_term), lanes);
+      } else {
+        store_lanes(to, math::normalised(load_lanes(x + r * n + i, lanes), row[r], kLog), lanes);
+      }
+    }
+  });
+}
+
 template <bool kLog, class T>
 void forward_panel(const T* x, T* y, int64_t classes, int64_t stride, int64_t width) {
   using Acc = acc_t<T>;
+  const PanelCopy<Acc> copy(classes);
   Panel<Acc> max, sum;
-  panel_max_sum(x, classes, stride, width, max, sum);
-  for (int64_t i = 0; i < width; ++i) sum[i] = math::softmax_normaliser(max[i], sum[i], kLog).sum_term;
+  panel_max_sum(x, classes, stride, width, copy, max, sum);
+  for_each_vector<Acc>(width, [&](int64_t i, int) {
+    sum.set(i, math::softmax_normaliser(max.vec(i), sum.vec(i), kLog).sum_term);
+  });
   for (int64_t c = 0; c < classes; ++c) {
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
       const math::SoftmaxNormaliser<Vec<Acc>> rows{max.vec(i), sum.vec(i)};
-      const Vec<Acc> v = load_lanes(x + c * stride + i, lanes);
+      const Vec<Acc> v = copy ? copy.vec(c, i) : load_lanes(x + c * stride + i, lanes);
       store_lanes(y + c * stride + i, math::normalised(v, rows, kLog), lanes);
     });
   }
@@ -44,49 +88,78 @@ Vec<Acc> input_gradient(Vec<Acc> y, Vec<Acc> grad, Vec<Acc> total) {
   return kLog ? math::log_softmax_gradient(y, grad, total) : math::softmax_gradient(y, grad, total);
 }
 
-template <bool kLog, class T>
-void backward_row(const T* grad, const T* y, T* dx, int64_t n) {
+template <bool kLog, int kRows, class T>
+void backward_rows(const T* grad, const T* y, T* dx, int64_t n) {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
-  const auto join = [&](V& acc, int64_t i, V v) {
-    const int lanes = static_cast<int>(std::min<int64_t>(V::kLanes, n - i));
-    acc += sum_gradient<kLog, Acc>(v, load_lanes(grad + i, lanes));
-  };
-  const Acc total = horizontal_sum(reduce_row(y, n, Acc(0), Acc(0), join, add<V>));
+  V sums[kRows], other_sums[kRows], total[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = other_sums[r] = V(Acc(0));
   for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
-    const V v = input_gradient<kLog, Acc>(load_lanes(y + i, lanes), load_lanes(grad + i, lanes), total);
-    store_lanes(dx + i, v, lanes);
+    PYOPS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      V& sum = i / V::kLanes % 2 ? other_sums[r] : sums[r];
+      sum += sum_gradient<kLog, Acc>(load_lanes(y + r * n + i, lanes), load_lanes(grad + r * n + i, lanes));
+    }
+  });
+  for (int r = 0; r < kRows; ++r) total[r] = V(horizontal_sum(sums[r] + other_sums[r]));
+  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    PYOPS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = r * n + i;
+      const V v =
+          input_gradient<kLog, Acc>(load_lanes(y + at, lanes), load_lanes(grad + at, lanes), total[r]);
+      store_lanes(dx + at, v, lanes);
+    }
   });
 }
 
+// Sums the panel's rows, and writes their gradients from the copies, if there are any.
 template <bool kLog, class T>
 void backward_panel(const T* grad, const T* y, T* dx, int64_t classes, int64_t stride, int64_t width) {
   using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  const PanelCopy<Acc> grads(classes), outputs(classes);
   Panel<Acc> total;
   total.fill(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
-      const int64_t at = c * stride + i;
-      total.set(
-          i, total.vec(i) + sum_gradient<kLog, Acc>(load_lanes(y + at, lanes), load_lanes(grad + at, lanes)));
+  if (grads) {
+    with_panel_width<Acc>(width, [&](auto w) {
+      V sum[kUnroll];
+      for (V& v : sum) v = V(Acc(0));
+      copy_panel(y, classes, stride, w, outputs, [](int, V) {});
+      int64_t at = 0;  // of the output's vector
+      copy_panel(grad, classes, stride, w, grads, [&](int u, V g) {
+        const V v = outputs.vec(at, u * V::kLanes);
+        if (u + 1 == panel_vectors<Acc>(w)) ++at;
+        sum[u] += sum_gradient<kLog, Acc>(v, g);
+      });
+      for (int u = 0; u < kUnroll; ++u) total.set(u * V::kLanes, sum[u]);
     });
+  } else {
+    for (int64_t c = 0; c < classes; ++c) {
+      for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
+        const V g = load_lanes(grad + c * stride + i, lanes), v = load_lanes(y + c * stride + i, lanes);
+        total.set(i, total.vec(i) + sum_gradient<kLog, Acc>(v, g));
+      });
+    }
   }
   for (int64_t c = 0; c < classes; ++c) {
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
       const int64_t at = c * stride + i;
-      const Vec<Acc> v =
-          input_gradient<kLog, Acc>(load_lanes(y + at, lanes), load_lanes(grad + at, lanes), total.vec(i));
-      store_lanes(dx + at, v, lanes);
+      const V g = grads ? grads.vec(c, i) : load_lanes(grad + at, lanes);
+      const V v = outputs ? outputs.vec(c, i) : load_lanes(y + at, lanes);
+      store_lanes(dx + at, input_gradient<kLog, Acc>(v, g, total.vec(i)), lanes);
     });
   }
 }
 
-// Calls row(offset) for contiguous rows, or panel(offset, width) for strided ones, in parallel.
-template <class Acc, class Row, class PanelF>
-void for_each_row(const ReducedShape& s, const Row& row, const PanelF& panel) {
+// Calls rows(offset, constant count) for contiguous rows, or panel(offset, width) for strided ones, in
+// parallel.
+template <class Acc, class Rows, class PanelF>
+void for_each_row(const ReducedShape& s, const Rows& rows, const PanelF& panel) {
   RowGroups<Acc>(s.classes, s.inner, s.outer).for_each([&](RowGroup g) {
     if (s.inner != 1) return panel(g.offset, g.width);
-    for (int64_t i = 0; i < g.width; ++i) row(g.offset + i * s.classes);
+    if (g.width == kShortRows) return rows(g.offset, std::integral_constant<int, kShortRows>{});
+    for (int64_t i = 0; i < g.width; ++i) rows(g.offset + i * s.classes, std::integral_constant<int, 1>{});
   });
 }
 
@@ -95,7 +168,11 @@ void forward(const Tensor& input, Tensor& output, const ReducedShape& s) {
   const T* x = data<T>(input);
   T* y = mutable_data<T>(output);
   for_each_row<acc_t<T>>(
-      s, [&](int64_t at) { forward_row<kLog>(x + at, y + at, s.classes); },
+      s,
+      [&](int64_t at, auto rows) {
+        if (s.classes > kShortRow) return forward_row<kLog>(x + at, y + at, s.classes);
+        forward_short_rows<kLog, decltype(rows)::value>(x + at, y + at, s.classes);
+      },
       [&](int64_t at, int64_t width) { forward_panel<kLog>(x + at, y + at, s.classes, s.inner, width); });
 }
 
@@ -105,7 +182,10 @@ void backward(const Tensor& grad_output, const Tensor& output, Tensor& grad_inpu
   const T* y = data<T>(output);
   T* dx = mutable_data<T>(grad_input);
   for_each_row<acc_t<T>>(
-      s, [&](int64_t at) { backward_row<kLog>(g + at, y + at, dx + at, s.classes); },
+      s,
+      [&](int64_t at, auto rows) {
+        backward_rows<kLog, decltype(rows)::value>(g + at, y + at, dx + at, s.classes);
+      },
       [&](int64_t at, int64_t width) {
         backward_panel<kLog>(g + at, y + at, dx + at, s.classes, s.inner, width);
       });

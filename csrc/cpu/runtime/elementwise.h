@@ -9,6 +9,7 @@
 #include "cpu/runtime/parallel.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
+#include "cpu/simd/stream.h"
 
 namespace pyops::cpu {
 
@@ -17,9 +18,15 @@ template <class Out, class F, class... In>
 void elementwise(int64_t n, int64_t cost, const F& f, Out* y, const In*... x) {
   // Shares are whole blocks, so that only the last one ends inside a vector.
   constexpr int64_t kBlock = 1024;
+  // What was read before is in the caches already.
+  const bool in_place = (... || (static_cast<const void*>(x) == y));
+  const int64_t bytes = n * static_cast<int64_t>((sizeof(Out) + ... + sizeof(In)));
+  const bool stream = can_stream(y, !in_place && bytes >= kStreamCallBytes);
   parallel_for(ceil_div(n, kBlock), kBlock * cost, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kBlock;
-    transform(std::min(n, end * kBlock) - first, f, y + first, (x + first)...);
+    const int64_t first = begin * kBlock, count = std::min(n, end * kBlock) - first;
+    if (!stream) return transform(count, f, y + first, (x + first)...);
+    transform<true>(count, f, y + first, (x + first)...);
+    end_of_streams();
   });
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/simd/stream.h"
 #include "cpu/simd/vec.h"
 
 namespace pyops::cpu {
@@ -55,7 +56,8 @@ PYOPS_HD V add(V a, V b) {
 // y[i] = f(x[i]...) for n elements of one thread's share; f takes and returns vectors. y may be one of the x.
 // Vectors are loaded kUnroll at a time before any is stored: with y possibly an x, the compiler could not
 // move a load across a store.
-template <class Out, class F, class... In>
+// With kStream full vectors are stored past the caches (stream.h).
+template <bool kStream = false, class Out, class F, class... In>
 void transform(int64_t n, const F& f, Out* y, const In*... x) {
   using Acc = acc_t<Out>;
   constexpr int kLanes = Vec<Acc>::kLanes;
@@ -75,7 +77,7 @@ void transform(int64_t n, const F& f, Out* y, const In*... x) {
       PYOPS_UNROLL
       for (int u = 0; u < kUnroll; ++u) v[u] = f(load<Acc>(x + i + u * kLanes)...);
       PYOPS_UNROLL
-      for (int u = 0; u < kUnroll; ++u) store(y + i + u * kLanes, v[u]);
+      for (int u = 0; u < kUnroll; ++u) put(y + i + u * kLanes, v[u], kLanes, kStream);
     }
   }
   for (; i < n; i += kLanes) {
