@@ -29,8 +29,48 @@ BACKENDS = ("cpp", "cuda", "triton", "reference")
 _FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
-#: Largest tensor of :func:`prefers_torch`: on larger ones a kernel saves about what its call costs.
+#: Largest tensor of :func:`prefers_torch` where nothing else was measured: on larger ones a kernel saves
+#: about what its call costs.
 TINY_ELEMENTS = 1024
+_TINY = (TINY_ELEMENTS, TINY_ELEMENTS)
+
+#: From a megabyte on outputs come from our own cache of memory, and torch's may be fresh pages.
+_KEPT = (1 << 18) - 1
+
+#: The most float32 elements on which torch's own op takes less time, called for its value and for a gradient.
+#: A call of ours costs some 3 us more than torch's, and one with a gradient some 25 us, because its
+#: autograd.Function is Python; a kernel that is bound by memory has little to save. Measured in steps of 2 on
+#: 2 cores of an AMD EPYC (Zen 4), torch 2.13.
+TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
+    "relu": (_KEPT, _KEPT),
+    "leaky_relu": (_KEPT, _KEPT),
+    "hardswish": (_KEPT, _KEPT),
+    "sigmoid": (16384, _KEPT),
+    "silu": (16384, 131072),
+    "tanh": (1024, 16384),
+    "selu": (2048, 8192),
+    "elu": (2048, 8192),
+    "softplus": (2048, 16384),
+    "prelu": (_KEPT, 16384),
+    "mse_loss": (0, 16384),
+    "smooth_l1_loss": (0, 16384),
+    "huber_loss": (0, 16384),
+    "l1_loss": (0, 0),
+    "binary_cross_entropy_with_logits": (0, 2048),
+    "softmax": (32768, _KEPT),
+    "softmax, few classes": (0, 1024),
+    "softmax, strided": (32768, _KEPT),
+    "cross_entropy": (32768, 65536),
+    "cross_entropy, few classes": (0, 2048),
+    "nll_loss": (_KEPT, _KEPT),
+    "embedding": (_KEPT, 16384),
+    "interpolate": (512, 2048),
+    "max_pool2d": (16384, 65536),
+    "avg_pool2d": (8192, 16384),
+    "adaptive_avg_pool2d": (65536, 32768),
+    "batch_norm, images": (16384, 65536),
+    "batch_norm, rows": (_KEPT, _KEPT),
+}
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 #: The op handles of each backend in use. Attributes, because torch.compile reads a dictionary once per
@@ -161,20 +201,37 @@ def _choose_once(requested: str | None, device_type: str, index: int | None) -> 
     return name
 
 
-def prefers_torch(input: torch.Tensor, elements: int | None = None) -> bool:
-    """The one rule for tiny tensors: a single op on them is left to torch's own op.
+def prefers_torch(
+    op: str, input: torch.Tensor, *others: torch.Tensor | None, elements: int | None = None
+) -> bool:
+    """The one rule for small tensors: a single op on them is left to torch's own op.
 
-    ``elements`` is what the rule counts where that is not ``input`` itself (an op whose output is larger).
+    Args:
+        op: the op's entry in :data:`TORCH_IS_FASTER`.
+        input: the tensor whose elements count.
+        others: tensors that may need a gradient as well.
+        elements: what the rule counts where that is not ``input`` itself (an op whose output is larger).
 
     A call of a Python ``autograd.Function`` takes longer than one of torch's in C++, and on so few elements
     the call is most of the time. The rule holds on the CPU, and only while no backend is asked for by name
     and the library is there (its absence must not go unnoticed). Fused forms do not use it, because they win
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
-    mask must be the same everywhere.
+    mask must be the same everywhere. For other dtypes than float32, in which torch's kernels differ more, it
+    holds up to :data:`TINY_ELEMENTS`.
     """
     if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False
-    return (input.numel() if elements is None else elements) <= TINY_ELEMENTS
+    count = input.numel() if elements is None else elements
+    if count > _KEPT:
+        return False
+    value, gradient = TORCH_IS_FASTER.get(op, _TINY) if input.dtype is torch.float32 else _TINY
+    if count <= value and count <= gradient:
+        return True
+    if torch.is_grad_enabled() and (
+        input.requires_grad or any(t is not None and t.requires_grad for t in others)
+    ):
+        return count <= gradient
+    return count <= value
 
 
 def _default(device: torch.device) -> str:

@@ -130,7 +130,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         RuntimeError: ``inplace`` and ``input`` is a leaf that requires grad, or a view of one.
     """
     check_tensor("relu", "input", input)
-    if backends.prefers_torch(input) or not input.is_floating_point():
+    if backends.prefers_torch("relu", input) or not input.is_floating_point():
         return torch.nn.functional.relu(input, inplace)
     return _activate("relu", input, RELU, 0.0, 0.0, inplace)
 
@@ -142,7 +142,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("leaky_relu", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("leaky_relu", input):
         return torch.nn.functional.leaky_relu(input, negative_slope, inplace)
     return _activate("leaky_relu", input, LEAKY_RELU, float(negative_slope), 0.0, inplace)
 
@@ -161,7 +161,7 @@ def sigmoid(input: Tensor) -> Tensor:
     torch. Shape, memory format and errors are those of :func:`relu`.
     """
     check_tensor("sigmoid", "input", input)
-    if backends.prefers_torch(input) or input.is_complex():
+    if backends.prefers_torch("sigmoid", input) or input.is_complex():
         return torch.sigmoid(input)
     return _activate("sigmoid", _as_floating(input), SIGMOID, 0.0, 0.0)
 
@@ -172,7 +172,7 @@ def tanh(input: Tensor) -> Tensor:
     Arguments, result and errors are those of :func:`sigmoid`.
     """
     check_tensor("tanh", "input", input)
-    if backends.prefers_torch(input) or input.is_complex():
+    if backends.prefers_torch("tanh", input) or input.is_complex():
         return torch.tanh(input)
     return _activate("tanh", _as_floating(input), TANH, 0.0, 0.0)
 
@@ -184,7 +184,7 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
     Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("selu", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("selu", input):
         return torch.nn.functional.selu(input, inplace)
     return _activate("selu", input, SELU, 0.0, 0.0, inplace)
 
@@ -196,7 +196,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("elu", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("elu", input):
         return torch.nn.functional.elu(input, alpha, inplace)
     return _activate("elu", input, ELU, float(alpha), 0.0, inplace)
 
@@ -208,7 +208,7 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("softplus", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("softplus", input):
         return torch.nn.functional.softplus(input, beta, threshold)
     if input.is_cuda and autocasts_to_float32(input):  # torch's autocast casts softplus on CUDA only
         input = input.float()
@@ -237,7 +237,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("silu", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("silu", input):
         return torch.nn.functional.silu(input, inplace)
     return _activate("silu", input, SILU, 0.0, 0.0, inplace)
 
@@ -248,6 +248,6 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("hardswish", "input", input)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("hardswish", input):
         return torch.nn.functional.hardswish(input, inplace)
     return _activate("hardswish", input, HARDSWISH, 0.0, 0.0, inplace)

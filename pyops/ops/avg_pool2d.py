@@ -126,11 +126,11 @@ def avg_pool2d(
         Tensor of the dtype and memory format of ``input``.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves tiny
+        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves small
             tensors, raises its own errors.
     """
     name = "avg_pool2d"
-    if isinstance(input, Tensor) and backends.prefers_torch(input):
+    if isinstance(input, Tensor) and backends.prefers_torch(name, input):
         return torch.nn.functional.avg_pool2d(
             input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
@@ -166,11 +166,11 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         Tensor of the dtype and memory format of ``input``.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves tiny
+        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves small
             tensors, raises its own errors.
     """
     name = "adaptive_avg_pool2d"
-    if isinstance(input, Tensor) and backends.prefers_torch(input):
+    if isinstance(input, Tensor) and backends.prefers_torch(name, input):
         return torch.nn.functional.adaptive_avg_pool2d(input, output_size)  # type: ignore[arg-type]
     check_image(name, input, channels_may_be_empty=True)
     sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size, output_size]

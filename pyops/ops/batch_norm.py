@@ -280,7 +280,9 @@ def batch_norm(
     check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is None:
         # With ReLU as well: two of torch's calls take two thirds of the time of one through Python.
-        if function.kind <= RELU and backends.prefers_torch(input):
+        single = "batch_norm, images" if input.dim() == 4 else "batch_norm, rows"
+        kind = single if activation is None else "batch_norm, relu"
+        if function.kind <= RELU and backends.prefers_torch(kind, input, weight, bias):
             tensors = (input, running_mean, running_var, weight, bias)
             output = torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
             return output if activation is None else torch.relu(output)

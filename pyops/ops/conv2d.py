@@ -249,7 +249,7 @@ def conv2d(
         RuntimeError: tensors on different devices.
     """
     name = "conv2d"
-    if activation is None and residual is None and backends.prefers_torch(input):
+    if activation is None and residual is None and backends.prefers_torch(name, input):
         return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     function = parse(name, activation)
     check_floating(name, "input", input)

@@ -21,7 +21,7 @@ from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, take_written
 from .tools.checks import check_device, check_floating, reduction_code
-from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
+from .tools.classes import by_classes, class_indices, class_weight, row_weights, without_class_dim
 
 __all__ = ["cross_entropy"]
 
@@ -235,12 +235,13 @@ def cross_entropy(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
             nor ``ignore_index``. Elsewhere finding out would need a synchronisation, so such a row's loss
-            and gradient are NaN. torch's own op, which serves tiny tensors, raises its own errors.
+            and gradient are NaN. torch's own op, which serves small tensors, raises its own errors.
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
     if weight is None and sample_weight is None and not return_lse and _is_plain(input, target):
-        if backends.prefers_torch(input) and z_loss == 0.0 and 0.0 <= label_smoothing <= 1.0:
+        plain = z_loss == 0.0 and 0.0 <= label_smoothing <= 1.0 and not inplace_backward
+        if plain and backends.prefers_torch(by_classes(name, input, min(input.dim() - 1, 1)), input):
             torchs = torch.nn.functional.cross_entropy
             return torchs(input, target, None, None, ignore_index, None, reduction, label_smoothing)
         ops = backends.resolve(input)

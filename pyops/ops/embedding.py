@@ -123,7 +123,8 @@ def embedding(
     name = "embedding"
     check_tensor(name, "input", input)
     check_tensor(name, "weight", weight)
-    if sparse or backends.prefers_torch(weight, input.numel() * weight.shape[-1] if weight.dim() else 0):
+    elements = input.numel() * weight.shape[-1] if weight.dim() else 0
+    if sparse or backends.prefers_torch(name, weight, elements=elements):
         return torch.nn.functional.embedding(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )

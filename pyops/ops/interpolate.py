@@ -126,7 +126,7 @@ def interpolate(
         option = "antialias" if align_corners is None else "align_corners"
         raise ValueError(f"{name}: {option} is an option of the linear modes, mode is {mode!r}")
     sizes, factors = _output_size(name, input, size, scale_factor, recompute_scale_factor)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch(name, input):
         return torch.nn.functional.interpolate(*arguments)
     if min(sizes) < 1:
         raise RuntimeError(f"{name}: output size must be at least 1, got {tuple(sizes)}")

@@ -47,7 +47,7 @@ def mse_loss(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: shapes that do not broadcast, or tensors on different devices.
     """
-    if weight is None and _is_tiny(input, target):
+    if weight is None and _is_small("mse_loss", input, target):
         return torch.nn.functional.mse_loss(input, target, size_average, reduce, reduction)
     code = reduction_code("mse_loss", reduction, size_average, reduce)
     return _difference_loss("mse_loss", input, target, weight, (MSE, 0.0, code))
@@ -65,7 +65,7 @@ def l1_loss(
 
     Arguments, result and errors are those of :func:`mse_loss`. The gradient at 0 is 0.
     """
-    if weight is None and _is_tiny(input, target):
+    if weight is None and _is_small("l1_loss", input, target):
         return torch.nn.functional.l1_loss(input, target, size_average, reduce, reduction)
     code = reduction_code("l1_loss", reduction, size_average, reduce)
     return _difference_loss("l1_loss", input, target, weight, (L1, 0.0, code))
@@ -85,7 +85,7 @@ def huber_loss(
     the loss has the dtype of ``input`` (promoted with that of ``weight``), which must be floating, and that
     a weighted mean is over the elements.
     """
-    if weight is None and _is_tiny(input, target):
+    if weight is None and _is_small("huber_loss", input, target):
         return torch.nn.functional.huber_loss(input, target, reduction, delta)
     code = reduction_code("huber_loss", reduction)
     delta = _number("huber_loss", "delta", delta)
@@ -108,7 +108,7 @@ def smooth_l1_loss(
     Arguments, result and errors are those of :func:`mse_loss`; ``beta`` must not be negative, and 0 makes it
     :func:`l1_loss`.
     """
-    if _is_tiny(input, target):
+    if _is_small("smooth_l1_loss", input, target):
         return torch.nn.functional.smooth_l1_loss(input, target, size_average, reduce, reduction, beta)
     code = reduction_code("smooth_l1_loss", reduction, size_average, reduce)
     beta = _number("smooth_l1_loss", "beta", beta)
@@ -148,7 +148,7 @@ def binary_cross_entropy_with_logits(
         RuntimeError: weights that do not broadcast, or tensors on different devices.
     """
     name = "binary_cross_entropy_with_logits"
-    if _is_tiny(input, target):
+    if _is_small("binary_cross_entropy_with_logits", input, target):
         return torch.nn.functional.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
         )
@@ -175,12 +175,12 @@ def binary_cross_entropy_with_logits(
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def _is_tiny(input: Tensor, target: Tensor) -> bool:
+def _is_small(name: str, input: Tensor, target: Tensor) -> bool:
     """Whether the call is torch's (see :func:`backends.prefers_torch`); unequal shapes never are."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
-        and backends.prefers_torch(input)
+        and backends.prefers_torch(name, input, target)
         and target.shape == input.shape
     )
 

@@ -187,11 +187,11 @@ def max_pool2d(
         Tensor of the dtype and memory format of ``input``; with ``return_indices`` a pair.
 
     Raises:
-        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves tiny
+        TypeError, ValueError: an argument of wrong type, shape or value. torch's own op, which serves small
             tensors, raises its own errors.
     """
     name = "max_pool2d"
-    if isinstance(input, Tensor) and backends.prefers_torch(input):
+    if isinstance(input, Tensor) and backends.prefers_torch(name, input):
         function: Any = torch.nn.functional.max_pool2d  # its stub knows no bool that is decided at run time
         return function(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     check_image(name, input)

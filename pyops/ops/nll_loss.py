@@ -121,7 +121,7 @@ def nll_loss(
         TypeError, ValueError: an argument of wrong dtype, shape or value.
         RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
             nor ``ignore_index`` (elsewhere such a row's loss is NaN, since finding out would synchronise).
-            torch's own op, which serves tiny tensors, raises its own errors.
+            torch's own op, which serves small tensors, raises its own errors.
     """
     name = "nll_loss"
     code = reduction_code(name, reduction, size_average, reduce)
@@ -133,7 +133,8 @@ def nll_loss(
     target = class_indices(name, target, row_shape)
     given_weight = weight
     weight = class_weight(name, weight, input.shape[min(input.dim() - 1, 1)], input)
-    if backends.prefers_torch(input):
+    # What a call reads are rows: however many classes, one line of memory of each.
+    if backends.prefers_torch(name, input, elements=min(input.numel(), 64 * target.numel())):
         return torch.nn.functional.nll_loss(input, target, given_weight, None, ignore_index, None, reduction)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
     ops = backends.resolve(input)

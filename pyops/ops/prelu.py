@@ -70,7 +70,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """
     check_tensor("prelu", "input", input)
     check_tensor("prelu", "weight", weight)
-    if backends.prefers_torch(input):
+    if backends.prefers_torch("prelu", input, weight):
         return torch.nn.functional.prelu(input, weight)
     check_floating("prelu", "input", input)
     check_device("prelu", "weight", weight, input)

@@ -19,6 +19,7 @@ from ..layouts import dense_order, inverse
 from ..reference import softmax as reference
 from .tools.autograd import apply
 from .tools.checks import check_floating
+from .tools.classes import by_classes
 
 __all__ = ["log_softmax", "softmax"]
 
@@ -99,7 +100,7 @@ def _softmax(
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if not -rank <= dim < rank:
         raise IndexError(f"{name}: dim must be in [{-rank}, {rank - 1}], got {dim}")
-    if backends.prefers_torch(input):
+    if backends.prefers_torch(_kind(input, dim), input):
         return torch.log_softmax(input, dim) if log else torch.softmax(input, dim)
     # torch's autocast casts softmax on CUDA only.
     if dtype is None and input.is_cuda and autocasts_to_float32(input):
@@ -112,6 +113,13 @@ def _softmax(
     if (order := dense_order(input)) is None:
         return _apply(input.contiguous(), dim % rank, log, ops)
     return _apply(input.permute(order), order.index(dim % rank), log, ops).permute(inverse(order))
+
+
+def _kind(input: Tensor, dim: int) -> str:
+    """The entry of the rule for small tensors."""
+    if input.dim() > 0 and input.stride(dim) != 1:
+        return "softmax, strided"
+    return by_classes("softmax", input, dim)
 
 
 def _apply(input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:

@@ -36,10 +36,36 @@ def test_reference_serves_any_device() -> None:
     assert pyops.available_backends("meta") == ["reference"]
 
 
-def test_tiny_single_ops_are_left_to_torch_unless_a_backend_is_asked_for() -> None:
-    """The rule of backends.prefers_torch, and that its results are torch's to the bit."""
-    for elements, left_to_torch in [(backends.TINY_ELEMENTS, True), (backends.TINY_ELEMENTS + 1, False)]:
-        x = torch.randn(1, elements, requires_grad=True)
+@pytest.mark.parametrize(
+    ("op", "dtype", "differentiable"),
+    [
+        ("softmax", torch.float32, True),
+        ("softmax", torch.float32, False),
+        ("an op that nobody measured", torch.float32, True),
+        ("softmax", torch.bfloat16, True),
+    ],
+)
+def test_small_single_ops_are_left_to_torch_unless_a_backend_is_asked_for(
+    op: str, dtype: torch.dtype, differentiable: bool
+) -> None:
+    """The rule of backends.prefers_torch: other limits with a gradient than without, and in 16 bits."""
+    tiny = (backends.TINY_ELEMENTS,) * 2
+    limits = backends.TORCH_IS_FASTER.get(op, tiny) if dtype is torch.float32 else tiny
+    limit = limits[differentiable]
+    for elements in (limit, limit + 1):
+        x = torch.empty(elements, dtype=dtype)
+        weight = torch.empty(1, requires_grad=differentiable)
+        assert backends.prefers_torch(op, x, None, weight) == (elements == limit)
+        assert backends.prefers_torch(op, x[:0], weight, elements=elements) == (elements == limit)
+        with torch.no_grad():
+            assert backends.prefers_torch(op, x, weight) == (elements <= limits[0])
+        with pyops.use_backend("cpp"):
+            assert not backends.prefers_torch(op, x, weight)
+
+
+def test_what_is_left_to_torch_is_torchs_to_the_bit() -> None:
+    for classes, left_to_torch in [(1024, True), (1 << 18, False)]:
+        x = torch.randn(1, classes, requires_grad=True)
         y = pyops.functional.softmax(x, 1)
         assert ("_Softmax" not in type(y.grad_fn).__name__) == left_to_torch
         if left_to_torch:

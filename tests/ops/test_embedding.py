@@ -122,7 +122,7 @@ def test_tiny_lookups_are_torchs_own() -> None:
     weight = torch.randn(60, 16, requires_grad=True)
     assert "Embedding" in embedding(torch.arange(32), weight).grad_fn.name()
     assert "_Embedding" not in embedding(torch.arange(32), weight).grad_fn.name()
-    assert "_Embedding" in embedding(torch.arange(60).repeat(2), weight).grad_fn.name()
+    assert "_Embedding" in embedding(torch.arange(60).repeat(20), weight).grad_fn.name()
 
 
 def test_sparse_gradients_are_torchs_own(backend: Backend) -> None:

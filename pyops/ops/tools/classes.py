@@ -8,6 +8,14 @@ from torch import Tensor
 from ...dtypes import acc_dtype
 from .checks import check_device, check_floating, check_shape
 
+#: With at most so many classes torch's kernels over classes are slow.
+_FEW_CLASSES = 16
+
+
+def by_classes(op: str, input: Tensor, dim: int) -> str:
+    """The entry of the rule for small tensors (``backends.prefers_torch``)."""
+    return op if input.dim() == 0 or input.shape[dim] > _FEW_CLASSES else f"{op}, few classes"
+
 
 def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``target`` as int64 class indices of ``shape``; uint8 is widened as torch does."""
