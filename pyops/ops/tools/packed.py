@@ -43,8 +43,8 @@ def packed(weight: Tensor, key: Hashable, pack: Callable[[], Tensor]) -> Tensor 
 
     It packs at the second call in a row with the same key and an unchanged weight, and keeps one for each
     weight: what is called with ever new shapes packs nothing. Changes are seen by the weight's version and
-    address. What is written through ``weight.data``, which has a version of its own, the kernel may notice
-    (csrc/cpu/conv2d/packed_weights.h); a single element it may not.
+    address. What is written through ``weight.data``, which has a version of its own, the kernel notices by a
+    digest of all weights (csrc/cpu/conv2d/packed_weights.h).
     """
     number, state = id(weight), (weight._version, weight.data_ptr(), key)
     kept = _kept.get(number)

@@ -94,7 +94,17 @@ def _write(module: torch.nn.Module) -> None:
         module.weight[0, 0, 0, 0] += 1
 
 
-@pytest.mark.parametrize("change", [_load, _step, _assign, _write_data, _round, _write])
+def _write_one(module: torch.nn.Module) -> None:
+    module.weight.data[3, 5, 1, 2] += 1
+
+
+def _exchange_two(module: torch.nn.Module) -> None:
+    module.weight.data.view(-1)[[40, 41]] = module.weight.data.view(-1)[[41, 40]]
+
+
+@pytest.mark.parametrize(
+    "change", [_load, _step, _assign, _write_data, _write_one, _exchange_two, _round, _write]
+)
 def test_changes_are_noticed(change: Callable[[torch.nn.Module], None]) -> None:
     shape, out_channels, stride = SHAPES[0]
     module, input = layer(shape, out_channels, stride), torch.randn(shape)
