@@ -183,7 +183,7 @@ def _overhead_table(groups: list[Group]) -> Table:
     header = ["case", "", *(f"{name} us" for name in (*kernels, *_FIXED))]
     header += [*(f"{name} speedup" for name in kernels), "run"]
     note = (
-        "default: as a user calls it; single ops on tiny tensors are left to torch (backends.prefers_torch). "
+        "default: as a user calls it; single ops on small tensors go to torch (backends.prefers_torch). "
         "Speedups are against the faster of the baselines."
     )
     return Table("Overhead: microseconds per call at the smallest size", header, rows, note)

@@ -17,8 +17,9 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
   const T* x = data<T>(log_probs);
   const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
-  // A row's element lies in a line of memory of its own, which is asked for some rows ahead.
-  constexpr int64_t kRowCost = 32, kAhead = 16;
+  // A row's element lies in a line of memory of its own, which is asked for some rows ahead: then a row costs
+  // so little that thousands stay on one thread, which waits for no other.
+  constexpr int64_t kRowCost = 8, kAhead = 16;
   const bool scattered = s.inner == 1 && s.classes > 16;
   return parallel_sum<LossSum>(s.rows(), scattered ? kRowCost : 4, [&](int64_t begin, int64_t end) {
     LossSum sum;
