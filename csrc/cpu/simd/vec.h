@@ -214,6 +214,31 @@ PYOPS_HD Vec<T> exp(Vec<T> x) {
 
 // ---- memory ------------------------------------------------------------------------------------
 
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+// x rounded to bfloat16 (common/dtypes.h), in the high halves of the lanes; the low halves are anything.
+PYOPS_HD Words bfloat16_in_high_bits(Vec<float> x) {
+  const Words bits = (Words)x.v;
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return x.v == x.v ? rounded : Words{} + 0x7fc00000u;
+}
+
+#if defined(__AVX512F__)
+// 16 numbers of 16 bits as float32, and back.
+template <class T>
+PYOPS_HD __m512 widen(__m256i halves) {
+  if constexpr (std::is_same_v<T, float16>) return _mm512_maskz_cvtph_ps(0xffff, halves);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+template <class T>
+PYOPS_HD __m256i narrow(Vec<float> x) {
+  if constexpr (std::is_same_v<T, float16>) {
+    return _mm512_maskz_cvtps_ph(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT);
+  }
+  return _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(bfloat16_in_high_bits(x) >> 16));
+}
+#endif
+
 template <class Acc, class T>
 PYOPS_HD Vec<Acc> load(const T* p) {
   using V = Vec<Acc>;
@@ -229,7 +254,7 @@ PYOPS_HD Vec<Acc> load(const T* p) {
     return (typename V::Native)(__builtin_convertvector(bits, Word) << 16);
   } else {
 #if defined(__AVX512F__)
-    return typename V::Native(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p)));
+    return typename V::Native(widen<T>(_mm256_loadu_si256((const __m256i*)p)));
 #elif defined(__F16C__)
     return typename V::Native(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
 #else
@@ -240,22 +265,13 @@ PYOPS_HD Vec<Acc> load(const T* p) {
   }
 }
 
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-
-// x rounded to bfloat16 (common/dtypes.h), in the high halves of the lanes; the low halves are anything.
-PYOPS_HD Words bfloat16_in_high_bits(Vec<float> x) {
-  const Words bits = (Words)x.v;
-  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return x.v == x.v ? rounded : Words{} + 0x7fc00000u;
-}
-
 template <class T, class Acc>
 PYOPS_HD void store(T* p, Vec<Acc> x) {
   if constexpr (std::is_same_v<T, Acc>) {
     memcpy(p, &x.v, sizeof(x.v));
   } else if constexpr (std::is_same_v<T, float16>) {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, x.v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i*)p, narrow<T>(x));
 #elif defined(__F16C__)
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -304,6 +320,10 @@ PYOPS_HD Vec<Acc> load_partial(const T* p, int count, Acc fill) {
     return typename V::Native(_mm512_mask_loadu_ps(V(fill).v, __mmask16((1u << count) - 1u), p));
   } else if constexpr (std::is_same_v<T, double>) {
     return typename V::Native(_mm512_mask_loadu_pd(V(fill).v, __mmask8((1u << count) - 1u), p));
+  } else {
+    const __mmask16 lanes = __mmask16((1u << count) - 1u);
+    return typename V::Native(
+        _mm512_mask_mov_ps(V(fill).v, lanes, widen<T>(_mm256_maskz_loadu_epi16(lanes, p))));
   }
 #endif
   Acc lanes[V::kLanes];
@@ -318,6 +338,8 @@ PYOPS_HD void store_partial(T* p, Vec<Acc> x, int count) {
     return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1u), x.v);
   } else if constexpr (std::is_same_v<T, double>) {
     return _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1u), x.v);
+  } else {
+    return _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1u), narrow<T>(x));
   }
 #endif
   T lanes[Vec<Acc>::kLanes];
