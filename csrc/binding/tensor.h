@@ -72,8 +72,12 @@ inline Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyAr
 
 // The same, contiguous.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i > 0; --i) {
+    strides[i - 1] = stride;
+    stride *= std::max<int64_t>(shape[i - 1], 1);
+  }
   return new_strided(like, shape, strides, type);
 }
 
