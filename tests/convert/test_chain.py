@@ -23,7 +23,8 @@ NODE = "ChainFunctionBackward"
 @pytest.fixture(autouse=True)
 def small_tensors_are_not_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one by one the layers of these small models would be torch's."""
-    monkeypatch.setattr(backends, "TINY_ELEMENTS", -1)
+    monkeypatch.setattr(backends, "_TINY", (-1, -1))
+    monkeypatch.setattr(backends, "TORCH_IS_FASTER", dict.fromkeys(backends.TORCH_IS_FASTER, (-1, -1)))
 
 
 def mlp() -> nn.Module:

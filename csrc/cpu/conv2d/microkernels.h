@@ -84,9 +84,9 @@ DotKernel<Acc> dot_kernel_of(int64_t weights, int64_t channels);
 // errors grow beyond torch's.
 inline constexpr int64_t kChainedTerms = 64;
 
-// The same for the direct correlation. Between chains the sums of a micro-tile go to memory and back; with
-// 128 terms some errors come near twice torch's.
-inline constexpr int64_t kChainedProducts = 96;
+// The same for the direct correlation, where the sums of a micro-tile go to memory and back between chains;
+// with 96 terms some errors grow beyond twice torch's.
+inline constexpr int64_t kChainedProducts = 64;
 
 // Calls f(first, count) for the terms of each chain of a sum; once if there are none, for the zeros.
 template <class F>

@@ -418,10 +418,4 @@ MUTANTS = {
         "const double apart = 0, within",
         ("batch_norm/batch_norm",),
     ),
-    "batch_norm_strips_forget_the_rows_before": Mutant(
-        "cpu/batch_norm/strips.h",
-        "totals[0][c] += first[i], totals[1][c] += second[i];",
-        "totals[0][c] = first[i], totals[1][c] += second[i];",
-        ("batch_norm/batch_norm",),
-    ),
 }  # fmt: skip
