@@ -30,8 +30,7 @@ IN_SPACE = """
             "ld.global.u32 %r1, [%own+4];",
             r"thread \(31, 0, 0\).* 0 bytes past the end of a tensor of 128 bytes",
         ),
-        # Another tensor may lie not far before this one.
-        ("ld.global.u32 %r1, [%own-4];", r"thread \(0, 0, 0\).* bytes (before|past the end of) a tensor"),
+        ("ld.global.u32 %r1, [%own-4];", r"thread \(0, 0, 0\).* 4 bytes before a tensor"),
         ("st.global.v2.u32 [%memory+124], {%t, %t};", "no multiple of the access's 8 bytes"),
         ("ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%memory+8];", "no multiple of the access's 16 bytes"),
         ("ld.global.u16 %h1, [%memory+1];", "no multiple of the access's 2 bytes"),

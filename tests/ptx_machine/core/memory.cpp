@@ -34,17 +34,21 @@ Range Allocations::find(uint64_t address) const {
 std::string Allocations::describe(uint64_t address) const {
   const std::lock_guard lock(mutex_);
   auto after = by_first_.upper_bound(address);
+  const auto tensor = [](const auto& one) {
+    return " a tensor of " + std::to_string(one.second.end - one.first) + " bytes";
+  };
+  // Of the tensors on both sides the nearer one, if it is no farther than a page.
+  uint64_t nearest = 4096;
   std::string text = "in no tensor";
-  if (after != by_first_.end() && after->first - address < 4096) {
-    text = std::to_string(after->first - address) + " bytes before a tensor of " +
-           std::to_string(after->second.end - after->first) + " bytes";
+  if (after != by_first_.end() && after->first - address < nearest) {
+    nearest = after->first - address;
+    text = std::to_string(nearest) + " bytes before" + tensor(*after);
   }
   if (after == by_first_.begin()) return text;
-  const auto& [first, a] = *--after;
-  if (address < a.end) return "near the end of a tensor of " + std::to_string(a.end - first) + " bytes";
-  if (address - a.end >= 4096) return text;
-  return std::to_string(address - a.end) + " bytes past the end of a tensor of " +
-         std::to_string(a.end - first) + " bytes";
+  const auto& before = *--after;
+  if (address < before.second.end) return "near the end of" + tensor(before);
+  const uint64_t past = address - before.second.end;
+  return past < nearest ? std::to_string(past) + " bytes past the end of" + tensor(before) : text;
 }
 
 uint64_t Allocations::bytes_around(const std::vector<uint64_t>& addresses) const {
