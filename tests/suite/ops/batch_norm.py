@@ -131,8 +131,8 @@ def check_running_statistics(backend: Backend) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-# Rows in which channels alternate and runs of one channel, in several pieces; the ends lie inside vectors and
-# bytes of the mask.
+# Rows in which channels alternate, runs of one channel, in several pieces, and strips of short runs; the ends
+# lie inside vectors and bytes of the mask.
 SMOKE = [
     case((301, 21), activation="relu"),
     case((37, 21), residual=True, activation="relu"),
@@ -143,6 +143,7 @@ SMOKE = [
     case((2, 3, 70, 61), training=False),
     case((2, 3, 70, 61), affine=False),
     case((3, 37, 5, 7), last=True, residual=True),
+    case((5, 67, 3, 7), activation="relu", residual=True),
 ]
 SMOKE_CHECKS = {"batch_norm_running_statistics": check_running_statistics}
 
@@ -416,6 +417,12 @@ MUTANTS = {
         "cpu/batch_norm/columns.h",
         "const double apart = block.shift[i] - reference[i], within",
         "const double apart = 0, within",
+        ("batch_norm/batch_norm",),
+    ),
+    "batch_norm_strips_forget_the_rows_before": Mutant(
+        "cpu/batch_norm/strips.h",
+        "totals[0][c] += first[i], totals[1][c] += second[i];",
+        "totals[0][c] = first[i], totals[1][c] += second[i];",
         ("batch_norm/batch_norm",),
     ),
 }  # fmt: skip
