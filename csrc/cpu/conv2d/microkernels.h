@@ -84,14 +84,10 @@ DotKernel<Acc> dot_kernel_of(int64_t weights, int64_t channels);
 // errors grow beyond torch's.
 inline constexpr int64_t kChainedTerms = 64;
 
-// The same for the direct correlation, where the sums of a micro-tile go to memory and back between chains;
-// with 96 terms some errors grow beyond twice torch's.
-inline constexpr int64_t kChainedProducts = 64;
-
 // Calls f(first, count) for the terms of each chain of a sum; once if there are none, for the zeros.
 template <class F>
-void for_each_chain(int64_t depth, const F& f, int64_t most = kChainedTerms) {
-  const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, most)));
+void for_each_chain(int64_t depth, const F& f) {
+  const EvenSplit chains(depth, std::max<int64_t>(1, ceil_div(depth, kChainedTerms)));
   for (int64_t i = 0; i < chains.parts; ++i) f(chains.begin(i), chains.size(i));
 }
 

@@ -24,7 +24,6 @@ struct Named {
 };
 constexpr Named kAll[] = {
     {"avx512_bf16", &CpuFeatures::avx512_bf16},
-    {"avx512_fp16", &CpuFeatures::avx512_fp16},
     {"amx_bf16", &CpuFeatures::amx_bf16},
     {"amx_twin", &CpuFeatures::amx_twin},
 };
@@ -46,13 +45,13 @@ bool system_grants_tiles() {
 }
 
 CpuFeatures detect() {
-  constexpr uint32_t kAmxBf16 = 1u << 22, kAvx512Fp16 = 1u << 23, kAmxTile = 1u << 24;  // leaf 7, EDX
-  constexpr uint32_t kAvx512Bf16 = 1u << 5;                                             // leaf 7.1, EAX
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // leaf 7, EDX
+  constexpr uint32_t kAvx512Bf16 = 1u << 5;                     // leaf 7.1, EAX
   uint32_t a = 0, b = 0, c = 0, d = 0, a1 = 0, b1 = 0, c1 = 0, d1 = 0;
   __get_cpuid_count(7, 0, &a, &b, &c, &d);
   if (a >= 1) __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1);
   const bool tiles = (d & kAmxTile) && (d & kAmxBf16) && system_grants_tiles();
-  return {(a1 & kAvx512Bf16) != 0, (d & kAvx512Fp16) != 0, tiles, true};
+  return {(a1 & kAvx512Bf16) != 0, tiles, true};
 }
 
 #else

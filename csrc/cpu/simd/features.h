@@ -9,7 +9,6 @@ namespace pyops::cpu {
 
 struct CpuFeatures {
   bool avx512_bf16;  // VDPBF16PS
-  bool avx512_fp16;  // arithmetic in float16
   bool amx_bf16;     // tiles, and TDPBF16PS
   bool amx_twin;     // tiles in software (cpu/simd/tiles.h), for tests
 };

@@ -28,7 +28,7 @@ namespace pyops::cpu {
 // Terms of a block of sums: its panel of weights, about 40 KB, stays in the L1 cache while pixels pass by.
 inline constexpr int64_t kConvDepth = 320;
 // Bytes of a tile's sums; they and the packed input stay in the L2 cache.
-inline constexpr int64_t kTileBytes = 192 << 10;
+inline constexpr int64_t kTileSumsBytes = 192 << 10;
 // Pixels that should share a panel of weights while it is in the L1 cache.
 inline constexpr int64_t kSharedPixels = 128;
 
@@ -111,7 +111,8 @@ struct DirectPlan {
     constexpr int64_t kMostPixels = 1024;
     const int64_t sums = std::max(panels.padded() * static_cast<int64_t>(phases.size()), blocks.base + 1);
     const int64_t pixels = std::min<int64_t>(
-        kMostPixels, std::max<int64_t>(4 * kPixels, kTileBytes / static_cast<int64_t>(sizeof(Acc)) / sums));
+        kMostPixels,
+        std::max<int64_t>(4 * kPixels, kTileSumsBytes / static_cast<int64_t>(sizeof(Acc)) / sums));
     tiles = problem.epilogue->cut(h.count, w.count, pixels, 1);
     shape = PackedInputShape(h, w, tiles.rows.largest(), tiles.columns.largest());
     batches = batched(problem.images, tiles, kSharedPixels / (h.count * w.count));
@@ -178,12 +179,9 @@ class SingleTerms {
                               const int64_t* offsets, const Acc* weight, Acc* c, int64_t ldc,
                               bool accumulate) {
     const auto kernel = pixel_kernel_of<Acc>(pixels, vectors);
-    for_each_chain(
-        depth,
-        [&](int64_t begin, int64_t terms) {
-          kernel(terms, x, offsets + begin, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
-        },
-        kChainedProducts);
+    for_each_chain(depth, [&](int64_t begin, int64_t terms) {
+      kernel(terms, x, offsets + begin, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
+    });
   }
   static ChannelKernel<Acc> channel_kernel(int64_t channels, int64_t vectors) {
     return channel_kernel_of<Acc>(channels, vectors);
