@@ -26,7 +26,8 @@ extern "C" __attribute__((visibility("default"))) const char* amx_gemm(
     bool twin, int64_t M, int64_t N, int64_t K, const void* a, int64_t a_row, int64_t a_depth, const void* b,
     int64_t b_row, int64_t b_depth, float* out, int64_t* counts) {
   static std::string error;
-  features = {false, false, !twin, twin};
+  features.amx_bf16 = !twin;
+  features.amx_twin = twin;
   const amx::Emulation emulation;
   const auto nothing = [](int64_t, int64_t, int64_t, int64_t) {};
   pair_gemm(tile_pair_kernels(), M, N, K, Operand<bfloat16>{static_cast<const bfloat16*>(a), a_row, a_depth},
