@@ -2,8 +2,9 @@
 
 A call of a Python ``autograd.Function`` costs some ten microseconds forward and as much backward, more while
 the kernels before it have the caches: of a step of a small network a tenth. A chain runs the links' functions
-(``links.py``), forward and backward, one after the other inside one such call. It computes what the links
-compute, bit for bit.
+(``links.py``), forward and backward, one after the other inside one such call. It computes what the links'
+kernels compute, bit for bit. Layer by layer, as the first call with a shape goes, small ones are left to
+torch (:func:`pyops.backends.prefers_torch`), whose last bits may differ.
 """
 
 from __future__ import annotations
