@@ -55,6 +55,17 @@ struct SmallImage {
   static void run(const Problem& p);
 };
 
+// An image in each lane: many small images of few channels (image_lanes/correlation.h).
+struct ImageLanes {
+  static constexpr bool kPacks = false;
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
 // bfloat16 by products of tiles (amx/plan.h).
 struct Amx {
   static constexpr bool kPacks = false;

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif("cpp" not in _library.loaded, reason="the C++ kernels for the CPU are not built"),
 ]
 
-_NAMES = ["depthwise", "small_image", "amx", "bf16_dot", "winograd", "direct"]
+_NAMES = ["depthwise", "small_image", "amx", "image_lanes", "bf16_dot", "winograd", "direct"]
 # Of bfloat16 only, on CPUs that have it; tiles have a twin in software.
 _FEATURES = {"amx": "amx_twin", "bf16_dot": "avx512_bf16"}
 _FORCED = os.environ.get("PYOPS_CONV2D")
@@ -45,6 +45,8 @@ _CASES_OF_ALL = [
 ]
 # Those of the direct algorithm and one or two others; depthwise is for its own problems only.
 _CASES_OF_SOME = [
+    case("some_in_lanes", (37, 3, 11, 7), 7, (5, 3), padding=(2, 3), activation="relu"),
+    case("some_in_lanes_dilated", (19, 2, 9, 13), 5, 3, dilation=(2, 3), padding=(5, 1), residual=True),
     case("some_strided", (2, 34, 9, 15), 48, 3, stride=2, padding=1, activation="relu"),
     case("some_dilated", (1, 18, 13, 12), 32, 3, dilation=2, stride=(2, 1), padding=3),
     case("some_one_by_one", (2, 40, 7, 11), 48, 1, activation="relu"),
@@ -75,6 +77,16 @@ def test_panels_of_one_tile_go_to_several_threads(dtype: torch.dtype, stride: in
     checks.check_accuracy(one, CPP, dtype)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("layout", [None, "channels_last"])
+def test_images_in_lanes_for_any_number_of_threads(dtype: torch.dtype, layout: str | None) -> None:
+    """Vectors of images go to threads, the last of them with a few images only."""
+    many = case("many_images", (131, 2, 7, 5), 3, (5, 3), padding=(4, 1), activation="relu")
+    checks.check_determinism(many, CPP, dtype, (1, 2, 3, 7))
+    checks.check_accuracy(many, CPP, dtype, layout=layout)
+
+
 @pytest.mark.skipif(_FORCED is None, reason="for runs with PYOPS_CONV2D")
 @sweep(_CASES_OF_ALL, _DTYPES, [CPP])
 def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtype) -> None:
@@ -83,7 +95,8 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     found = algorithms(tensors["input"], tensors["weight"], **geometry)
     feature = _FEATURES.get(str(_FORCED))
     lacks_feature = feature and not (dtype is torch.bfloat16 and feature in _library.cpu_features())
-    if lacks_feature or _FORCED == "depthwise":
+    lacks_lanes = _FORCED == "image_lanes" and geometry.get("groups", 1) > 1
+    if lacks_feature or lacks_lanes or _FORCED == "depthwise":
         assert _FORCED not in found
     else:
         assert set(found) == {_FORCED}
@@ -120,8 +133,7 @@ def test_names_in_order() -> None:
     ("input", "weight", "geometry", "expected"),
     [
         ((2, 1, 16, 16), (4, 1, 3, 3), {}, "direct"),
-        ((256, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}, "direct"),
-        ((256, 6, 14, 14), (16, 6, 5, 5), {}, "direct"),
+        ((16, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}, "direct"),
         ((16, 3, 224, 224), (96, 3, 11, 11), {"stride": 4, "padding": 1}, "direct"),
         ((8, 64, 112, 112), (64, 64, 3, 3), {"padding": 1}, "winograd"),
         ((32, 96, 54, 54), (96, 96, 1, 1), {}, "direct"),
@@ -150,7 +162,7 @@ def test_choice_of_tiles() -> None:
     cases = {
         ((32, 128, 28, 28), (128, 128, 3, 3)): ({"padding": 1}, "amx amx amx"),
         ((16, 3, 224, 224), (64, 3, 7, 7)): ({"stride": 2, "padding": 3}, "amx amx amx"),
-        ((256, 1, 28, 28), (6, 1, 5, 5)): ({"padding": 2}, "amx direct amx"),
+        ((256, 1, 28, 28), (6, 1, 5, 5)): ({"padding": 2}, "amx image_lanes amx"),
         ((4, 32, 28, 28), (32, 1, 3, 3)): ({"padding": 1, "groups": 32}, "depthwise depthwise depthwise"),
         ((64, 512, 2, 2), (512, 512, 3, 3)): ({"padding": 1}, "small_image small_image small_image"),
     }
@@ -174,3 +186,12 @@ def test_directions_choose_for_themselves() -> None:
     assert _chosen((8, 64, 28, 28), (64, 64, 3, 3), stride=2, padding=1) == ("direct",) * 3
     found = _chosen((16, 32, 5, 5), (64, 32, 3, 3))
     assert found == ("small_image", "winograd", "small_image")
+
+
+@pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="depends on the vectors")
+def test_choice_of_lanes() -> None:
+    """Columns and channels that do not fill vectors, and taps that read around the image, ask for lanes."""
+    assert _chosen((256, 1, 28, 28), (6, 1, 5, 5), padding=2) == ("image_lanes",) * 3
+    assert _chosen((256, 6, 14, 14), (16, 6, 5, 5)) == ("direct", "image_lanes", "direct")
+    assert _chosen((256, 16, 7, 7), (16, 16, 3, 3), padding=1) == ("winograd",) * 3
