@@ -105,13 +105,29 @@ ChunkVisitor<Acc> chunk_visitor(const LossArguments& a, Acc scale = 1) {
 
 // ---- laying out -----------------------------------------------------------------------------------------
 
+// How elements lie in a buffer.
+enum class Laid {
+  kInOrder,
+  kInPairs,  // in the order of TwoVectors, of which there is a whole number
+};
+
 // Elements [0, length) of p, zeros after them: where they lie, else in `buffer`.
 template <class T>
-const acc_t<T>* lay_out(const T* p, int64_t length, bool in_place, acc_t<T>* buffer) {
+const acc_t<T>* lay_out(const T* p, int64_t length, bool in_place, acc_t<T>* buffer,
+                        Laid laid = Laid::kInOrder) {
+  constexpr int kLanes = Vec<acc_t<T>>::kLanes;
   if constexpr (std::is_same_v<T, acc_t<T>>) {
     if (in_place || !p) return p;
   }
   if (!p) return nullptr;
+  if (laid == Laid::kInPairs) {
+    for (int64_t i = 0; i < length; i += 2 * kLanes) {
+      const auto v = TwoVectors<T>::load(p + i);
+      store(buffer + i, v.first);
+      store(buffer + i + kLanes, v.second);
+    }
+    return buffer;
+  }
   for_each_vector<acc_t<T>>(length,
                             [&](int64_t i, int lanes) { store(buffer + i, load_lanes(p + i, lanes)); });
   return buffer;
@@ -147,8 +163,15 @@ const acc_t<T>* lay_out(const Repeated<T>& factor, int64_t begin, int64_t length
 }
 
 template <class T>
-void write_back(const acc_t<T>* buffer, int64_t length, T* p) {
+void write_back(const acc_t<T>* buffer, int64_t length, T* p, Laid laid) {
+  constexpr int kLanes = Vec<acc_t<T>>::kLanes;
   if (!p) return;
+  if (laid == Laid::kInPairs) {
+    for (int64_t i = 0; i < length; i += 2 * kLanes) {
+      TwoVectors<T>{load<acc_t<T>>(buffer + i), load<acc_t<T>>(buffer + i + kLanes)}.store(p + i);
+    }
+    return;
+  }
   for_each_vector<acc_t<T>>(
       length, [&](int64_t i, int lanes) { store_lanes(p + i, load<acc_t<T>>(buffer + i), lanes); });
 }
@@ -171,6 +194,8 @@ struct LossTensors {
     alignas(64) Acc buffers[8][kChunk];
     const bool whole = length % kLanes == 0;
     const bool direct = whole && std::is_same_v<T, Acc>;
+    const bool pairs = length % (2 * kLanes) == 0 && !weight.data && !pos_weight.data;
+    const Laid laid = pairs ? Laid::kInPairs : Laid::kInOrder;
     const auto at = [=](auto* p) { return p ? p + begin : p; };
     const auto output = [&](T* p, Acc* buffer) {
       if constexpr (std::is_same_v<T, Acc>) {
@@ -178,17 +203,17 @@ struct LossTensors {
       }
       return p ? buffer : nullptr;
     };
-    Chunk<Acc> c{lay_out(at(all.input), length, whole, buffers[0]),
-                 lay_out(at(all.target), length, whole, buffers[1]),
+    Chunk<Acc> c{lay_out(at(all.input), length, whole, buffers[0], laid),
+                 lay_out(at(all.target), length, whole, buffers[1], laid),
                  weight.data ? lay_out(weight, begin, length, whole, buffers[2]) : nullptr,
                  pos_weight.data ? lay_out(pos_weight, begin, length, whole, buffers[3]) : nullptr,
-                 lay_out(at(all.upstream), length, whole, buffers[4]),
+                 lay_out(at(all.upstream), length, whole, buffers[4], laid),
                  output(all.value, buffers[5]),
                  output(all.gradient, buffers[6]),
                  output(all.negated_gradient, buffers[7])};
     if (whole) {
       const TermSum sum = visitor(c, length);
-      if (!direct) write_outputs(c, begin, length);
+      if (!direct) write_outputs(c, begin, length, laid);
       return sum;
     }
     // Elements that fill the last vector weigh nothing: some losses of 0 and 0 are not 0.
@@ -199,7 +224,7 @@ struct LossTensors {
       c.weight = buffers[2];
     }
     const TermSum sum = visitor(c, padded);
-    write_outputs(c, begin, length);
+    write_outputs(c, begin, length, laid);
     return sum;
   }
 
@@ -213,10 +238,10 @@ struct LossTensors {
   }
 
  private:
-  void write_outputs(const Chunk<Acc>& c, int64_t begin, int64_t length) const {
-    if (all.value) write_back(c.value, length, all.value + begin);
-    if (all.gradient) write_back(c.gradient, length, all.gradient + begin);
-    if (all.negated_gradient) write_back(c.negated_gradient, length, all.negated_gradient + begin);
+  void write_outputs(const Chunk<Acc>& c, int64_t begin, int64_t length, Laid laid) const {
+    if (all.value) write_back(c.value, length, all.value + begin, laid);
+    if (all.gradient) write_back(c.gradient, length, all.gradient + begin, laid);
+    if (all.negated_gradient) write_back(c.negated_gradient, length, all.negated_gradient + begin, laid);
   }
 };
 

@@ -255,10 +255,10 @@ void write_row(const Problem<T>& p, const RowPlan<acc_t<T>>& plan, int64_t offse
     });
   } else {
     const V q = p.q(V(Acc(1)));
-    for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
-      const V probability = math::probability(load_lanes(x + c, lanes), plan.stats);
-      store_lanes(out + c, math::logit_gradient(plan.gradient, probability, q), lanes);
-    });
+    const auto gradient = [&](V logit) {
+      return math::logit_gradient(plan.gradient, math::probability(logit, plan.stats), q);
+    };
+    transform(p.classes, gradient, out, x);
   }
   if (plan.target >= 0) out[plan.target] = from_acc<T>(plan.target_value);
 }

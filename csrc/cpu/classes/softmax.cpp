@@ -8,14 +8,50 @@
 namespace pyops::cpu {
 namespace {
 
+// In 16 bits: exp of the elements is kept in float32 until their sum is known.
+template <class T>
+void forward_row_kept(const T* x, T* y, int64_t n) {
+  using V = Vec<float>;
+  using Two = TwoVectors<T>;
+  constexpr int kPair = 2 * V::kLanes;
+  Scratch scratch;
+  float* const kept = scratch.take<float>(round_up(n, kPair));
+  const float max = row_max(x, n);
+  const V shift = math::shift_of(max);
+  V sum[2] = {V(0.0f), V(0.0f)};
+  const int64_t paired = n / kPair * kPair;
+  for (int64_t i = 0; i < paired; i += kPair) {
+    const Two v = Two::load(x + i);
+    const V e[2] = {exp(v.first - shift), exp(v.second - shift)};
+    for (int u = 0; u < 2; ++u) {
+      store(kept + i + u * V::kLanes, e[u]);
+      sum[u] += e[u];
+    }
+  }
+  for_each_vector<float>(n - paired, [&](int64_t i, int lanes) {
+    const V e = exp(load_lanes(x + paired + i, lanes, -math::infinity<float>()) - shift);
+    store(kept + paired + i, e);
+    sum[0] += e;
+  });
+  const V factor = math::softmax_normaliser(max, horizontal_sum(sum[0] + sum[1]), false).sum_term;
+  for (int64_t i = 0; i < paired; i += kPair) {
+    Two{load<float>(kept + i) * factor, load<float>(kept + i + V::kLanes) * factor}.store(y + i);
+  }
+  for_each_vector<float>(n - paired, [&](int64_t i, int lanes) {
+    store_lanes(y + paired + i, load<float>(kept + paired + i) * factor, lanes);
+  });
+}
+
 template <bool kLog, class T>
 void forward_row(const T* x, T* y, int64_t n) {
   using Acc = acc_t<T>;
+  constexpr int64_t kMostKept = kShortRow;  // half of an L1 cache
+  if constexpr (!kLog && !std::is_same_v<T, Acc>) {
+    if (n <= kMostKept) return forward_row_kept(x, y, n);
+  }
   const MaxSum<Acc> r = row_max_sum(x, n);
   const math::SoftmaxNormaliser<Acc> row = math::softmax_normaliser(r.max, r.sum, kLog);
-  for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
-    store_lanes(y + i, math::normalised(load_lanes(x + i, lanes), row, kLog), lanes);
-  });
+  transform(n, [&](Vec<Acc> v) { return math::normalised(v, row, kLog); }, y, x);
 }
 
 // Some short rows side by side. A row's numbers do not depend on how many there are.
@@ -88,6 +124,14 @@ Vec<Acc> input_gradient(Vec<Acc> y, Vec<Acc> grad, Vec<Acc> total) {
   return kLog ? math::log_softmax_gradient(y, grad, total) : math::softmax_gradient(y, grad, total);
 }
 
+template <bool kLog, class T>
+void backward_row(const T* grad, const T* y, T* dx, int64_t n) {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  const V total = sum_row(n, sum_gradient<kLog, Acc>, y, grad);
+  transform(n, [&](V v, V g) { return input_gradient<kLog, Acc>(v, g, total); }, dx, y, grad);
+}
+
 template <bool kLog, int kRows, class T>
 void backward_rows(const T* grad, const T* y, T* dx, int64_t n) {
   using Acc = acc_t<T>;
@@ -152,6 +196,13 @@ void backward_panel(const T* grad, const T* y, T* dx, int64_t classes, int64_t s
   }
 }
 
+// Whether rows are so long that nothing is gained side by side. In 16 bits, whose conversions are cheaper for
+// two vectors at a time and whose exp is kept, they soon are.
+template <class T>
+constexpr bool one_by_one(int64_t classes) {
+  return classes > kShortRow || (sizeof(T) == 2 && classes >= 256);
+}
+
 // Calls rows(offset, constant count) for contiguous rows, or panel(offset, width) for strided ones, in
 // parallel.
 template <class Acc, class Rows, class PanelF>
@@ -170,7 +221,12 @@ void forward(const Tensor& input, Tensor& output, const ReducedShape& s) {
   for_each_row<acc_t<T>>(
       s,
       [&](int64_t at, auto rows) {
-        if (s.classes > kShortRow) return forward_row<kLog>(x + at, y + at, s.classes);
+        if (one_by_one<T>(s.classes)) {
+          for (int64_t row = at; row < at + rows * s.classes; row += s.classes) {
+            forward_row<kLog>(x + row, y + row, s.classes);
+          }
+          return;
+        }
         forward_short_rows<kLog, decltype(rows)::value>(x + at, y + at, s.classes);
       },
       [&](int64_t at, int64_t width) { forward_panel<kLog>(x + at, y + at, s.classes, s.inner, width); });
@@ -184,6 +240,12 @@ void backward(const Tensor& grad_output, const Tensor& output, Tensor& grad_inpu
   for_each_row<acc_t<T>>(
       s,
       [&](int64_t at, auto rows) {
+        if (one_by_one<T>(s.classes)) {
+          for (int64_t row = at; row < at + rows * s.classes; row += s.classes) {
+            backward_row<kLog>(g + row, y + row, dx + row, s.classes);
+          }
+          return;
+        }
         backward_rows<kLog, decltype(rows)::value>(g + at, y + at, dx + at, s.classes);
       },
       [&](int64_t at, int64_t width) {

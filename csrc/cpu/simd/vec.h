@@ -294,20 +294,32 @@ PYOPS_HD void keep_in_register([[maybe_unused]] V& v) {
 #endif
 }
 
-// Two vectors' worth of bfloat16 from memory, the elements at even and at odd places apart: to part and to
-// join them takes half the instructions of widening and narrowing each.
-struct EvenOdd {
-  Vec<float> even, odd;
+// Two vectors' worth of elements from memory. Where they are `parted`, one vector has those at even and one
+// those at odd places: to part and to join bfloat16 takes half the instructions of widening and narrowing
+// each.
+template <class T, bool parted = std::is_same_v<T, bfloat16>>
+struct TwoVectors {
+  using Acc = acc_t<T>;
+  Vec<Acc> first, second;
 
-  static PYOPS_HD EvenOdd load(const bfloat16* p) {
-    Words pairs;
-    memcpy(&pairs, p, sizeof(pairs));
-    keep_in_register(pairs);
-    return {Vec<float>::Native(pairs << 16), Vec<float>::Native(pairs & 0xffff0000u)};
+  static PYOPS_HD TwoVectors load(const T* p) {
+    if constexpr (parted) {
+      Words pairs;
+      memcpy(&pairs, p, sizeof(pairs));
+      keep_in_register(pairs);
+      return {Vec<float>::Native(pairs << 16), Vec<float>::Native(pairs & 0xffff0000u)};
+    } else {
+      return {cpu::load<Acc>(p), cpu::load<Acc>(p + Vec<Acc>::kLanes)};
+    }
   }
-  PYOPS_HD void store(bfloat16* p) const {
-    const Words pairs = bfloat16_in_high_bits(even) >> 16 | (bfloat16_in_high_bits(odd) & 0xffff0000u);
-    memcpy(p, &pairs, sizeof(pairs));
+  PYOPS_HD void store(T* p) const {
+    if constexpr (parted) {
+      const Words pairs = bfloat16_in_high_bits(first) >> 16 | (bfloat16_in_high_bits(second) & 0xffff0000u);
+      memcpy(p, &pairs, sizeof(pairs));
+    } else {
+      cpu::store(p, first);
+      cpu::store(p + Vec<Acc>::kLanes, second);
+    }
   }
 };
 
