@@ -13,9 +13,17 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+_SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+
 def autocasts_to_float32(tensor: Tensor) -> bool:
     """Whether torch's autocast is on for this tensor and would cast it to float32 for a loss."""
-    return tensor.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(tensor.device.type)
+    return tensor.dtype in _SIXTEEN_BITS and torch.is_autocast_enabled(tensor.device.type)
+
+
+def is_plain_sixteen_bit(tensor: Tensor) -> bool:
+    """Whether a tensor is of 16 bits and a loss of it, too: no autocast casts it."""
+    return tensor.dtype in _SIXTEEN_BITS and not torch.is_autocast_enabled(tensor.device.type)
 
 
 def autocasts(input: Tensor) -> bool:

@@ -1,7 +1,8 @@
 // Elementwise losses on the CPU: the ops; loss_chunks.h has the loops.
 //
 // Forward reads input and target once, backward reads them again and writes the gradient. A scalar loss can
-// write its gradient in the forward pass, so that backward reads nothing.
+// write its gradient in the forward pass, so that backward reads nothing: with the bits that backward would
+// give it for an upstream gradient of 1.
 #include "math/loss.h"
 
 #include "binding/loss.h"
@@ -63,14 +64,15 @@ struct Gradients {
 // The sum of all elements' weights, for gradients that are divided by it.
 template <class T>
 double weight_sum(const Repeated<T>& weight, int64_t count) {
+  using Acc = acc_t<T>;
   return parallel_sum<double>(count, 1, [&](int64_t begin, int64_t end) {
-    T buffer[kChunk];
+    alignas(kVectorBytes) Acc buffer[kChunk];
     double total = 0;
     for (int64_t at = begin; at < end; at += kChunk) {
       const int64_t length = std::min(kChunk, end - at);
-      const T* const values = lay_out(weight, at, length, true, buffer);
-      const auto join = [](Vec<T>& sum, int64_t, Vec<T> v) { sum += v; };
-      total += horizontal_sum(reduce_row(values, length, T(0), T(0), join, add<Vec<T>>));
+      const Acc* const values = lay_out(weight, at, length, true, buffer);
+      const auto join = [](Vec<Acc>& sum, int64_t, Vec<Acc> v) { sum += v; };
+      total += horizontal_sum(reduce_row(values, length, Acc(0), Acc(0), join, add<Vec<Acc>>));
     }
     return total;
   });
@@ -86,20 +88,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_loss_forward_with_grad(
   const LossArguments a(op, input, target, weight, weight_inner, pos_weight, pos_weight_inner, kind,
                         parameter, reduction);
   STD_TORCH_CHECK(!a.per_element(), op, ": reduction must be 1 (mean) or 2 (sum), got 0");
-  Tensor loss = new_tensor(input, {}, a.type());
-  Tensor divisor = new_tensor(input, {}, a.type());
+  Tensor loss = new_tensor(input, {}, a.loss_type());
+  Tensor divisor = new_tensor(input, {}, a.loss_type());
   const Gradients gradients(op, a, both);
-  dispatch_accumulating(a.type(), op, [&](auto tag) {
+  dispatch_floating(a.type(), op, [&](auto tag) {
     using T = decltype(tag);
+    using Acc = acc_t<T>;
     LossTensors<T> tensors(a);
     gradients.connect(tensors.all);
     const int64_t count = input.numel();
     const double weights = a.divides_by_weight() ? weight_sum(tensors.weight, count) : 0.0;
-    const T denominator = static_cast<T>(divisor_of(a, weights));
-    const TermSum sum =
-        tensors.visit_all(count, cost_of(a), chunk_visitor<true, true, T>(a, T(1) / denominator));
-    *mutable_data<T>(loss) = static_cast<T>(sum.loss / denominator);
-    *mutable_data<T>(divisor) = denominator;
+    const double denominator = divisor_of(a, weights);
+    const Acc scale = Acc(1) / static_cast<Acc>(denominator);
+    const TermSum sum = tensors.visit_all(count, cost_of(a), chunk_visitor<true, true, Acc>(a, scale));
+    *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);
+    *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
   });
   return {loss, divisor, gradients.input, gradients.target};
 }

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _library, backends
-from ..dtypes import acc_dtype, autocasts_to_float32
+from ..dtypes import acc_dtype, autocasts_to_float32, is_plain_sixteen_bit
 from ..reference import cross_entropy as reference
-from .tools.autograd import apply, differentiable_gradients, take_written
+from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
 from .tools.checks import check_device, check_floating, reduction_code
 from .tools.classes import by_classes, class_indices, class_weight, row_weights, without_class_dim
 
@@ -94,6 +94,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor | None,
         sample_weight: Tensor | None,
         options: tuple[int, int, float, float],
+        result_dtype: torch.dtype,
         return_lse: bool,
         inplace_backward: bool,
         ops: SimpleNamespace,
@@ -101,6 +102,7 @@ class _CrossEntropy(torch.autograd.Function):
         loss, stats, divisor = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
         ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor)
         ctx.call = options, ops, inplace_backward
+        loss = loss.to(result_dtype)
         if not return_lse:
             return loss
         ctx.set_materialize_grads(False)
@@ -110,7 +112,11 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Any, ...]:
         logits, target, weight, sample_weight, stats, divisor = ctx.saved_tensors
         options, ops, inplace = ctx.call
-        nones = (None,) * 7
+        nones = (None,) * 8
+        if grad_loss is not None:
+            if logits.is_cpu and logits.dtype.itemsize == 2 and options[0] != 0:
+                is_one(grad_loss, logits.dtype)  # for the next call
+            grad_loss = grad_loss.to(divisor.dtype)
         if torch.is_grad_enabled():
             saved = (target, weight, sample_weight, *options)
             return (_differentiable(logits, saved, grad_loss, grad_lse), *nones)
@@ -139,6 +145,7 @@ class _CrossEntropyWithGrad(torch.autograd.Function):
         weight: Tensor | None,
         sample_weight: Tensor | None,
         options: tuple[int, int, float, float],
+        result_dtype: torch.dtype,
         ops: SimpleNamespace,
     ) -> Tensor:
         loss, stats, divisor, grad = ops.cross_entropy_forward_with_grad(
@@ -146,18 +153,21 @@ class _CrossEntropyWithGrad(torch.autograd.Function):
         )
         ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor, grad)
         ctx.call, ctx.is_fresh = (options, ops), True
-        return loss
+        return loss.to(result_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         *saved, grad = ctx.saved_tensors
         options, ops = ctx.call
-        nones = (None,) * 5
+        nones = (None,) * 6
+        serves = is_one(grad_loss, saved[0].dtype)
+        grad_loss = grad_loss.to(saved[-1].dtype)
         if torch.is_grad_enabled():
             logits, *others = saved[:4]
             return (_differentiable(logits, (*others, *options), grad_loss, None), *nones)
         if (written := take_written(ctx, (grad,))) is not None:
-            ops.cross_entropy_regrade_(*written, grad_loss, *saved, *options)
+            if not serves:
+                ops.cross_entropy_regrade_(*written, grad_loss, *saved, *options)
             return (*written, *nones)
         return (ops.cross_entropy_backward(grad_loss, None, *saved, *options), *nones)
 
@@ -172,14 +182,14 @@ def _differentiable(
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether this is the usual call, [N, C] float32 and [N] indices, which needs no normalising.
+    """Whether this is the usual call, [N, C] logits and [N] indices, which needs no normalising.
 
     On a small batch, one check after the other would cost as much as the kernel.
     """
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
-        and input.dtype is torch.float32
+        and (input.dtype is torch.float32 or is_plain_sixteen_bit(input))
         and target.dtype is torch.int64
         and input.dim() == 2
         and target.dim() == 1
@@ -254,9 +264,11 @@ def cross_entropy(
                 and torch.is_grad_enabled()
                 and not inplace_backward
                 and not torch.compiler.is_compiling()
+                and expects_one(input.dtype, None)
             ):  # as _fused decides, at a fraction of its cost
-                return apply(_CrossEntropyWithGrad, input, target, None, None, options, ops)
-            return _fused(input, target, None, None, options, False, inplace_backward, ops)[0]
+                return apply(_CrossEntropyWithGrad, input, target, None, None, options, input.dtype, ops)
+            dtype = input.dtype
+            return _fused(input, target, None, None, options, dtype, False, inplace_backward, ops)[0]
     check_floating(name, "input", input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
@@ -283,11 +295,12 @@ def cross_entropy(
     both: tuple[Tensor, Tensor | None]
     if ops is None or (differentiates_more and torch.is_grad_enabled()):
         both = reference.cross_entropy_with_lse(input, target, weight, sample_weight, *options)
+        both = both[0].to(result_dtype), both[1]
     else:
-        both = _fused(input, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+        both = _fused(
+            input, target, weight, sample_weight, options, result_dtype, return_lse, inplace_backward, ops
+        )
     loss, lse = both
-    if loss.dtype is not result_dtype:
-        loss = loss.to(result_dtype)
     return loss if lse is None or not return_lse else (loss, lse)
 
 
@@ -313,6 +326,7 @@ def _fused(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     options: tuple[int, int, float, float],
+    result_dtype: torch.dtype,
     return_lse: bool,
     inplace_backward: bool,
     ops: SimpleNamespace,
@@ -332,16 +346,19 @@ def _fused(
     elif not target.is_contiguous():
         target = target.contiguous()
     lse: Tensor | None = None
-    if needs_grad and ops.backend == "cpp" and _has_one_scale(logits, options, return_lse, inplace_backward):
-        loss = apply(_CrossEntropyWithGrad, logits, target, weight, sample_weight, options, ops)
+    tensors = (logits, target, weight, sample_weight)
+    may_write = needs_grad and ops.backend == "cpp" and not return_lse and not inplace_backward
+    if may_write and _has_one_scale(logits, weight, options):
+        loss = apply(_CrossEntropyWithGrad, *tensors, options, result_dtype, ops)
     elif needs_grad:
-        arguments = (logits, target, weight, sample_weight, options, return_lse, inplace_backward, ops)
+        arguments = (*tensors, options, result_dtype, return_lse, inplace_backward, ops)
         if return_lse:
             loss, lse = apply(_CrossEntropy, *arguments)
         else:
             loss = apply(_CrossEntropy, *arguments)
     else:
-        loss, stats, _ = ops.cross_entropy_forward(logits, target, weight, sample_weight, *options)
+        loss, stats, _ = ops.cross_entropy_forward(*tensors, *options)
+        loss = loss.to(result_dtype)
         if return_lse:
             lse = (stats[0] + stats[1]).view(without_class_dim(logits.shape))
     if row_shape is not None:  # the rows were laid out differently
@@ -350,21 +367,12 @@ def _fused(
     return loss, lse
 
 
-def _has_one_scale(
-    logits: Tensor, options: tuple[int, int, float, float], return_lse: bool, inplace_backward: bool
-) -> bool:
-    """Whether forward may write the gradient.
+def _has_one_scale(logits: Tensor, weight: Tensor | None, options: tuple[int, int, float, float]) -> bool:
+    """Whether forward may write the gradient: the upstream gradient must be one number, most likely 1.
 
-    The upstream gradient must be one number, most likely 1 (a gradient scaler's is not, hence no 16-bit
-    types). The caller has not asked to save memory, nor does torch.compile plan it.
+    The caller has not asked to save memory, nor does torch.compile plan it.
     """
-    return (
-        options[0] != 0
-        and not return_lse
-        and not inplace_backward
-        and logits.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
+    return options[0] != 0 and not torch.compiler.is_compiling() and expects_one(logits.dtype, weight)
 
 
 def _dense(

@@ -2,7 +2,7 @@
 
 One set of ops with the loss's number as an argument; :mod:`pyops.ops.loss` has the public functions. Forward
 reads input and target once; backward reads them again and writes the gradient. On the CPU, forward writes the
-gradient of a scalar float32 or float64 loss at once.
+gradient of a scalar loss at once where the upstream gradient is likely to be 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..dtypes import acc_dtype
 from ..kinds import BCE_WITH_LOGITS
 from ..layouts import dense_order, inverse
 from ..reference import loss as reference
-from .tools.autograd import apply, differentiable_gradients, take_written
+from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
 
 # Element i of a contiguous input has entry i // inner % numel of weight and pos_weight.
 _TENSORS = (
@@ -60,7 +60,8 @@ _library.define(
 )
 
 # On the CPU only: forward writes the gradients of a scalar loss for an upstream gradient of 1, and regrade_
-# corrects one for another upstream gradient. On a GPU, the host would have to wait to know which it is.
+# corrects one of float32 or float64 for another upstream gradient. On a GPU, the host would have to wait to
+# know which it is.
 _library.define(
     "elementwise_loss_forward_with_grad",
     f"({_TENSORS}, {_OPTIONS}, bool both) "
@@ -87,17 +88,21 @@ class _ElementwiseLoss(torch.autograd.Function):
         pos_weight: Tensor | None,
         pos_weight_inner: int,
         options: Options,
+        result_dtype: torch.dtype,
         ops: SimpleNamespace,
     ) -> Tensor:
         tensors = (input, target, weight, weight_inner, pos_weight, pos_weight_inner)
         loss, divisor = ops.elementwise_loss_forward(*tensors, *options)
         ctx.save_for_backward(input, target, weight, pos_weight, divisor)
         ctx.call = (weight_inner, pos_weight_inner, options, ops)
-        return loss
+        return loss.to(result_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        return *_gradients(ctx, grad_loss, ctx.saved_tensors), *_NONES
+        saved = ctx.saved_tensors
+        if saved[0].is_cpu and saved[0].dtype.itemsize == 2 and ctx.call[2][2] != 0:
+            is_one(grad_loss, saved[0].dtype)  # for the next call
+        return *_gradients(ctx, grad_loss, saved), *_NONES
 
 
 class _ElementwiseLossWithGrad(torch.autograd.Function):
@@ -113,6 +118,7 @@ class _ElementwiseLossWithGrad(torch.autograd.Function):
         pos_weight: Tensor | None,
         pos_weight_inner: int,
         options: Options,
+        result_dtype: torch.dtype,
         ops: SimpleNamespace,
     ) -> Tensor:
         both = ctx.needs_input_grad[1]
@@ -121,19 +127,25 @@ class _ElementwiseLossWithGrad(torch.autograd.Function):
         ctx.save_for_backward(input, target, weight, pos_weight, divisor, *gradients[: 1 + both])
         ctx.call = (weight_inner, pos_weight_inner, options, ops)
         ctx.is_fresh = True
-        return loss
+        return loss.to(result_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled() or (gradients := take_written(ctx, saved[5:])) is None:
+        dtype, divisor = saved[0].dtype, saved[4]
+        serves = is_one(grad_loss, dtype)
+        gradients = None
+        if not torch.is_grad_enabled() and (serves or dtype.itemsize >= 4):
+            gradients = take_written(ctx, saved[5:])
+        if gradients is None:
             return *_gradients(ctx, grad_loss, saved[:5]), *_NONES
-        for gradient in gradients:
-            ctx.call[3].elementwise_loss_regrade_(gradient, grad_loss)
+        if not serves:
+            for gradient in gradients:
+                ctx.call[3].elementwise_loss_regrade_(gradient, grad_loss.to(divisor.dtype))
         return gradients[0], gradients[1] if len(gradients) > 1 else None, *_NONES
 
 
-_NONES = (None,) * 6
+_NONES = (None,) * 7
 
 
 def _gradients(ctx: Any, grad_loss: Tensor, saved: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
@@ -141,6 +153,7 @@ def _gradients(ctx: Any, grad_loss: Tensor, saved: tuple[Any, ...]) -> tuple[Ten
     input, target, weight, pos_weight, divisor = saved
     weight_inner, pos_weight_inner, options, ops = ctx.call
     both = ctx.needs_input_grad[1]
+    grad_loss = grad_loss.to(divisor.dtype if options[2] != 0 else input.dtype)
     if not torch.is_grad_enabled():
         tensors = (input, target, weight, weight_inner, pos_weight, pos_weight_inner)
         gradients = ops.elementwise_loss_backward(grad_loss.contiguous(), *tensors, divisor, *options, both)
@@ -182,12 +195,11 @@ def elementwise_loss(
         and pos_weight is None
         and ops is not None
         and input.dtype is target.dtype is result_dtype
-        and (reduction == 0 or result_dtype.itemsize >= 4)  # a reduced loss of 16-bit tensors is in float32
         and input.is_contiguous()
         and target.is_contiguous()
         and not (kind == BCE_WITH_LOGITS and target.requires_grad)
     ):  # the usual call: there is nothing to convert
-        return _apply(input, target, (None, 1, None, 1), options, ops)
+        return _apply(input, target, (None, 1, None, 1), options, result_dtype, ops)
     dtype = input.dtype
     for tensor in (target, weight, pos_weight):
         if tensor is not None and tensor.dtype is not dtype:
@@ -205,10 +217,8 @@ def elementwise_loss(
     # torch divides by the sum of the weights it was given, not of those it broadcast.
     broadcasts_weight = kind != BCE_WITH_LOGITS and weight is not None and weight.shape != input.shape
     if ops is None or differentiates_more or broadcasts_weight:
-        loss = reference.elementwise_loss(input, target, weight, pos_weight, *options)
-    else:
-        loss = _in_memory_order(input, target, weight, pos_weight, options, ops)
-    return loss if loss.dtype is result_dtype else loss.to(result_dtype)
+        return reference.elementwise_loss(input, target, weight, pos_weight, *options).to(result_dtype)
+    return _in_memory_order(input, target, weight, pos_weight, options, result_dtype, ops)
 
 
 def _in_memory_order(
@@ -217,6 +227,7 @@ def _in_memory_order(
     weight: Tensor | None,
     pos_weight: Tensor | None,
     options: Options,
+    result_dtype: torch.dtype,
     ops: SimpleNamespace,
 ) -> Tensor:
     """Calls the kernels on contiguous tensors: permuted views where memory is dense."""
@@ -229,7 +240,7 @@ def _in_memory_order(
         *_repeated(weight, input.dtype, leading.shape, order),
         *_repeated(pos_weight, input.dtype, leading.shape, order),
     )
-    loss = _apply(input.contiguous(), target.contiguous(), factors, options, ops)
+    loss = _apply(input.contiguous(), target.contiguous(), factors, options, result_dtype, ops)
     if options[2] == 0 and order is not None:
         loss = loss.permute(inverse(order))
     return loss
@@ -258,17 +269,23 @@ def _repeated(
     return factor.contiguous(), max(1, math.prod(sizes[varies[-1] + 1 :]))
 
 
-def _apply(input: Tensor, target: Tensor, factors: Factors, options: Options, ops: SimpleNamespace) -> Tensor:
+def _apply(
+    input: Tensor,
+    target: Tensor,
+    factors: Factors,
+    options: Options,
+    result_dtype: torch.dtype,
+    ops: SimpleNamespace,
+) -> Tensor:
     if not (torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)):
-        return ops.elementwise_loss_forward(input, target, *factors, *options)[0]
+        return ops.elementwise_loss_forward(input, target, *factors, *options)[0].to(result_dtype)
     if not input.requires_grad:
         input, target = target, input  # the losses of a difference are symmetric
     writes_gradient = (
         ops.backend == "cpp"
         and options[2] != 0
-        # A 16-bit loss has a scaler, hence no upstream gradient of 1; torch.compile plans memory itself.
-        and input.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_compiling()  # it plans memory itself
+        and expects_one(input.dtype, factors[0])
     )
     function = _ElementwiseLossWithGrad if writes_gradient else _ElementwiseLoss
-    return apply(function, input, target, *factors, options, ops)
+    return apply(function, input, target, *factors, options, result_dtype, ops)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..dtypes import autocasts_to_float32
+from ..dtypes import autocasts_to_float32, is_plain_sixteen_bit
 from ..kinds import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1
 from .elementwise_loss import Options, elementwise_loss
 from .tools.checks import check_device, check_tensor, reduction_code
@@ -186,12 +186,12 @@ def _is_small(name: str, input: Tensor, target: Tensor) -> bool:
 
 
 def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether this is the usual call, two float32 tensors of one shape."""
+    """Whether this is the usual call, two tensors of one shape and dtype, which is the result's."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
-        and input.dtype is torch.float32
-        and target.dtype is torch.float32
+        and input.dtype is target.dtype
+        and (input.dtype is torch.float32 or is_plain_sixteen_bit(input))
         and input.shape == target.shape
         and input.device == target.device
     )

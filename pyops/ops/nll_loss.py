@@ -67,6 +67,7 @@ class _NLLLoss(torch.autograd.Function):
         weight: Tensor | None,
         reduction: int,
         ignore_index: int,
+        result_dtype: torch.dtype,
         ops: SimpleNamespace,
     ) -> Tensor:
         loss, total_weight = ops.nll_loss_forward(log_probs, target, weight, reduction, ignore_index)
@@ -78,11 +79,12 @@ class _NLLLoss(torch.autograd.Function):
             log_probs.dtype,
             log_probs.shape,
         )
-        return loss
+        return loss.to(result_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         target, weight, total_weight = ctx.saved_tensors
+        grad_loss = grad_loss.to(total_weight.dtype)
         if torch.is_grad_enabled():
             zeros = torch.zeros(ctx.shape, dtype=ctx.dtype, device=target.device, requires_grad=True)
             grad = differentiable_gradients(
@@ -92,7 +94,7 @@ class _NLLLoss(torch.autograd.Function):
             classes = ctx.shape[min(len(ctx.shape) - 1, 1)]
             saved = (target, weight, total_weight, classes, *ctx.options, ctx.dtype)
             grad = ctx.ops.nll_loss_backward(grad_loss.contiguous(), *saved)
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def nll_loss(
@@ -142,7 +144,5 @@ def nll_loss(
         return reference.nll_loss(input, target, weight, code, ignore_index).to(result_dtype)
     input = input.contiguous()
     if input.requires_grad and torch.is_grad_enabled():
-        loss = apply(_NLLLoss, input, target, weight, code, ignore_index, ops)
-    else:
-        loss, _ = ops.nll_loss_forward(input, target, weight, code, ignore_index)
-    return loss if loss.dtype is result_dtype else loss.to(result_dtype)
+        return apply(_NLLLoss, input, target, weight, code, ignore_index, result_dtype, ops)
+    return ops.nll_loss_forward(input, target, weight, code, ignore_index)[0].to(result_dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyops import functional as F
+from pyops.ops.tools import autograd
 from tests.suite import checks
 from tests.suite.backends import CPP, THOROUGH, Backend
 from tests.suite.cases import REDUCTIONS, Case, sweep
@@ -59,8 +60,10 @@ def test_gradients_of_weights(backend: Backend) -> None:
 def test_backward_keeps_input_and_target_alone(kernels: Backend) -> None:
     x = torch.randn(2, 400, device=kernels.device, dtype=torch.bfloat16, requires_grad=True)
     y = torch.rand(2, 400, device=kernels.device, dtype=torch.bfloat16)
+    written = x.numel() * 2 if kernels == CPP else 0  # the gradient: then backward reads it alone
     for op in NAMES:
-        assert checks.saved_for_backward(lambda op=op: OPS[op].pyops(x, y), x, y) <= 8
+        assert checks.saved_for_backward(lambda op=op: OPS[op].pyops(x, y), x, y) <= 8 + written
+        assert checks.saved_for_backward(lambda op=op: OPS[op].pyops(x, y, reduction="none"), x, y) <= 8
 
 
 # --------------------------------------------------------------------------------------------- dispatching
@@ -131,3 +134,31 @@ def test_double_backward_with_a_written_gradient() -> None:
     loss = F.mse_loss(x, y)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     torch.testing.assert_close(torch.autograd.grad(gradient.sum(), x)[0], torch.full_like(x, 2 / 9))
+
+
+@pytest.mark.usefixtures("cpp")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", NAMES)
+def test_sixteen_bit_gradient_has_the_same_bits_whichever_pass_writes_it(
+    monkeypatch: pytest.MonkeyPatch, op: str, dtype: torch.dtype
+) -> None:
+    for n in (701, 2 * 4096):
+        x, y = torch.randn(n).to(dtype).requires_grad_(), torch.rand(n).to(dtype)
+        leaves = [x] if op == BCE else [x, y.requires_grad_()]
+        for upstream in (1.0, 3.0):
+            found = []
+            for expected in (True, False):
+                monkeypatch.setitem(autograd._upstream_is_one, dtype, expected)
+                loss = OPS[op].pyops(x, y)
+                found.append((loss, *torch.autograd.grad(loss, leaves, torch.tensor(upstream, dtype=dtype))))
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.usefixtures("cpp")
+def test_last_upstream_gradient_tells_which_pass_writes_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a gradient scaler forward writes none; without one it does from the second step on."""
+    monkeypatch.setitem(autograd._upstream_is_one, torch.float16, False)
+    x, y = torch.randn(700).half().requires_grad_(), torch.rand(700).half()
+    for upstream, written in [(1024.0, 0), (1024.0, 0), (1.0, 0), (1.0, 1400), (1024.0, 1400), (1.0, 0)]:
+        assert checks.saved_for_backward(lambda: F.mse_loss(x, y), x, y) == 4 + written
+        torch.autograd.grad(F.mse_loss(x, y).float(), x, torch.tensor(upstream))

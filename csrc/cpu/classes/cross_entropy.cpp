@@ -61,9 +61,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
     const Problem<T> p(a);
     Acc* const row_stats = mutable_data<Acc>(stats);
     T* const dx = mutable_data<T>(grad_logits);
-    const Acc denominator = static_cast<Acc>(a.reduction == Reduction::kMean ? target_weight(p) : 1.0);
+    const double denominator = a.reduction == Reduction::kMean ? target_weight(p) : 1.0;
     const Acc one = 1;
-    const Upstream<Acc> up{&one, nullptr, row_stats, one / denominator, false};
+    const Upstream<Acc> up{&one, nullptr, row_stats, one / static_cast<Acc>(denominator), false};
     const LossSum sum = forward_rows(p, static_cast<Acc*>(nullptr), row_stats,
                                      [&](RowGroup group, const PanelCopy<Acc>& copy) {
                                        write_group(p, up, group, dx, copy ? &copy : nullptr);
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
     STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message("cross_entropy_forward", sum.bad_target,
                                                             a.shape.classes, ignore_index));
     *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);
-    *mutable_data<Acc>(divisor) = denominator;
+    *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
   });
   return {loss, stats, divisor, grad_logits};
 }

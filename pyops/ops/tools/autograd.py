@@ -21,6 +21,39 @@ def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return tuple(gradient.data for gradient in gradients)
 
 
+#: Whether the last upstream gradient of a scalar loss of this dtype was 1. In float16 it is not at first,
+#: because a gradient scaler is usual.
+_upstream_is_one = {torch.float32: True, torch.float64: True, torch.bfloat16: True, torch.float16: False}
+
+
+def expects_one(dtype: torch.dtype, weight: Tensor | None) -> bool:
+    """Whether forward on the CPU may write the gradient of a scalar loss for an upstream gradient of 1.
+
+    In 16 bits a written gradient cannot be scaled: it would be rounded twice, and in float16 small ones are
+    lost. It is computed anew, so the guess is the last upstream gradient of that dtype. Loss and gradient
+    have the same bits whichever way they went; with a weight they could differ, since the two ways add
+    weights up in different orders.
+    """
+    return dtype.itemsize >= 4 or (weight is None and _upstream_is_one[dtype])
+
+
+def is_one(grad_loss: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the upstream gradient of a scalar loss of tensors of ``dtype`` on the CPU is 1.
+
+    It is remembered for :func:`expects_one`. Where it has no value to look at (a transform's, a compiler's),
+    it counts as another.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(grad_loss) is not Tensor
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    found = grad_loss.item() == 1.0
+    _upstream_is_one[dtype] = found
+    return found
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)``, without the 1.5 us in which it looks for wrappers of ``torch.func``.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyops.functional import cross_entropy
+from pyops.ops.tools import autograd
 from tests.suite import checks
 from tests.suite.backends import CPP, Backend
 from tests.suite.ops.cross_entropy import SMALL, case
@@ -75,9 +76,27 @@ def test_forward_saves_two_numbers_per_row_beside_its_arguments(kernels: Backend
     logits = torch.randn(16, 50, dtype=dtype, device=kernels.device, requires_grad=True)
     target = torch.randint(0, 50, (16,), device=kernels.device)
     saved = checks.saved_for_backward(lambda: cross_entropy(logits, target), logits, target)
-    # stats and divisor; on the CPU float32 forward has written the gradient, so that backward need not
-    written = 16 * 50 * 4 if kernels.name == "cpp" and dtype is torch.float32 else 0
+    # stats and divisor; on the CPU forward has written the gradient, so that backward need not
+    written = logits.numel() * dtype.itemsize if kernels.name == "cpp" else 0
     assert saved <= 16 * 2 * 4 + 8 + written
+
+
+@pytest.mark.usefixtures("cpp")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(37, 300), (3, 11, 5, 7)], ids=str)
+def test_sixteen_bit_gradient_has_the_same_bits_whichever_pass_writes_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    logits = torch.randn(shape).to(dtype).requires_grad_()
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    for upstream in (1.0, 3.0):
+        found = []
+        for expected in (True, False):
+            monkeypatch.setitem(autograd._upstream_is_one, dtype, expected)
+            loss = cross_entropy(logits, target)
+            found.append((loss, *torch.autograd.grad(loss, logits, torch.tensor(upstream, dtype=dtype))))
+            assert autograd._upstream_is_one[dtype] is (upstream == 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("extra", [{"inplace_backward": True}, {"return_lse": True}, {"reduction": "none"}])
