@@ -36,6 +36,23 @@ def test_probabilities_sum_to_one(backend: Backend) -> None:
     assert (sums - 1).abs().max() < 1e-6
 
 
+@pytest.mark.usefixtures("cpp")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS)
+def test_sixteen_bit_rows_that_are_not_finite(op: str, dtype: torch.dtype) -> None:
+    """Rows whose exp is kept, around the lengths where rows begin and end to be kept, and where pairs end."""
+    for classes in (255, 256, 293, 4096, 4097):
+        x = torch.randn(7, classes)
+        x[1, 3], x[3, -1], x[4, 5] = torch.nan, torch.inf, -torch.inf
+        x[2] = -torch.inf
+        x = x.to(dtype)
+        wanted = FUNCTIONS[op][1](x.float(), 1).to(dtype)
+        # One rounding, and a neighbour where float32 lies in the middle.
+        torch.testing.assert_close(
+            FUNCTIONS[op][0](x, 1), wanted, rtol=torch.finfo(dtype).eps, atol=1e-7, equal_nan=True
+        )
+
+
 # ------------------------------------------------------------------------------------------------- layouts
 
 
