@@ -1,8 +1,9 @@
 """Any model of :mod:`torch.nn` modules, with pyops modules in their place and what is adjacent fused.
 
-Read ``swap.py`` (modules), ``trace.py`` and ``surroundings.py`` (what a forward does), ``ops.py`` and
-``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``links.py`` and ``chain.py`` (steps and
-layers as one node of autograd), ``plan.py`` (how it is run), in this order.
+Read ``swap.py`` (modules), ``trace.py``, ``surroundings.py`` and ``frames.py`` (what a forward does and
+reads), ``ops.py`` and ``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``links.py`` and
+``chain.py`` (steps and layers as one node of autograd), ``plan.py`` (how it is run), ``guards.py`` (as long
+as it is right), in this order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn
 from .patterns import has_heads
 from .plan import install, make_plans, uninstall
 from .report import Entry, Report, conversion_report
-from .swap import conversion_of, forget, is_leaf, record, swap, unswap
+from .swap import conversion_of, forget, has_own_forward, is_leaf, record, swap, unswap
 from .trace import Untraceable
 
 __all__ = ["Entry", "Report", "conversion_report", "convert", "revert"]
@@ -35,8 +36,10 @@ def convert(model: M, fuse: bool = True) -> M:
     activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. On the
     CPU, what of this and of single layers follows each other is one node of autograd. A forward
     that cannot be traced faithfully runs as it is written, on the converted modules. Fusion needs no care
-    afterwards: with a hook on one of its modules, another module in the place of one, or an attribute changed
-    or a global constant that forward reads, forward runs as it is written. Copies and files keep it.
+    afterwards: forward runs as it is written with a hook on one of its modules, a ``forward`` put on one,
+    another module in the place of one, or when something else has changed that forward reads: an attribute,
+    a global variable, a helper function, an attribute of a class, the state of torch.distributed. A module
+    that has a ``forward`` of its own stays as it is. Copies and files keep fusion.
 
     Call it again after changing the model: it does what is left to do. :func:`revert` undoes it,
     :func:`conversion_report` tells what was done.
@@ -90,6 +93,9 @@ def _clear_plans(module: torch.nn.Module) -> None:
 
 def _fuse(module: torch.nn.Module) -> None:
     if is_leaf(module) or type(module).forward is torch.nn.Module.forward or not has_heads(module):
+        return
+    if has_own_forward(module):
+        record(module).not_traced = "it has a forward of its own"
         return
     try:
         make_plans(module)

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.nn import Module
 
 from .. import functional, nn
+from .surroundings import Read
 from .swap import of_a_library, plain_type
 
 #: By the kernels' name of an activation: its module, and the attributes that must have these values for
@@ -43,6 +44,9 @@ _MODULES: dict[type[Module], str] = {
     nn.MaxPool2d: "max_pool2d",
     nn.Dropout: "dropout",
 }
+
+#: What pyops.nn's modules may do behind what torch's do.
+_EXTRAS = ("activation", "dropout_p")
 
 _NAMESPACES = (torch.nn.functional, torch, functional, torch.Tensor)
 
@@ -109,10 +113,11 @@ def _module_op(node: Node, module: Module) -> Op | None:
     name = _MODULES.get(kind)
     if name is None or (name == "max_pool2d" and module.return_indices):
         return None
-    problem = None
-    if getattr(module, "activation", None) is not None or getattr(module, "dropout_p", None):
+    problem, extras = None, tuple(key for key in _EXTRAS if hasattr(type(module), key))
+    if any(getattr(module, key) for key in extras):
         problem = "it has an activation or dropout of its own"
-    return Op(name, node, input, module, problem=problem)
+    decisive = ("return_indices",) if name == "max_pool2d" else extras
+    return Op(name, node, input, module, decisive=decisive, problem=problem)
 
 
 def _activation(node: Node, input: Node, name: str, module: Module) -> Op:
@@ -199,6 +204,11 @@ def changes_in_place(node: Node, module: Module | None) -> bool:
     if owner in ("_operator", "operator"):
         return name in ("setitem", "delitem") or (name.startswith("i") and hasattr(operator, f"__{name}__"))
     return owner.split(".")[0] not in ("torch", "pyops", "math", "builtins") or name.endswith("_")
+
+
+def inplace_reads(module: Module) -> list[Read]:
+    """The attributes by which :func:`changes_in_place` finds whether a call of ``module`` does."""
+    return [(m, "inplace", m.inplace) for m in module.modules() if hasattr(m, "inplace")]
 
 
 def _may_change(module: Module) -> bool:

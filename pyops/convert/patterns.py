@@ -14,7 +14,7 @@ from itertools import product
 from torch.fx import Node
 from torch.nn import Module
 
-from .ops import Op, added_to, changes_in_place, kind_of, op_of
+from .ops import Op, added_to, changes_in_place, inplace_reads, kind_of, op_of
 from .steps import (
     BatchNormStep,
     Conv2dBatchNormMaxPool2dStep,
@@ -25,6 +25,7 @@ from .steps import (
     Step,
 )
 from .surroundings import Read
+from .swap import has_own_forward
 from .trace import Trace, hooks_of
 
 
@@ -85,18 +86,15 @@ class Group:
         return (nodes[0].all_input_nodes[0], *others)
 
     @property
-    def modules(self) -> list[Module]:
-        return [op.module for op in self.ops if op.module is not None]
+    def called(self) -> list[Module]:
+        """The modules of the model that compute the ops by themselves; functions have none there."""
+        return [op.module for op in self.ops if op.module is not None and op.node.op == "call_module"]
 
     @property
     def reads(self) -> list[Read]:
         """Attributes that decided what the ops are."""
-        return [
-            (op.module, name, getattr(op.module, name))
-            for op in self.ops
-            if op.module is not None
-            for name in op.decisive
-        ]
+        calls = [op for op in self.ops if op.node.op == "call_module"]
+        return [(op.module, name, getattr(op.module, name)) for op in calls for name in op.decisive]
 
     @property
     def place(self) -> Node:
@@ -118,7 +116,16 @@ class Refusal:
     reason: str
 
 
-def find_groups(traced: Trace) -> tuple[list[Group], list[Refusal]]:
+@dataclass(frozen=True)
+class Found:
+    """The groups of a graph, the longer ones that were refused, and attributes that this relies on."""
+
+    groups: list[Group]
+    refusals: list[Refusal]
+    reads: list[Read]
+
+
+def find_groups(traced: Trace) -> Found:
     """The longest groups that do not overlap, in the graph's order, and why longer ones were refused."""
     search = _Search(traced)
     groups: list[Group] = []
@@ -133,7 +140,7 @@ def find_groups(traced: Trace) -> tuple[list[Group], list[Refusal]]:
             taken.update(group.nodes)
         if refusal is not None:
             refusals.append(refusal)
-    return groups, refusals
+    return Found(groups, refusals, search.reads)
 
 
 class _Search:
@@ -142,6 +149,7 @@ class _Search:
         self._nodes = list(traced.graph.nodes)
         self._order = {node: i for i, node in enumerate(self._nodes)}
         self._ops = {node: op_of(node, self._called(node)) for node in self._nodes}
+        self.reads: list[Read] = []
 
     def longest(self, head: Node, taken: set[Node]) -> tuple[Group | None, Refusal | None]:
         """The longest group that begins with ``head``, and the first one that was refused."""
@@ -180,13 +188,18 @@ class _Search:
                 return op.problem
             if op.module is not None and any(map(_wants_to_see, hooks_of(op.module))):
                 return f"a hook wants to see {op.node.name} by itself"
+            if op.module is not None and has_own_forward(op.module):
+                return f"{op.node.name} has a forward of its own"
         for user in group.nodes[-1].users:
             if user.args and user.args[0] is group.nodes[-1] and self._changes(user):
                 return f"{user.name} changes its result in place"
         return self._residual_problem(group) or group.pattern.step.problem(*group.arguments)
 
     def _changes(self, node: Node) -> bool:
-        return changes_in_place(node, self._called(node))
+        module = self._called(node)
+        if module is not None:
+            self.reads += inplace_reads(module)
+        return changes_in_place(node, module)
 
     def _residual_problem(self, group: Group) -> str | None:
         """The step runs once the residual is computed; until then nothing may change its input."""

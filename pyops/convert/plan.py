@@ -18,12 +18,13 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import Module
-from torch.nn.modules.module import _has_any_global_hook
 
 from .chain import Chain, chains_in
+from .guards import Guards
 from .patterns import Group, Refusal, find_groups
+from .surroundings import Read
 from .swap import Conversion, change_class, record, subclass
-from .trace import Trace, hooks_of, is_opaque, trace
+from .trace import Trace, is_opaque, trace
 
 
 class Plan:
@@ -33,16 +34,13 @@ class Plan:
     ``s0``, ...; ``function(plan, module, *inputs)`` finds them there.
     """
 
-    def __init__(self, traced: Trace, groups: list[Group], own: list[Group]) -> None:
+    def __init__(self, traced: Trace, groups: list[Group], own: list[Group], reads: list[Read]) -> None:
         owner = traced.module
         self.groups = [_names(group.nodes) for group in own]
         self._inputs = sum(node.op == "placeholder" for node in traced.graph.nodes)
-        reads = [*traced.reads, *(read for group in groups for read in group.reads)]
-        # None stands for the owner: a cycle would keep it in memory until garbage is collected.
-        self._reads = [(None if m is owner else m, name, value) for m, name, value in reads]
-        self._children = [(None if m is owner else m, list(m._modules.items())) for m in traced.visible]
-        seen = dict.fromkeys(chain(traced.inlined[1:], *(group.modules for group in groups)))
-        self._hooks = tuple(chain.from_iterable(map(hooks_of, seen)))
+        reads = [*traced.reads, *reads, *(read for group in groups for read in group.reads)]
+        seen = dict.fromkeys(chain(traced.inlined[1:], *(group.called for group in groups)))
+        self._guards = Guards(traced, reads, list(seen))
         steps = {self._insert(traced.graph, group) for group in groups}
         for row in _rows(traced.graph):
             calls = [
@@ -57,19 +55,11 @@ class Plan:
         """Whether nothing has changed since the plan was made, and it was made for such a call."""
         if len(inputs) != self._inputs or not all(isinstance(input, Tensor) for input in inputs):
             return False
-        for module, name, value in self._reads:
-            if getattr(owner if module is None else module, name) != value:
-                return False
-        return self.obstacle(owner) is None
+        return self._guards.hold(owner)
 
     def obstacle(self, owner: Module) -> str | None:
-        """What keeps the plan from being used, or None."""
-        if any(self._hooks) or _has_any_global_hook():
-            return "a hook was added"
-        for module, children in self._children:
-            if list((owner if module is None else module)._modules.items()) != children:
-                return "a module was added, replaced or removed: convert again"
-        return None
+        """What keeps the plan from being used, whatever the mode and the constants that forward reads."""
+        return self._guards.obstacle(owner)
 
     def _add(self, prefix: str, value: Any) -> str:
         """The name of the attribute that holds ``value``."""
@@ -165,9 +155,9 @@ def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
             if sum(len(g.nodes) for g in _own(less)[0]) == sum(len(g.nodes) for g in groups):
                 traced = less
                 groups, refusals = _own(traced)
-    every = find_groups(traced)[0]
+    every = find_groups(traced)
     reasons = [f"{_names(refusal.nodes)}: {refusal.reason}" for refusal in refusals]
-    return traced, Plan(traced, every, groups) if groups else None, reasons
+    return traced, Plan(traced, every.groups, groups, every.reads) if groups else None, reasons
 
 
 def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
@@ -176,8 +166,8 @@ def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
     def is_own(nodes: Any) -> bool:
         return _shared([node.meta["callers"] for node in nodes]) == 1
 
-    groups, refusals = find_groups(traced)
-    return [g for g in groups if is_own(g.nodes)], [r for r in refusals if is_own(r.nodes)]
+    found = find_groups(traced)
+    return [g for g in found.groups if is_own(g.nodes)], [r for r in found.refusals if is_own(r.nodes)]
 
 
 def make_plans(module: Module) -> None:

@@ -130,7 +130,7 @@ class Conv2dMaxPool2dStep(Step):
 
     def __call__(self, input: Tensor) -> Tensor:
         conv, pool = self.conv, self.pool
-        if not self._in_one_dtype(input, None):
+        if not self._in_one_dtype(input, None) or conv.padding_mode != "zeros":  # it may be set later
             return pool(self._activate(conv._conv_forward(input, conv.weight, conv.bias)))
         return _conv2d_max_pool2d(conv, pool, input, conv.weight, conv.bias, self.activation)
 
@@ -223,7 +223,7 @@ class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
         return padding or Conv2dBatchNormStep.problem(*ops)
 
     def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not self._foldable(input, residual):
+        if not self._foldable(input, residual) or self.conv.padding_mode != "zeros":
             return self.pool(super().__call__(input, residual))
         return _conv2d_max_pool2d(self.conv, self.pool, input, *self._fold(), self.activation)
 

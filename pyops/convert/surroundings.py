@@ -5,67 +5,71 @@ fx does not see it; the tracer watches it with the help of this module.
 
 from __future__ import annotations
 
-import inspect
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.fx import Proxy
-from torch.nn import Module
 
-#: What forward has read: its owner (a module, or the Python module of a global variable), name and value.
-Read = tuple[Module | ModuleType, str, Any]
-
-
-@contextmanager
-def replaced(replacements: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
-    """Context in which each namespace has the given value under the given name."""
-    missing = object()
-    before = [(namespace, name, namespace.get(name, missing)) for namespace, name, _ in replacements]
-    try:
-        for namespace, name, value in replacements:
-            namespace[name] = value
-        yield
-    finally:
-        for namespace, name, value in before:
-            if value is missing:
-                namespace.pop(name, None)
-            else:
-                namespace[name] = value
+#: What forward has read: its owner (a module, a Python module, a class, an object), its name and value.
+Read = tuple[Any, str, Any]
 
 
-def questions(modules: list[Module]) -> list[tuple[dict[str, Any], str, Any]]:
-    """Replacements (see :func:`replaced`) for the questions of a forward that fx would answer wrongly.
+class Questions:
+    """Context in which the questions of a forward that fx would answer wrongly are answered rightly.
 
-    They are for the modules' own code only: torch itself goes on asking, and may be imported meanwhile.
+    That is so in the modules whose global variables were given to :meth:`answer_in`, which are the model's
+    own code: torch itself goes on asking, and may be imported meanwhile.
     """
-    forwards = [inspect.unwrap(type(module).forward) for module in modules]
-    scopes = {id(f.__globals__): f.__globals__ for f in forwards if isinstance(f, FunctionType)}
-    replacements: list[tuple[dict[str, Any], str, Any]] = []
-    for scope in scopes.values():
-        if scope.get("__name__", "").split(".")[0] == "torch":
-            continue
-        replacements.append((scope, "isinstance", _isinstance))
-        for name, value in scope.items():
+
+    def __init__(self) -> None:
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+        self._scopes: set[int] = set()
+
+    def __enter__(self) -> Questions:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for scope, name, value in reversed(self._before):
+            if value is _MISSING:
+                scope.pop(name, None)
+            else:
+                scope[name] = value
+
+    def answer_in(self, scope: dict[str, Any]) -> None:
+        if id(scope) in self._scopes:
+            return
+        self._scopes.add(id(scope))
+        self._replace(scope, "isinstance", _isinstance)
+        for name, value in list(scope.items()):
             if value is torch:
-                replacements.append((scope, name, _Torch("torch")))
+                self._replace(scope, name, _Torch("torch"))
             elif (answer := _answer(value)) is not None:
-                replacements.append((scope, name, answer))
-    return replacements
+                self._replace(scope, name, answer)
+
+    def _replace(self, scope: dict[str, Any], name: str, value: Any) -> None:
+        self._before.append((scope, name, scope.get(name, _MISSING)))
+        scope[name] = value
+
+
+_MISSING = object()
 
 
 def _refuse_mode(*_: Any) -> bool:
     raise RuntimeError("forward asks for autograd's or autocast's mode")
 
 
+#: What a ``with`` around a call decides, and a graph does not see.
+MODES: tuple[Any, ...] = (
+    torch.is_grad_enabled,
+    torch.is_inference_mode_enabled,
+    torch.is_autocast_enabled,
+)
 _ANSWERS: dict[Any, Callable[..., bool]] = {
-    torch.is_grad_enabled: _refuse_mode,
-    torch.is_inference_mode_enabled: _refuse_mode,
-    torch.is_autocast_enabled: _refuse_mode,
+    **dict.fromkeys(MODES, _refuse_mode),
     torch.is_tensor: lambda value: _isinstance(value, torch.Tensor),
 }
 
@@ -108,18 +112,3 @@ def random_state() -> Any:
     numpy = sys.modules.get("numpy")
     state = None if numpy is None else numpy.random.get_state()
     return random.getstate(), None if state is None else (state[1].tobytes(), *state[2:])
-
-
-def globals_read(modules: Iterable[Module]) -> list[Read]:
-    """The global variables that the modules' forwards name and whose value may decide something."""
-    reads: dict[tuple[str, str], Read] = {}
-    for module in modules:
-        forward = inspect.unwrap(type(module).forward)
-        home = sys.modules.get(forward.__module__)
-        if home is None:
-            continue
-        for name in forward.__code__.co_names:
-            value = vars(home).get(name)
-            if isinstance(value, (bool, int, float, str)) and forward.__globals__ is vars(home):
-                reads[forward.__module__, name] = (home, name, value)
-    return list(reads.values())

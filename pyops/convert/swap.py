@@ -82,9 +82,20 @@ def change_class(module: Module, choose: Callable[[type[Module]], type[Module] |
     return True
 
 
+def has_own_forward(module: Module) -> bool:
+    """Whether ``module`` itself, not its class, says what it computes: offloading and tiling do that."""
+    return not OWN_FORWARD.isdisjoint(module.__dict__)
+
+
+#: Attributes of a module's ``__dict__`` that take the place of what its class computes.
+OWN_FORWARD = frozenset({"forward", "_conv_forward", "_norm_forward"})
+
+
 def swap(module: Module) -> None:
     """Make a module of torch.nn the pyops.nn one, if there is one of this very class."""
-    if not isinstance(module, torch.jit.ScriptModule) and change_class(module, TO_PYOPS.get):
+    if isinstance(module, torch.jit.ScriptModule) or has_own_forward(module):
+        return
+    if change_class(module, TO_PYOPS.get):
         record(module).swapped = True
 
 
@@ -145,6 +156,8 @@ def why_left(module: Module) -> str | None:
         return "compiled by torch.jit.script"
     if isinstance(module, torch.fx.GraphModule):
         return "a graph that torch.fx made: convert the model before it is traced"
+    if kind in TO_PYOPS and has_own_forward(module):
+        return "it has a forward of its own"
     if kind in TO_PYOPS:
         return f"not converted: pyops.convert makes it pyops.nn.{kind.__name__}"
     for base in kind.__mro__[1:]:

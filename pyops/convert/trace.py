@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import functional
-from .surroundings import Read, context, globals_read, questions, random_state, replaced
+from .frames import Frames, closures, forward_of, is_own, plain
+from .surroundings import Questions, Read, context, random_state
 from .swap import conversion_of, is_leaf, subclass
 
 
@@ -40,7 +42,8 @@ class Untraceable(Exception):
 @dataclass
 class Trace:
     """The graph of ``module``'s forward. ``inlined``: the modules whose forward is part of it, itself first;
-    ``visible``: these and containers, whose children forward may have gone through.
+    ``visible``: these and containers, whose children forward may have gone through. ``hidden``: names of
+    attributes of an inlined module's class that forward read, which the module itself must not have.
 
     The ``meta`` of each node has under ``"callers"`` the inlined modules in whose forward it is, outermost
     first.
@@ -51,6 +54,7 @@ class Trace:
     inlined: list[Module]
     visible: list[Module]
     reads: list[Read]
+    hidden: dict[Module, set[str]]
 
     def called(self, node: Node) -> Module | None:
         """The module that ``node`` calls, if it calls one."""
@@ -176,16 +180,38 @@ class _Tracer(torch.fx.Tracer):
         before = random_state()
         try:
             self._context = context()
-            with self._watch(), replaced(questions(list(self._watched))), _RefuseOps():
-                graph = self.trace(module)
+            with Questions() as questions, self._watch(), _RefuseOps():
+                for scope in self._scopes():
+                    questions.answer_in(scope)
+                with Frames(questions.answer_in) as frames:
+                    graph = self.trace(module)
         except Untraceable:
             raise
         except Exception as error:  # a forward may raise anything when it runs on stand-ins
             raise Untraceable(self._callers[-1], _first_line(error)) from error
         if random_state() != before:
             raise Untraceable(module, "forward draws random numbers in Python")
-        reads = [*self._reads.values(), *globals_read(self._inlined)]
-        return Trace(module, graph, list(self._inlined), list(self._watched), reads)
+        for inlined in self._inlined:  # of which no profiler told, if there is another one
+            for forward in forward_of(inlined):
+                if is_own(forward.__module__):
+                    frames.note(forward.__code__, forward.__globals__, inlined)
+        named, hidden = frames.reads()
+        if frames.problem is not None:
+            raise Untraceable(module, frames.problem)
+        for inlined in self._inlined:
+            hidden.setdefault(inlined, set()).add("forward")
+        forwards = [(plain(m), "forward", plain(m).forward) for m in self._inlined]
+        attributes = [value for _, _, value in self._reads.values()]
+        functions = chain(attributes, *map(forward_of, self._inlined))
+        reads = [*self._reads.values(), *forwards, *named, *closures(functions)]
+        return Trace(module, graph, list(self._inlined), list(self._watched), reads, hidden)
+
+    def _scopes(self) -> Iterator[dict[str, Any]]:
+        """The global variables that the forwards of the visible modules may use."""
+        for module in self._watched:
+            for forward in forward_of(module):
+                if is_own(forward.__module__):
+                    yield forward.__globals__
 
     @contextmanager
     def _watch(self) -> Iterator[None]:

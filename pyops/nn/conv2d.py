@@ -55,6 +55,8 @@ class Conv2d(torch.nn.Conv2d):
         return super()._apply(fn, recurse)
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        if self.activation is None and residual is None:  # as torch calls it, which others may override
+            return self._conv_forward(input, self.weight, self.bias)
         return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
 
     def _conv_forward(
