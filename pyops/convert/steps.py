@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .. import functional as F
 from .. import nn
+from ..ops.tools.digest import digest_of
+from ..ops.tools.packed import constant
 from .ops import Op, activation_name
 
 Parts = tuple[Op | None, ...]
@@ -253,26 +255,19 @@ class _Folded:
         # No tensors of inference mode: a later call may need the gradient of its input.
         with torch.inference_mode(False), torch.no_grad():
             weight, bias = _fold(conv, norm)
-            # What does not change may be packed once (ops/tools/packed.py), and a parameter says so.
-            self.result = nn.Parameter(weight, requires_grad=False), bias
-            self._sources = _sources(conv, norm)
-            self._versions = [_version(t) for t in self._sources]
-            self._eps = norm.eps
-            # A change through .data shows in the values only. On a GPU, comparing them would wait for it.
-            on_cpu = conv.weight.is_cpu
-            self._looks = [t[:, 0, 0, 0] if t.dim() == 4 else t[:] for t in self._sources] if on_cpu else []
-            self._seen = [t.clone() for t in self._looks]
+            # What does not change may be packed once (ops/tools/packed.py), as this says.
+            self.result = constant(weight), bias
+        # References, so that no other tensor can get the identity of one of these.
+        self._sources, self._eps = _sources(conv, norm), norm.eps
+        self._digest = digest_of(self._sources)
 
     def holds(self, conv: Any, norm: Any) -> bool:
-        """Whether folding again would give the same."""
+        """Whether folding again would give the same. On a GPU that is not known: it folds at each call."""
+        sources = _sources(conv, norm)
         return (
-            norm.eps == self._eps
-            and all(map(operator.is_, self._sources, _sources(conv, norm)))
-            and [_version(t) for t in self._sources] == self._versions
-            and all(map(torch.equal, self._looks, self._seen))
+            self._digest is not None
+            and norm.eps == self._eps
+            and len(sources) == len(self._sources)
+            and all(map(operator.is_, sources, self._sources))
+            and digest_of(sources) == self._digest
         )
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    # An inference tensor has no version; only inference mode can change it.
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

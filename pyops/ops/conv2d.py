@@ -20,7 +20,7 @@ from ..layouts import dense, dense_in_either_format, empty_image, is_channels_la
 from ..reference import conv2d as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_shape, check_tensor
-from .tools.packed import forget, may_keep, packed
+from .tools.packed import forget, is_constant, may_keep, packed
 
 __all__ = ["conv2d"]
 
@@ -117,8 +117,8 @@ torch.library.define(
 torch.library.define(
     "pyops::conv2d_packed_forward",
     f"({_WEIGHT}, Tensor packed_weight, Tensor? bias, Tensor? residual, "
-    + _GEOMETRY.removesuffix(", ")
-    + ") -> (Tensor output, bool was_read)",
+    + _GEOMETRY
+    + "bool unchanged) -> (Tensor output, bool was_read)",
 )
 
 
@@ -299,7 +299,8 @@ def _with_packed_weight(
     if kept is None:
         return None
     call = torch.ops.pyops.conv2d_packed_forward.default
-    output, was_read = call(input, weight, kept, bias, residual, *geometry, *function)
+    unchanged = is_constant(weight)
+    output, was_read = call(input, weight, kept, bias, residual, *geometry, *function, unchanged)
     if not was_read:
         forget(weight)
     return output

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import pyops
+from pyops.ops.tools.digest import digest_of
 from tests.suite.conversion import assert_same, check, conv, images
 
 
-def folded_pair(**options: object) -> tuple[nn.Module, nn.Module]:
-    model = nn.Sequential(conv(5, **options), nn.BatchNorm2d(5), nn.ReLU()).double()
+def folded_pair(channels: int = 5, **options: object) -> tuple[nn.Module, nn.Module]:
+    model = nn.Sequential(conv(channels, **options), nn.BatchNorm2d(channels), nn.ReLU()).double()
     model(images())
     for parameter in model[1].parameters():
         nn.init.normal_(parameter)
@@ -24,6 +25,9 @@ CHANGES = {
     "in place": lambda m: m[1].running_mean.add_(1),
     "by data": lambda m: m[1].weight.data.mul_(2),
     "weight by data": lambda m: m[0].weight.data.mul_(2),
+    "one weight by data": lambda m: m[0].weight.data[2, 1, 2, 0].neg_(),
+    "by numpy": lambda m: m[0].weight.detach().numpy().__imul__(3),
+    "order by data": lambda m: m[0].weight.data.copy_(m[0].weight.data.flip(3).clone()),
     "other data": lambda m: setattr(m[0].bias, "data", m[0].bias.data + 1),
     "other tensor": lambda m: setattr(m[1], "bias", nn.Parameter(m[1].bias + 1)),
     "state dict": lambda m: m.load_state_dict({k: v * 1.5 for k, v in m.state_dict().items()}),
@@ -42,6 +46,16 @@ def test_folded_weights_follow_every_change(change: str) -> None:
         for model in (found, wanted):
             CHANGES[change](model)
         torch.testing.assert_close(found(x), wanted(x))
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 0.5, 1e-3, 2.0**-16])
+def test_weights_that_all_change_alike(factor: float) -> None:
+    """A sum of 2^n words does not see a sign or an exponent that changes in all of them."""
+    weight = torch.ones(64 * 1024)
+    for values in (weight, torch.rand_like(weight) + 1, weight.double(), weight.bfloat16()):
+        before = digest_of([values])
+        assert digest_of([values.clone()]) == before
+        assert digest_of([values * factor]) != before
 
 
 def test_folded_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,18 +81,19 @@ Tensor conv2d_pack_weight(Tensor input, Tensor weight, std::vector<int64_t> stri
 }
 
 // conv2d_forward with a weight that conv2d_pack_weight has packed. Says whether it was of use: it is not if
-// the problem or the weight is another.
+// the problem or the weight is another. The weight is not looked at if it is said to be unchanged.
 std::tuple<Tensor, bool> conv2d_packed_forward(Tensor input, Tensor weight, Tensor packed_weight,
                                                std::optional<Tensor> bias, std::optional<Tensor> residual,
                                                std::vector<int64_t> stride, std::vector<int64_t> padding,
                                                std::vector<int64_t> dilation, int64_t groups, int64_t kind,
-                                               double alpha, double beta) {
+                                               double alpha, double beta, bool unchanged) {
   const char* op = "conv2d_packed_forward";
   const math::ActivationParams params{kind, alpha, beta};
   const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   STD_TORCH_CHECK(packed_weight.scalar_type() == ScalarType::Byte && packed_weight.is_contiguous(), op,
                   ": packed_weight must be contiguous bytes");
   PackedWeights packed{PackedWeights::Use::kRead, packed_weight.mutable_data_ptr(), packed_weight.numel()};
+  packed.unchanged = unchanged;
   Tensor output = std::get<0>(form_output(input, weight, bias, residual, shape, params, false, &packed, op));
   return {output, packed.was_read};
 }

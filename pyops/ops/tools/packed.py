@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["forget", "may_keep", "packed"]
+__all__ = ["constant", "forget", "is_constant", "may_keep", "packed"]
 
 
 class _Kept(NamedTuple):
@@ -36,6 +36,21 @@ def may_keep(weight: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not weight.is_inference()
     )
+
+
+def constant(weight: Tensor) -> Parameter:
+    """``weight`` as a parameter that nobody else has, and that its owner does not change."""
+    parameter = Parameter(weight, requires_grad=False)
+    parameter.__dict__[_CONSTANT] = True
+    return parameter
+
+
+_CONSTANT = "_pyops_constant"
+
+
+def is_constant(weight: Tensor) -> bool:
+    """Whether a weight is one of :func:`constant`: no digest has to tell whether it is still the same."""
+    return _CONSTANT in weight.__dict__
 
 
 def packed(weight: Tensor, key: Hashable, pack: Callable[[], Tensor]) -> Tensor | None:
