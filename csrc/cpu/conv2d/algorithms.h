@@ -77,6 +77,17 @@ struct Amx {
   static void run(const Problem& p);
 };
 
+// 36 of 144 multiplications for kernels of 3 x 3 in 16 bits (winograd_4x4/transforms.h).
+struct Winograd4x4 {
+  static constexpr bool kPacks = false;
+  template <class Problem>
+  static bool can(const Problem& p);
+  template <class Problem>
+  static bool suits(const Problem& p);
+  template <class Problem>
+  static void run(const Problem& p);
+};
+
 // bfloat16 by the instruction that multiplies and adds pairs (bf16/bf16.h).
 struct Bf16Dot {
   static constexpr bool kPacks = false;

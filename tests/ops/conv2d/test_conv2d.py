@@ -88,11 +88,13 @@ def test_nan_and_infinity_stay_in_their_window(value: float, in_channels: int, o
     assert torch.equal(y.isinf(), expected.isinf())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float) -> None:
+def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float, dtype: torch.dtype) -> None:
     """Winograd's transforms would spread them over whole squares, and over all taps of a weight."""
-    x, w = torch.randn(1, 17, 20, 40, requires_grad=True), torch.randn(32, 17, 3, 3, requires_grad=True)
-    grad = torch.randn(1, 32, 20, 40)
+    x = torch.randn(2, 33, 20, 40, dtype=dtype, requires_grad=True)
+    w = torch.randn(32, 33, 3, 3, dtype=dtype, requires_grad=True)
+    grad = torch.randn(2, 32, 20, 40, dtype=dtype)
     grad[0, 3, 0, 0] = value
     found = torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), grad)
     wide = [t.detach().double().requires_grad_() for t in (x, w)]
@@ -101,9 +103,13 @@ def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float) -
         assert torch.equal(ours.isfinite(), theirs.isfinite())
 
 
-def test_a_large_common_offset_costs_no_accuracy() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_large_common_offset_costs_no_accuracy(dtype: torch.dtype) -> None:
     """Winograd's transforms take differences of neighbours; what they cancel must not matter."""
-    x, w = torch.randn(2, 32, 24, 24) + 1e3, torch.randn(48, 32, 3, 3)
+    x, w = (torch.randn(2, 32, 26, 26) + 1e3).to(dtype), torch.randn(48, 32, 3, 3)
+    if dtype is torch.float16:
+        w -= w.mean((1, 2, 3), keepdim=True)  # the sums would be infinite
+    w = w.to(dtype)
     expected = torch.conv2d(x.double(), w.double())
     error = (F.conv2d(x, w) - expected).norm()
     assert error <= 2 * (torch.conv2d(x, w) - expected).norm()

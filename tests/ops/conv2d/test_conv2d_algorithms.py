@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif("cpp" not in _library.loaded, reason="the C++ kernels for the CPU are not built"),
 ]
 
-_NAMES = ["depthwise", "small_image", "amx", "image_lanes", "bf16_dot", "winograd", "direct"]
+_NAMES = ["depthwise", "small_image", "amx", "image_lanes", "winograd_4x4", "bf16_dot", "winograd", "direct"]
 # Of bfloat16 only, on CPUs that have it; tiles have a twin in software.
 _FEATURES = {"amx": "amx_twin", "bf16_dot": "avx512_bf16"}
 _FORCED = os.environ.get("PYOPS_CONV2D")
@@ -78,6 +78,21 @@ def test_panels_of_one_tile_go_to_several_threads(dtype: torch.dtype, stride: in
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("side", [18, 7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [None, "channels_last"])
+def test_tiles_of_16_outputs_for_any_number_of_threads(
+    dtype: torch.dtype, layout: str | None, side: int
+) -> None:
+    """Two blocks of channels; several tiles in an image that they hang over, or several images in a tile."""
+    squares = case("squares", (17, 67, side, side + 1), 80, 3, padding=1, activation="relu")
+    found = _chosen((17, 67, side, side + 1), (80, 67, 3, 3), dtype, padding=1)
+    assert _FORCED is not None or found[:2] in {("winograd_4x4",) * 2, ("amx",) * 2}
+    checks.check_determinism(squares, CPP, dtype, (1, 2, 3))
+    checks.check_accuracy(squares, CPP, dtype, layout=layout)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("layout", [None, "channels_last"])
 def test_images_in_lanes_for_any_number_of_threads(dtype: torch.dtype, layout: str | None) -> None:
@@ -95,6 +110,11 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     found = algorithms(tensors["input"], tensors["weight"], **geometry)
     feature = _FEATURES.get(str(_FORCED))
     lacks_feature = feature and not (dtype is torch.bfloat16 and feature in _library.cpu_features())
+    if _FORCED == "winograd_4x4":
+        fits = tensors["weight"].shape[2:] == (3, 3) and geometry.get("groups", 1) == 1
+        serves = dtype is torch.bfloat16 and fits
+        assert [name == _FORCED for name in found] == [serves, serves, False]
+        return
     lacks_lanes = _FORCED == "image_lanes" and geometry.get("groups", 1) > 1
     if lacks_feature or lacks_lanes or _FORCED == "depthwise":
         assert _FORCED not in found
@@ -175,8 +195,12 @@ def test_choice_of_tiles() -> None:
 def test_choice_by_dtype() -> None:
     shapes = ((32, 128, 28, 28), (128, 128, 3, 3))
     by_pairs = "bf16_dot" if "avx512_bf16" in _library.cpu_features() else "winograd"
-    assert _chosen(*shapes, torch.bfloat16, padding=1) == (by_pairs,) * 3
-    assert _chosen(*shapes, torch.float16, padding=1) == ("winograd",) * 3
+    both = ("winograd_4x4",) * 2
+    assert _chosen(*shapes, torch.bfloat16, padding=1) == (*both, by_pairs)
+    assert _chosen(*shapes, torch.float16, padding=1) == (*both, "winograd")
+    # The transformed weights, of which each tile needs all, would not stay in the cache.
+    late = _chosen((32, 512, 7, 7), (512, 512, 3, 3), torch.bfloat16, padding=1)
+    assert late == (by_pairs,) * 3
     assert _chosen(*shapes, torch.float64, padding=1) == ("direct",) * 3
 
 

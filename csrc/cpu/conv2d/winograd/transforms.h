@@ -114,7 +114,8 @@ void transform_input(const Acc* packed_input, const PackedInputShape& shape, int
           input[i][2] = every_other<0>(c, d);
           input[i][3] = every_other<1>(c, d);
         }
-        math::winograd_2d(input, transformed, math::winograd_input<V>);
+        math::winograd_2d(input, transformed,
+                          [](const auto& from, auto& to) { math::winograd_input(from, to); });
 #pragma GCC unroll 16
         for (int p = 0; p < 16; ++p) store(row_to + p * position_stride + j, transformed[p / 4][p % 4]);
       }
@@ -167,7 +168,7 @@ void transform_output(const Acc* sums, int64_t position_stride, int64_t padded, 
 #pragma GCC unroll 16
       for (int p = 0; p < 16; ++p)
         product[p / 4][p % 4] = load<Acc>(sums + p * position_stride + tile * padded + k);
-      math::winograd_2d(product, output, math::winograd_output<V>);
+      math::winograd_2d(product, output, [](const auto& from, auto& to) { math::winograd_output(from, to); });
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         check += output[i / 2][i % 2] * Acc(0);
@@ -194,7 +195,8 @@ void transform_output_gradient(const Acc* grad, int64_t rows, int64_t columns, i
         output[i / 2][i % 2] =
             exists ? load<Acc>(grad + ((row + i / 2) * columns + column + i % 2) * width + k) : V(Acc(0));
       }
-      math::winograd_2d(output, product, math::winograd_output_gradient<V>);
+      math::winograd_2d(output, product,
+                        [](const auto& from, auto& to) { math::winograd_output_gradient(from, to); });
 #pragma GCC unroll 16
       for (int p = 0; p < 16; ++p) store(to + p * position_stride + tile * width + k, product[p / 4][p % 4]);
     }
@@ -209,7 +211,7 @@ void transform_weight(const Acc* const (&weight)[9], int64_t width, Acc* const (
   for (int64_t k = 0; k < width; k += V::kLanes) {
     V taps[3][3], positions[4][4];
     for (int i = 0; i < 9; ++i) taps[i / 3][i % 3] = load<Acc>(weight[i] + k);
-    math::winograd_2d(taps, positions, math::winograd_weight<V>);
+    math::winograd_2d(taps, positions, [](const auto& from, auto& to) { math::winograd_weight(from, to); });
     for (int p = 0; p < 16; ++p) {
       if (to[p]) store(to[p] + k, positions[p / 4][p % 4]);
     }
@@ -225,7 +227,8 @@ bool transform_weight_gradient(int64_t padded, Acc* sums) {
   for (int64_t k = 0; k < padded; k += V::kLanes) {
     V positions[4][4], taps[3][3];
     for (int p = 0; p < 16; ++p) positions[p / 4][p % 4] = load<Acc>(sums + p * padded + k);
-    math::winograd_2d(positions, taps, math::winograd_weight_gradient<V>);
+    math::winograd_2d(positions, taps,
+                      [](const auto& from, auto& to) { math::winograd_weight_gradient(from, to); });
     for (int i = 0; i < 9; ++i) {
       not_finite += taps[i / 3][i % 3] * Acc(0);
       store(sums + i * padded + k, taps[i / 3][i % 3]);
