@@ -70,7 +70,41 @@ TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
     "adaptive_avg_pool2d": (65536, 32768),
     "batch_norm, images": (16384, 65536),
     "batch_norm, rows": (_KEPT, _KEPT),
+    "rnn_tanh_cell": (65536, 65536),
+    "rnn_relu_cell": (65536, 65536),
+    "gru_cell": (49152, 0),
+    "lstm_cell": (65536, 0),
 }
+
+#: The same for bfloat16 and float16, where torch's op takes less time in both, measured likewise; other ops
+#: have _TINY. Cross-entropy stays below its break-even for a gradient (131072): torch's rounds in between.
+TORCH_IS_FASTER_IN_16_BITS: dict[str, tuple[int, int]] = {
+    "relu": (_KEPT, _KEPT),
+    "leaky_relu": (_KEPT, _KEPT),
+    "hardswish": (131072, 131072),
+    "sigmoid": (16384, 65536),
+    "silu": (16384, 65536),
+    "tanh": (8192, 32768),
+    "selu": (2048, 8192),
+    "elu": (2048, 8192),
+    "softplus": (8192, 16384),
+    "prelu": (_KEPT, 16384),
+    "mse_loss": (16384, 16384),
+    "smooth_l1_loss": (8192, 16384),
+    "huber_loss": (4096, 8192),
+    "l1_loss": (8192, 4096),
+    "binary_cross_entropy_with_logits": (1024, 4096),
+    "softmax": (65536, 131072),
+    "softmax, few classes": (2048, 2048),
+    "softmax, strided": (131072, 131072),
+    "cross_entropy": (32768, 65536),
+    "cross_entropy, few classes": (2048, 4096),
+    "nll_loss": (_KEPT, _KEPT),
+    "gru_cell": (1024, 0),
+    "lstm_cell": (1024, 0),
+}
+
+_SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 #: The op handles of each backend in use. Attributes, because torch.compile reads a dictionary once per
@@ -207,7 +241,7 @@ def prefers_torch(
     """The one rule for small tensors: a single op on them is left to torch's own op.
 
     Args:
-        op: the op's entry in :data:`TORCH_IS_FASTER`.
+        op: the op's entry in :data:`TORCH_IS_FASTER`, and in that of 16 bits.
         input: the tensor whose elements count.
         others: tensors that may need a gradient as well.
         elements: what the rule counts where that is not ``input`` itself (an op whose output is larger).
@@ -216,15 +250,18 @@ def prefers_torch(
     the call is most of the time. The rule holds on the CPU, and only while no backend is asked for by name
     and the library is there (its absence must not go unnoticed). Fused forms do not use it, because they win
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
-    mask must be the same everywhere. For other dtypes than float32, in which torch's kernels differ more, it
-    holds up to :data:`TINY_ELEMENTS`.
+    mask must be the same everywhere. In float64 it holds up to :data:`TINY_ELEMENTS`.
     """
     if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False
     count = input.numel() if elements is None else elements
     if count > _KEPT:
         return False
-    value, gradient = TORCH_IS_FASTER.get(op, _TINY) if input.dtype is torch.float32 else _TINY
+    value, gradient = _TINY
+    if input.dtype is torch.float32:
+        value, gradient = TORCH_IS_FASTER.get(op, _TINY)
+    elif input.dtype in _SIXTEEN_BITS:
+        value, gradient = TORCH_IS_FASTER_IN_16_BITS.get(op, _TINY)
     if count <= value and count <= gradient:
         return True
     if torch.is_grad_enabled() and (

@@ -127,17 +127,20 @@ def nll_loss(
     """
     name = "nll_loss"
     code = reduction_code(name, reduction, size_average, reduce)
+    # What a call reads are rows: however many classes, one line of memory of each.
+    if (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and backends.prefers_torch(name, input, elements=min(input.numel(), 64 * target.numel()))
+    ):
+        return torch.nn.functional.nll_loss(input, target, weight, None, ignore_index, None, reduction)
     check_floating(name, "input", input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     check_device(name, "target", target, input)
     row_shape = without_class_dim(input.shape)
     target = class_indices(name, target, row_shape)
-    given_weight = weight
     weight = class_weight(name, weight, input.shape[min(input.dim() - 1, 1)], input)
-    # What a call reads are rows: however many classes, one line of memory of each.
-    if backends.prefers_torch(name, input, elements=min(input.numel(), 64 * target.numel())):
-        return torch.nn.functional.nll_loss(input, target, given_weight, None, ignore_index, None, reduction)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
     ops = backends.resolve(input)
     if ops is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..dtypes import autocast, autocasts
 from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from .dropout import dropout as drop
@@ -142,8 +143,12 @@ def rnn_tanh_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Tensor:
-    """One step of :func:`rnn_tanh`: input (N, I), hx (N, H), as ``torch.rnn_tanh_cell``."""
-    return _cell(RNN_TANH, input, (hx,), Weights(w_ih, w_hh, b_ih, b_hh))[0]
+    """One step of :func:`rnn_tanh`: input (N, I), hx (N, H), as ``torch.rnn_tanh_cell``, whose errors are
+    raised for a small one."""
+    weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    if _prefers_torch("rnn_tanh_cell", input, (hx,), weights):
+        return torch.rnn_tanh_cell(input, hx, *weights[:4])
+    return _cell(RNN_TANH, input, (hx,), weights)[0]
 
 
 def rnn_relu_cell(
@@ -155,7 +160,10 @@ def rnn_relu_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of :func:`rnn_relu`: input (N, I), hx (N, H), as ``torch.rnn_relu_cell``."""
-    return _cell(RNN_RELU, input, (hx,), Weights(w_ih, w_hh, b_ih, b_hh))[0]
+    weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    if _prefers_torch("rnn_relu_cell", input, (hx,), weights):
+        return torch.rnn_relu_cell(input, hx, *weights[:4])
+    return _cell(RNN_RELU, input, (hx,), weights)[0]
 
 
 def gru_cell(
@@ -167,7 +175,10 @@ def gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of :func:`gru`: input (N, I), hx (N, H), as ``torch.gru_cell``."""
-    return _cell(GRU, input, (hx,), Weights(w_ih, w_hh, b_ih, b_hh))[0]
+    weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    if _prefers_torch("gru_cell", input, (hx,), weights):
+        return torch.gru_cell(input, hx, *weights[:4])
+    return _cell(GRU, input, (hx,), weights)[0]
 
 
 def lstm_cell(
@@ -179,7 +190,10 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`lstm`: input (N, I), hx a pair of h and c (N, H), as ``torch.lstm_cell``."""
-    h, c = _cell(LSTM, input, tuple(hx), Weights(w_ih, w_hh, b_ih, b_hh))
+    weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    if _prefers_torch("lstm_cell", input, tuple(hx), weights):
+        return torch.lstm_cell(input, hx, *weights[:4])
+    h, c = _cell(LSTM, input, tuple(hx), weights)
     assert c is not None
     return h, c
 
@@ -383,6 +397,21 @@ def _named(hx: tuple[Tensor, ...], layers: list[Weights]) -> Iterator[tuple[str,
 
 
 # ------------------------------------------------------------------------------------------------- cells
+
+
+def _prefers_torch(name: str, input: Tensor, hx: tuple[Tensor, ...], weights: Weights) -> bool:
+    """Whether a step is torch's (see :func:`backends.prefers_torch`).
+
+    Each number of a gate, which is a whole product, counts as four elements.
+    """
+    one_bias = (weights.bias_ih is None) != (weights.bias_hh is None)
+    tensors = [input, *hx, *(w for w in weights if w is not None)]
+    if one_bias or len(hx) != 1 + (name == "lstm_cell") or not all(isinstance(t, Tensor) for t in tensors):
+        return False  # torch does not have it, or the checks refuse it
+    if not input.dim() == hx[0].dim() == weights.weight_hh.dim() == 2 or autocasts(input):
+        return False
+    elements = 4 * input.shape[0] * weights.weight_hh.shape[0]
+    return elements > 0 and backends.prefers_torch(name, *tensors, elements=elements)
 
 
 def _cell(kind: int, input: Tensor, hx: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, Tensor | None]:

@@ -43,6 +43,8 @@ def test_reference_serves_any_device() -> None:
         ("softmax", torch.float32, False),
         ("an op that nobody measured", torch.float32, True),
         ("softmax", torch.bfloat16, True),
+        ("softmax", torch.float16, False),
+        ("softmax", torch.float64, True),
     ],
 )
 def test_small_single_ops_are_left_to_torch_unless_a_backend_is_asked_for(
@@ -50,7 +52,8 @@ def test_small_single_ops_are_left_to_torch_unless_a_backend_is_asked_for(
 ) -> None:
     """The rule of backends.prefers_torch: other limits with a gradient than without, and in 16 bits."""
     tiny = (backends.TINY_ELEMENTS,) * 2
-    limits = backends.TORCH_IS_FASTER.get(op, tiny) if dtype is torch.float32 else tiny
+    tables = {4: backends.TORCH_IS_FASTER, 2: backends.TORCH_IS_FASTER_IN_16_BITS, 8: {}}
+    limits = tables[dtype.itemsize].get(op, tiny)
     limit = limits[differentiable]
     for elements in (limit, limit + 1):
         x = torch.empty(elements, dtype=dtype)
@@ -61,6 +64,19 @@ def test_small_single_ops_are_left_to_torch_unless_a_backend_is_asked_for(
             assert backends.prefers_torch(op, x, weight) == (elements <= limits[0])
         with pyops.use_backend("cpp"):
             assert not backends.prefers_torch(op, x, weight)
+
+
+@pytest.mark.parametrize("name", ["rnn_tanh_cell", "rnn_relu_cell", "gru_cell", "lstm_cell"])
+def test_small_cells_are_torchs_to_the_bit(name: str) -> None:
+    x, h = torch.randn(4, 8), torch.randn(4, 16)
+    gates = {"gru_cell": 48, "lstm_cell": 64}.get(name, 16)
+    weights = [torch.randn(gates, 8), torch.randn(gates, 16), torch.randn(gates), torch.randn(gates)]
+    hx = (h, h) if name == "lstm_cell" else h
+    for biases in (weights[2:], [None, None]):
+        found, wanted = (
+            getattr(functions, name)(x, hx, *weights[:2], *biases) for functions in (pyops.functional, torch)
+        )
+        assert all(map(torch.equal, found, wanted)) if name == "lstm_cell" else torch.equal(found, wanted)
 
 
 def test_what_is_left_to_torch_is_torchs_to_the_bit() -> None:
