@@ -22,14 +22,14 @@ struct Backward {
 
   static Backward of(const BatchNormShape& s, const BatchNormSaved& saved, const Tensor& grad,
                      const Tensor& x, const math::ActivationParams& params) {
-    Backward backward{
-        s,
-        saved,
-        {data<T>(grad), data<T>(x), data_or_null<T>(saved.residual), data_or_null<uint8_t>(saved.mask)},
-        {params},
-        channel_values<T>(saved.weight, s.channels, 1),
-        std::vector<GradientSums>(s.channels),
-        ChannelTable<T>(s, !s.has_runs() && !Strips::suit(s, sizeof(T)))};
+    Backward backward{s,
+                      saved,
+                      {data<T>(grad), data<T>(x), data_or_null<T>(saved.residual),
+                       data_or_null<uint8_t>(saved.mask), s.width(), s.mask_bytes()},
+                      {params},
+                      channel_values<T>(saved.weight, s.channels, 1),
+                      std::vector<GradientSums>(s.channels),
+                      ChannelTable<T>(s, !s.has_runs() && !Strips::suit(s, sizeof(T)))};
     const auto bias = channel_values<T>(saved.bias, s.channels, 0);
     for (int64_t c = 0; c < s.channels; ++c) {
       backward.table.set(
@@ -110,20 +110,27 @@ struct Backward {
     const auto of_channel = OneChannel<Acc>::of(table.view(), channel, true);
     runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
       if (ahead > 0) fetch(all.grad + at + ahead, n), fetch(all.x + at + ahead, n);
-      write_gradients<kOf>(activation, of_channel, all.from(at, bit), to.from(at), n);
+      write_gradients<kOf, 1>(activation, of_channel, all.from(at, bit), to.from(at), n);
     });
     if (to.stream) end_of_streams();
+  }
+
+  // n columns of kRows rows, the first column's number a multiple of 8.
+  template <GradientOf kOf, int kRows>
+  void write_row(const EachColumn<Acc>& channels, const GradientOutputs<T>& to, int64_t row, int64_t column,
+                 int64_t n) const {
+    const int64_t at = row * s.width() + column;
+    write_gradients<kOf, kRows>(activation, channels, all.from(at, row * s.mask_bytes() + column / 8),
+                                to.from(at), n);
   }
 
   template <GradientOf kOf>
   void write(const Columns& columns, const GradientOutputs<T>& to) const {
     columns.for_each_piece(true, [&](int64_t, int64_t row, int64_t end, int64_t column, int64_t n) {
       const EachColumn<Acc> channels{table.view(), column};
-      for (int64_t r = row; r < end; ++r) {
-        const int64_t at = r * columns.width + column;
-        write_gradients<kOf>(activation, channels, all.from(at, r * s.mask_bytes() + column / 8), to.from(at),
-                             n);
-      }
+      for_each_pair(end - row, [&](auto rows, int64_t r) {
+        write_row<kOf, decltype(rows)::value>(channels, to, row + r, column, n);
+      });
       if (to.stream) end_of_streams();
     });
   }
@@ -145,10 +152,9 @@ struct Backward {
     if (to.through_statistics) set_gradients(begin, end);
     if (!to.dx && !to.dresidual) return;
     const EachColumn<Acc> each = columns(NormTable<Acc>::kArrays);
-    for (int64_t row = s.outer; row-- > 0;) {
-      const int64_t at = row * s.width() + first;
-      write_gradients<kOf>(activation, each, all.from(at, row * s.mask_bytes() + first / 8), to.from(at), n);
-    }
+    for_each_pair_backwards(s.outer, [&](auto rows, int64_t row) {
+      write_row<kOf, decltype(rows)::value>(each, to, row, first, n);
+    });
     if (to.stream) end_of_streams();
   }
 

@@ -58,6 +58,18 @@ struct EachColumn {
   Vec<Acc> offset(int64_t i, int lanes) const { return table.load(4, first + i, lanes); }
 };
 
+// The same of elements [i, i + lanes), held for as many rows as need them.
+template <class Acc>
+PYOPS_HD const OneChannel<Acc>& held(const OneChannel<Acc>& channel, int64_t, int, bool) {
+  return channel;
+}
+template <class Acc>
+PYOPS_HD OneChannel<Acc> held(const EachColumn<Acc>& columns, int64_t i, int lanes, bool gradient) {
+  NormVectors<Acc> same{columns.center(i, lanes), columns.scale(i, lanes), columns.shift(i, lanes), {}, {}};
+  if (gradient) same.slope = columns.slope(i, lanes), same.offset = columns.offset(i, lanes);
+  return {same};
+}
+
 // The numbers that elements need, as a table of channels or, where channels alternate, of columns.
 template <class T>
 class ChannelTable {

@@ -54,6 +54,25 @@ struct Columns {
   }
 };
 
+// Adds x - shift and its square of kRows rows to the sums of n columns.
+template <int kRows, class T>
+void add_deviations(const T* x, int64_t stride, int64_t n, const acc_t<T>* shifts, acc_t<T>* sums,
+                    acc_t<T>* squares) {
+  using V = Vec<acc_t<T>>;
+  for_each_vector<acc_t<T>>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    const V shift = load_lanes(shifts + i, lanes);
+    V sum = load_lanes(sums + i, lanes), square = load_lanes(squares + i, lanes);
+    PYOPS_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      const V d = load_lanes(x + row * stride + i, lanes) - shift;
+      sum += d;
+      square = multiply_add(d, d, square);
+    }
+    store_lanes(sums + i, sum, lanes);
+    store_lanes(squares + i, square, lanes);
+  });
+}
+
 // The sums over a block of rows of x - shift and of its squares, the shift being the mean of the first rows.
 template <class Acc>
 struct ColumnSums {
@@ -71,13 +90,9 @@ struct ColumnSums {
       store_lanes(sum + i, Vec<Acc>(Acc(0)), lanes);
       store_lanes(squares + i, Vec<Acc>(Acc(0)), lanes);
     });
-    for (int64_t r = 0; r < rows; ++r) {
-      for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
-        const Vec<Acc> d = load_lanes(x + r * stride + i, lanes) - load_lanes(shift + i, lanes);
-        store_lanes(sum + i, load_lanes(sum + i, lanes) + d, lanes);
-        store_lanes(squares + i, multiply_add(d, d, load_lanes(squares + i, lanes)), lanes);
-      });
-    }
+    for_each_pair(rows, [&](auto pair, int64_t r) {
+      add_deviations<decltype(pair)::value>(x + r * stride, stride, n, shift, sum, squares);
+    });
   }
 };
 
@@ -154,13 +169,11 @@ void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>&
     for (int64_t first = row; first < end; first += columns.block_rows) {
       std::fill(grads, grads + n, Acc(0));
       std::fill(products, products + n, Acc(0));
-      for (int64_t r = first; r < std::min(end, first + columns.block_rows); ++r) {
-        const GradientInputs<T> from = all.from(r * width + column, r * row_bytes + column / 8);
-        for_each_gradient<kOf>(activation, channels, from, n, [&](int64_t i, int lanes, auto g, auto d) {
-          store_lanes(grads + i, load_lanes(grads + i, lanes) + g, lanes);
-          store_lanes(products + i, multiply_add(g, d, load_lanes(products + i, lanes)), lanes);
-        });
-      }
+      for_each_pair(std::min(end - first, columns.block_rows), [&](auto rows, int64_t r) {
+        const GradientInputs<T> from =
+            all.from((first + r) * width + column, (first + r) * row_bytes + column / 8);
+        add_gradients<kOf, decltype(rows)::value>(activation, channels, from, n, grads, products);
+      });
       for (int64_t i = 0; i < n; ++i) grad_sum[i] += grads[i], product_sum[i] += products[i];
     }
   });

@@ -41,6 +41,17 @@ struct Forward {
     }
   }
 
+  // From element `at`, whose bit is the lowest of the mask's byte `bit`.
+  NormElements<T> elements(int64_t at, int64_t bit) const {
+    const T* const residual = data_or_null<T>(given.residual);
+    return {x + at,        residual ? residual + at : nullptr, y + at, mask ? mask + bit : nullptr, s.width(),
+            s.mask_bytes()};
+  }
+  // From a column of a row, the column's number a multiple of 8.
+  NormElements<T> of_row(int64_t row, int64_t column) const {
+    return elements(row * s.width() + column, row * s.mask_bytes() + column / 8);
+  }
+
   template <class Activation>
   void apply(const Runs& runs, const Activation& activation, int64_t channel, int64_t block) const {
     const T* const residual = data_or_null<T>(given.residual);
@@ -48,25 +59,21 @@ struct Forward {
     runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
       if (ahead > 0) fetch(x + at + ahead, n);
       if (ahead > 0 && residual) fetch(residual + at + ahead, n);
-      normalize_elements(activation, of_channel, x + at, residual ? residual + at : nullptr, y + at,
-                         mask ? mask + bit : nullptr, n, stream);
+      normalize_elements<1>(activation, of_channel, elements(at, bit), n, stream);
     });
     if (stream) end_of_streams();
   }
 
   template <class Activation>
   void apply(const Columns& columns, const Activation& activation) const {
-    const T* const residual = data_or_null<T>(given.residual);
-    columns.for_each_piece(
-        batch_statistics, [&](int64_t, int64_t row, int64_t end, int64_t column, int64_t n) {
-          const EachColumn<Acc> channels{table.view(), column};
-          for (int64_t r = row; r < end; ++r) {
-            const int64_t at = r * columns.width + column;
-            normalize_elements(activation, channels, x + at, residual ? residual + at : nullptr, y + at,
-                               mask ? mask + r * s.mask_bytes() + column / 8 : nullptr, n, stream);
-          }
-          if (stream) end_of_streams();
-        });
+    columns.for_each_piece(batch_statistics, [&](int64_t, int64_t row, int64_t end, int64_t column,
+                                                 int64_t n) {
+      const EachColumn<Acc> channels{table.view(), column};
+      for_each_pair(end - row, [&](auto rows, int64_t r) {
+        normalize_elements<decltype(rows)::value>(activation, channels, of_row(row + r, column), n, stream);
+      });
+      if (stream) end_of_streams();
+    });
   }
 
   // Channels [begin, end), which are one strip: mean to output, rows backwards where it was read before.
@@ -78,13 +85,9 @@ struct Forward {
     const int64_t n = (end - begin) * s.inner, first = begin * s.inner;
     Acc* const values = scratch.take<Acc>(3 * n);
     const EachColumn<Acc> columns{strips.columns(table.view(), begin, end, values, 3), 0};
-    const T* const residual = data_or_null<T>(given.residual);
-    for (int64_t row = s.outer; row-- > 0;) {
-      const int64_t at = row * s.width() + first;
-      if (residual && row > 0) fetch(residual + at - s.width(), n);
-      normalize_elements(activation, columns, x + at, residual ? residual + at : nullptr, y + at,
-                         mask ? mask + row * s.mask_bytes() + first / 8 : nullptr, n, stream);
-    }
+    for_each_pair_backwards(s.outer, [&](auto rows, int64_t row) {
+      normalize_elements<decltype(rows)::value>(activation, columns, of_row(row, first), n, stream);
+    });
     if (stream) end_of_streams();
   }
 

@@ -163,15 +163,17 @@ GradientSums block_gradient_sums(const Runs& runs, const AnyActivation<acc_t<T>>
   V grads = V(0), products = V(0), other_grads = V(0), other_products = V(0);
   runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
     if (ahead > 0) fetch(all.grad + at + ahead, n), fetch(all.x + at + ahead, n);
-    for_each_gradient<kOf>(activation, of_channel, all.from(at, bit), n, [&](int64_t i, int, V g, V d) {
-      if (i / V::kLanes % 2) {
-        other_grads += g;
-        other_products = multiply_add(g, d, other_products);
-      } else {
-        grads += g;
-        products = multiply_add(g, d, products);
-      }
-    });
+    for_each_gradient<kOf, 1>(activation, of_channel, all.from(at, bit), false, n,
+                              [&](int64_t i, int, const auto&, const V(&g)[1], const V(&d)[1])
+                                  __attribute__((always_inline)) {
+                                    if (i / V::kLanes % 2) {
+                                      other_grads += g[0];
+                                      other_products = multiply_add(g[0], d[0], other_products);
+                                    } else {
+                                      grads += g[0];
+                                      products = multiply_add(g[0], d[0], products);
+                                    }
+                                  });
   });
   return {horizontal_sum(grads + other_grads), horizontal_sum(products + other_products)};
 }

@@ -13,6 +13,19 @@
 
 namespace pyops::cpu {
 
+// The sum in float64, by eight sums that wait for no other.
+template <class T>
+double sum_of(const T* values, int64_t n) {
+  constexpr int kSums = 8;
+  double sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums) {
+    for (int lane = 0; lane < kSums; ++lane) sums[lane] += static_cast<double>(to_acc(values[i + lane]));
+  }
+  for (int lane = 0; i < n; ++i, ++lane) sums[lane] += static_cast<double>(to_acc(values[i]));
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
 struct Strips {
   static constexpr int64_t kStep = 8;  // channels: the bits of a mask's row begin with a byte
   static constexpr int64_t kFewest = 8 * kStep;
@@ -59,33 +72,32 @@ struct Strips {
     return {n, to};
   }
 
-  // Calls add(row, first, second) for every row of some, which adds to sums of columns in Acc, and then
-  // to_channel(channel, first, second) with the sums over a channel in float64.
+  // Calls add(rows, row, first, second) for two rows at a time of some (`rows` is a compile-time constant),
+  // which adds to sums of columns in Acc, and then to_channel(channel, first, second) with the sums over a
+  // channel in float64.
   template <class Acc, class Add, class ToChannel>
   void sum(int64_t begin, int64_t end, const Add& add, const ToChannel& to_channel) const {
     const int64_t n = (end - begin) * shape.inner;
-    alignas(kVectorBytes) Acc first[Columns::kStrip], second[Columns::kStrip];
+    // Side by side, because two large arrays would begin at the same place of a page: a load of one would
+    // wait for a store to the other.
+    alignas(kVectorBytes) Acc sums[2 * Columns::kStrip + 16];
+    Acc *const first = sums, *const second = sums + round_up(n, 16) + 16;
     double totals[2][Columns::kStrip];
     std::fill_n(totals[0], end - begin, 0.0);
     std::fill_n(totals[1], end - begin, 0.0);
     for (int64_t row = 0; row < shape.outer; row += Columns::kMostRows) {
       std::fill_n(first, n, Acc(0));
       std::fill_n(second, n, Acc(0));
-      for (int64_t r = row; r < std::min(shape.outer, row + Columns::kMostRows); ++r) add(r, first, second);
+      for_each_pair(std::min(shape.outer - row, Columns::kMostRows),
+                    [&](auto rows, int64_t r) { add(rows, row + r, first, second); });
       for (int64_t c = 0; c < end - begin; ++c) {
-        for (int64_t i = c * shape.inner; i < (c + 1) * shape.inner; ++i) {
-          totals[0][c] += first[i], totals[1][c] += second[i];
-        }
+        totals[0][c] += sum_of(first + c * shape.inner, shape.inner);
+        totals[1][c] += sum_of(second + c * shape.inner, shape.inner);
       }
     }
     for (int64_t c = begin; c < end; ++c) to_channel(c, totals[0][c - begin], totals[1][c - begin]);
   }
 };
-
-template <class Acc>
-void add_lanes(Acc* sums, int64_t i, int lanes, Vec<Acc> v) {
-  store_lanes(sums + i, load_lanes(sums + i, lanes) + v, lanes);
-}
 
 // Moments of channels [begin, end), which are one strip.
 template <class T>
@@ -95,22 +107,15 @@ void strip_moments(const Strips& strips, const T* x, int64_t begin, int64_t end,
   const int64_t n = (end - begin) * s.inner, width = s.width();
   const T* const strip = x + begin * s.inner;
   // The mean of some values is near that of all.
-  const int64_t some = std::min(s.outer, ceil_div(16, s.inner));
+  const int64_t some = std::min(s.outer, ceil_div(16, s.inner)), of_row = std::min<int64_t>(16, s.inner);
   alignas(kVectorBytes) Acc shifts[Columns::kStrip];
   strips.spread(begin, end, shifts, [&](int64_t c) {
-    Acc sum = 0;
-    for (int64_t row = 0; row < some; ++row) {
-      for (int64_t i = 0; i < s.inner; ++i) sum += to_acc(x[row * width + c * s.inner + i]);
-    }
-    return sum / static_cast<Acc>(some * s.inner);
+    double sum = 0;
+    for (int64_t row = 0; row < some; ++row) sum += sum_of(x + row * width + c * s.inner, of_row);
+    return static_cast<Acc>(sum / static_cast<double>(some * of_row));
   });
-  const auto add = [&](int64_t row, Acc* sums, Acc* squares) {
-    if (row + 1 < s.outer) fetch(strip + (row + 1) * width, n);
-    for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
-      const Vec<Acc> d = load_lanes(strip + row * width + i, lanes) - load_lanes(shifts + i, lanes);
-      add_lanes(sums, i, lanes, d);
-      store_lanes(squares + i, multiply_add(d, d, load_lanes(squares + i, lanes)), lanes);
-    });
+  const auto add = [&](auto rows, int64_t row, Acc* sums, Acc* squares) {
+    add_deviations<decltype(rows)::value>(strip + row * width, width, n, shifts, sums, squares);
   };
   strips.sum<Acc>(begin, end, add, [&](int64_t c, double sum, double square) {
     const Acc shift = shifts[(c - begin) * s.inner];
@@ -129,13 +134,11 @@ void strip_gradient_sums(const Strips& strips, const AnyActivation<acc_t<T>>& ac
   using Acc = acc_t<T>;
   const BatchNormShape& s = strips.shape;
   const int64_t n = (end - begin) * s.inner, first = begin * s.inner;
-  const auto add = [&](int64_t row, Acc* grads, Acc* products) {
-    const GradientInputs<T> from = all.from(row * s.width() + first, row * s.mask_bytes() + first / 8);
-    if (row + 1 < s.outer) fetch(from.grad + s.width(), n), fetch(from.x + s.width(), n);
-    for_each_gradient<kOf>(activation, columns, from, n, [&](int64_t i, int lanes, auto g, auto d) {
-      add_lanes(grads, i, lanes, g);
-      store_lanes(products + i, multiply_add(g, d, load_lanes(products + i, lanes)), lanes);
-    });
+  const auto add = [&](auto rows, int64_t row, Acc* grads, Acc* products) {
+    constexpr int kRows = decltype(rows)::value;
+    add_gradients<kOf, kRows>(activation, columns,
+                              all.from(row * s.width() + first, row * s.mask_bytes() + first / 8), n, grads,
+                              products);
   };
   strips.sum<Acc>(begin, end, add,
                   [&](int64_t c, double grad, double product) { sums[c] = {grad, product}; });

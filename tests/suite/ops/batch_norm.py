@@ -419,10 +419,10 @@ MUTANTS = {
         "const double apart = 0, within",
         ("batch_norm/batch_norm",),
     ),
-    "batch_norm_strips_forget_the_rows_before": Mutant(
+    "batch_norm_strips_forget_the_columns_before": Mutant(
         "cpu/batch_norm/strips.h",
-        "totals[0][c] += first[i], totals[1][c] += second[i];",
-        "totals[0][c] = first[i], totals[1][c] += second[i];",
+        "sums[lane] += static_cast<double>(to_acc(values[i + lane]));",
+        "sums[lane] = static_cast<double>(to_acc(values[i + lane]));",
         ("batch_norm/batch_norm",),
     ),
 }  # fmt: skip
