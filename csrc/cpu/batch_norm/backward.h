@@ -77,19 +77,22 @@ struct Backward {
   }
 
   template <GradientOf kOf>
-  GradientSums sum(const Runs& runs, int64_t channel, int64_t block) const {
-    return block_gradient_sums<kOf>(runs, activation, table.view(), all, channel, block);
+  auto sums_of_block(const Runs& runs) const {
+    return [this, &runs](int64_t begin, int64_t end, int64_t block, GradientSums* to) {
+      block_gradient_sums<kOf>(runs, activation, table.view(), all, begin, end, block, to);
+    };
   }
   template <GradientOf kOf>
-  void sum(const Runs& runs, int64_t channel) {
-    sums[channel] = sum_blocks_of<GradientSums>(
-        runs, channel, joined, [&](int64_t c, int64_t block) { return sum<kOf>(runs, c, block); });
-    finish_sums(channel, channel + 1);
+  void sum(const Runs& runs, int64_t begin, int64_t end) {
+    sum_blocks_of(runs, begin, end, sums.data(), joined, sums_of_block<kOf>(runs));
+    finish_sums(begin, end);
   }
   template <GradientOf kOf>
   void sum(const Runs& runs) {
-    if (runs.by_channel()) return runs.for_each_channel(2, [&](int64_t c) { sum<kOf>(runs, c); });
-    sum_blocks(runs, sums.data(), joined, [&](int64_t c, int64_t block) { return sum<kOf>(runs, c, block); });
+    if (runs.by_channel()) {
+      return runs.for_each_group(2, [&](int64_t begin, int64_t end) { sum<kOf>(runs, begin, end); });
+    }
+    sum_blocks(runs, sums.data(), joined, sums_of_block<kOf>(runs));
     finish_sums(0, s.channels);
   }
   template <GradientOf kOf>
@@ -105,12 +108,18 @@ struct Backward {
     sum<kOf>(Columns::of(s));
   }
 
+  // A block of channels [begin, end).
   template <GradientOf kOf>
-  void write(const Runs& runs, const GradientOutputs<T>& to, int64_t channel, int64_t block) const {
-    const auto of_channel = OneChannel<Acc>::of(table.view(), channel, true);
-    runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
-      if (ahead > 0) fetch(all.grad + at + ahead, n), fetch(all.x + at + ahead, n);
-      write_gradients<kOf, 1>(activation, of_channel, all.from(at, bit), to.from(at), n);
+  void write(const Runs& runs, const GradientOutputs<T>& to, int64_t begin, int64_t end,
+             int64_t block) const {
+    OneChannel<Acc> channels[Runs::kGroup];
+    for (int64_t c = begin; c < end; ++c) channels[c - begin] = OneChannel<Acc>::of(table.view(), c, true);
+    runs.for_each_run(begin, end, block, [&](int64_t c, int64_t at, int64_t n, int64_t bit, int64_t ahead) {
+      if (ahead > 0 && !to.stream) {
+        if (to.dx) fetch(to.dx + at + ahead, n);
+        if (to.dresidual) fetch(to.dresidual + at + ahead, n);
+      }
+      write_gradients<kOf, 1>(activation, channels[c - begin], all.from(at, bit), to.from(at), n);
     });
     if (to.stream) end_of_streams();
   }
@@ -177,16 +186,16 @@ struct Backward {
     }
     const Runs runs = Runs::of(s);
     if (runs.by_channel()) {
-      return runs.for_each_channel(4, [&](int64_t c) {
-        if (sums_needed) sum<kOf>(runs, c);
-        if (to.through_statistics) set_gradients(c, c + 1);
-        for (int64_t block = runs.blocks; writes && block-- > 0;) write<kOf>(runs, to, c, block);
+      return runs.for_each_group(4, [&](int64_t begin, int64_t end) {
+        if (sums_needed) sum<kOf>(runs, begin, end);
+        if (to.through_statistics) set_gradients(begin, end);
+        for (int64_t block = runs.blocks; writes && block-- > 0;) write<kOf>(runs, to, begin, end, block);
       });
     }
     if (sums_needed) sum<kOf>(runs);
     if (to.through_statistics) set_gradients(0, s.channels);
     if (!writes) return;
-    runs.for_each_block(true, [&](int64_t channel, int64_t block) { write<kOf>(runs, to, channel, block); });
+    runs.for_each_block(true, [&](int64_t c, int64_t block) { write<kOf>(runs, to, c, c + 1, block); });
   }
 };
 

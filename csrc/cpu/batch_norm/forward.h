@@ -52,14 +52,18 @@ struct Forward {
     return elements(row * s.width() + column, row * s.mask_bytes() + column / 8);
   }
 
+  // A block of channels [begin, end).
   template <class Activation>
-  void apply(const Runs& runs, const Activation& activation, int64_t channel, int64_t block) const {
+  void apply(const Runs& runs, const Activation& activation, int64_t begin, int64_t end,
+             int64_t block) const {
     const T* const residual = data_or_null<T>(given.residual);
-    const auto of_channel = OneChannel<Acc>::of(table.view(), channel, false);
-    runs.for_each_run(channel, block, [&](int64_t at, int64_t n, int64_t bit, int64_t ahead) {
-      if (ahead > 0) fetch(x + at + ahead, n);
+    OneChannel<Acc> channels[Runs::kGroup];
+    for (int64_t c = begin; c < end; ++c) channels[c - begin] = OneChannel<Acc>::of(table.view(), c, false);
+    runs.for_each_run(begin, end, block, [&](int64_t c, int64_t at, int64_t n, int64_t bit, int64_t ahead) {
+      if (ahead > 0 && !batch_statistics) fetch(x + at + ahead, n);
       if (ahead > 0 && residual) fetch(residual + at + ahead, n);
-      normalize_elements<1>(activation, of_channel, elements(at, bit), n, stream);
+      if (ahead > 0 && !stream) fetch(y + at + ahead, n);
+      normalize_elements<1>(activation, channels[c - begin], elements(at, bit), n, stream);
     });
     if (stream) end_of_streams();
   }
@@ -106,16 +110,16 @@ struct Forward {
     }
     const Runs runs = Runs::of(s);
     if (runs.by_channel()) {
-      return runs.for_each_channel(2, [&](int64_t c) {
-        if (batch_statistics) moments[c] = channel_moments(runs, x, c);
-        finish(c, c + 1);
-        for (int64_t block = runs.blocks; block-- > 0;) apply(runs, activation, c, block);
+      return runs.for_each_group(2, [&](int64_t begin, int64_t end) {
+        if (batch_statistics) channel_moments(runs, x, begin, end, moments.data());
+        finish(begin, end);
+        for (int64_t block = runs.blocks; block-- > 0;) apply(runs, activation, begin, end, block);
       });
     }
     if (batch_statistics) run_moments(runs, x, moments.data());
     finish(0, s.channels);
     runs.for_each_block(batch_statistics,
-                        [&](int64_t channel, int64_t block) { apply(runs, activation, channel, block); });
+                        [&](int64_t c, int64_t block) { apply(runs, activation, c, c + 1, block); });
   }
 };
 
