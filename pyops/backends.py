@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,8 @@ _bound = SimpleNamespace()
 _missing: dict[tuple[str, str, int], str | None] = {}
 _warnings: set[str] = set()
 _requested: str | None = None
+#: The threads in :func:`own_kernels`.
+_own_threads: set[int] = set()
 
 
 def register_backend(name: str, namespace: str) -> None:
@@ -173,6 +176,25 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         set_backend(previous)
+
+
+@contextmanager
+def own_kernels() -> Iterator[None]:
+    """Context in which the calling thread leaves no small tensor to torch (see :func:`prefers_torch`)."""
+    thread = threading.get_ident()
+    if thread in _own_threads:
+        yield
+        return
+    _own_threads.add(thread)
+    try:
+        yield
+    finally:
+        _own_threads.discard(thread)
+
+
+def _in_own_kernels() -> bool:
+    # torch.compile, which may run in another thread, cannot trace the question which one it is.
+    return not torch.compiler.is_compiling() and threading.get_ident() in _own_threads
 
 
 def _check_usable(name: str) -> None:
@@ -255,7 +277,7 @@ def prefers_torch(
     if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False
     count = input.numel() if elements is None else elements
-    if count > _KEPT:
+    if count > _KEPT or (_own_threads and _in_own_kernels()):
         return False
     value, gradient = _TINY
     if input.dtype is torch.float32:

@@ -3,7 +3,8 @@
 A call of a Python ``autograd.Function`` costs some ten microseconds forward and as much backward, more while
 the kernels before it have the caches: of a step of a small network a tenth. A chain runs the links' functions
 (``links.py``), forward and backward, one after the other inside one such call. It computes what the links'
-kernels compute, bit for bit. Layer by layer, as the first call with a shape goes, small ones are left to
+kernels compute, bit for bit. A first call with a shape goes from layer to layer, by the same kernels: a run
+that is resumed begins with one. What is not the chain's to run, such as an evaluation, leaves small layers to
 torch (:func:`pyops.backends.prefers_torch`), whose last bits may differ.
 """
 
@@ -156,7 +157,8 @@ class Chain:
         if learned is None or learned[0] != shapes:
             return self._learn(input, signature, shapes)
         if not learned[1] or backends.resolve(input) is not self._ops or self._ops is None:
-            return self._one_by_one(input)
+            with backends.own_kernels():
+                return self._one_by_one(input)
         output: Tensor = _apply(self._links, input, *parameters)
         return output
 
@@ -177,10 +179,11 @@ class Chain:
     def _learn(self, input: Tensor, signature: tuple[Any, ...], shapes: list[Any]) -> Tensor:
         """The output from link to link, each of which checks what it is given."""
         suits, size = True, 0
-        for link in self._links:
-            suits = suits and link.suits(input)
-            input = link.call(input)
-            size += input.nbytes
+        with backends.own_kernels():
+            for link in self._links:
+                suits = suits and link.suits(input)
+                input = link.call(input)
+                size += input.nbytes
         if len(self._learned) == _MOST_SIGNATURES:
             self._learned.clear()
         self._learned[signature] = (shapes, suits and size <= _MOST_BYTES)

@@ -20,6 +20,9 @@ from pyops.convert.chain import Chain
 NODE = "ChainFunctionBackward"
 
 
+RULE = backends._TINY, backends.TORCH_IS_FASTER
+
+
 @pytest.fixture(autouse=True)
 def small_tensors_are_not_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one by one the layers of these small models would be torch's."""
@@ -302,6 +305,31 @@ def test_copies_have_chains_of_their_own(copied: Callable[[nn.Module], nn.Module
     other(input)
     assert is_chained(other, input)
     torch.testing.assert_close(other(input), model(input) + 1)
+
+
+@by_model
+@pytest.mark.parametrize("most_bytes", [chains._MOST_BYTES, 1000])
+def test_the_first_call_leaves_small_layers_to_torch_no_more_than_the_second(
+    name: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run's first step had other last bits than that step of the run that went on."""
+    monkeypatch.setattr(chains, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(backends, "_TINY", RULE[0])
+    monkeypatch.setattr(backends, "TORCH_IS_FASTER", RULE[1])
+    make, shape = MODELS[name]
+    model, input = pyops.convert(make()), torch.randn(shape)
+    left = []
+    prefers = backends.prefers_torch
+    monkeypatch.setattr(
+        backends, "prefers_torch", lambda *args, **more: left.append(prefers(*args, **more)) or left[-1]
+    )
+    first, second = results(model, input), results(model, input)
+    assert not any(left)
+    for a, b in zip(first, second, strict=True):
+        assert a is None or torch.equal(a, b)
+    with torch.no_grad():
+        model(input)
+    assert any(left)
 
 
 def test_an_empty_batch() -> None:
