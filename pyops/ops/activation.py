@@ -33,6 +33,7 @@ from ..layouts import dense_order, laid_out_as
 from ..reference import activation as reference
 from .tools.autograd import apply
 from .tools.checks import check_floating, check_tensor, refuse_leaf
+from .tools.kept_output import keeps_input_in_torch
 
 __all__ = ["elu", "gelu", "hardswish", "leaky_relu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
 
@@ -65,7 +66,8 @@ class _Activation(torch.autograd.Function):
             ctx.mark_dirty(input)
             output = input
         else:
-            keeps_output = activation.keeps_output(input.dtype)
+            # Of the same kept tensors as torch's: the caller may change the other one.
+            keeps_output = activation.keeps_output(input.dtype) and not keeps_input_in_torch(activation)
             output = ops.activation_forward(input, *activation)
             saved = output if keeps_output else input
         ctx.save_for_backward(saved)
@@ -138,8 +140,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     r"""x above 0, ``negative_slope`` x below, as :func:`torch.nn.functional.leaky_relu`.
 
-    Backward keeps the output, or the input if the slope is negative. Arguments, result and errors are those
-    of :func:`relu`; ``input`` must be floating-point.
+    Backward keeps the input, as torch does, and the output of the op in place. Arguments, result and errors
+    are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("leaky_relu", "input", input)
     if backends.prefers_torch("leaky_relu", input):
@@ -180,8 +182,8 @@ def tanh(input: Tensor) -> Tensor:
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     r"""1.0507 x above 0, 1.7581 (exp(x) - 1) below, as :func:`torch.nn.functional.selu`.
 
-    Backward keeps the output; in 16 bits the input, because a rounded output has lost the small slopes.
-    Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    Backward keeps the input, as torch does, and the output of the op in place. Arguments, result and errors
+    are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("selu", "input", input)
     if backends.prefers_torch("selu", input):
@@ -192,8 +194,8 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     r"""x above 0, ``alpha`` (exp(x) - 1) below, as :func:`torch.nn.functional.elu`.
 
-    Backward keeps what it does for :func:`selu`, and the input if ``alpha`` is negative. Arguments, result
-    and errors are those of :func:`relu`; ``input`` must be floating-point.
+    Backward keeps what it does for :func:`selu`. Arguments, result and errors are those of :func:`relu`;
+    ``input`` must be floating-point.
     """
     check_tensor("elu", "input", input)
     if backends.prefers_torch("elu", input):

@@ -20,6 +20,7 @@ from ..layouts import dense, dense_in_either_format, empty_image, is_channels_la
 from ..reference import conv2d as reference
 from .tools.autograd import apply
 from .tools.checks import check_device, check_floating, check_shape, check_tensor
+from .tools.kept_output import KeptOutput, may_be_changed
 from .tools.packed import forget, is_constant, may_keep, packed
 
 __all__ = ["conv2d"]
@@ -183,11 +184,16 @@ class Conv2dFunction(torch.autograd.Function):
         activation: Activation,
         ops: SimpleNamespace,
     ) -> Tensor:
-        keeps_output = activation.keeps_output(input.dtype)
+        keeps_output, watched = activation.keeps_output(input.dtype), may_be_changed(activation)
+        if watched and residual is not None:  # which is not kept, and of no use if it is changed
+            keeps_output = False
         output, saved = ops.conv2d_forward(
             input, weight, bias, residual, *geometry, *activation, not keeps_output
         )
-        if keeps_output:
+        ctx.kept = KeptOutput(output) if keeps_output and watched else None
+        if ctx.kept is not None:
+            ctx.save_for_backward(input, weight, bias, None, output.data)
+        elif keeps_output:
             ctx.save_for_backward(input, weight, None, None, output if activation.kind else None)
         else:
             ctx.save_for_backward(input, weight, bias, residual, saved)
@@ -199,15 +205,19 @@ class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight, bias, residual, saved = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
+        needs, keeps_output = ctx.needs_input_grad[:4], ctx.keeps_output
+        linear = (*ctx.geometry, Activation(IDENTITY))
         if torch.is_grad_enabled():
-            if not ctx.keeps_output:  # with the graph that double backward needs
-                linear = (*ctx.geometry, Activation(IDENTITY))
+            keeps_output = keeps_output and ctx.kept is None
+            if not keeps_output:  # with the graph that double backward needs
                 saved = reference.conv2d(input, weight, bias, residual, *linear)
-            options = (*ctx.geometry, ctx.activation, ctx.keeps_output, needs)
+            options = (*ctx.geometry, ctx.activation, keeps_output, needs)
             grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
             return (*grads, None, None, None)
-        options = (*ctx.geometry, *ctx.activation, ctx.keeps_output, *needs)
+        if ctx.kept is not None and ctx.kept.was_changed():
+            keeps_output = False
+            saved = ctx.ops.conv2d_forward(input, weight, bias, None, *linear[:-1], *linear[-1], False)[0]
+        options = (*ctx.geometry, *ctx.activation, keeps_output, *needs)
         grads = ctx.ops.conv2d_backward(dense(grad, ctx.channels_last), input, weight, saved, *options)
         return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
 

@@ -44,6 +44,7 @@ from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
 from .max_pool2d import max_pool2d
 from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_floating
+from .tools.kept_output import KeptOutput
 from .tools.windows import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
 
 __all__ = ["conv2d_max_pool2d"]
@@ -137,12 +138,15 @@ class Conv2dMaxPool2dFunction(torch.autograd.Function):
         output, argmax, saved = ops.conv2d_max_pool2d_forward(
             input, weight, bias, *geometry, *activation, *pool, True, not keeps_output
         )
+        kept = None
         if activation.kind in (IDENTITY, RELU):  # argmax tells all
             saved = None
-        elif keeps_output:
+        elif keeps_output and torch.compiler.is_compiling():
             saved = output
+        elif keeps_output:  # max_pool2d keeps no output, so that a caller may change it
+            saved, kept = output.data, KeptOutput(output)
         ctx.save_for_backward(input, weight, bias, argmax, saved)
-        ctx.options = geometry, activation, pool, keeps_output, ops
+        ctx.options, ctx.kept = (geometry, activation, pool, keeps_output, ops), kept
         return output
 
     @staticmethod
@@ -155,6 +159,9 @@ class Conv2dMaxPool2dFunction(torch.autograd.Function):
             wanted = tuple(t for t, n in zip((input, weight, bias), needs, strict=True) if n)
             found = iter(differentiable_gradients(formula, wanted, (grad,)))
             return (*(next(found) if n else None for n in needs), None, None, None, None)
+        if ctx.kept is not None and ctx.kept.was_changed():
+            options = (*geometry, *activation, *pool, True, False)
+            saved = ops.conv2d_max_pool2d_forward(input, weight, bias, *options)[0]
         conv_size = output_shape(input, weight, *geometry[:3])[2:]
         grad_conv, grad_bias = ops.conv2d_max_pool2d_backward(
             dense(grad, is_channels_last(argmax)), argmax, saved, conv_size,

@@ -151,21 +151,32 @@ class _CrossEntropyWithGrad(torch.autograd.Function):
         loss, stats, divisor, grad = ops.cross_entropy_forward_with_grad(
             logits, target, weight, sample_weight, *options
         )
-        ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor, grad)
+        # Beside what is saved, so that it is there when autograd refuses the rest (backward), but for those
+        # who watch what is saved.
+        hooks = torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True)
+        saved, ctx.grad = (grad, None) if hooks else (None, grad)
+        ctx.save_for_backward(logits, target, weight, sample_weight, stats, divisor, saved)
         ctx.call, ctx.is_fresh = (options, ops), True
         return loss.to(result_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        *saved, grad = ctx.saved_tensors
         options, ops = ctx.call
         nones = (None,) * 6
+        try:
+            *saved, grad = ctx.saved_tensors
+        except RuntimeError as error:
+            # torch keeps log-probabilities, and lets a caller change the logits.
+            if "inplace" not in str(error) or ctx.grad is None or torch.is_grad_enabled():
+                raise
+            return (ctx.grad * grad_loss, *nones)
         serves = is_one(grad_loss, saved[0].dtype)
         grad_loss = grad_loss.to(saved[-1].dtype)
         if torch.is_grad_enabled():
             logits, *others = saved[:4]
             return (_differentiable(logits, (*others, *options), grad_loss, None), *nones)
-        if (written := take_written(ctx, (grad,))) is not None:
+        if (written := take_written(ctx, (grad if ctx.grad is None else ctx.grad,))) is not None:
+            ctx.grad = None
             if not serves:
                 ops.cross_entropy_regrade_(*written, grad_loss, *saved, *options)
             return (*written, *nones)
@@ -236,6 +247,9 @@ def cross_entropy(
         inplace_backward: backward writes the gradient over ``input`` instead of into new memory. ``input``
             must not be a leaf, and nothing that runs its backward later may have saved it: autograd then
             raises. Ignored under ``torch.compile``, which plans memory itself.
+
+    After the call, ``input`` may be changed in place, as after torch's, if the loss is a scalar on the CPU;
+    elsewhere backward needs it and says so.
 
     Returns:
         Loss in the dtype of ``input`` (float32 under autocast): 0-d, or one per row with ``"none"``; with

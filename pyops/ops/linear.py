@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocast
-from ..kinds import ACTIVATION_SCHEMA, RELU, Activation, parse
+from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
 from ..reference import linear as reference
 from ..reference.dropout import bias_activation_dropout_gradient
 from .dropout import draw_seed
 from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_tensor
+from .tools.kept_output import KeptOutput, may_be_changed
 
 __all__ = ["linear"]
 
@@ -98,7 +99,14 @@ class LinearFunction(torch.autograd.Function):
     ) -> Tensor:
         keeps_output = activation.kind <= RELU or activation.keeps_output(input.dtype)
         output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
-        if keeps_output:
+        # Dropout, too, lets a caller change its output. A frozen layer has nothing to compute it from again.
+        watched = may_be_changed(activation) or (
+            activation.kind and p > 0 and not torch.compiler.is_compiling()
+        )
+        ctx.kept = KeptOutput(output) if keeps_output and watched and ctx.needs_input_grad[1] else None
+        if ctx.kept is not None:
+            ctx.save_for_backward(input, weight, output.data, seed, bias)
+        elif keeps_output:
             # A frozen layer does not hold on to its input.
             kept_input = input if ctx.needs_input_grad[1] else None
             ctx.save_for_backward(kept_input, weight, output if activation.kind else None, seed)
@@ -112,9 +120,13 @@ class LinearFunction(torch.autograd.Function):
         input, weight, saved, seed, *bias = ctx.saved_tensors
         p, activation, keeps_output, ops = ctx.call
         needs = ctx.needs_input_grad[:3]
+        if ctx.kept is not None and (torch.is_grad_enabled() or ctx.kept.was_changed()):
+            keeps_output = False
         if torch.is_grad_enabled():
             tensors = (input, weight, saved if keeps_output else bias[0], seed)
             return (*_differentiable(grad, *tensors, p, activation, keeps_output, needs), *(None,) * 4)
+        if ctx.kept is not None and not keeps_output:
+            saved = ops.linear_forward(input, weight, bias[0], None, 0.0, *Activation(IDENTITY), False)[0]
         grad_input, grad_weight, grad_bias = ops.linear_backward(
             grad.contiguous(), input, weight, saved, seed, p, *activation, keeps_output, *needs
         )

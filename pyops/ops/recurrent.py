@@ -27,6 +27,7 @@ from .. import _library, backends
 from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from ..reference import recurrent as reference
 from .tools.autograd import apply, differentiable_gradients
+from .tools.kept_output import KeptOutput
 
 GATES = {RNN_TANH: 1, RNN_RELU: 1, LSTM: 4, GRU: 3}
 
@@ -140,7 +141,12 @@ class _Recurrent(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         arguments = input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, batch_sizes
         output, h_n, c_n, gates, extra = ops.recurrent_forward(*arguments, kind, reverse, True)
-        ctx.save_for_backward(*arguments, output, gates, extra)
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(*arguments, output, gates, extra)
+            ctx.kept = None
+        else:  # of torch's layers, a caller may change the output
+            ctx.save_for_backward(*arguments, output.data, gates, extra)
+            ctx.kept = KeptOutput(output)
         ctx.call = kind, reverse, ops
         ctx.set_materialize_grads(False)
         return output, h_n, c_n
@@ -158,6 +164,8 @@ class _Recurrent(torch.autograd.Function):
             arguments = list(ctx.saved_tensors[:8])
             return *_differentiable(grads, arguments, kind, reverse, needs), None, None, None, None
         input, weight_ih, weight_hh, _, _, h_0, c_0, batch_sizes, output, gates, extra = ctx.saved_tensors
+        if ctx.kept is not None and ctx.kept.was_changed():
+            output = ops.recurrent_forward(*ctx.saved_tensors[:8], kind, reverse, True)[0]
         found = ops.recurrent_backward(
             *(_contiguous(grad) for grad in grads),
             input,
