@@ -88,11 +88,18 @@ void transpose_block(const Acc* from, int64_t from_stride, int64_t rows, int64_t
     for (int64_t j = 0; j < columns; j += n) {
       const int64_t width = std::min<int64_t>(n, columns - j);
       Vec<Acc> square[n];
-      for (int k = 0; k < n; ++k) {
-        square[k] = k < height ? load<Acc>(from + (i + k) * from_stride + j) : Vec<Acc>(Acc(0));
+      if (height == n) {  // it stays in registers
+#pragma GCC unroll 16
+        for (int k = 0; k < n; ++k) square[k] = load<Acc>(from + (i + k) * from_stride + j);
+      } else {
+        for (int k = 0; k < n; ++k)
+          square[k] = k < height ? load<Acc>(from + (i + k) * from_stride + j) : Vec<Acc>(Acc(0));
       }
       transpose<Acc>(square);
-      for (int k = 0; k < width; ++k) store(to + (j + k) * to_stride + i, square[k]);
+#pragma GCC unroll 16
+      for (int k = 0; k < n; ++k) {
+        if (k < width) store(to + (j + k) * to_stride + i, square[k]);
+      }
     }
   }
 }

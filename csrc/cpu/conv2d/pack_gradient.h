@@ -6,36 +6,10 @@
 #include <cstdint>
 
 #include "cpu/conv2d/microkernels.h"
+#include "cpu/conv2d/pack_input.h"
 #include "cpu/conv2d/problem.h"
-#include "cpu/simd/lanes.h"
 
 namespace pyops::cpu {
-
-// Some pixels' gradients of kLanes neighbouring channels, of which `count` exist, planar in memory:
-// to[pixel * width + channel].
-template <class T>
-void pack_planar_gradient(const ImageSource<T>& grad, int64_t from, int64_t pixels, int count, int64_t width,
-                          acc_t<T>* to) {
-  using Acc = acc_t<T>;
-  constexpr int n = Vec<Acc>::kLanes;
-  for_each_vector<Acc>(pixels, [&](int64_t p, int lanes) {
-    Vec<Acc> square[n];
-    const auto read = [&](int i, int some) {
-      const int64_t at = from + i * grad.channel_stride + p, ahead = at + 4 * n;  // of so many rows at a time
-      __builtin_prefetch(grad.values + ahead);
-      if (grad.relu_output != nullptr) __builtin_prefetch(grad.relu_output + ahead);
-      return grad.vector(at, some);
-    };
-    if (count == n && lanes == n) {  // the square stays in registers
-#pragma GCC unroll 16
-      for (int i = 0; i < n; ++i) square[i] = read(i, n);
-    } else {
-      for (int i = 0; i < n; ++i) square[i] = i < count ? read(i, lanes) : Vec<Acc>(Acc(0));
-    }
-    transpose<Acc>(square);
-    for (int i = 0; i < lanes; ++i) store(to + (p + i) * width, square[i]);
-  });
-}
 
 // A tile of one image's gradient of `outputs` channels, the first at element `origin`, as panels
 // [pixel][output channel] of `total` pixels, beginning with number `first`.
@@ -53,7 +27,7 @@ void pack_gradient(const ImageSource<T>& grad, int64_t origin, int64_t outputs, 
     for (int64_t row = 0; row < rows; ++row, to += columns * width) {
       const int64_t from = origin + row * grad.row_stride + k * grad.channel_stride;
       if (grad.channel_stride != 1) {
-        pack_planar_gradient(grad, from, columns, count, width, to);
+        transpose_channels(grad, from, columns, count, width, to);
         continue;
       }
       for (int64_t p = 0; p < columns; ++p) {

@@ -67,6 +67,32 @@ inline int64_t channels_under_way(int64_t rows, int64_t columns, int64_t vector)
   return std::max<int64_t>(1, kLines / std::max<int64_t>(1, rows * ceil_div(columns, vector)));
 }
 
+// Some pixels of kLanes neighbouring channels, of which `count` exist, planar in memory, as
+// to[pixel * width + channel].
+template <class T>
+void transpose_channels(const ImageSource<T>& x, int64_t from, int64_t pixels, int count, int64_t width,
+                        acc_t<T>* to) {
+  using Acc = acc_t<T>;
+  constexpr int n = Vec<Acc>::kLanes;
+  for_each_vector<Acc>(pixels, [&](int64_t p, int lanes) {
+    Vec<Acc> square[n];
+    const auto read = [&](int i, int some) {
+      const int64_t at = from + i * x.channel_stride + p, ahead = at + 4 * n;  // of so many rows at a time
+      __builtin_prefetch(x.values + ahead);
+      if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + ahead);
+      return x.vector(at, some);
+    };
+    if (count == n && lanes == n) {  // the square stays in registers
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) square[i] = read(i, n);
+    } else {
+      for (int i = 0; i < n; ++i) square[i] = i < count ? read(i, lanes) : Vec<Acc>(Acc(0));
+    }
+    transpose<Acc>(square);
+    for (int i = 0; i < lanes; ++i) store(to + (p + i) * width, square[i]);
+  });
+}
+
 // A row of `columns` elements of a planar image, of which `inside` exist: element 0 is at `at`. Writes whole
 // vectors, and fetches what lies `ahead`, a later channel's row, since no prefetcher follows so short rows so
 // far apart.

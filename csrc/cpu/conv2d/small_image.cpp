@@ -213,7 +213,7 @@ class SmallImageWeightGradient {
     for_each_vector<Acc>(channels, [&](int64_t c, int lanes) {
       const int64_t start = origin + c * from.channel_stride;
       if (from.channel_stride != 1) {
-        pack_planar_gradient(from, start, pixels, lanes, stride, to + c);
+        transpose_channels(from, start, pixels, lanes, stride, to + c);
         return;
       }
       for (int64_t p = 0; p < pixels; ++p)

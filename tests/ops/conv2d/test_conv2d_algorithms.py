@@ -56,6 +56,8 @@ _CASES_OF_SOME = [
     case("some_depthwise_large", (2, 17, 7, 9), 17, (5, 7), padding=(2, 3), groups=17, residual=True),
     case("some_depthwise_dilated", (1, 33, 9, 13), 33, 3, dilation=(1, 3), stride=(3, 1), groups=33),
     case("some_depthwise_rows", (2, 16, 67, 131), 16, 3, padding=1, groups=16, activation="relu"),
+    case("some_depthwise_wide", (2, 150, 7, 7), 150, 3, padding=1, groups=150, activation="relu"),
+    case("some_depthwise_square", (2, 20, 9, 14), 20, 5, padding=2, groups=20, activation="relu"),
     case("some_depthwise_point", (2, 19, 5, 6), 19, 1, stride=2, groups=19),
 ]
 

@@ -1,27 +1,20 @@
-// The depthwise correlation: every channel has a kernel of its own, so all that can be shared is what lies
-// next to each other in memory.
-//
-// Vectors lie along the source's neighbours. Of a planar image these are pixels: a plane is packed with its
-// padding (pack_input.h), and each tap reads it at a constant distance. Of a channels_last image they are
-// channels: the source is read where it lies, and taps outside the image are skipped.
+// The depthwise correlation. A tile's sums are [row][column][channel], those of all phases where they belong
+// in the output.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include "cpu/conv2d/depthwise/channels.h"
 #include "cpu/conv2d/epilogue.h"
-#include "cpu/conv2d/pack_input.h"
+#include "cpu/conv2d/pack_weights.h"
 #include "cpu/conv2d/problem.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
-
-// Planes that are packed in one go: as many channels_last channels make a line of the cache.
-inline constexpr int64_t kDepthwisePlanes = 16;
-// Pixels of a packed plane, about.
-inline constexpr int64_t kDepthwisePixels = 64 * 64;
 
 template <class T>
 class DepthwiseCorrelation {
@@ -35,81 +28,50 @@ class DepthwiseCorrelation {
         groups_(problem.weights.groups),
         h_(problem.h.front()),
         w_(problem.w.front()),
-        along_channels_(problem.x.channels_are_neighbours()),
-        channels_(groups_, ceil_div(groups_, along_channels_ ? kLine : kDepthwisePlanes)),
+        target_h_(target(problem.h)),
+        target_w_(target(problem.w)),
+        transposes_(!problem.x.channels_are_neighbours()),
+        channels_(groups_, std::clamp(groups_ * problem.images / kTasks, kBlock, kLine)),
         tiles_(problem.epilogue->cut(
             h_.count, w_.count,
-            along_channels_ ? std::max<int64_t>(w_.count, kLineSums / channels_.size(0)) : kDepthwisePixels,
-            1)),
-        shape_(h_, w_, tiles_.rows.largest(), tiles_.columns.largest()) {
-    for (const math::CorrelationAxis& rows : problem.h) {
-      for (const math::CorrelationAxis& columns : problem.w) {
-        const int64_t before = phases_.empty() ? 0 : phases_.back().first_tap + phases_.back().taps();
-        phases_.push_back({&rows, &columns, before, shape_.offsets(rows, columns, 1)});
-      }
-    }
-  }
+            std::max(w_.count, kTileSums / ((transposes_ ? n : std::min(kBlock, channels_.width())) *
+                                            h_.target_step * w_.target_step)),
+            1)) {}
 
   void run() const {
     if (problem_.images == 0 || problem_.pixels() == 0) return;
     Scratch scratch;
     Acc* const weights = scratch.take<Acc>(problem_.weights.taps() * line());
-    read_weights(weights);
+    read_taps(as_outputs(problem_.weights), {0, 0, 1, 0, groups_}, line(), weights);
     const int64_t tiles = tiles_.rows.parts() * tiles_.columns.parts();
     const double work = 4 * double(problem_.images) * double(groups_) * double(problem_.pixels()) *
                         double(problem_.weights.taps());
-    parallel_claim(problem_.images * channels_.parts * tiles, work, [&](int64_t i) {
-      const int64_t block = i / tiles % channels_.parts;
-      form_tile(i / tiles / channels_.parts, channels_.begin(block), channels_.size(block), i % tiles,
-                weights);
+    parallel_claim(problem_.images * channels_.parts() * tiles, work, [&](int64_t i) {
+      form_tile(i / tiles / channels_.parts(), i / tiles % channels_.parts(), i % tiles, weights);
     });
   }
 
  private:
-  static constexpr int64_t kLine = 8 * n;     // channels of a tile, where vectors lie along them
-  static constexpr int64_t kLineSums = 4096;  // of such a tile: in the L1 cache
-  static constexpr int kPixels = 4;           // whose sums are in registers at a time
+  static constexpr int64_t kLine = 64 * n;       // channels of a task, at most,
+  static constexpr int64_t kTasks = 32;          // if there are as many tasks
+  static constexpr int64_t kBlock = 8 * n;       // channels whose inputs and sums are in the L1 cache
+  static constexpr int64_t kTileSums = 1 << 14;  // of a tile and a block, about
+  static constexpr int kPixels = 4;              // whose sums are in registers at a time
 
-  struct Phase {
-    const math::CorrelationAxis* h;
-    const math::CorrelationAxis* w;
-    int64_t first_tap;             // of all phases' taps
-    std::vector<int64_t> offsets;  // of the taps in the packed plane
-
-    int64_t taps() const { return static_cast<int64_t>(offsets.size()); }
-  };
-
-  // A thread's memory for a tile.
-  struct TileScratch {
-    TileScratch(int64_t planes_size, int64_t sums_size, int64_t taps)
-        : planes(memory.take<Acc>(planes_size + 5 * n)),  // vectors read past the end of a row
-          sums(memory.take<Acc>(sums_size + n * n)),      // and are written there
-          taps(memory.take<Acc>(taps)) {}
-    Scratch memory;
-    Acc* planes;
-    Acc* sums;
-    Acc* taps;  // of a channel
-  };
+  // The axis of the outputs of all phases.
+  static math::CorrelationAxis target(const std::vector<math::CorrelationAxis>& phases) {
+    math::CorrelationAxis all = phases.front();
+    all.target_first = 0;
+    all.target_step = 1;
+    all.count = 0;
+    for (const math::CorrelationAxis& phase : phases) all.count += phase.count;
+    return all;
+  }
 
   // Channels that a tap has room for.
   int64_t line() const { return round_up(groups_, n); }
 
-  // [phase's tap][channel]
-  void read_weights(Acc* to) const {
-    const ConvWeights<T>& w = problem_.weights;
-    for (const Phase& phase : phases_) {
-      for (const math::ConvTap& r : phase.h->taps) {
-        for (const math::ConvTap& s : phase.w->taps) {
-          const T* const from = w.values + r.kernel * w.row_stride + s.kernel * w.column_stride;
-          for (int64_t g = 0; g < groups_; ++g) to[g] = to_acc(from[g * w.group_stride]);
-          std::fill(to + groups_, to + line(), Acc(0));
-          to += line();
-        }
-      }
-    }
-  }
-
-  void form_tile(int64_t image, int64_t channel, int64_t channels, int64_t index, const Acc* weights) const {
+  void form_tile(int64_t image, int64_t block, int64_t index, const Acc* weights) const {
     const int64_t row_tile = index / tiles_.columns.parts(), column_tile = index % tiles_.columns.parts();
     const ConvTile tile{tiles_.rows.begin(row_tile),
                         tiles_.rows.size(row_tile),
@@ -117,120 +79,170 @@ class DepthwiseCorrelation {
                         tiles_.columns.size(column_tile),
                         row_tile,
                         column_tile};
-    const int64_t width = round_up(channels, n), most = tile.rows * tile.columns * width;
-    const TileScratch scratch(along_channels_ ? 0 : channels * shape_.channel(), most,
-                              problem_.weights.taps());
-    if (!along_channels_)
-      pack_input(problem_.x, image, channel, channels, h_, w_, shape_, tile, scratch.planes);
-    for (const Phase& phase : phases_) {
-      ConvTile part = tile;
-      part.rows = std::max<int64_t>(0, std::min(tile.rows, phase.h->count - tile.row));
-      part.columns = std::max<int64_t>(0, std::min(tile.columns, phase.w->count - tile.column));
-      if (part.rows * part.columns == 0) continue;
-      const Acc* const taps = weights + phase.first_tap * line() + channel;
-      TileSums<Acc> sums{scratch.sums, part.columns, 1, part.rows * part.columns};
-      if (along_channels_) {
-        sums = {scratch.sums, part.columns * width, width, 1};
-        const int64_t origin = image * problem_.x.image_stride + channel;
-        for (int64_t row = 0; row < part.rows; ++row)
-          sum_row(phase, origin, channels, part, row, taps, width, scratch.sums + row * sums.row_stride);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t t = 0; t < phase.taps(); ++t) scratch.taps[t] = taps[t * line() + c];
-          sum_plane(phase, part, scratch.planes + c * shape_.channel(), scratch.taps,
-                    scratch.sums + c * sums.channel_stride);
+    const int64_t channel = channels_.begin(block), channels = channels_.size(block);
+    const ImageSource<T>& x = problem_.x;
+    if (!transposes_) {
+      const ChannelsSource<T> source{x, image * x.image_stride + channel, channels};
+      const TapRegions regions = regions_of(tile, x.row_stride, x.column_stride);
+      x.relu_output ? form_channels<true>(source, regions, image, channel, tile, weights)
+                    : form_channels<false>(source, regions, image, channel, tile, weights);
+      return;
+    }
+    const InsideRange rows = source_range(h_, tile.row, tile.rows);
+    const InsideRange columns = source_range(w_, tile.column, tile.columns);
+    const TapRegions regions = regions_of(tile, (columns.end - columns.begin) * n, n);
+    for (int64_t c = channel; c < channel + channels; c += n) {
+      Scratch scratch;
+      const int64_t some = std::min(n, channel + channels - c);
+      const auto source = pack_channels(x, image, c, some, rows, columns, scratch);
+      form_channels<false>(source, regions, image, c, tile, weights);
+    }
+  }
+
+  TapRegions regions_of(const ConvTile& tile, int64_t row_stride, int64_t column_stride) const {
+    TapRegions regions(row_stride, column_stride, problem_.weights.columns, line());
+    for (const math::CorrelationAxis& h : problem_.h) {
+      for (const math::CorrelationAxis& w : problem_.w) regions.add(h, w, tile);
+    }
+    return regions;
+  }
+
+  // Channels from `channel` on of a tile.
+  template <bool masked, class S>
+  void form_channels(const ChannelsSource<S>& x, const TapRegions& regions, int64_t image, int64_t channel,
+                     const ConvTile& tile, const Acc* weights) const {
+    ConvTile out = tile;  // of all phases
+    out.row *= h_.target_step;
+    out.column *= w_.target_step;
+    out.rows = std::min(tile.rows * h_.target_step, target_h_.count - out.row);
+    out.columns = std::min(tile.columns * w_.target_step, target_w_.count - out.column);
+    Scratch scratch;
+    const int64_t width = round_up(std::min(x.channels, kBlock), n);
+    Acc* const values = scratch.take<Acc>(out.rows * out.columns * width + n * n);  // transposed in squares
+    const TileSums<Acc> sums{values, out.columns * width, width, 1};
+    for (int64_t first = 0; first < x.channels; first += kBlock) {
+      ChannelsSource<S> block = x;
+      block.origin += first;
+      block.channels = std::min(kBlock, x.channels - first);
+      for (const TapRegion& region : regions.all())
+        sum_region<masked>(block, regions, region, weights + channel + first, out, sums);
+      problem_.epilogue->take(image, channel + first, std::min(block.channels, groups_ - channel - first),
+                              target_h_, target_w_, out, sums);
+    }
+  }
+
+  // The outputs of a region: neighbours together where that saves loads, the others in any order.
+  template <bool masked, class S>
+  void sum_region(const ChannelsSource<S>& x, const TapRegions& regions, const TapRegion& region,
+                  const Acc* weights, const ConvTile& out, const TileSums<Acc>& sums) const {
+    TapRegion rest = region;
+    const int64_t run = regions.neighbours(region);
+    if (run == 3 || run == 5) {  // pixels that share what they read
+      const int64_t columns = region.columns / kPixels * kPixels;
+      for (int64_t i = 0; i < region.rows * (columns / kPixels); ++i) {
+        const int64_t row = region.row + i / (columns / kPixels);
+        const int64_t column = region.column + i % (columns / kPixels) * kPixels;
+        const Place at = place(x, regions, region, row, column, out, sums);
+        const int64_t step = region.w->target_step * sums.column_stride;
+        const auto sum = [&](auto length) {
+          sum_window<decltype(length)::value, masked>(x.source, x.channels, at.from, region.taps,
+                                                      regions.offsets(region), regions.weights(region),
+                                                      weights, at.to, step);
+        };
+        run == 3 ? sum(std::integral_constant<int, 3>{}) : sum(std::integral_constant<int, 5>{});
+      }
+      rest.column += columns;
+      rest.columns -= columns;
+    }
+    const int64_t pixels = rest.rows * rest.columns;
+    for (int64_t first = 0; first < pixels;) {
+      const int64_t left = pixels - first, taken = left >= kPixels ? kPixels : left >= 2 ? 2 : 1;
+      Place places[kPixels];
+      for (int64_t i = 0; i < taken; ++i) {
+        places[i] = place(x, regions, region, rest.row + (first + i) / rest.columns,
+                          rest.column + (first + i) % rest.columns, out, sums);
+      }
+      const auto sum = [&](auto count) {
+        sum_pixels<decltype(count)::value, masked>(x.source, x.channels, places, region.taps,
+                                                   regions.offsets(region), regions.weights(region), weights);
+      };
+      taken == kPixels ? sum(std::integral_constant<int, kPixels>{})
+      : taken == 2     ? sum(std::integral_constant<int, 2>{})
+                       : sum(std::integral_constant<int, 1>{});
+      first += taken;
+    }
+  }
+
+  // Where an output's taps read and where it goes.
+  struct Place {
+    int64_t from;
+    Acc* to;
+  };
+
+  template <class S>
+  static Place place(const ChannelsSource<S>& x, const TapRegions& regions, const TapRegion& region,
+                     int64_t row, int64_t column, const ConvTile& out, const TileSums<Acc>& sums) {
+    const math::CorrelationAxis &h = *region.h, &w = *region.w;
+    return {x.origin + regions.source(region, row, column),
+            sums.values + (row * h.target_step + h.target_first - out.row) * sums.row_stride +
+                (column * w.target_step + w.target_first - out.column) * sums.column_stride};
+  }
+
+  // Of kPixels neighbours, where runs of `length` taps read neighbours too: each element is read once.
+  template <int length, bool masked, class S>
+  static void sum_window(const ImageSource<S>& x, int64_t channels, int64_t from, int64_t taps,
+                         const int64_t* offsets, const int64_t* weight_offsets, const Acc* weights, Acc* to,
+                         int64_t to_step) {
+    const ImageSource<S> source = masked ? x : without_relu(x);
+    const int64_t step = source.column_stride;
+    for_each_vector_of_channels<Acc>(channels, [&](int64_t c, auto lanes) {
+      typename V::Native sum[kPixels] = {};
+      for (int64_t t = 0; t < taps; t += length) {
+        typename V::Native weight[length];
+#pragma GCC unroll 5
+        for (int s = 0; s < length; ++s) weight[s] = load<Acc>(weights + weight_offsets[t + s] + c).v;
+        const int64_t row = from + offsets[t] + c;
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels + length - 1; ++i) {
+          const typename V::Native v = source.vector(row + i * step, lanes).v;
+#pragma GCC unroll 5
+          for (int s = 0; s < length; ++s) {
+            if (i - s >= 0 && i - s < kPixels) sum[i - s] += weight[s] * v;
+          }
         }
       }
-      problem_.epilogue->take(image, channel, channels, *phase.h, *phase.w, part, sums);
-    }
-  }
-
-  // sums[row][column] of one channel, without gaps: what the last vector of a row writes behind it is written
-  // anew by the next one.
-  void sum_plane(const Phase& phase, const ConvTile& part, const Acc* plane, const Acc* taps,
-                 Acc* sums) const {
-    for (int64_t row = 0; row < part.rows; ++row) {
-      const Acc* const from = plane + row * shape_.columns;
-      Acc* const to = sums + row * part.columns;
-      int64_t column = 0;
-      for (; column + n < part.columns; column += 2 * n)
-        add_taps<2>(phase.taps(), phase.offsets.data(), taps, from + column, to + column);
-      if (column < part.columns)
-        add_taps<1>(phase.taps(), phase.offsets.data(), taps, from + column, to + column);
-    }
-  }
-
-  template <int vectors>
-  static void add_taps(int64_t count, const int64_t* offsets, const Acc* taps, const Acc* from, Acc* to) {
-    typename V::Native sum[vectors] = {};
-    for (int64_t t = 0; t < count; ++t) {
-      const typename V::Native weight = taps[t] - typename V::Native{};
 #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sum[j] += weight * load<Acc>(from + offsets[t] + j * n).v;
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) store(to + j * n, V(sum[j]));
+      for (int j = 0; j < kPixels; ++j) store(to + j * to_step + c, V(sum[j]));
+    });
   }
 
-  // sums[column][channel] of a row of a tile; `origin` is the image's first channel.
-  void sum_row(const Phase& phase, int64_t origin, int64_t channels, const ConvTile& part, int64_t row,
-               const Acc* taps, int64_t width, Acc* sums) const {
-    const math::CorrelationAxis& w = *phase.w;
-    // The columns for which all taps lie inside the image.
-    int64_t first = 0, last = part.columns;
-    for (const math::ConvTap& s : w.taps) {
-      const InsideRange inside(w.source_index(part.column, s), w.source_step, w.source_size, part.columns);
-      first = std::max(first, inside.begin);
-      last = std::min(last, inside.end);
-    }
-    for (int64_t column = 0; column < part.columns;) {
-      const bool several = column >= first && column + kPixels <= last;
-      for (int64_t c = 0; c < channels; c += n) {
-        const int lanes = static_cast<int>(std::min(n, channels - c));
-        Acc* const to = sums + column * width + c;
-        several ? sum_pixels<kPixels>(phase, origin + c, lanes, part.row + row, part.column + column,
-                                      taps + c, width, to)
-                : sum_pixels<1>(phase, origin + c, lanes, part.row + row, part.column + column, taps + c,
-                                width, to);
+  // to[pixel][channel] = sums of `taps` products.
+  template <int pixels, bool masked, class S>
+  static void sum_pixels(const ImageSource<S>& x, int64_t channels, const Place (&at)[kPixels], int64_t taps,
+                         const int64_t* offsets, const int64_t* weight_offsets, const Acc* weights) {
+    const ImageSource<S> source = masked ? x : without_relu(x);
+    for_each_vector_of_channels<Acc>(channels, [&](int64_t c, auto lanes) {
+      typename V::Native sum[pixels] = {};
+      for (int64_t t = 0; t < taps; ++t) {
+        const typename V::Native weight = load<Acc>(weights + weight_offsets[t] + c).v;
+#pragma GCC unroll 4
+        for (int j = 0; j < pixels; ++j)
+          sum[j] += weight * source.vector(at[j].from + c + offsets[t], lanes).v;
       }
-      column += several ? kPixels : 1;
-    }
-  }
-
-  // A vector of channels of neighbouring pixels. Of more than one all taps' columns lie inside the image.
-  template <int pixels>
-  void sum_pixels(const Phase& phase, int64_t origin, int lanes, int64_t row, int64_t column, const Acc* taps,
-                  int64_t width, Acc* to) const {
-    const ImageSource<T>& x = problem_.x;
-    const math::CorrelationAxis &h = *phase.h, &w = *phase.w;
-    const int64_t step = w.source_step * x.column_stride;
-    typename V::Native sum[pixels] = {};
-    for (const math::ConvTap& r : h.taps) {
-      const int64_t source_row = h.source_index(row, r);
-      const bool exists = source_row >= 0 && source_row < h.source_size;
-      for (const math::ConvTap& s : w.taps) {
-        const V weight = load<Acc>(taps);
-        taps += line();
-        const int64_t source_column = w.source_index(column, s);
-        if (!exists || (pixels == 1 && (source_column < 0 || source_column >= w.source_size))) continue;
-        const int64_t at = origin + source_row * x.row_stride + source_column * x.column_stride;
 #pragma GCC unroll 4
-        for (int j = 0; j < pixels; ++j) sum[j] += weight.v * x.vector(at + j * step, lanes).v;
-      }
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < pixels; ++j) store(to + j * width, V(sum[j]));
+      for (int j = 0; j < pixels; ++j) store(at[j].to + c, V(sum[j]));
+    });
   }
 
   const CorrelationProblem<T>& problem_;
   int64_t groups_;
   const math::CorrelationAxis& h_;
   const math::CorrelationAxis& w_;
-  bool along_channels_;
-  EvenSplit channels_;
+  math::CorrelationAxis target_h_;
+  math::CorrelationAxis target_w_;
+  bool transposes_;
+  VectorSplit<Acc> channels_;
   typename TileEpilogue<T>::Tiles tiles_;
-  PackedInputShape shape_;
-  std::vector<Phase> phases_;
 };
 
 }  // namespace pyops::cpu
