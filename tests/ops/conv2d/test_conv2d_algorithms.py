@@ -46,6 +46,7 @@ _CASES_OF_ALL = [
 # Those of the direct algorithm and one or two others; depthwise is for its own problems only.
 _CASES_OF_SOME = [
     case("some_in_lanes", (37, 3, 11, 7), 7, (5, 3), padding=(2, 3), activation="relu"),
+    case("some_in_lanes_smaller_than_the_kernel", (17, 2, 3, 2), 3, 5, padding=4),
     case("some_in_lanes_dilated", (19, 2, 9, 13), 5, 3, dilation=(2, 3), padding=(5, 1), residual=True),
     case("some_strided", (2, 34, 9, 15), 48, 3, stride=2, padding=1, activation="relu"),
     case("some_dilated", (1, 18, 13, 12), 32, 3, dilation=2, stride=(2, 1), padding=3),
@@ -89,7 +90,7 @@ def test_tiles_of_16_outputs_for_any_number_of_threads(
     """Two blocks of channels; several tiles in an image that they hang over, or several images in a tile."""
     squares = case("squares", (17, 67, side, side + 1), 80, 3, padding=1, activation="relu")
     found = _chosen((17, 67, side, side + 1), (80, 67, 3, 3), dtype, padding=1)
-    assert _FORCED is not None or found[:2] in {("winograd_4x4",) * 2, ("amx",) * 2}
+    assert _FORCED is not None or found in {("winograd_4x4",) * 3, ("amx",) * 3}
     checks.check_determinism(squares, CPP, dtype, (1, 2, 3))
     checks.check_accuracy(squares, CPP, dtype, layout=layout)
 
@@ -115,7 +116,7 @@ def test_forced_algorithm_serves(backend: Backend, case: Case, dtype: torch.dtyp
     if _FORCED == "winograd_4x4":
         fits = tensors["weight"].shape[2:] == (3, 3) and geometry.get("groups", 1) == 1
         serves = dtype is torch.bfloat16 and fits
-        assert [name == _FORCED for name in found] == [serves, serves, False]
+        assert [name == _FORCED for name in found] == [serves] * 3
         return
     lacks_lanes = _FORCED == "image_lanes" and geometry.get("groups", 1) > 1
     if lacks_feature or lacks_lanes or _FORCED == "depthwise":
@@ -197,9 +198,8 @@ def test_choice_of_tiles() -> None:
 def test_choice_by_dtype() -> None:
     shapes = ((32, 128, 28, 28), (128, 128, 3, 3))
     by_pairs = "bf16_dot" if "avx512_bf16" in _library.cpu_features() else "winograd"
-    both = ("winograd_4x4",) * 2
-    assert _chosen(*shapes, torch.bfloat16, padding=1) == (*both, by_pairs)
-    assert _chosen(*shapes, torch.float16, padding=1) == (*both, "winograd")
+    assert _chosen(*shapes, torch.bfloat16, padding=1) == ("winograd_4x4",) * 3
+    assert _chosen(*shapes, torch.float16, padding=1) == ("winograd_4x4",) * 3
     # The transformed weights, of which each tile needs all, would not stay in the cache.
     late = _chosen((32, 512, 7, 7), (512, 512, 3, 3), torch.bfloat16, padding=1)
     assert late == (by_pairs,) * 3

@@ -8,7 +8,7 @@
 namespace pyops::cpu {
 namespace {
 
-constexpr int64_t n = Vec<float>::kLanes;
+constexpr int64_t n = Vec<float>::kLanes, kAhead = 8;
 
 template <bool rows_apart, int rows, int vectors>
 void matrix_kernel(int64_t depth, const float* x, int64_t stride, const float* right, float* c, int64_t ldc,
@@ -24,6 +24,10 @@ void matrix_kernel(int64_t depth, const float* x, int64_t stride, const float* r
   for (int64_t d = 0; d < depth; ++d, right += vectors * n) {
     const float* left = x;
     x += rows_apart ? 1 : stride;
+    if (!rows_apart) {  // the prefetcher does not follow rows of which some elements are read
+      __builtin_prefetch(left + kAhead * stride);
+      __builtin_prefetch(left + kAhead * stride + rows - 1);
+    }
     Native row[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) row[j] = load<float>(right + j * n).v;

@@ -134,6 +134,43 @@ inline void transform_output(const float* products, int64_t position_stride, int
   }
 }
 
+// A patch of a gradient, rows x columns Winograd tiles -> to[position * position_stride + tile * line].
+inline void transform_output_gradient(const float* patch, int64_t rows, int64_t columns,
+                                      int64_t position_stride, int64_t line, float* to) {
+  using V = Vec<float>;
+  const int64_t patch_columns = kSide * columns;
+  for (int64_t tile = 0; tile < rows * columns; ++tile) {
+    const float* const corner = patch + (tile / columns * kSide * patch_columns + tile % columns * kSide) * n;
+    V output[kSide][kSide], product[kInputSide][kInputSide];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSide * kSide; ++i)
+      output[i / kSide][i % kSide] = load<float>(corner + (i / kSide * patch_columns + i % kSide) * n);
+    math::winograd_2d(output, product, [](const auto& y, auto& m) { math::winograd_output_gradient(y, m); });
+#pragma GCC unroll 36
+    for (int i = 0; i < kPositions; ++i)
+      store(to + i * position_stride + tile * line, product[i / kInputSide][i % kInputSide]);
+  }
+}
+
+// The positions of `padded` channels' gradients, one after the other -> taps[3][3][channel]. Whether all are
+// finite.
+inline bool transform_weight_gradient(int64_t padded, const float* sums, float* taps) {
+  using V = Vec<float>;
+  V not_finite = 0.0f;
+  for (int64_t k = 0; k < padded; k += n) {
+    V positions[kInputSide][kInputSide], weight[3][3];
+    for (int i = 0; i < kPositions; ++i)
+      positions[i / kInputSide][i % kInputSide] = load<float>(sums + i * padded + k);
+    math::winograd_2d(positions, weight,
+                      [](const auto& u, auto& g) { math::winograd_weight_gradient(u, g); });
+    for (int i = 0; i < 9; ++i) {
+      not_finite += weight[i / 3][i % 3] * 0.0f;
+      store(taps + i * padded + k, weight[i / 3][i % 3]);
+    }
+  }
+  return horizontal_sum(not_finite) == 0;
+}
+
 // The weights of 3 x 3 taps, a vector of channels each -> the positions, `position_stride` apart.
 inline void transform_weight(const float* const (&weight)[9], int64_t position_stride, float* to) {
   using V = Vec<float>;

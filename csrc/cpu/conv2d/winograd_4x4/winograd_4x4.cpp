@@ -4,6 +4,7 @@
 
 #include "cpu/conv2d/algorithms.h"
 #include "cpu/conv2d/winograd_4x4/correlation.h"
+#include "cpu/conv2d/winograd_4x4/weight_gradient.h"
 
 namespace pyops::cpu {
 namespace {
@@ -19,8 +20,8 @@ bool has_three_taps(const math::CorrelationAxis& axis) {
 template <class Problem>
 bool Winograd4x4::can(const Problem& p) {
   using T = typename Problem::Value;
-  return kIsCorrelation<Problem> && sizeof(T) == 2 && p.weights.groups == 1 && p.has_one_phase() &&
-         has_three_taps(p.longest_h()) && has_three_taps(p.longest_w()) && p.images * p.pixels() > 0 &&
+  return sizeof(T) == 2 && p.weights.groups == 1 && p.has_one_phase() && has_three_taps(p.longest_h()) &&
+         has_three_taps(p.longest_w()) && p.images * p.pixels() > 0 &&
          ChannelPanels<acc_t<T>>(p.weights.outputs, winograd_4x4::n).vectors_along_channels;
 }
 
@@ -38,10 +39,17 @@ bool Winograd4x4::suits(const Problem& p) {
 template <class Problem>
 void Winograd4x4::run([[maybe_unused]] const Problem& p) {
   using T = typename Problem::Value;
-  if constexpr (kIsCorrelation<Problem> && sizeof(T) == 2) {
+  if constexpr (sizeof(T) == 2) {
     // Where an infinity or a NaN has spread, the sums are formed again.
-    if (winograd_4x4::Correlation<T>(p).run()) return;
-    Bf16Dot::can(p) ? Bf16Dot::run(p) : Direct::run(p);
+    const auto run_directly = [](const Problem& q) { Bf16Dot::can(q) ? Bf16Dot::run(q) : Direct::run(q); };
+    if constexpr (kIsCorrelation<Problem>) {
+      if (!winograd_4x4::Correlation<T>(p).run()) run_directly(p);
+    } else {
+      if (winograd_4x4::WeightGradient<T>(p).run(p.weight, p.bias)) return;
+      Problem without_bias = p;
+      without_bias.bias = nullptr;
+      run_directly(without_bias);
+    }
   }
 }
 
