@@ -13,7 +13,7 @@ from pyops.precision import matmul_allows_tf32
 
 from .tools.activation import NO_ACTIVATION, activate
 from .tools.checks import acc_dtype, check_dense, check_floating
-from .tools.launch import capability, cdiv, launch
+from .tools.launch import capability, cdiv, launch, vector_alignment
 from .tools.product import Product, multiply_add
 from .tools.tuning import run_first
 
@@ -56,10 +56,6 @@ def _configs(
     if cc[0] in (9, 10) and dtype != torch.float32 and n >= 256 and aligned and not has_beta:
         return [_Config(128, 256, block_k, 8, 3), large, small]
     return [large, small]
-
-
-def _alignment(size: int) -> int:
-    return 16 if size % 16 == 0 else 1
 
 
 def leading_stride(matrix: torch.Tensor, op: str, name: str) -> tuple[int, bool]:
@@ -139,28 +135,26 @@ def matmul(
     stride_a, a_transposed = leading_stride(a, "matmul", "a")
     stride_b, b_transposed = leading_stride(b, "matmul", "b")
     product = Product.of(a.dtype, tf32=matmul_allows_tf32() if tf32 is None else tf32)
-    aligned = all(
-        address % 16 == 0
-        for t, stride in ((a, stride_a), (b, stride_b))
-        for address in (t.data_ptr(), stride * t.element_size())
-    )
-    # Sizes along which operands are contiguous: the compiler has to know whether 16 divides them, but not of
-    # others, which may be a batch's.
-    aligns = [
-        _alignment(size) if contiguous else 1
-        for size, contiguous in ((m, a_transposed), (n, True), (k, not a_transposed or b_transposed))
-    ]
+    itemsize = a.element_size()
+    # Sizes along which operands are contiguous: the compiler has to know what divides them, but not what
+    # divides others, which may be a batch's.
+    align_m = vector_alignment(m, itemsize) if a_transposed else 1
+    align_n = vector_alignment(n, itemsize)
+    align_k = vector_alignment(k, itemsize) if not a_transposed or b_transposed else 1
+    align_a, align_b = vector_alignment(stride_a, itemsize), vector_alignment(stride_b, itemsize)
+    runs = (align_a, align_b, align_m if a_transposed else align_k, align_k if b_transposed else align_n)
+    aligned = min(runs) * itemsize == 16 and all(t.data_ptr() % 16 == 0 for t in (a, b))
     constants = {
         "A_TRANSPOSED": a_transposed, "B_TRANSPOSED": b_transposed, "HAS_BETA": beta != 0,
-        "ALIGN_M": aligns[0], "ALIGN_N": aligns[1], "ALIGN_K": aligns[2],
+        "ALIGN_M": align_m, "ALIGN_N": align_n, "ALIGN_K": align_k, "ALIGN_A": align_a, "ALIGN_B": align_b,
         "ACTIVATION": activation, "PRODUCT": product,
     }  # fmt: skip
-    sizes = tuple(size // align for size, align in zip((m, n, k), aligns, strict=True))
+    sizes = (m // align_m, n // align_n, k // align_k, stride_a // align_a, stride_b // align_b)
 
     def run(config: _Config) -> None:
         launch(
             _gemm_kernel, cdiv(m, config.block_m) * cdiv(n, config.block_n), a.device,
-            out, a, b, beta, bias, *sizes, stride_a, stride_b,
+            out, a, b, beta, bias, *sizes,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M,
             num_warps=config.num_warps, num_stages=config.num_stages, **constants,
         )  # fmt: skip
@@ -169,12 +163,13 @@ def matmul(
     run_first(("gemm", a.dtype, out.dtype, aligned, *constants.values()), configs, run, a.device)
 
 
-@triton.jit(do_not_specialize=["aligned_m", "aligned_n", "aligned_k"])
+@triton.jit(do_not_specialize=["aligned_m", "aligned_n", "aligned_k", "aligned_a", "aligned_b"])
 def _gemm_kernel(
     out, a, b, beta: tl.float64, bias,
-    aligned_m: tl.int64, aligned_n: tl.int64, aligned_k: tl.int64, stride_a: tl.int64, stride_b: tl.int64,
+    aligned_m: tl.int64, aligned_n: tl.int64, aligned_k: tl.int64, aligned_a: tl.int64, aligned_b: tl.int64,
     A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, HAS_BETA: tl.constexpr,
     ALIGN_M: tl.constexpr, ALIGN_N: tl.constexpr, ALIGN_K: tl.constexpr,
+    ALIGN_A: tl.constexpr, ALIGN_B: tl.constexpr,
     ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -182,11 +177,13 @@ def _gemm_kernel(
 
     ``aligned_m``, ``aligned_n`` and ``aligned_k``: the sizes divided by ``ALIGN_M``, ``ALIGN_N`` and
     ``ALIGN_K``, powers of two, so that the compiler knows that they are their multiples.
-    ``stride_a`` and ``stride_b``: of the dimension that is not contiguous, the first one unless
-    ``A_TRANSPOSED`` or ``B_TRANSPOSED``. ``GROUP_M``: neighbouring programs share so many rows of tiles.
+    ``aligned_a`` and ``aligned_b``: likewise the strides of the dimension that is not contiguous, the first
+    one unless ``A_TRANSPOSED`` or ``B_TRANSPOSED``. ``GROUP_M``: neighbouring programs share so many rows of
+    tiles.
     """
     acc: tl.constexpr = tl.float64 if a.dtype.element_ty == tl.float64 else tl.float32
     m, n, k = aligned_m * ALIGN_M, aligned_n * ALIGN_N, aligned_k * ALIGN_K
+    stride_a, stride_b = aligned_a * ALIGN_A, aligned_b * ALIGN_B
     tiles_m = tl.cdiv(m, BLOCK_M)
     tiles_n = tl.cdiv(n, BLOCK_N)
     pid = tl.program_id(0).to(tl.int64)

@@ -57,6 +57,10 @@ _VECTORS = {
 }  # fmt: skip
 _READS_16_BYTES = re.compile(r"ld\.global\S*\.v(4\.\w32|2\.\w64)|cp\.async\S* [^;]*, (0x10|16),")
 
+# A single 16-bit element. In kernels of products such reads go through registers, and nothing runs ahead.
+_READS_2_BYTES = re.compile(r"ld\.global(\.\w+)*\.b16 ")
+_PRODUCT_KERNELS = {"_gemm_kernel", "_correlate_kernel", "_weight_kernel"}
+
 # The assembler at times gives up a few registers outside a loop so that more warps fit.
 TOLERATED_SPILL = 16
 
@@ -112,6 +116,7 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
                 "multiplies_tf32": bool(re.search(r"mma\S*(\.|::)tf32", ptx)),
                 "rounds_to_tf32": "cvt.rna.tf32.f32" in ptx,
                 "reads_16_bytes": bool(_READS_16_BYTES.search(ptx)),
+                "reads_2_bytes": bool(_READS_2_BYTES.search(ptx)),
                 "cubin_bytes": len(compiled.asm["cubin"]),
                 "spilled_bytes": _spilled_bytes[compiled.hash],
                 "shared_bytes": compiled.metadata.shared,
@@ -222,6 +227,19 @@ def test_memory_is_read_16_bytes_at_a_time(
     ]
     assert {name for _case, name, _reads in kernels} == _VECTORS[pattern]
     assert not [kernel for kernel in kernels if not kernel[2]]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("case", [case for case in CASES if "-eights-" in case])
+def test_products_read_vectors_where_sizes_are_multiples_of_8(
+    compiled: dict[str, list[dict[str, Any]]], case: str, capability: int
+) -> None:
+    kernels = [k for k in compiled[f"{case}-sm_{capability}"] if k["kernel"] in _PRODUCT_KERNELS]
+    assert kernels
+    for kernel in kernels:
+        assert kernel["reads_16_bytes"], kernel["kernel"]
+        # Of channels x pixels, an epilogue reads the bias element by element.
+        assert not kernel["reads_2_bytes"] or "pointwise" in case, kernel["kernel"]
 
 
 _PRODUCTS = {

@@ -20,6 +20,15 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def vector_alignment(size: int, itemsize: int) -> int:
+    """The largest power of two that divides ``size``, at most the elements of a 16-byte load.
+
+    A kernel that gets ``size`` divided by it, and it as a constant, tells the compiler what divides ``size``;
+    by itself Triton would ask only for 16.
+    """
+    return min(size & -size, 16 // itemsize) or 1
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch as :func:`record_launches` saw it."""
