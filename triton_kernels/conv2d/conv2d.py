@@ -17,6 +17,7 @@ from ..tools.activation import CHEAP, IDENTITY, RELU, check_activation
 from .correlate import correlate
 from .depthwise import correlate_depthwise, depthwise_weight_gradient, is_depthwise
 from .geometry import Shape, check_bias, check_conv2d, check_like_output
+from .transpose import staged
 from .weight import weight_gradient
 
 
@@ -45,6 +46,8 @@ def conv2d_forward(
     saved = torch.empty_like(output) if save_input_of_activation else None
     run = correlate_depthwise if is_depthwise(shape) else correlate
     options = {"gradient": False, "bias": bias, "residual": residual}
+    if (copy := staged(input, shape)) is not None:
+        input = copy
     if kind in CHEAP:
         run(output, input, weight, shape, saved=saved, activation=activation, **options)
     elif saved is None:
@@ -72,8 +75,13 @@ def product_gradients(
     depthwise = is_depthwise(shape)
     none = input.new_empty((0,))
     grad_input = grad_weight = grad_bias = none
+    input_is_last = is_channels_last(input)
+    if (copy := staged(grad, shape, relu_output)) is not None:
+        grad, relu_output = copy, None
+    if needs_weight and (copy := staged(input, shape)) is not None:
+        input = copy
     if needs_input:
-        grad_input = empty_image(input, input.shape, is_channels_last(input))
+        grad_input = empty_image(input, input.shape, input_is_last)
         run = correlate_depthwise if depthwise else correlate
         run(grad_input, grad, weight, shape, gradient=True, relu_output=relu_output)
     if needs_weight:

@@ -4,7 +4,7 @@ A program makes a tile of pixels x channels. The sum over taps and channels is o
 ahead across taps. Where channels are few, taps and channels are one index (``DEPTH``), whose blocks are full.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,21 +18,21 @@ from ..tools.launch import capability, cdiv, launch, next_power_of_2
 from ..tools.product import multiply_add
 from ..tools.tuning import run_fastest
 from .epilogue import Operands, finish
-from .geometry import Shape, Sides, image_strides
+from .geometry import Channels, Shape, Sides
 from .tiles import (
     ENOUGH_TILES,
     Block,
+    Formats,
     Layout,
     PixelTiles,
     axis_taps,
     conv_product,
     full_tile,
+    image_strides,
     load_where_positive,
     locate_pixels,
 )
-
-# Below so many channels in a group, taps and channels are one index.
-_FEW_CHANNELS = 16
+from .transpose import FEW_CHANNELS, channels_innermost
 
 
 class Tile(NamedTuple):
@@ -57,11 +57,11 @@ class WeightStrides(NamedTuple):
     taps.
     """
 
-    group: int
-    input: int
-    output: int
-    y: int
-    x: int
+    group: Any
+    input: Any
+    output: Any
+    y: Any
+    x: Any
 
 
 def _tiles(
@@ -95,7 +95,7 @@ def _tiles(
 
 def split_depth(channels: int, taps: int) -> tuple[bool, int]:
     """Whether taps and channels are one index, and how many terms a block has at most."""
-    if channels >= _FEW_CHANNELS:
+    if channels >= FEW_CHANNELS:
         return False, channels
     return True, min(channels * taps, 32)  # addresses of single elements take registers
 
@@ -122,36 +122,37 @@ def correlate(
         return
     axes = (shape.height, shape.width)
     phases = [axis.stride if gradient else 1 for axis in axes]
-    # Pixels of one phase: rows and columns, at most.
-    counts = Sides(*(cdiv(target.shape[2 + i], phases[i]) for i in range(2)))
-    inputs, outputs = shape.in_group, shape.out_group
-    if gradient:
-        inputs, outputs = outputs, inputs
-    flat, terms = split_depth(inputs, cdiv(shape.taps, phases[0] * phases[1]))
-    if not flat:
-        weight = channels_innermost(weight)
-    filters, channels, *taps = image_strides(weight)
-    along = (channels, filters) if gradient else (filters, channels)
-    weight_strides = WeightStrides(filters * shape.out_group, along[1], along[0], *taps)
-    product = conv_product(source.dtype)
     pixels_last = not is_channels_last(source if source.shape[1] > 1 else target)
-    heavy = relu_output is not None or (source.dtype.itemsize == 2 and (pixels_last or flat))
+    sides = shape.sides(pixels_last)
+    channels = Channels(shape.in_group, shape.out_group)
+    if gradient:
+        sides, channels = sides[::-1], Channels(*reversed(channels))
+    # Pixels of one phase: rows and columns, at most.
+    counts = Sides(*(cdiv(size, phase) for size, phase in zip(sides[1], phases, strict=True)))
+    flat, terms = split_depth(channels.inputs, cdiv(shape.taps, phases[0] * phases[1]))
+    if not flat:
+        weight = channels_innermost(weight, wide=shape.is_wide)
+    formats = Formats.of(source, target, weight)
+    itemsize = source.element_size()
+    align = channels.alignment(itemsize)
+    product = conv_product(source.dtype)
+    single = pixels_last or flat or min(align) == 1
+    heavy = relu_output is not None or (itemsize == 2 and single)
     pixels = shape.images * counts.height * counts.width
     cc = capability(source.device)
-    candidates = _tiles(source.dtype, product.precision, pixels, outputs, terms, heavy, cc)
+    candidates = _tiles(source.dtype, product.precision, pixels, channels.outputs, terms, heavy, cc)
     operands = Operands(source, relu_output, weight, bias, residual, target, saved)
 
     def run(tile: Tile) -> None:
         blocks = PixelTiles.of(shape.images, counts.height * counts.width, tile.pixels)
-        channel_tiles = cdiv(outputs, tile.channels)
+        channel_tiles = cdiv(channels.outputs, tile.channels)
         launch(
             _correlate_kernel, shape.groups * blocks.count * phases[0] * phases[1] * channel_tiles,
-            source.device, operands, shape.images, inputs, outputs,
-            counts, Sides(*target.shape[2:]), Sides(*source.shape[2:]),
-            shape.height.phase_steps, shape.width.phase_steps, image_strides(source), image_strides(target),
-            weight_strides, blocks.count, channel_tiles,
+            source.device, operands, shape.images, shape.groups, *channels.over(align), counts, *sides,
+            shape.height.phase_steps, shape.width.phase_steps, blocks.count, channel_tiles,
+            ALIGN=align, FORMATS=formats,
             KERNEL=Sides(*(axis.kernel for axis in axes)), GRADIENT=gradient,
-            ONE_PHASE=phases == [1, 1], POINTWISE=shape.is_pointwise, DEPTH=inputs if flat else 0,
+            ONE_PHASE=phases == [1, 1], POINTWISE=shape.is_pointwise, DEPTH=channels.inputs if flat else 0,
             LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), ACTIVATION=activation, PRODUCT=product,
             BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -163,49 +164,44 @@ def correlate(
     run_fastest(key, candidates, run, source.device)
 
 
-def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` [K, C, R, S] with neighbouring channels next to each other: itself, or a copy."""
-    channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-    if taps == 1 or channels == 1 or weight.is_contiguous(memory_format=torch.channels_last):
-        return weight
-    packed = torch.empty_like(weight, memory_format=torch.channels_last)
-    launch(
-        _pack_kernel, cdiv(weight.numel(), 1024), weight.device,
-        weight, packed, weight.numel(), channels, taps, BLOCK=1024, num_warps=4,
-    )  # fmt: skip
-    return packed
-
-
 @triton.jit
-def _pack_kernel(source, packed, n: tl.int64, channels, taps, BLOCK: tl.constexpr):
-    """Copies ``source`` [filters, channels, taps] to ``packed`` [filters, taps, channels]."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = i // channels
-    filter = row // taps
-    element = (filter * channels + (i - row * channels)) * taps + (row - filter * taps)
-    tl.store(packed + i, tl.load(source + element, mask=i < n), mask=i < n)
+def weight_strides_of(
+    inputs, outputs, GRADIENT: tl.constexpr, KERNEL: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr
+):
+    """WeightStrides for so many channels in a group, of the source and of the target."""
+    if GRADIENT:
+        strides = image_strides(outputs, KERNEL, LAST, WIDE)
+        return WeightStrides(strides.n * inputs, strides.n, strides.c, strides.y, strides.x)
+    else:
+        strides = image_strides(inputs, KERNEL, LAST, WIDE)
+        return WeightStrides(strides.n * outputs, strides.c, strides.n, strides.y, strides.x)
 
 
-@triton.jit(do_not_specialize=["images", "pixel_tiles", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_inputs", "aligned_outputs", "pixel_tiles", "channel_tiles"])
 def _correlate_kernel(
-    operands, images, inputs, outputs, counts, target, source, down, across,
-    source_strides, target_strides, weight_strides, pixel_tiles, channel_tiles,
-    KERNEL: tl.constexpr, GRADIENT: tl.constexpr, ONE_PHASE: tl.constexpr, POINTWISE: tl.constexpr,
-    DEPTH: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    operands, images, groups, aligned_inputs, aligned_outputs, counts, source, target, down, across,
+    pixel_tiles, channel_tiles,
+    ALIGN: tl.constexpr, FORMATS: tl.constexpr, KERNEL: tl.constexpr, GRADIENT: tl.constexpr,
+    ONE_PHASE: tl.constexpr, POINTWISE: tl.constexpr, DEPTH: tl.constexpr, LAYOUT: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of the target.
 
-    ``inputs`` and ``outputs``: channels of a group, of source and target. ``counts``, ``target``, ``source``:
-    sides of one phase of the target, of the target and of the source. ``down`` and ``across``: PhaseSteps of
-    the axes. ``KERNEL``: the sides of the weight. ``ONE_PHASE``: the target has but one, as without
-    ``GRADIENT``. ``POINTWISE``: pixel i of the target is made of pixel i of the source. ``DEPTH``: ``inputs``
+    ``aligned_inputs`` and ``aligned_outputs``: channels of a group of source and target, divided by
+    ``ALIGN``. ``counts``, ``source``, ``target``: sides of one phase of the target, of the source and of the
+    target. ``down`` and ``across``: PhaseSteps of the axes. ``FORMATS``: of source, target and weight.
+    ``KERNEL``: the sides of the weight. ``ONE_PHASE``: the target has but one, as without ``GRADIENT``.
+    ``POINTWISE``: pixel i of the target is made of pixel i of the source. ``DEPTH``: the source's channels
     where taps and channels are one index, otherwise 0.
     """
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels
     index: tl.constexpr = tl.int64 if LAYOUT.wide else tl.int32
+    inputs, outputs = aligned_inputs * ALIGN.inputs, aligned_outputs * ALIGN.outputs
+    source_strides = image_strides(groups * inputs, source, FORMATS.source, LAYOUT.wide)
+    target_strides = image_strides(groups * outputs, target, FORMATS.target, LAYOUT.wide)
+    weight_strides = weight_strides_of(inputs, outputs, GRADIENT, KERNEL, FORMATS.weight, LAYOUT.wide)
     # Programs that read the same pixels are neighbours.
     pid = tl.program_id(0).to(index)
     rest = pid // channel_tiles

@@ -8,19 +8,20 @@ import triton
 import triton.language as tl
 
 from pyops.kinds import Activation
-from pyops.layouts import is_channels_last
 
 from ..tools.activation import NO_ACTIVATION
-from ..tools.launch import cdiv, launch
+from ..tools.launch import cdiv, launch, vector_alignment
 from .epilogue import Operands, finish
-from .geometry import Shape, Sides, Strides, image_strides
+from .geometry import Shape, Sides
 from .parts import Parts, Sums, SumTensors
 from .tiles import (
     MANY_TILES,
+    Formats,
     Layout,
     PixelTiles,
     axis_taps,
     full_tile,
+    image_strides,
     light_block,
     load_where_positive,
     locate_pixels,
@@ -29,11 +30,6 @@ from .tiles import (
 
 def is_depthwise(shape: Shape) -> bool:
     return shape.in_group == 1 and shape.groups > 1
-
-
-def _weight_strides(weight: torch.Tensor) -> Strides:
-    """Strides of the weight; its groups have one channel, which needs none."""
-    return image_strides(weight)._replace(c=None)
 
 
 def correlate_depthwise(
@@ -56,18 +52,19 @@ def correlate_depthwise(
     phases = [axis.stride if gradient else 1 for axis in axes]
     counts = Sides(*(cdiv(target.shape[2 + i], phases[i]) for i in range(2)))
     channels = target.shape[1]
-    pixels_last = not is_channels_last(source)
+    align = vector_alignment(channels, target.element_size())
+    formats = Formats.of(source, target, weight)
+    pixels_last = not formats.source
     block = light_block(counts.height * counts.width, channels, pixels_last)
     blocks = PixelTiles.of(shape.images, counts.height * counts.width, block.pixels)
     channel_tiles = cdiv(channels, block.channels)
     launch(
         _depthwise_kernel, blocks.count * phases[0] * phases[1] * channel_tiles, source.device,
         Operands(source, relu_output, weight, bias, residual, target, saved),
-        shape.images, channels, shape.out_group, shape.out_group if gradient else 1,
-        counts, Sides(*target.shape[2:]), Sides(*source.shape[2:]),
-        shape.height.phase_steps, shape.width.phase_steps,
-        image_strides(source), image_strides(target), _weight_strides(weight), channel_tiles,
-        KERNEL=Sides(*(axis.kernel for axis in axes)), GRADIENT=gradient,
+        shape.images, channels // align, shape.out_group, shape.out_group if gradient else 1,
+        counts, Sides(*source.shape[2:]), Sides(*target.shape[2:]),
+        shape.height.phase_steps, shape.width.phase_steps, channel_tiles,
+        ALIGN=align, FORMATS=formats, KERNEL=Sides(*(axis.kernel for axis in axes)), GRADIENT=gradient,
         LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), ACTIVATION=activation, BLOCK=block,
         num_warps=4,
     )  # fmt: skip
@@ -82,43 +79,49 @@ def depthwise_weight_gradient(
     shape: Shape,
 ) -> None:
     """Overwrite ``grad_weight``, where :func:`is_depthwise`, and ``grad_bias`` of any shape, unless None."""
-    pixels_last = not is_channels_last(grad)
+    formats = Formats.of(input, grad, grad if grad_weight is None else grad_weight)
+    pixels_last = not formats.target
     out, source = Sides(shape.height.output, shape.width.output), Sides(shape.height.input, shape.width.input)
     pixels, channels = out.height * out.width, shape.out_channels
+    align = vector_alignment(channels, grad.element_size())
     block = light_block(pixels, channels, pixels_last)
     blocks = PixelTiles.of(shape.images, pixels, block.pixels)
     channel_tiles = cdiv(channels, block.channels)
     taps = 1 if grad_weight is None else shape.taps
     parts = Parts.of(blocks, channel_tiles * taps, MANY_TILES)
     weight_sums, bias_sums = Sums(grad_weight, parts.count), Sums(grad_bias, parts.count)
-    weight_strides = Strides(0, None, 0, 0) if grad_weight is None else _weight_strides(grad_weight)
     launch(
         _depthwise_weight_kernel, parts.count * channel_tiles * taps, grad.device,
         SumTensors(grad, relu_output, input, weight_sums.target, bias_sums.target),
-        shape.images, channels, shape.out_group, out, source, shape.height.steps, shape.width.steps,
-        image_strides(grad), image_strides(input), weight_strides,
-        channels * taps, *parts.split, channel_tiles,
-        TAPS=taps, TAPS_W=shape.width.kernel, LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide),
-        BLOCK=block, num_warps=4,
+        shape.images, channels // align, shape.out_group, out, source, shape.height.steps, shape.width.steps,
+        *parts.split, channel_tiles,
+        ALIGN=align, FORMATS=formats, TAPS=taps, TAPS_W=shape.width.kernel,
+        LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), BLOCK=block, num_warps=4,
     )  # fmt: skip
     weight_sums.finish()
     bias_sums.finish()
 
 
-@triton.jit(do_not_specialize=["images", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_channels", "channel_tiles"])
 def _depthwise_kernel(
-    operands, images, channels, multiplier, per_channel, counts, target, source, down, across,
-    source_strides, target_strides, weight_strides, channel_tiles,
-    KERNEL: tl.constexpr, GRADIENT: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    operands, images, aligned_channels, multiplier, per_channel, counts, source, target, down, across,
+    channel_tiles,
+    ALIGN: tl.constexpr, FORMATS: tl.constexpr, KERNEL: tl.constexpr, GRADIENT: tl.constexpr,
+    LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of the target.
 
-    ``channels``: of the target. ``multiplier``: output channels of an input channel. ``per_channel``:
-    channels of the source that a channel of the target is made of. ``counts``, ``target``, ``source``: sides
-    of one phase of the target, of the target and of the source. ``down`` and ``across``: PhaseSteps.
-    ``KERNEL``: the sides of the weight. With ``GRADIENT`` the target is the input's gradient.
+    ``aligned_channels``: of the target, divided by ``ALIGN``. ``multiplier``: output channels of an input
+    channel. ``per_channel``: channels of the source that a channel of the target is made of. ``counts``,
+    ``source``, ``target``: sides of one phase of the target, of the source and of the target. ``down`` and
+    ``across``: PhaseSteps. ``FORMATS``: of source and target. ``KERNEL``: the sides of the weight. With
+    ``GRADIENT`` the target is the input's gradient.
     """
+    channels = aligned_channels * ALIGN
+    source_channels = channels * per_channel if GRADIENT else channels // multiplier
+    source_strides = image_strides(source_channels, source, FORMATS.source, LAYOUT.wide)
+    target_strides = image_strides(channels, target, FORMATS.target, LAYOUT.wide)
+    weight_strides = image_strides(1, KERNEL, False, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels
@@ -180,19 +183,23 @@ def _depthwise_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["images", "blocks", "parts", "steps", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_channels", "blocks", "parts", "steps", "channel_tiles"])
 def _depthwise_weight_kernel(
-    tensors, images, channels, multiplier, out, source, down, across,
-    grad_strides, input_strides, weight_strides, weight_numel, blocks, parts, steps, channel_tiles,
-    TAPS: tl.constexpr, TAPS_W: tl.constexpr, LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
+    tensors, images, aligned_channels, multiplier, out, source, down, across,
+    blocks, parts, steps, channel_tiles,
+    ALIGN: tl.constexpr, FORMATS: tl.constexpr, TAPS: tl.constexpr, TAPS_W: tl.constexpr,
+    LAYOUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One part's sums of a tap and a tile of channels; those of the bias with the first tap.
 
-    ``channels``: of grad. ``multiplier``: output channels of an input channel. ``out`` and ``source``: sides
-    of grad and input. ``down`` and ``across``: Steps of the axes. From one part's sums to the next one's are
-    ``weight_numel`` elements; each of the ``parts`` has ``steps`` of the ``blocks`` of pixels. There are
-    ``TAPS`` taps, ``TAPS_W`` in a row.
+    ``aligned_channels``: of grad, divided by ``ALIGN``. ``multiplier``: output channels of an input channel.
+    ``out`` and ``source``: sides of grad and input. ``down`` and ``across``: Steps of the axes. Each of the
+    ``parts`` has ``steps`` of the ``blocks`` of pixels. ``FORMATS``: of input and grad. There are ``TAPS``
+    taps, ``TAPS_W`` in a row.
     """
+    channels = aligned_channels * ALIGN
+    grad_strides = image_strides(channels, out, FORMATS.target, LAYOUT.wide)
+    input_strides = image_strides(channels // multiplier, source, FORMATS.source, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels
@@ -234,12 +241,7 @@ def _depthwise_weight_kernel(
             )  # fmt: skip
             total += g * value.to(acc)
     if tensors.weight_sums is not None:
-        place = (
-            part * weight_numel
-            + channel * weight_strides.n
-            + tap_y * weight_strides.y
-            + tap_x * weight_strides.x
-        )
+        place = (part * channels + channel) * TAPS + tap
         sums = tl.sum(total, axis=PIXELS).to(tensors.weight_sums.dtype.element_ty)
         tl.store(tensors.weight_sums + place, sums, mask=channel < channels)
     if tensors.bias_sums is not None:  # noqa: SIM102 (decided when compiled)

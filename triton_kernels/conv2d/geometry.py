@@ -12,6 +12,7 @@ from pyops.layouts import is_channels_last, memory_format
 
 from ..tools.activation import check_activation
 from ..tools.checks import check_dense, check_floating
+from ..tools.launch import vector_alignment
 
 _LIMIT = 2**30  # of strides and the like: no sum or product leaves 64 bits
 # Offsets below it are computed in 32 bits, which takes half the registers; tiles may reach beyond tensors.
@@ -35,6 +36,22 @@ class Strides(NamedTuple):
     c: int | None
     y: int
     x: int
+
+
+class Channels(NamedTuple):
+    """Channels of a group, or what is known to divide them.
+
+    ``inputs``: of what is read; ``outputs``: of what is written.
+    """
+
+    inputs: int
+    outputs: int
+
+    def alignment(self, itemsize: int) -> "Channels":
+        return Channels(*(vector_alignment(size, itemsize) for size in self))
+
+    def over(self, align: "Channels") -> "Channels":
+        return Channels(self.inputs // align.inputs, self.outputs // align.outputs)
 
 
 class Steps(NamedTuple):
@@ -113,6 +130,18 @@ class Shape:
     @property
     def out_group(self) -> int:
         return self.out_channels // self.groups
+
+    def sides(self, pixels_last: bool) -> tuple[Sides, Sides]:
+        """Those of input and output.
+
+        Where pixels are neighbours in memory and their places do not matter, an image is one long row: the
+        compiler can see then what divides its length.
+        """
+        axes = (self.height, self.width)
+        both = Sides(*(axis.input for axis in axes)), Sides(*(axis.output for axis in axes))
+        if self.is_pointwise and pixels_last:
+            both = tuple(Sides(1, sides.height * sides.width) for sides in both)
+        return both
 
     @property
     def taps(self) -> int:
@@ -230,11 +259,3 @@ def check_conv2d(
     )
     channels_last = is_channels_last(input) or is_channels_last(weight)
     return Shape(images, in_channels, out_channels, groups, *axes, channels_last)
-
-
-def image_strides(image: torch.Tensor) -> Strides:
-    """Strides of a dense image, also along dimensions of one element, where its own may be anything."""
-    _, channels, height, width = image.shape
-    if is_channels_last(image):
-        return Strides(height * width * channels, 1, width * channels, channels)
-    return Strides(channels * height * width, height * width, width, 1)

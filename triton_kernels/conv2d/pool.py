@@ -14,13 +14,24 @@ from pyops.kinds import Activation
 from pyops.layouts import is_channels_last
 
 from ..tools.activation import RELU, activate
-from ..tools.launch import cdiv, launch, next_power_of_2
+from ..tools.launch import capability, cdiv, launch, next_power_of_2, vector_alignment
 from ..tools.math import INFINITY
 from ..tools.tuning import run_fastest
-from .correlate import Tile, WeightStrides, channels_innermost, split_depth, sum_terms
-from .geometry import Shape, Sides, image_strides
+from .correlate import Tile, split_depth, sum_terms, weight_strides_of
+from .geometry import Channels, Shape, Sides
 from .pool_windows import NO_GRADIENT, Pool
-from .tiles import Layout, PixelTiles, axis_taps, conv_product, full_tile, light_block, locate_pixels
+from .tiles import (
+    Formats,
+    Layout,
+    PixelTiles,
+    axis_taps,
+    conv_product,
+    full_tile,
+    image_strides,
+    light_block,
+    locate_pixels,
+)
+from .transpose import channels_innermost, staged
 
 
 class FusedTensors(NamedTuple):
@@ -50,14 +61,18 @@ class PoolTensors(NamedTuple):
     saved: torch.Tensor | None
 
 
-def _fused_tiles(dtype: torch.dtype, precision: str, width: int, depth: int) -> list[Tile]:
+def _fused_tiles(
+    dtype: torch.dtype, precision: str, width: int, depth: int, cc: tuple[int, int]
+) -> list[Tile]:
     """Candidates, the best guess first; a tile has its sums, maxima and positions in registers."""
     channels = min(max(next_power_of_2(width), 16), 64)
     if dtype == torch.float64:
         return [Tile(64, min(channels, 32), 16, 4, 2)]
     if dtype == torch.float32 and precision == "ieee":
         return [Tile(64, channels, 16, 4, 3)]
-    depth = min(max(next_power_of_2(depth), 16), 64 if dtype.itemsize == 2 else 32)
+    # On 8.x, whose operands are in registers, more of them would spill.
+    most = 64 if dtype.itemsize == 2 and cc[0] > 8 else 32
+    depth = min(max(next_power_of_2(depth), 16), most)
     return [Tile(128, channels, depth, 8, 3), Tile(64, channels, depth, 4, 3)]
 
 
@@ -74,26 +89,29 @@ def correlate_and_pool(
     """Overwrite ``output`` and ``argmax`` with the maxima of windows of convolved tiles."""
     if output.numel() == 0:
         return
-    inputs, outputs = shape.in_group, shape.out_group
-    flat, terms = split_depth(inputs, shape.taps)
+    channels = Channels(shape.in_group, shape.out_group)
+    align = channels.alignment(input.element_size())
+    flat, terms = split_depth(channels.inputs, shape.taps)
     if not flat:
-        weight = channels_innermost(weight)
+        weight = channels_innermost(weight, wide=shape.is_wide)
+    if (copy := staged(input, shape)) is not None:
+        input = copy
     product = conv_product(input.dtype)
-    pixels_last = not is_channels_last(input if shape.in_channels > 1 else output)
-    filters, channels, *taps = image_strides(weight)
-    weight_strides = WeightStrides(filters * outputs, channels, filters, *taps)
+    formats = Formats.of(input, output, weight)
+    pixels_last = not (formats.source if shape.in_channels > 1 else formats.target)
     wide = shape.is_wide or pool.is_wide(shape.images, shape.out_channels)
 
     def run(tile: Tile) -> None:
         blocks = PixelTiles.of(shape.images, pool.height.out * pool.width.out, tile.pixels)
-        channel_tiles = cdiv(outputs, tile.channels)
+        channel_tiles = cdiv(channels.outputs, tile.channels)
         launch(
             _correlate_and_pool_kernel, shape.groups * blocks.count * channel_tiles, input.device,
-            FusedTensors(input, weight, bias, output, argmax), shape.images, inputs, outputs,
+            FusedTensors(input, weight, bias, output, argmax), shape.images, shape.groups,
+            *channels.over(align),
             Sides(*output.shape[2:]), Sides(*shape.output[2:]), Sides(*input.shape[2:]),
-            shape.height.steps, shape.width.steps, *pool.windows,
-            image_strides(input), image_strides(output), weight_strides, blocks.count, channel_tiles,
-            KERNEL=Sides(shape.height.kernel, shape.width.kernel), DEPTH=inputs if flat else 0,
+            shape.height.steps, shape.width.steps, *pool.windows, blocks.count, channel_tiles,
+            ALIGN=align, FORMATS=formats, KERNEL=Sides(shape.height.kernel, shape.width.kernel),
+            DEPTH=channels.inputs if flat else 0,
             LAYOUT=Layout.of(blocks, pixels_last, wide), ACTIVATION=activation, PRODUCT=product,
             BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -101,7 +119,10 @@ def correlate_and_pool(
     key = (
         "pool", input.dtype, product.precision, shape.key, pool, pixels_last, activation.kind, argmax is None
     )  # fmt: skip
-    run_fastest(key, _fused_tiles(input.dtype, product.precision, outputs, terms), run, input.device)
+    candidates = _fused_tiles(
+        input.dtype, product.precision, channels.outputs, terms, capability(input.device)
+    )
+    run_fastest(key, candidates, run, input.device)
 
 
 def pool_sums(
@@ -117,17 +138,17 @@ def pool_sums(
         return
     images, channels = output.shape[:2]
     pixels_last = not is_channels_last(output)
+    align = vector_alignment(channels, output.element_size())
     pixels = pool.height.out * pool.width.out
     block = light_block(pixels, channels, pixels_last)
     blocks = PixelTiles.of(images, pixels, block.pixels)
     channel_tiles = cdiv(channels, block.channels)
     launch(
         _pool_kernel, blocks.count * channel_tiles, output.device,
-        PoolTensors(sums, output, argmax, saved), images, channels,
-        Sides(*output.shape[2:]), Sides(*sums.shape[2:]), *pool.windows,
-        image_strides(sums), image_strides(output), channel_tiles,
-        LAYOUT=Layout.of(blocks, pixels_last, pool.is_wide(images, channels)), ACTIVATION=activation,
-        BLOCK=block, num_warps=4,
+        PoolTensors(sums, output, argmax, saved), images, channels // align,
+        Sides(*output.shape[2:]), Sides(*sums.shape[2:]), *pool.windows, channel_tiles,
+        ALIGN=align, LAYOUT=Layout.of(blocks, pixels_last, pool.is_wide(images, channels)),
+        ACTIVATION=activation, BLOCK=block, num_warps=4,
     )  # fmt: skip
 
 
@@ -147,20 +168,24 @@ def _store_maximum(tensors, offset, mask, maximum, position, ACTIVATION: tl.cons
         tl.store(tensors.argmax + offset, position.to(tl.uint8), mask=mask)
 
 
-@triton.jit(do_not_specialize=["images", "pixel_tiles", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_inputs", "aligned_outputs", "pixel_tiles", "channel_tiles"])
 def _correlate_and_pool_kernel(
-    tensors, images, inputs, outputs, pooled, conv, source, down, across, rows, columns,
-    input_strides, output_strides, weight_strides, pixel_tiles, channel_tiles,
-    KERNEL: tl.constexpr, DEPTH: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+    tensors, images, groups, aligned_inputs, aligned_outputs, pooled, conv, source, down, across,
+    rows, columns, pixel_tiles, channel_tiles,
+    ALIGN: tl.constexpr, FORMATS: tl.constexpr, KERNEL: tl.constexpr, DEPTH: tl.constexpr,
+    LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of maxima: the convolution's tile is made once for each element of a window.
 
-    ``inputs`` and ``outputs``: channels of a group. ``pooled``, ``conv``, ``source``: sides of the output, of
-    the convolution's output and of the input. ``down`` and ``across``: the convolution's Steps. ``rows`` and
-    ``columns``: the pooling's Windows. ``KERNEL``: the sides of the weight. ``DEPTH``: ``inputs`` where taps
+    ``aligned_inputs`` and ``aligned_outputs``: channels of a group, divided by ``ALIGN``. ``pooled``,
+    ``conv``, ``source``: sides of the output, of the convolution's output and of the input. ``down`` and
+    ``across``: the convolution's Steps. ``rows`` and ``columns``: the pooling's Windows. ``FORMATS``: of
+    input, output and weight. ``KERNEL``: the sides of the weight. ``DEPTH``: the input's channels where taps
     and channels are one index, otherwise 0.
     """
+    inputs, outputs = aligned_inputs * ALIGN.inputs, aligned_outputs * ALIGN.outputs
+    input_strides = image_strides(groups * inputs, source, FORMATS.source, LAYOUT.wide)
+    weight_strides = weight_strides_of(inputs, outputs, False, KERNEL, FORMATS.weight, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels
@@ -201,6 +226,7 @@ def _correlate_and_pool_kernel(
         larger = _is_larger(total, tl.expand_dims(valid, CHANNELS), maximum, position)
         maximum = tl.where(larger, total, maximum)
         position = tl.where(larger, which, position)
+    output_strides = image_strides(groups * outputs, pooled, FORMATS.target, LAYOUT.wide)
     place = image * output_strides.n + pixel * output_strides.x
     _store_maximum(
         tensors, tl.expand_dims(place, CHANNELS) + out_channel * output_strides.c,
@@ -208,15 +234,19 @@ def _correlate_and_pool_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["images", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_channels", "channel_tiles"])
 def _pool_kernel(
-    tensors, images, channels, pooled, conv, rows, columns, sums_strides, output_strides, channel_tiles,
-    LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+    tensors, images, aligned_channels, pooled, conv, rows, columns, channel_tiles,
+    ALIGN: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of maxima of activated ``sums``.
 
-    ``pooled`` and ``conv``: sides of the output and of the sums. ``rows`` and ``columns``: the Windows.
+    ``aligned_channels``: divided by ``ALIGN``. ``pooled`` and ``conv``: sides of the output and of the sums.
+    ``rows`` and ``columns``: the Windows.
     """
+    channels = aligned_channels * ALIGN
+    sums_strides = image_strides(channels, conv, LAYOUT.pixels == 0, LAYOUT.wide)
+    output_strides = image_strides(channels, pooled, LAYOUT.pixels == 0, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels

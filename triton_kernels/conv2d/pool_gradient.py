@@ -15,11 +15,19 @@ from pyops.layouts import is_channels_last
 
 from ..pooling.windows import first_window
 from ..tools.activation import IDENTITY, RELU, derive_from_input, derive_from_output
-from ..tools.launch import cdiv, launch
-from .geometry import Sides, image_strides
+from ..tools.launch import cdiv, launch, vector_alignment
+from .geometry import Sides
 from .parts import Parts, Sums
 from .pool_windows import NO_GRADIENT, Pool
-from .tiles import MANY_TILES, Layout, PixelTiles, full_tile, light_block, locate_pixels
+from .tiles import (
+    MANY_TILES,
+    Layout,
+    PixelTiles,
+    full_tile,
+    image_strides,
+    light_block,
+    locate_pixels,
+)
 
 
 class PoolGradientTensors(NamedTuple):
@@ -50,6 +58,7 @@ def pool_gradient(
     """Overwrite ``grad_conv`` with what its elements get from windows, and ``grad_bias`` with its sums."""
     images, channels, height, width = grad_conv.shape
     pixels_last = not is_channels_last(grad_conv)
+    align = vector_alignment(channels, grad.element_size())
     block = light_block(height * width, channels, pixels_last)
     blocks = PixelTiles.of(images, height * width, block.pixels)
     channel_tiles = cdiv(channels, block.channels)
@@ -63,27 +72,30 @@ def pool_gradient(
     if parts.count * channel_tiles > 0:
         launch(
             _pool_gradient_kernel, parts.count * channel_tiles, grad.device,
-            PoolGradientTensors(grad, argmax, saved, grad_conv, sums.target), images, channels,
+            PoolGradientTensors(grad, argmax, saved, grad_conv, sums.target), images, channels // align,
             Sides(height, width), Sides(*grad.shape[2:]), *pool.windows, spans,
-            image_strides(argmax), image_strides(grad_conv), blocks.count, parts.steps, channel_tiles,
-            LAYOUT=Layout.of(blocks, pixels_last, pool.is_wide(images, channels)), ACTIVATION=activation,
-            FROM_OUTPUT=saved_is_output, BLOCK=block, num_warps=4,
+            blocks.count, parts.steps, channel_tiles,
+            ALIGN=align, LAYOUT=Layout.of(blocks, pixels_last, pool.is_wide(images, channels)),
+            ACTIVATION=activation, FROM_OUTPUT=saved_is_output, BLOCK=block, num_warps=4,
         )  # fmt: skip
     sums.finish()
 
 
-@triton.jit(do_not_specialize=["images", "blocks", "steps", "channel_tiles"])
+@triton.jit(do_not_specialize=["images", "aligned_channels", "blocks", "steps", "channel_tiles"])
 def _pool_gradient_kernel(
-    tensors, images, channels, conv, pooled, rows, columns, spans, pooled_strides, conv_strides,
-    blocks, steps, channel_tiles,
-    LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
+    tensors, images, aligned_channels, conv, pooled, rows, columns, spans, blocks, steps, channel_tiles,
+    ALIGN: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of one part's ``steps`` of the ``blocks`` of pixels: the convolution's gradient, and the bias's sums.
 
-    ``conv`` and ``pooled``: sides of the convolution's output and of the maxima. ``rows`` and ``columns``:
-    the Windows. ``spans``: how many of them hold an element, at most. ``FROM_OUTPUT``: ``saved`` is the
-    activation's output.
+    ``aligned_channels``: divided by ``ALIGN``. ``conv`` and ``pooled``: sides of the convolution's output and
+    of the maxima. ``rows`` and ``columns``: the Windows. ``spans``: how many of them hold an element, at
+    most. ``FROM_OUTPUT``: ``saved`` is the activation's output.
     """
+    channels = aligned_channels * ALIGN
+    conv_strides = image_strides(channels, conv, LAYOUT.pixels == 0, LAYOUT.wide)
+    pooled_strides = image_strides(channels, pooled, LAYOUT.pixels == 0, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     BLOCK_C: tl.constexpr = BLOCK.channels

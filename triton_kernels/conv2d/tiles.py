@@ -12,10 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from pyops.layouts import is_channels_last
 from pyops.precision import conv2d_allows_tf32
 
 from ..tools.launch import cdiv, next_power_of_2
 from ..tools.product import Product
+from .geometry import Strides
 
 # Tiles that keep a large GPU busy; a number of the problem's, so that all GPUs add up in the same order.
 ENOUGH_TILES = 264
@@ -37,6 +39,18 @@ class Layout(NamedTuple):
     @staticmethod
     def of(blocks: "PixelTiles", pixels_last: bool, wide: bool) -> "Layout":
         return Layout(blocks.per_image, 1 if pixels_last else 0, wide)
+
+
+class Formats(NamedTuple):
+    """Which tensors are channels_last, a constant: ``source``, ``target`` and ``weight``."""
+
+    source: bool
+    target: bool
+    weight: bool
+
+    @staticmethod
+    def of(*tensors: torch.Tensor) -> "Formats":
+        return Formats(*map(is_channels_last, tensors))
 
 
 class Block(NamedTuple):
@@ -116,6 +130,20 @@ def locate_pixels(tile, images, height, width, LAYOUT: tl.constexpr, BLOCK: tl.c
         exists = image < images
     row = pixel // width
     return image, pixel, row, pixel - row * width, exists
+
+
+@triton.jit
+def image_strides(channels, sides, LAST: tl.constexpr, WIDE: tl.constexpr):
+    """Strides of a dense image, or weight, of ``channels`` and ``sides``; ``LAST``: in channels_last order.
+
+    Made here so that the compiler sees which of them is 1, and that others are multiples of ``channels``.
+    """
+    width = tl.full([], sides.width, tl.int64 if WIDE else tl.int32)
+    pixels = width * sides.height
+    if LAST:
+        return Strides(pixels * channels, 1, width * channels, channels)
+    else:
+        return Strides(pixels * channels, pixels, width, 1)
 
 
 @triton.jit

@@ -11,14 +11,20 @@ import torch
 import triton
 import triton.language as tl
 
-from pyops.layouts import is_channels_last
-
 from ..tools.launch import cdiv, launch, next_power_of_2
 from ..tools.product import multiply_add
 from ..tools.tuning import run_fastest
-from .geometry import Shape, Sides, image_strides
+from .geometry import Channels, Shape, Sides
 from .parts import Parts, Sums, SumTensors
-from .tiles import Layout, PixelTiles, conv_product, load_where_positive, locate_pixels
+from .tiles import (
+    Formats,
+    Layout,
+    PixelTiles,
+    conv_product,
+    image_strides,
+    load_where_positive,
+    locate_pixels,
+)
 
 # Below so many input channels in a group, a tile's columns are taps and channels.
 _FEW_CHANNELS = 32
@@ -76,11 +82,15 @@ def weight_gradient(
     flat = shape.in_group < _FEW_CHANNELS
     per_tap = shape.in_group * (shape.taps if flat else 1)
     product = conv_product(input.dtype)
-    pixels_last = not is_channels_last(input if shape.in_channels > 1 else grad)
+    channels = Channels(shape.in_group, shape.out_group)
+    align = channels.alignment(input.element_size())
+    formats = Formats.of(input, grad, grad_weight)
+    pixels_last = not (formats.source if shape.in_channels > 1 else formats.target)
     candidates = _tiles(
-        input.dtype, product.precision, shape.out_group, per_tap, flat, pixels_last, relu_output is not None
-    )
-    out, source = Sides(shape.height.output, shape.width.output), Sides(shape.height.input, shape.width.input)
+        input.dtype, product.precision, shape.out_group, per_tap, flat or min(align) == 1, pixels_last,
+        relu_output is not None,
+    )  # fmt: skip
+    source, out = shape.sides(pixels_last)
     blocks = PixelTiles.of(shape.images, out.height * out.width, candidates[0].pixels)
 
     def tile_counts(tile: _Tile) -> tuple[int, int]:
@@ -96,11 +106,10 @@ def weight_gradient(
         row_tiles, column_tiles = tile_counts(tile)
         launch(
             _weight_kernel, shape.groups * parts.count * row_tiles * column_tiles, input.device,
-            tensors, shape.images, shape.in_group, shape.out_group, out, source,
-            shape.height.steps, shape.width.steps,
-            image_strides(grad), image_strides(input), image_strides(grad_weight), grad_weight.numel(),
-            shape.out_channels, *parts.split, row_tiles, column_tiles,
-            TAPS=shape.taps, TAPS_W=shape.width.kernel, POINTWISE=shape.is_pointwise, FLAT=flat,
+            tensors, shape.images, shape.groups, *channels.over(align), out, source,
+            shape.height.steps, shape.width.steps, *parts.split, row_tiles, column_tiles,
+            ALIGN=align, FORMATS=formats, KERNEL=Sides(shape.height.kernel, shape.width.kernel),
+            POINTWISE=shape.is_pointwise, FLAT=flat,
             LAYOUT=Layout.of(blocks, pixels_last, shape.is_wide), PRODUCT=product, BLOCK=_Block(*tile[:3]),
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
@@ -111,22 +120,34 @@ def weight_gradient(
     bias_sums.finish()
 
 
-@triton.jit(do_not_specialize=["images", "blocks", "parts", "steps", "row_tiles", "column_tiles"])
+# Of the arguments, what the compiler need not know: ``ALIGN`` tells it what vectors depend on.
+_ANY_VALUE = [
+    "images", "aligned_inputs", "aligned_outputs", "blocks", "parts", "steps", "row_tiles", "column_tiles",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_ANY_VALUE)
 def _weight_kernel(
-    tensors, images, inputs, outputs, out, source, down, across,
-    grad_strides, input_strides, weight_strides, weight_numel, out_channels,
+    tensors, images, groups, aligned_inputs, aligned_outputs, out, source, down, across,
     blocks, parts, steps, row_tiles, column_tiles,
-    TAPS: tl.constexpr, TAPS_W: tl.constexpr, POINTWISE: tl.constexpr, FLAT: tl.constexpr,
-    LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr, FORMATS: tl.constexpr, KERNEL: tl.constexpr, POINTWISE: tl.constexpr,
+    FLAT: tl.constexpr, LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One part's sums of a tile of the weight's gradient (and of the bias's).
 
-    ``inputs`` and ``outputs``: channels of a group. ``out`` and ``source``: sides of grad and input. ``down``
-    and ``across``: Steps of the axes. From one part's sums to the next one's are ``weight_numel``
-    and ``out_channels`` elements; each of the ``parts`` has ``steps`` of the ``blocks`` of pixels. ``FLAT``:
-    a tile's columns are taps and channels, otherwise channels of one of the ``TAPS`` taps, ``TAPS_W`` in a
-    row. ``POINTWISE``: pixel i of grad is made of pixel i of input.
+    ``aligned_inputs`` and ``aligned_outputs``: channels of a group, divided by ``ALIGN``. ``out`` and
+    ``source``: sides of grad and input. ``down`` and ``across``: Steps of the axes. Each of the ``parts`` has
+    ``steps`` of the ``blocks`` of pixels. ``FORMATS``: of input, grad and weight. ``KERNEL``: the sides of
+    the weight. ``FLAT``: a tile's columns are taps and channels, otherwise channels of one tap.
+    ``POINTWISE``: pixel i of grad is made of pixel i of input.
     """
+    TAPS: tl.constexpr = KERNEL.height * KERNEL.width
+    TAPS_W: tl.constexpr = KERNEL.width
+    inputs, outputs = aligned_inputs * ALIGN.inputs, aligned_outputs * ALIGN.outputs
+    out_channels = groups * outputs
+    input_strides = image_strides(groups * inputs, source, FORMATS.source, LAYOUT.wide)
+    grad_strides = image_strides(out_channels, out, FORMATS.target, LAYOUT.wide)
+    weight_strides = image_strides(inputs, KERNEL, FORMATS.weight, LAYOUT.wide)
     PIXELS: tl.constexpr = LAYOUT.pixels
     CHANNELS: tl.constexpr = 1 - PIXELS
     index: tl.constexpr = tl.int64 if LAYOUT.wide else tl.int32
@@ -198,7 +219,7 @@ def _weight_kernel(
         if tensors.bias_sums is not None:  # noqa: SIM102 (decided when compiled)
             if column_tile == 0:
                 bias += tl.sum(g.to(acc), axis=PIXELS)
-    place = part * weight_numel + (out_channel * weight_strides.n)[:, None]
+    place = part * (out_channels * weight_strides.n) + (out_channel * weight_strides.n)[:, None]
     place += (channel * weight_strides.c + tap_y * weight_strides.y + tap_x * weight_strides.x)[None, :]
     mask = row_exists[:, None] & column_exists[None, :]
     tl.store(tensors.weight_sums + place, total.to(tensors.weight_sums.dtype.element_ty), mask=mask)

@@ -48,6 +48,34 @@ def test_triton_accuracy_of_every_tile(
     checks.check_accuracy(case, backend, dtype)
 
 
+@pytest.mark.parametrize("backend", [TRITON], indirect=True, ids=str)
+def test_triton_16_bit_images_in_nchw_order_are_transposed_once(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products then are those of channels_last images, and so are their bits."""
+    from pyops.triton_kernels.conv2d import transpose
+
+    transposed: list[torch.Tensor] = []
+    launch = transpose.launch
+
+    def note(kernel: Any, programs: int, device: torch.device, source: torch.Tensor, *rest: Any, **meta: Any):
+        transposed.append(source)
+        launch(kernel, programs, device, source, *rest, **meta)
+
+    monkeypatch.setattr(transpose, "launch", note)
+    x, w = torch.randn(2, 34, 5, 7).bfloat16(), torch.randn(38, 17, 3, 3).bfloat16()
+    results = []
+    for form, copies in ((torch.contiguous_format, 3), (torch.channels_last, 0)):  # input, gradient, input
+        leaves = [t.to(backend.device).to(memory_format=form).requires_grad_() for t in (x, w)]
+        y = F.conv2d(*leaves, padding=1, groups=2, activation="relu")
+        upstream = torch.ones_like(y).to(memory_format=form)
+        results.append((y, *torch.autograd.grad(y, leaves, upstream)))
+        assert len([t for t in transposed if t.shape[0] == len(x)]) == copies
+        transposed.clear()
+    for nchw, last in zip(*results, strict=True):
+        assert torch.equal(nchw, last)
+
+
 @pytest.mark.parametrize("formats", ["input", "weight", "both", "neither"])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7), (2, 1, 6, 7), (2, 5, 1, 1), (1, 5, 6, 1)])
 def test_output_has_torchs_memory_format(formats: str, shape: tuple[int, ...]) -> None:

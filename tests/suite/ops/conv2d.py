@@ -346,6 +346,9 @@ TRITON_CASES = {
         (64, 128, 56, 56), 256, 3, BF16, stride=2, padding=1, residual=True
     ),
     "conv2d-nchw-float16": lambda: _triton((32, 64, 112, 112), 64, 3, F16, False, padding=1),
+    "conv2d-eights-bfloat16": lambda: _triton((64, 40, 28, 28), 72, 3, BF16, padding=1),
+    "conv2d-eights-nchw-float16": lambda: _triton((64, 40, 14, 14), 72, 3, F16, False, padding=1),
+    "conv2d-eights-pointwise-bfloat16": lambda: _triton((64, 40, 28, 28), 72, 1, BF16, False),
     "conv2d-one_by_one-nchw-tf32": lambda: _triton((128, 96, 54, 54), 96, 1, F32, False),
     "conv2d-few-nchw-tf32": lambda: _triton((256, 6, 14, 14), 16, 5, F32, False, kind=3),
     "conv2d-float32": lambda: _triton((32, 128, 28, 28), 128, 3, F32, padding=1, precision="ieee"),
