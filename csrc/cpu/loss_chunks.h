@@ -13,8 +13,9 @@
 
 namespace pyops::cpu {
 
-// A multiple of every vector's width. The losses of a chunk are added up in its own type, chunks in double.
-constexpr int64_t kChunk = 512;
+// The losses of a chunk are added up in its own type, chunks in double: of float, a lane adds up eight in a
+// row, however wide vectors are.
+constexpr int64_t kChunk = 8 * kUnroll * Vec<float>::kLanes;
 
 struct TermSum {
   double loss = 0;
