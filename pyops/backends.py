@@ -273,7 +273,11 @@ def prefers_torch(
     and the library is there (its absence must not go unnoticed). Fused forms do not use it, because they win
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
     mask must be the same everywhere. In float64 it holds up to :data:`TINY_ELEMENTS`.
+
+    Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size.
     """
+    if not is_strided(input):
+        return True
     if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
         return False
     count = input.numel() if elements is None else elements
@@ -291,6 +295,11 @@ def prefers_torch(
     ):
         return count <= gradient
     return count <= value
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of elements in memory, and not sparse or nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _default(device: torch.device) -> str:

@@ -229,6 +229,8 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     check_tensor("gelu", "input", input)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    if not backends.is_strided(input):
+        return torch.nn.functional.gelu(input, approximate=approximate)
     # No rule for tiny tensors: torch's op takes longer there, too.
     return _activate("gelu", input, GELU if approximate == "none" else GELU_TANH, 0.0, 0.0)
 
@@ -239,7 +241,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("silu", "input", input)
-    if backends.prefers_torch("silu", input):
+    if backends.prefers_torch("silu", input) or input.is_complex():
         return torch.nn.functional.silu(input, inplace)
     return _activate("silu", input, SILU, 0.0, 0.0, inplace)
 

@@ -19,6 +19,7 @@ from .. import _library, backends
 from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
 from ..reference import pooling as reference
 from .tools.autograd import apply
+from .tools.checks import as_integer
 from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d"]
@@ -139,7 +140,8 @@ def avg_pool2d(
     strides = stride_pair(name, stride, kernel)
     paddings = pair(name, "padding", padding, 0)
     check_windows(name, input.shape[-2:], kernel, strides, paddings, _NO_DILATION, ceil_mode)
-    if divisor_override is not None and (not isinstance(divisor_override, int) or divisor_override == 0):
+    divisor_override = None if divisor_override is None else as_integer(divisor_override) or 0
+    if divisor_override == 0:
         raise ValueError(
             f"{name}: divisor_override must be None or an integer other than 0, got {divisor_override!r}"
         )

@@ -277,6 +277,11 @@ def batch_norm(
     name = "batch_norm"
     function = parse(name, activation)
     check_floating(name, "input", input)
+    if (
+        input.shape == (0,) and activation is None and residual is None
+    ):  # of a wrong shape, but torch takes it
+        tensors = (input, running_mean, running_var, weight, bias)
+        return torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
     check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is None:
         # With ReLU as well: two of torch's calls take two thirds of the time of one through Python.

@@ -19,7 +19,7 @@ from ..kinds import ACTIVATION_SCHEMA, IDENTITY, Activation, parse
 from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
 from ..reference import conv2d as reference
 from .tools.autograd import apply
-from .tools.checks import check_device, check_floating, check_shape, check_tensor
+from .tools.checks import as_integer, check_device, check_floating, check_shape, check_tensor
 from .tools.kept_output import KeptOutput, may_be_changed
 from .tools.packed import forget, is_constant, may_keep, packed
 
@@ -259,7 +259,8 @@ def conv2d(
         RuntimeError: tensors on different devices.
     """
     name = "conv2d"
-    if activation is None and residual is None and backends.prefers_torch(name, input):
+    plain = activation is None and residual is None and isinstance(input, Tensor)
+    if plain and (backends.prefers_torch(name, input) or not input.is_floating_point()):
         return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     function = parse(name, activation)
     check_floating(name, "input", input)
@@ -351,10 +352,11 @@ def for_kernels(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
 
 def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
     """``value`` for both dimensions."""
-    pair = [value, value] if isinstance(value, int) else list(value)
+    single: Any = as_integer(value)
+    pair: list[Any] = [single, single] if single is not None else [as_integer(v) for v in value]  # type: ignore[union-attr]
     if len(pair) == 1:
         pair = pair * 2
-    if len(pair) != 2:
+    if len(pair) != 2 or None in pair:
         raise ValueError(f"{function}: {name} must be a number or two, got {value!r}")
     if pair[0] < least or pair[1] < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value!r}")

@@ -180,10 +180,12 @@ def dropout(
             raise ValueError("dropout: inplace=True cannot be combined with bias, activation or residual")
         return _fused(input, float(p) if drops else 0.0, bias, activation, residual, generator)
     check_tensor("dropout", "input", input)
-    if not drops or input.numel() == 0:
+    if not drops or (backends.is_strided(input) and input.numel() == 0):
         return input
     if not input.is_floating_point() and p < 1.0 and not input.is_complex():
         raise TypeError(f"dropout: input must be a floating-point tensor, got {input.dtype}")
+    if not backends.is_strided(input):
+        return torch.nn.functional.dropout(input, p, training, inplace)
     ops = backends.resolve(input)
     seed = draw_seed(input.device, generator)
     if not inplace:

@@ -18,7 +18,7 @@ from .. import _library, backends
 from ..layouts import strides_are_channels_last
 from ..reference import interpolate as reference
 from .tools.autograd import apply
-from .tools.checks import check_tensor
+from .tools.checks import as_integer, check_tensor
 
 __all__ = ["interpolate"]
 
@@ -193,10 +193,10 @@ def _output_size(
         if recompute:
             raise ValueError(f"{name}: recompute_scale_factor needs a scale_factor, got size={size}")
         sizes = _per_dimension(name, "size", size, spatial)
-        for value in sizes:
-            if not isinstance(value, (int, torch.SymInt)):
-                raise TypeError(f"{name}: size must be integers, got {value!r}")
-        return sizes, [0.0] * spatial
+        integers = [as_integer(value) for value in sizes]
+        if None in integers:
+            raise TypeError(f"{name}: size must be integers, got {size!r}")
+        return integers, [0.0] * spatial
     factors = [float(factor) for factor in _per_dimension(name, "scale_factor", scale_factor, spatial)]
     sizes = [int(input.shape[i + 2] * factor) for i, factor in enumerate(factors)]
     return sizes, [0.0] * spatial if recompute else factors

@@ -222,7 +222,7 @@ def linear(
         )
         return output.squeeze(-1)
     if dropout_p == 0.0:
-        if activation is None and backends.prefers_torch(name, input):
+        if activation is None and (backends.prefers_torch(name, input) or not backends.is_strided(weight)):
             return torch.nn.functional.linear(input, weight, bias)
     elif not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")

@@ -117,6 +117,8 @@ def _softmax(
 
 def _kind(input: Tensor, dim: int) -> str:
     """The entry of the rule for small tensors."""
+    if not backends.is_strided(input):
+        return "softmax"
     if input.dim() > 0 and input.stride(dim) != 1:
         return "softmax, strided"
     return by_classes("softmax", input, dim)

@@ -60,7 +60,7 @@ def check_arguments(
         raise ValueError(f"{name}: input must have shape (N, C, *), got {tuple(input.shape)}")
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{name}: running_mean and running_var must both be tensors or both be None")
-    if not isinstance(momentum, (int, float, torch.SymFloat)):
+    if not isinstance(momentum, (int, float, torch.SymFloat)) and not hasattr(momentum, "__float__"):
         raise TypeError(f"{name}: momentum must be a number, got {momentum!r}")
     if not training and running_mean is None:
         raise ValueError(f"{name}: running_mean and running_var must be given unless training=True")

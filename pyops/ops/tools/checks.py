@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import _reduction
 
 from ...kinds import MEAN, NONE, SUM
 
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+def as_integer(value: Any) -> Any:
+    """``value`` where an integer is asked for: also numpy's, and a tensor's; None if it is none."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
 
 
 def check_tensor(function: str, name: str, tensor: Tensor) -> None:

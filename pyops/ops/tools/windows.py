@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .checks import check_tensor
+from .checks import as_integer, check_tensor
 
 Pair = list[int]
 IntOrPair = int | list[int] | tuple[int, ...]
@@ -28,16 +27,16 @@ def check_image(function: str, input: Tensor, *, channels_may_be_empty: bool = F
 
 def pair(function: str, name: str, value: IntOrPair, low: int) -> Pair:
     """``value`` for height and width: one integer for both, or a sequence of one or two."""
-    if isinstance(value, int):
-        values = [value, value]
+    if (single := as_integer(value)) is not None:
+        values = [single, single]
     else:
         try:
-            values = list(value)
+            values = [as_integer(v) for v in value]  # type: ignore[union-attr]
         except TypeError:
             values = []
         if len(values) == 1:
             values = values * 2
-    if len(values) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+    if len(values) != 2 or None in values:
         raise TypeError(f"{function}: {name} must be an integer or two, got {value!r}")
     if not (low <= values[0] <= _INT_MAX and low <= values[1] <= _INT_MAX):
         raise ValueError(f"{function}: {name} must be in [{low}, {_INT_MAX}], got {value!r}")
