@@ -41,6 +41,8 @@ _MODULES: dict[type[Module], str] = {
     nn.LazyLinear: "linear",
     nn.BatchNorm1d: "batch_norm",
     nn.BatchNorm2d: "batch_norm",
+    nn.LazyBatchNorm1d: "batch_norm",
+    nn.LazyBatchNorm2d: "batch_norm",
     nn.MaxPool2d: "max_pool2d",
     nn.Dropout: "dropout",
 }

@@ -197,7 +197,11 @@ class Conv2dBatchNormStep(BatchNormStep):
     @staticmethod
     def problem(*ops: Op | None) -> str | None:
         norm: Any = ops[1].module if ops[1] else None
-        return None if isinstance(norm, nn.BatchNorm2d) else "batch_norm is not that of an image"
+        return (
+            None
+            if isinstance(norm, (nn.BatchNorm2d, nn.LazyBatchNorm2d))
+            else "batch_norm is not that of an image"
+        )
 
     def _foldable(self, input: Tensor, residual: Tensor | None) -> bool:
         conv, norm = self.conv, self.norm

@@ -14,6 +14,8 @@ from .activation import Softplus as Softplus
 from .activation import Tanh as Tanh
 from .batch_norm import BatchNorm1d as BatchNorm1d
 from .batch_norm import BatchNorm2d as BatchNorm2d
+from .batch_norm import LazyBatchNorm1d as LazyBatchNorm1d
+from .batch_norm import LazyBatchNorm2d as LazyBatchNorm2d
 from .batch_norm import SyncBatchNorm as SyncBatchNorm
 from .conv2d import Conv2d as Conv2d
 from .conv2d import LazyConv2d as LazyConv2d

@@ -11,7 +11,7 @@ from .. import functional as F
 from ..kinds import parse
 from ..ops.sync_batch_norm import sync_batch_norm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "SyncBatchNorm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "SyncBatchNorm"]
 
 
 class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
@@ -96,6 +96,31 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
     Shapes: input and output (N, C, H, W). Extras: ``activation``, and ``residual`` in the call.
     """
+
+
+class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d):
+    """:class:`torch.nn.LazyBatchNorm1d`; it becomes a :class:`BatchNorm1d` at the first call."""
+
+    cls_to_become = BatchNorm1d
+    activation: str | None = None
+
+    # The first call looks these up before the class changes.
+    forward = _BatchNorm.forward
+    _norm_forward = _BatchNorm._norm_forward
+    _uses_batch = _BatchNorm._uses_batch
+    _count_batch = _BatchNorm._count_batch
+
+
+class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
+    """:class:`torch.nn.LazyBatchNorm2d`; it becomes a :class:`BatchNorm2d` at the first call."""
+
+    cls_to_become = BatchNorm2d
+    activation: str | None = None
+
+    forward = _BatchNorm.forward
+    _norm_forward = _BatchNorm._norm_forward
+    _uses_batch = _BatchNorm._uses_batch
+    _count_batch = _BatchNorm._count_batch
 
 
 class SyncBatchNorm(_BatchNorm):

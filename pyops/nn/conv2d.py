@@ -86,8 +86,7 @@ class Conv2d(torch.nn.Conv2d):
         )
 
     def extra_repr(self) -> str:
-        more = "" if self.activation is None else f", activation={self.activation!r}"
-        return super().extra_repr() + more
+        return super().extra_repr() + _activation_repr(self)
 
 
 class LazyConv2d(torch.nn.LazyConv2d):
@@ -120,4 +119,10 @@ class LazyConv2d(torch.nn.LazyConv2d):
     # The first call looks these up before the class changes.
     forward = Conv2d.forward
     _conv_forward = Conv2d._conv_forward
-    extra_repr = Conv2d.extra_repr
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _activation_repr(self)
+
+
+def _activation_repr(module: Conv2d | LazyConv2d) -> str:
+    return "" if module.activation is None else f", activation={module.activation!r}"

@@ -237,10 +237,10 @@ def one_direction(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, last h and last c (LSTM) of one direction of one layer; the shapes and dtypes fit.
 
-    Projections are served by the reference formula on every backend.
+    Projections, and layers without units, are served by the reference formula on every backend.
     """
     ops = backends.resolve(input, "recurrent_forward")
-    if ops is None or weights.weight_hr is not None:
+    if ops is None or weights.weight_hr is not None or h_0.shape[-1] == 0:
         return reference.recurrent(input, weights, h_0, c_0, batch_sizes, kind, reverse)
     tensors = [_contiguous(t) for t in (input, *weights[:4], h_0, c_0)]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

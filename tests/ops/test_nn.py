@@ -200,3 +200,23 @@ def test_linear_cross_entropy_loss_starts_as_a_linear_layer() -> None:
     linear = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
     assert torch.equal(module.weight, linear.weight)
     assert module.bias is None
+
+
+def test_lazy_layers_print_and_become_ours() -> None:
+    """Their printing raised, and lazy batch norms became torch's."""
+    nn = torch.nn
+    layers = [nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4), nn.LazyBatchNorm1d()]
+    model = pyops.convert(nn.Sequential(*layers))
+    assert "LazyConv2d(0, 3" in repr(model)
+    assert "activation='relu'" in repr(pyops.nn.LazyConv2d(3, 3, activation="relu"))
+    model(torch.randn(5, 2, 6, 6))
+    kinds = [pyops.nn.Conv2d, pyops.nn.BatchNorm2d, nn.Flatten, pyops.nn.Linear, pyops.nn.BatchNorm1d]
+    assert [type(layer) for layer in model] == kinds
+    assert "0 + 1" in str(pyops.conversion_report(model))
+    assert type(pyops.revert(model)[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_cells_without_units(kind: str) -> None:
+    found = getattr(pyops.nn, kind)(3, 0)(torch.randn(2, 3))
+    assert (found if isinstance(found, torch.Tensor) else found[0]).shape == (2, 0)
