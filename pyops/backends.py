@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _availability, _library
 
@@ -210,13 +211,16 @@ def _check_usable(name: str) -> None:
 def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | None:
     """The op handles that serve ``tensor``, or None for the reference implementation.
 
-    It also serves the tensor where ``op`` is given and the backend has no kernel for it.
+    It also serves the tensor where ``op`` is given and the backend has no kernel for it, and wherever
+    gradients are propagated forward.
 
     The handles are attributes by op name (``handles.cross_entropy_forward``), each an ``OpOverload``.
 
     Raises:
         BackendError: the requested backend cannot run on the tensor's device.
     """
+    if forward_ad._current_level >= 0:  # torch's formulas have forward-mode gradients, the kernels have not
+        return None
     if _requested is None and tensor.is_cpu and hasattr(_bound, "cpp"):  # the usual call
         cpp = _bound.cpp
         return cpp if tensor.dtype in _FLOATING and op not in cpp.without_kernel else None
