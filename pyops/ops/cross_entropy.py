@@ -170,7 +170,7 @@ class _CrossEntropyWithGrad(torch.autograd.Function):
             if "inplace" not in str(error) or ctx.grad is None or torch.is_grad_enabled():
                 raise
             return (ctx.grad * grad_loss, *nones)
-        serves = is_one(grad_loss, saved[0].dtype)
+        serves = saved[0].dtype.itemsize == 2 and is_one(grad_loss, saved[0].dtype)
         grad_loss = grad_loss.to(saved[-1].dtype)
         if torch.is_grad_enabled():
             logits, *others = saved[:4]

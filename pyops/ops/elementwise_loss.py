@@ -133,13 +133,13 @@ class _ElementwiseLossWithGrad(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         dtype, divisor = saved[0].dtype, saved[4]
-        serves = is_one(grad_loss, dtype)
+        scales = dtype.itemsize >= 4
         gradients = None
-        if not torch.is_grad_enabled() and (serves or dtype.itemsize >= 4):
+        if (scales or is_one(grad_loss, dtype)) and not torch.is_grad_enabled():
             gradients = take_written(ctx, saved[5:])
         if gradients is None:
             return *_gradients(ctx, grad_loss, saved[:5]), *_NONES
-        if not serves:
+        if scales:
             for gradient in gradients:
                 ctx.call[3].elementwise_loss_regrade_(gradient, grad_loss.to(divisor.dtype))
         return gradients[0], gradients[1] if len(gradients) > 1 else None, *_NONES

@@ -21,9 +21,9 @@ def take_written(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return tuple(gradient.data for gradient in gradients)
 
 
-#: Whether the last upstream gradient of a scalar loss of this dtype was 1. In float16 it is not at first,
+#: Whether the last upstream gradient of a scalar loss in these dtypes was 1. In float16 it is not at first,
 #: because a gradient scaler is usual.
-_upstream_is_one = {torch.float32: True, torch.float64: True, torch.bfloat16: True, torch.float16: False}
+_upstream_is_one = {torch.bfloat16: True, torch.float16: False}
 
 
 def expects_one(dtype: torch.dtype, weight: Tensor | None) -> bool:
@@ -38,7 +38,7 @@ def expects_one(dtype: torch.dtype, weight: Tensor | None) -> bool:
 
 
 def is_one(grad_loss: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the upstream gradient of a scalar loss of tensors of ``dtype`` on the CPU is 1.
+    """Whether the upstream gradient of a scalar loss of 16-bit tensors of ``dtype`` on the CPU is 1.
 
     It is remembered for :func:`expects_one`. Where it has no value to look at (a transform's, a compiler's),
     it counts as another.
