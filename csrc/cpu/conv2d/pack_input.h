@@ -116,6 +116,7 @@ void pack_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, in
                            int64_t channel_size, acc_t<T>* to) {
   using Acc = acc_t<T>;
   constexpr int n = Vec<Acc>::kLanes;
+  constexpr int kFewest = n / 4;  // elements for which a square pays
   for (int64_t c = 0; c < channels; c += n) {
     const int lanes = static_cast<int>(std::min<int64_t>(n, channels - c));
     int64_t i = 0;
@@ -124,6 +125,19 @@ void pack_rows_of_channels(const ImageSource<T>& x, int64_t at, int64_t step, in
       for (int j = 0; j < n; ++j) square[j] = x.vector(at + (i + j) * step + c, lanes);
       transpose<Acc>(square);
       for (int j = 0; j < lanes; ++j) store(to + (c + j) * channel_size + i, square[j]);
+    }
+    const int rest = static_cast<int>(count - i);
+    if (rest >= kFewest) {
+      Vec<Acc> square[n];
+#pragma GCC unroll 16
+      for (int j = 0; j < n; ++j)
+        square[j] = j < rest ? x.vector(at + (i + j) * step + c, lanes) : Vec<Acc>(Acc(0));
+      transpose<Acc>(square);
+#pragma GCC unroll 16
+      for (int j = 0; j < n; ++j) {
+        if (j < lanes) store_lanes(to + (c + j) * channel_size + i, square[j], rest);
+      }
+      continue;
     }
     for (; i < count; ++i) {
       for (int j = 0; j < lanes; ++j) to[(c + j) * channel_size + i] = x.scalar(at + i * step + c + j);
