@@ -8,6 +8,11 @@
 // F(4, 3) makes it 36 multiplications for 4 x 4 outputs instead of 144, but its transforms lose two to three
 // bits of a sum's: they are for results that are rounded to 16 bits.
 //
+// F(2, 2) is the same for two taps: three inputs, three multiplications instead of four. A kernel of three
+// taps that moves in steps of 2 meets the inputs of even numbers with two of them and those of odd numbers
+// with one, whose products join the sums of the first and of the last multiplication: five instead of six, 25
+// of 36 in two dimensions, and three sums.
+//
 // The multiplications are the same for the weight's gradient, with the transforms of output and weight
 // transposed. In F(2, 3) multiplying by 1/2 is exact, so all rounding is that of a few additions.
 #pragma once
@@ -25,6 +30,13 @@ PYOPS_HD void winograd_input(const V (&d)[4], V (&to)[4]) {
   to[3] = d[1] - d[3];
 }
 
+template <class V>
+PYOPS_HD void winograd_input(const V (&d)[3], V (&to)[3]) {
+  to[0] = d[0] - d[1];
+  to[1] = d[1];
+  to[2] = d[2] - to[1];
+}
+
 // G g
 template <class V>
 PYOPS_HD void winograd_weight(const V (&g)[3], V (&to)[4]) {
@@ -35,11 +47,39 @@ PYOPS_HD void winograd_weight(const V (&g)[3], V (&to)[4]) {
   to[3] = g[2];
 }
 
+template <class V>
+PYOPS_HD void winograd_weight(const V (&g)[2], V (&to)[3]) {
+  to[0] = g[0];
+  to[1] = g[0] + g[1];
+  to[2] = g[1];
+}
+
+// The same of a single tap: nothing is at position 1.
+template <class V>
+PYOPS_HD void winograd_single_input(const V (&d)[3], V (&to)[3]) {
+  to[0] = d[0];
+  to[1] = V(0.0f);
+  to[2] = d[1];
+}
+
+template <class V>
+PYOPS_HD void winograd_single_weight(const V (&g)[2], V (&to)[3]) {
+  to[0] = g[0];
+  to[1] = V(0.0f);
+  to[2] = g[0];
+}
+
 // A^T m
 template <class V>
 PYOPS_HD void winograd_output(const V (&m)[4], V (&to)[2]) {
   to[0] = m[0] + m[1] + m[2];
   to[1] = m[1] - m[2] - m[3];
+}
+
+template <class V>
+PYOPS_HD void winograd_output(const V (&m)[3], V (&to)[2]) {
+  to[0] = m[0] + m[1];
+  to[1] = m[1] + m[2];
 }
 
 // A y, the transpose of winograd_output
@@ -119,21 +159,27 @@ PYOPS_HD void winograd_weight_gradient(const V (&u)[6], V (&to)[3]) {
   to[2] = sum_of_2 * sixth - sum + u[5];
 }
 
-// A transform of the columns, then of the rows.
-template <int from, int to, class V, class Transform>
-PYOPS_HD void winograd_2d(const V (&x)[from][from], V (&y)[to][to], const Transform& transform) {
+// A transform of the columns, then one of the rows.
+template <int from, int to, class V, class Down, class Across>
+PYOPS_HD void winograd_2d(const V (&x)[from][from], V (&y)[to][to], const Down& down, const Across& across) {
   V half[to][from];
   PYOPS_UNROLL
   for (int j = 0; j < from; ++j) {
     V column[from], transformed[to];
     PYOPS_UNROLL
     for (int i = 0; i < from; ++i) column[i] = x[i][j];
-    transform(column, transformed);
+    down(column, transformed);
     PYOPS_UNROLL
     for (int i = 0; i < to; ++i) half[i][j] = transformed[i];
   }
   PYOPS_UNROLL
-  for (int i = 0; i < to; ++i) transform(half[i], y[i]);
+  for (int i = 0; i < to; ++i) across(half[i], y[i]);
+}
+
+// The same transform of both.
+template <int from, int to, class V, class Transform>
+PYOPS_HD void winograd_2d(const V (&x)[from][from], V (&y)[to][to], const Transform& transform) {
+  winograd_2d(x, y, transform, transform);
 }
 
 }  // namespace pyops::math

@@ -105,13 +105,17 @@ def test_empty_batch(backend: Backend, groups: int) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize(("in_channels", "out_channels"), [(3, 2), (3, 33), (17, 32)])
-def test_nan_and_infinity_stay_in_their_window(value: float, in_channels: int, out_channels: int) -> None:
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "stride"), [(3, 2, 1), (3, 33, 1), (17, 32, 1), (64, 64, 2)]
+)
+def test_nan_and_infinity_stay_in_their_window(
+    value: float, in_channels: int, out_channels: int, stride: int
+) -> None:
     x = torch.randn(1, in_channels, 20, 40)
     x[0, 1, 10, 17] = value
     w = torch.randn(out_channels, in_channels, 3, 3)
-    y = F.conv2d(x, w, padding=1, activation="relu")
-    expected = torch.relu(torch.conv2d(x.double(), w.double(), padding=1))
+    y = F.conv2d(x, w, stride=stride, padding=1, activation="relu")
+    expected = torch.relu(torch.conv2d(x.double(), w.double(), stride=stride, padding=1))
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
 
@@ -131,16 +135,17 @@ def test_nan_and_infinity_in_gradients_stay_where_torch_has_them(value: float, d
         assert torch.equal(ours.isfinite(), theirs.isfinite())
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_large_common_offset_costs_no_accuracy(dtype: torch.dtype) -> None:
+def test_a_large_common_offset_costs_no_accuracy(dtype: torch.dtype, stride: int) -> None:
     """Winograd's transforms take differences of neighbours; what they cancel must not matter."""
-    x, w = (torch.randn(2, 32, 26, 26) + 1e3).to(dtype), torch.randn(48, 32, 3, 3)
+    x, w = (torch.randn(2, 64, 26, 26) + 1e3).to(dtype), torch.randn(64, 64, 3, 3)
     if dtype is torch.float16:
         w -= w.mean((1, 2, 3), keepdim=True)  # the sums would be infinite
     w = w.to(dtype)
-    expected = torch.conv2d(x.double(), w.double())
-    error = (F.conv2d(x, w) - expected).norm()
-    assert error <= 2 * (torch.conv2d(x, w) - expected).norm()
+    expected = torch.conv2d(x.double(), w.double(), stride=stride)
+    error = (F.conv2d(x, w, stride=stride) - expected).norm()
+    assert error <= 2 * (torch.conv2d(x, w, stride=stride) - expected).norm()
 
 
 # -------------------------------------------------------------------------------------- options as in torch

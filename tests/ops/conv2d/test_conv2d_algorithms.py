@@ -48,6 +48,8 @@ _CASES_OF_SOME = [
     case("some_in_lanes", (37, 3, 11, 7), 7, (5, 3), padding=(2, 3), activation="relu"),
     case("some_in_lanes_smaller_than_the_kernel", (17, 2, 3, 2), 3, 5, padding=4),
     case("some_in_lanes_dilated", (19, 2, 9, 13), 5, 3, dilation=(2, 3), padding=(5, 1), residual=True),
+    case("some_strided_winograd", (2, 64, 19, 22), 80, 3, stride=2, padding=1, activation="relu"),
+    case("some_strided_large", (1, 32, 13, 15), 48, (5, 7), stride=2, padding=(2, 1), groups=2),
     case("some_strided", (2, 34, 9, 15), 48, 3, stride=2, padding=1, activation="relu"),
     case("some_dilated", (1, 18, 13, 12), 32, 3, dilation=2, stride=(2, 1), padding=3),
     case("some_one_by_one", (2, 40, 7, 11), 48, 1, activation="relu"),
@@ -209,7 +211,9 @@ def test_choice_by_dtype() -> None:
 @pytest.mark.skipif(_FORCED is not None, reason="PYOPS_CONV2D is set")
 def test_directions_choose_for_themselves() -> None:
     """The outputs are images of few pixels, the input's gradient is one of more."""
-    assert _chosen((8, 64, 28, 28), (64, 64, 3, 3), stride=2, padding=1) == ("direct",) * 3
+    expected = ("winograd", "direct", "direct")
+    assert _chosen((8, 64, 28, 28), (64, 64, 3, 3), stride=2, padding=1) == expected
+    assert _chosen((8, 64, 14, 14), (64, 64, 3, 3), stride=2, padding=1) == ("direct",) * 3  # 7 x 7
     found = _chosen((16, 32, 5, 5), (64, 32, 3, 3))
     assert found == ("small_image", "winograd", "small_image")
 

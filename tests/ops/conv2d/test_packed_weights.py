@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Served by winograd and by direct, with panels and blocks of several.
-SHAPES = [((1, 48, 7, 5), 80, 1), ((1, 96, 9, 9), 48, 2)]
+SHAPES = [((1, 48, 7, 5), 80, 1), ((1, 96, 9, 9), 48, 2), ((2, 192, 16, 15), 80, 2)]
 
 
 def layer(shape: tuple[int, ...], out_channels: int, stride: int) -> pyops.nn.Conv2d:

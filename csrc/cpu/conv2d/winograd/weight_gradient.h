@@ -60,7 +60,7 @@ class WinogradWeightGradient {
       for (const math::ConvTap& r : p.h.taps) {
         for (const math::ConvTap& s : p.w.taps) {
           places_[r.kernel * p.weights.columns + s.kernel] =
-              16 * sub_kernels.sub_kernel(r.kernel, s.kernel) + SubKernels::tap(r.kernel, s.kernel);
+              16 * sub_kernels.sub_kernel(r, s) + sub_kernels.tap(r, s);
         }
       }
     }

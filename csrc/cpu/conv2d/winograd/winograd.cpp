@@ -1,6 +1,6 @@
 // The correlation by Winograd's algorithm (transforms.h), for kernels of 3 x 3 taps or more that
-// move in steps of 1. As in direct/direct.h, every output is formed by one thread in an order that depends on
-// the problem alone.
+// move in steps of 1 or 2. As in direct/direct.h, every output is formed by one thread in an order that
+// depends on the problem alone.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -39,19 +39,19 @@ class WinogradCorrelation {
         layout_(WinogradLayout<Acc>::of(batches_.size(0), tiles_.rows.largest(), tiles_.columns.largest())),
         blocks_(weights_.inputs,
                 std::min(weights_.inputs, ceil_div(weights_.inputs * sub_kernels_.count() * layout_.tiles,
-                                                   kBlockTerms * std::max(kWinogradTiles, layout_.tiles)))),
+                                                   block_terms() * std::max(kWinogradTiles, layout_.tiles)))),
         panel_parts_(panels_, weights_.groups * batches_.parts * tiles_.rows.parts() * tiles_.columns.parts(),
                      ThreadPool().threads()) {
-    for (int64_t position = 0; position < 16; ++position) list_terms(position);
+    for (int64_t position = 0; position < positions(); ++position) list_terms(position);
     for (int64_t i = 0; i < sub_kernels_.count(); ++i) places_.push_back(places_of(i));
   }
 
   // Whether all outputs are what direct sums would give; if not, they are to be formed again.
   bool run() const {
     Scratch scratch;
-    const Acc* const weights =
-        packed_weights(problem_, packed_order(), 16 * position_size(weights_.groups * weights_.inputs),
-                       scratch, [&](Acc* to) { transform_weights(to); });
+    const Acc* const weights = packed_weights(problem_, packed_order(),
+                                              positions() * position_size(weights_.groups * weights_.inputs),
+                                              scratch, [&](Acc* to) { transform_weights(to); });
     if (weights == nullptr) return true;
     const int64_t tiles = tiles_.rows.parts() * tiles_.columns.parts();
     const double work = double(problem_.images) * double(h_.count * w_.count) *
@@ -68,9 +68,11 @@ class WinogradCorrelation {
   }
 
  private:
+  static constexpr int64_t kMostPositions = 16;
   static constexpr int64_t kWantedTiles = kWinogradTiles / kPixels * kPixels;
-  // Terms of kWinogradTiles sums: their transformed input fits the L2 cache beside the sums.
-  static constexpr int64_t kBlockTerms = 64;
+  // Terms of kWinogradTiles sums, of 16 and of 9 positions: their transformed input fits the L2 cache beside
+  // the sums.
+  int64_t block_terms() const { return positions() == kMostPositions ? 64 : 192; }
 
   // The sub-kernels that have products at a position; each makes a term of a sum with a channel.
   struct Terms {
@@ -90,6 +92,8 @@ class WinogradCorrelation {
     Acc* sums;      // [row][column][output channel]
   };
 
+  int64_t positions() const { return sub_kernels_.positions(); }
+
   void list_terms(int64_t position) {
     Terms& terms = terms_[position];
     for (int64_t sub_kernel = 0; sub_kernel < sub_kernels_.count(); ++sub_kernel) {
@@ -106,7 +110,7 @@ class WinogradCorrelation {
   int64_t position_size(int64_t channels) const { return channels * sub_kernels_.count() * panels_.padded(); }
   int64_t transformed(int64_t group, int64_t block, int64_t position, int64_t panel) const {
     const int64_t channels = blocks_.size(block);
-    return 16 * position_size(group * weights_.inputs + blocks_.begin(block)) +
+    return positions() * position_size(group * weights_.inputs + blocks_.begin(block)) +
            position * position_size(channels) + panels_.begin(panel) * channels * sub_kernels_.count();
   }
   // From position to position of the transformed input. With one cache line more, what is stored to all
@@ -114,8 +118,8 @@ class WinogradCorrelation {
   int64_t input_position() const { return blocks_.size(0) * sub_kernels_.count() * layout_.tiles + n; }
 
   PackedOrder packed_order() const {
-    return {'w',           weights_.groups, weights_.inputs, weights_.outputs,
-            blocks_.parts, weights_.rows,   weights_.columns};
+    return {'w',           weights_.groups, weights_.inputs,  weights_.outputs,
+            blocks_.parts, weights_.rows,   weights_.columns, h_.source_step};
   }
 
   void transform_weights(Acc* to) const {
@@ -133,16 +137,16 @@ class WinogradCorrelation {
     Scratch scratch;
     Acc* const read = scratch.take<Acc>(most * taps * width);
     alignas(kVectorBytes) const Acc zeros[ChannelPanels<Acc>::kWide] = {};
-    Acc* next[16];
-    for (int p = 0; p < 16; ++p) next[p] = all + transformed(group, block, p, panel);
+    Acc* next[kMostPositions];
+    for (int64_t p = 0; p < positions(); ++p) next[p] = all + transformed(group, block, p, panel);
     for (int64_t c = 0; c < blocks_.size(block); ++c) {
       if (c % most == 0) {
         const int64_t channels = std::min(most, blocks_.size(block) - c);
         read_taps(weights_, {group, blocks_.begin(block) + c, channels, first, count}, width, read);
       }
       for (int64_t sub_kernel = 0; sub_kernel < sub_kernels_.count(); ++sub_kernel) {
-        Acc* to[16];
-        for (int p = 0; p < 16; ++p) {
+        Acc* to[kMostPositions];
+        for (int64_t p = 0; p < positions(); ++p) {
           const bool needed = sub_kernels_.has(sub_kernel, p);
           to[p] = needed ? next[p] : nullptr;
           next[p] += needed ? width : 0;
@@ -152,7 +156,9 @@ class WinogradCorrelation {
           const int64_t place = places_[sub_kernel][i];
           from[i] = place < 0 ? zeros : read + (c % most * taps + place) * width;
         }
-        transform_weight(from, width, to);
+        with_transforms(sub_kernels_, sub_kernel, [&](auto down, auto across) {
+          transform_weight<decltype(down), decltype(across)>(from, width, to);
+        });
       }
     }
   }
@@ -166,9 +172,8 @@ class WinogradCorrelation {
     places.fill(-1);
     for (const math::ConvTap& r : h_.taps) {
       for (const math::ConvTap& s : w_.taps) {
-        const int64_t row = r.shift - h_.min_shift, column = s.shift - w_.min_shift;
-        if (sub_kernels_.sub_kernel(row, column) == sub_kernel)
-          places[SubKernels::tap(row, column)] = r.kernel * weights_.columns + s.kernel;
+        if (sub_kernels_.sub_kernel(r, s) == sub_kernel)
+          places[sub_kernels_.tap(r, s)] = r.kernel * weights_.columns + s.kernel;
       }
     }
     return places;
@@ -186,12 +191,14 @@ class WinogradCorrelation {
                         column_tile};
     const ConvTile whole = in_winograd_tiles(tile);
     const int64_t padded = range.padded, line = whole.columns, in_image = whole.rows * line / 4;
-    const TileScratch scratch(16 * input_position(), 16 * layout_.tiles * padded, whole.rows * line * padded);
+    const TileScratch scratch(positions() * input_position(), positions() * layout_.tiles * padded,
+                              whole.rows * line * padded);
     multiply(group, batch, whole, range, weights, scratch);
     Vec<Acc> not_finite = Acc(0);
     for (int64_t i = 0; i < batches_.size(batch); ++i) {
-      transform_output(scratch.products + i * in_image * padded, layout_.tiles * padded, padded,
-                       whole.rows / 2, whole.columns / 2, line, scratch.sums, not_finite);
+      const auto transform = sub_kernels_.side() == 4 ? &transform_output<4, Acc> : &transform_output<3, Acc>;
+      transform(scratch.products + i * in_image * padded, layout_.tiles * padded, padded, whole.rows / 2,
+                whole.columns / 2, line, scratch.sums, not_finite);
       problem_.epilogue->take(batches_.begin(batch) + i, group * weights_.outputs + range.first, range.count,
                               h_, w_, tile, TileSums<Acc>{scratch.sums, line * padded, padded, 1});
     }
@@ -210,7 +217,7 @@ class WinogradCorrelation {
                            group * weights_.inputs + blocks_.begin(block), blocks_.size(block), h_, w_,
                            sub_kernels_, shape_, whole, strides, scratch.input + i * in_image);
       }
-      for (int64_t position = 0; position < 16; ++position) {
+      for (int64_t position = 0; position < positions(); ++position) {
         const Terms& terms = terms_[position];
         const int64_t depth = blocks_.size(block) * static_cast<int64_t>(terms.sub_kernels.size());
         for (int64_t panel = range.begin; panel < range.end; ++panel) {
@@ -243,15 +250,17 @@ class WinogradCorrelation {
   WinogradLayout<Acc> layout_;
   EvenSplit blocks_;  // of input channels
   PanelParts<Acc> panel_parts_;
-  Terms terms_[16];                // by position
+  Terms terms_[kMostPositions];    // by position
   std::vector<TapPlaces> places_;  // by sub-kernel
 };
 
-// Whether an axis has at least 3 taps, the last sub-kernel at least 2 of them, and moves in steps of 1.
+// Whether an axis has at least 3 taps without gaps and moves in steps of 1, the last sub-kernel having at
+// least 2 of them, or of 2.
 bool has_winograd_taps(const math::CorrelationAxis& axis) {
   const int64_t taps = static_cast<int64_t>(axis.taps.size());
-  return taps >= 3 && taps % 3 != 1 && axis.max_shift - axis.min_shift == taps - 1 && axis.source_step == 1 &&
-         axis.target_step == 1;
+  if (taps < 3 || axis.target_step != 1) return false;
+  if (axis.source_step == 2) return axis.phases == 2 && axis.max_shift - axis.min_shift == (taps - 1) / 2;
+  return axis.source_step == 1 && taps % 3 != 1 && axis.max_shift - axis.min_shift == taps - 1;
 }
 
 }  // namespace
@@ -260,17 +269,21 @@ template <class Problem>
 bool Winograd::can(const Problem& p) {
   using Acc = acc_t<typename Problem::Value>;
   return std::is_same_v<Acc, float> && p.has_one_phase() && has_winograd_taps(p.longest_h()) &&
-         has_winograd_taps(p.longest_w()) && p.images * p.pixels() > 0 &&
+         has_winograd_taps(p.longest_w()) && p.longest_h().source_step == p.longest_w().source_step &&
+         (kIsCorrelation<Problem> || p.longest_h().source_step == 1) && p.images * p.pixels() > 0 &&
          ChannelPanels<Acc>(p.weights.outputs, Vec<Acc>::kLanes).vectors_along_channels;
 }
 
 // Both numbers of channels are worth the transforms, and the images have more than a few Winograd tiles, of
-// which not too much hangs over their ends.
+// which not too much hangs over their ends. In steps of 2 less is saved, and the sums must fit the L2 cache.
 template <class Problem>
 bool Winograd::suits(const Problem& p) {
   const int64_t tiles = winograd_tiles_of(p.longest_h().count, p.longest_w().count);
-  return p.images * tiles >= kWinogradTiles / 4 && 5 * 4 * tiles <= 9 * p.pixels() &&
-         std::min(p.weights.inputs, p.weights.outputs) >= 16;
+  if (p.images * tiles < kWinogradTiles / 4) return false;
+  if (p.longest_h().source_step == 1)
+    return 5 * 4 * tiles <= 9 * p.pixels() && std::min(p.weights.inputs, p.weights.outputs) >= 16;
+  return 5 * 4 * tiles <= 6 * p.pixels() && std::min(p.weights.inputs, p.weights.outputs) >= 64 &&
+         p.weights.outputs <= 256 && p.weights.rows == 3 && p.weights.columns == 3;
 }
 
 template <class Problem>
