@@ -1,7 +1,11 @@
 """Loss modules: torch's classes with this library's functions and extras."""
 
+import math
+from typing import Any
+
 import torch.nn
 from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
 
 from .. import functional as F
 
@@ -106,65 +110,81 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         )
 
 
-class LinearCrossEntropyLoss(torch.nn.Module):
+_Base: Any = getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss)  # since torch 2.13
+
+
+class LinearCrossEntropyLoss(_Base):
     """A classifier's last linear layer and its loss: :func:`pyops.functional.linear_cross_entropy`.
 
-    Parameters are those of :class:`torch.nn.Linear`: ``weight`` (out_features, in_features) and, with
-    ``bias``, ``bias`` (out_features), initialised alike. ``forward(input, target)`` takes hidden states
-    (N, in_features) and returns the loss; :meth:`logits` gives the scores for inference.
+    :class:`torch.nn.LinearCrossEntropyLoss`, also before torch 2.13: ``linear`` is the layer, ``weight`` one
+    weight per class, and ``out_features`` the dimensions of a K-dimensional loss. ``forward(input, target)``
+    takes hidden states (N, in_features) and returns the loss; :meth:`logits` gives the scores for inference.
+    Extra arguments: ``z_loss`` and ``chunk_size``; ``sample_weight`` goes to the call.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    class_weight: Tensor | None
+    z_loss: float = 0.0
+    chunk_size: int | None = None
 
     def __init__(
         self,
         in_features: int,
-        out_features: int,
-        bias: bool = True,
+        num_classes: int,
         *,
-        class_weight: Tensor | None = None,
-        reduction: str = "mean",
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        chunk_size: int | None = None,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        z_loss: float = 0.0,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__()
-        linear = torch.nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
-        self.register_buffer("class_weight", class_weight)
-        self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
-        self.chunk_size = chunk_size
+        _WeightedLoss.__init__(self, weight, None, None, reduction)
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(
+                f"LinearCrossEntropyLoss: weight must have shape {(num_classes,)}, got {tuple(weight.shape)}"
+            )
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise RuntimeError(
+                f"LinearCrossEntropyLoss: label_smoothing must be between 0 and 1, got {label_smoothing}"
+            )
+        self.num_classes, self.out_features = num_classes, out_features
+        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
+        rows = math.prod(out_features, start=num_classes)
+        self.linear = torch.nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
+        if z_loss != 0.0:
+            self.z_loss = z_loss
+        if chunk_size is not None:
+            self.chunk_size = chunk_size
 
     def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+        shape, bias = (self.num_classes, *self.out_features), self.linear.bias
         return F.linear_cross_entropy(
             input,
-            self.weight,
+            self.linear.weight.reshape(*shape, self.linear.in_features),
             target,
-            linear_bias=self.bias,
-            weight=self.class_weight,
+            linear_bias=None if bias is None else bias.reshape(shape),
+            weight=self.weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            options=self.options,
             z_loss=self.z_loss,
             sample_weight=sample_weight,
             chunk_size=self.chunk_size,
         )
 
     def logits(self, input: Tensor) -> Tensor:
-        """Scores (N, out_features) of hidden states (N, in_features)."""
-        return torch.nn.functional.linear(input, self.weight, self.bias)
+        """Scores (N, num_classes, *out_features) of hidden states (N, in_features)."""
+        scores = torch.nn.functional.linear(input, self.linear.weight, self.linear.bias)
+        return scores.unflatten(-1, (self.num_classes, *self.out_features)) if self.out_features else scores
 
     def extra_repr(self) -> str:
         return (
-            f"in_features={self.weight.size(1)}, out_features={self.weight.size(0)}, "
-            f"bias={self.bias is not None}, reduction={self.reduction!r}"
+            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, "
+            f"out_features={self.out_features}, bias={self.linear.bias is not None}, "
+            f"reduction={self.reduction!r}"
         )

@@ -256,6 +256,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: Any = None,
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
     chunk_size: int | None = None,
@@ -273,6 +274,8 @@ def linear_cross_entropy(
         linear_bias: shape of ``linear_weight`` without its last dimension.
         weight, reduction, label_smoothing, z_loss, sample_weight: as in :func:`cross_entropy`.
         ignore_index: class index that does not count; None means -100.
+        options: torch's ``LinearCrossEntropyOptions``, for the chunks of torch's own op, which then serves
+            the call.
         chunk_size: rows of logits held at a time; None chooses by memory (32 MiB on a CPU).
 
     Returns:
@@ -282,6 +285,13 @@ def linear_cross_entropy(
         TypeError, ValueError, RuntimeError: as :func:`cross_entropy`.
     """
     name = "linear_cross_entropy"
+    if options is not None:
+        if z_loss != 0.0 or sample_weight is not None or chunk_size is not None:
+            raise ValueError(f"{name}: z_loss, sample_weight and chunk_size cannot be combined with options")
+        return torch.nn.functional.linear_cross_entropy(
+            *(input, linear_weight, target), linear_bias=linear_bias, weight=weight, reduction=reduction,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
+        )  # fmt: skip
     code = reduction_code(name, reduction)
     index = -100 if ignore_index is None else ignore_index
     options = (code, index, float(label_smoothing), float(z_loss))

@@ -178,28 +178,67 @@ def test_cross_entropy_extras(backend: Backend) -> None:
 def test_linear_cross_entropy_loss(backend: Backend) -> None:
     class_weight = torch.tensor([0.5, 1.0, 2.0, 1.0])
     options = {"reduction": "sum", "ignore_index": 1, "label_smoothing": 0.1}
-    module = pyops.nn.LinearCrossEntropyLoss(3, 4, class_weight=class_weight, chunk_size=2, **options)
-    assert set(module.state_dict()) == {"weight", "bias", "class_weight"}
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, bias=True, weight=class_weight, chunk_size=2, **options)
+    assert set(module.state_dict()) == {"weight", "linear.weight", "linear.bias"}
     module.to(backend.device)
     hidden = torch.randn(5, 3, device=backend.device)
     target = torch.tensor([0, 2, 1, 0, 3], device=backend.device)
-    wanted = torch.nn.functional.cross_entropy(module.logits(hidden), target, module.class_weight, **options)
+    wanted = torch.nn.functional.cross_entropy(module.logits(hidden), target, module.weight, **options)
     found = module(hidden, target)
     torch.testing.assert_close(found, wanted)
     parameters = list(module.parameters())
     torch.testing.assert_close(
         torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), rtol=1e-5, atol=1e-6
     )
-    assert "in_features=3, out_features=4, bias=True, reduction='sum'" in repr(module)
+    assert "in_features=3, num_classes=4, out_features=(), bias=True, reduction='sum'" in repr(module)
 
 
 def test_linear_cross_entropy_loss_starts_as_a_linear_layer() -> None:
     torch.manual_seed(3)
-    module = pyops.nn.LinearCrossEntropyLoss(3, 4, bias=False, dtype=torch.float64)
+    module = pyops.nn.LinearCrossEntropyLoss(3, 4, dtype=torch.float64)
     torch.manual_seed(3)
     linear = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
-    assert torch.equal(module.weight, linear.weight)
-    assert module.bias is None
+    assert torch.equal(module.linear.weight, linear.weight)
+    assert module.linear.bias is None
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="torch 2.13 has it")
+def test_linear_cross_entropy_loss_is_torchs() -> None:
+    theirs = torch.nn.LinearCrossEntropyLoss(5, 10, out_features=(4, 3), bias=True)
+    x, target = torch.randn(2, 5), torch.randint(0, 10, (2, 4, 3))
+    wanted = theirs(x, target)
+    assert type(pyops.convert(theirs)) is pyops.nn.LinearCrossEntropyLoss
+    torch.testing.assert_close(theirs(x, target), wanted)
+    theirs = torch.nn.LinearCrossEntropyLoss(5, 10, options=torch.nn.LinearCrossEntropyOptions())
+    target = torch.tensor([3, 9])
+    wanted = theirs(x, target)
+    torch.testing.assert_close(pyops.convert(theirs)(x, target), wanted)
+    with pytest.raises(ValueError, match="options"):
+        theirs(x, target, sample_weight=torch.ones(2))
+
+
+def _named(function: Any) -> list[tuple[str, Any]]:
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.default) for p in parameters]
+
+
+@pytest.mark.parametrize("library", ["nn", "functional"])
+def test_signatures_are_those_of_the_installed_torch(library: str) -> None:
+    """Every argument of torch's, in its place and with its default; others come behind."""
+    theirs, ours = torch.nn if library == "nn" else torch.nn.functional, getattr(pyops, library)
+    compared = 0
+    for name in ours.__all__:
+        if not hasattr(theirs, name):
+            continue
+        try:
+            wanted = _named(getattr(theirs, name))
+        except ValueError:  # of C++
+            continue
+        if ("args", inspect.Parameter.empty) in wanted:  # of several signatures
+            continue
+        assert _named(getattr(ours, name))[: len(wanted)] == wanted, name
+        compared += 1
+    assert compared >= 15
 
 
 def test_lazy_layers_print_and_become_ours() -> None:
