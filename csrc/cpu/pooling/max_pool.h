@@ -3,6 +3,7 @@
 
 #include "binding/pooling.h"
 #include "cpu/pooling/max_pool_channels.h"
+#include "cpu/pooling/max_pool_pairs.h"
 #include "cpu/pooling/max_pool_rows.h"
 #include "cpu/runtime/parallel.h"
 
@@ -33,6 +34,7 @@ void max_pool_gradient(const Image& in, const Windows& windows, const T* grad_ou
     visit(row);
     rows.backward(grad_output, argmax, row, grad_input + row * in.row_elements());
   };
+  if (in_pairs(windows, in.inner)) return for_each_row<MaxPoolGradientPairs<T, A>>(in, windows, 4, gather);
   wide<acc_t<T>>(in) ? for_each_row<MaxPoolGradientChannels<T, A>>(in, windows, 4, gather)
                      : for_each_row<MaxPoolGradientRows<T, A>>(in, windows, 4, gather);
 }

@@ -26,6 +26,7 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
       rows.forward(x, row, y + row * out.row_elements(), at + row * out.row_elements());
     };
     const int64_t work = std::min<int64_t>(windows.positions(), 1 << 16);
+    if (in_pairs(windows, in.inner)) return for_each_row<MaxPoolPairs<T, A>>(out, windows, work, pool);
     wide<acc_t<T>>(in) ? for_each_row<MaxPoolChannels<T, A>>(out, windows, work, pool)
                        : for_each_row<MaxPoolRows<T, A>>(out, windows, work, pool);
   });
