@@ -12,7 +12,18 @@ from pyops._library import implement
 from ..tools.checks import check_floating
 from ..tools.launch import cdiv, launch, next_power_of_2
 from ..tools.math import divide
-from .windows import Axis, Image, check_pair, check_size, first_window, locate, tiles, windows
+from .windows import (
+    Axis,
+    Image,
+    Sides,
+    check_pair,
+    check_size,
+    first_window,
+    inner_of,
+    locate,
+    tiles,
+    windows,
+)
 
 
 def _check_divisor(divisor: int | None, op: str) -> int:
@@ -25,7 +36,10 @@ def _adaptive(input_size: Sequence[int], output_size: Sequence[int], op: str) ->
     check_pair(input_size, op, "input_size", 1)
     check_pair(output_size, op, "output_size", 0)
     # The kernel is the longest window.
-    axes = [Axis(n, out, _longest(n, out), 1, 0, 1) for n, out in zip(input_size, output_size, strict=True)]
+    axes = [
+        Axis(n, out, _longest(n, out), 1, 0, 1, most=(n + 1) * (out + 1))
+        for n, out in zip(input_size, output_size, strict=True)
+    ]
     return axes[0], axes[1]
 
 
@@ -43,10 +57,10 @@ def _forward(
     if out.elements > 0 and whole and image.inner == 1:
         _average_planes(input, output, image, divisor or image.height * image.width)
     elif out.elements > 0:
-        programs, sizes, meta = tiles(out)
+        programs, sizes, meta = tiles(out, axes, input.element_size())
         launch(
-            _forward_kernel, programs, input.device, input, output, *sizes, *axes[0].args[:5],
-            *axes[1].args[:5], divisor, **flags, **meta,
+            _forward_kernel, programs, input.device, input, output, *sizes, image.sides, out.sides,
+            DOWN=axes[0].window, ACROSS=axes[1].window, DIVISOR=divisor, **flags, **meta,
         )  # fmt: skip
     return output
 
@@ -68,7 +82,7 @@ def _backward(
     image = out.resized(axes[0].size, axes[1].size)
     grad_input = grad_output.new_empty(image.shape)
     if image.elements > 0:
-        programs, sizes, meta = tiles(image)
+        programs, sizes, meta = tiles(image, axes, grad_output.element_size())
         # Windows that hold an element, at most.
         spans = [
             _longest(axis.out, axis.size) if flags["ADAPTIVE"] else (axis.kernel - 1) // axis.stride + 1
@@ -76,7 +90,8 @@ def _backward(
         ]
         launch(
             _backward_kernel, programs, grad_output.device, grad_output, grad_input, *sizes,
-            *axes[0].args[:5], *axes[1].args[:5], *spans, divisor, **flags, **meta,
+            image.sides, out.sides, DOWN=axes[0].window, ACROSS=axes[1].window, SPANS=Sides(*spans),
+            DIVISOR=divisor, **flags, **meta,
         )  # fmt: skip
     return grad_input
 
@@ -148,54 +163,57 @@ def adaptive_avg_pool2d_backward(
 
 
 @triton.jit
-def _elements(
-    window, size, out, kernel, stride, padding, ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr
-):
+def _elements(window, size, out, WINDOW: tl.constexpr, ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr):
     """First element and end of a window, and what it contributes to the divisor."""
     if ADAPTIVE:
         first = window * size // out
         end = ((window + 1) * size + out - 1) // out
         count = end - first
     else:
-        start = window * stride - padding
+        start = window * WINDOW.stride - WINDOW.padding
         first = tl.maximum(start, 0)
-        end = tl.minimum(start + kernel, size)
-        count = tl.minimum(start + kernel, size + padding) - start if COUNT_PADDING else end - first
+        end = tl.minimum(start + WINDOW.kernel, size)
+        whole = tl.minimum(start + WINDOW.kernel, size + WINDOW.padding) - start
+        count = whole if COUNT_PADDING else end - first
     return first, end, count
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _forward_kernel(
-    x_ptr, y_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
-    in_h: tl.int64, out_h: tl.int64, kernel_h, stride_h: tl.int64, pad_h: tl.int64,
-    in_w: tl.int64, out_w: tl.int64, kernel_w, stride_w: tl.int64, pad_w: tl.int64, divisor: tl.int64,
-    ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr,
-    ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Writes the mean of each window: its sum over ``divisor`` or, if that is 0, over what the window counts.
+@triton.jit
+def _divisor(count_h, count_w, DIVISOR: tl.constexpr, dtype: tl.constexpr):
+    """``DIVISOR`` or, if that is 0, what the window counts."""
+    if DIVISOR:
+        return tl.full([], DIVISOR, dtype)
+    else:
+        return (count_h * count_w).to(dtype)
 
-    ``rows``, ``row_height``, ``columns`` and ``inner``: the output's sizes (see windows.py). Along the
-    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements
-    begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with ``_w``.
+
+@triton.jit(do_not_specialize=["rows", "aligned_width", "aligned_inner"])
+def _forward_kernel(
+    x_ptr, y_ptr, rows, row_height, aligned_width, aligned_inner, input, output,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, DIVISOR: tl.constexpr, ADAPTIVE: tl.constexpr,
+    COUNT_PADDING: tl.constexpr, TILING: tl.constexpr,
+):  # fmt: skip
+    """Writes the mean of each window: its sum over ``DIVISOR`` or, if that is 0, over what the window counts.
+
+    ``rows``, ``row_height``, ``aligned_width`` and ``aligned_inner``: the output's sizes (see windows.py).
+    ``input`` and ``output``: the sides of both. ``DOWN`` and ``ACROSS``: the Windows of the axes.
     """
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    image, row, column, channel, at, exists = locate(
-        rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
-    )
-    top, bottom, count_h = _elements(row, in_h, out_h, kernel_h, stride_h, pad_h, ADAPTIVE, COUNT_PADDING)
-    left, right, count_w = _elements(column, in_w, out_w, kernel_w, stride_w, pad_w, ADAPTIVE, COUNT_PADDING)
-    total = tl.zeros([BLOCK_R, BLOCK_C], acc)
-    for i in tl.range(0, kernel_h):
+    image, row, column, channel, at, exists = locate(rows, row_height, aligned_width, aligned_inner, TILING)
+    inner = inner_of(aligned_inner, TILING)
+    top, bottom, count_h = _elements(row, input.height, output.height, DOWN, ADAPTIVE, COUNT_PADDING)
+    left, right, count_w = _elements(column, input.width, output.width, ACROSS, ADAPTIVE, COUNT_PADDING)
+    total = tl.full([TILING.rows, TILING.columns], 0.0, acc)
+    for i in tl.range(0, DOWN.kernel):
         y = top + i
-        row_start = (image * in_h + y) * in_w
-        row_total = tl.zeros([BLOCK_R, BLOCK_C], acc)
-        for j in tl.range(0, kernel_w):
+        row_start = (image * input.height + y) * input.width
+        row_total = tl.full([TILING.rows, TILING.columns], 0.0, acc)
+        for j in tl.range(0, ACROSS.kernel):
             x = left + j
             inside = exists & (y < bottom) & (x < right)
             row_total += tl.load(x_ptr + (row_start + x) * inner + channel, mask=inside, other=0.0).to(acc)
         total += row_total
-    count = tl.where(divisor != 0, divisor, count_h * count_w)
-    tl.store(y_ptr + at, divide(total, count.to(acc)), mask=exists)
+    tl.store(y_ptr + at, divide(total, _divisor(count_h, count_w, DIVISOR, acc)), mask=exists)
 
 
 @triton.jit(do_not_specialize=["planes"])
@@ -215,45 +233,41 @@ def _planes_kernel(
     tl.store(y_ptr + plane, mean, mask=plane < planes)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "aligned_width", "aligned_inner"])
 def _backward_kernel(
-    grad_ptr, dx_ptr, rows: tl.int64, row_height: tl.int64, columns: tl.int64, inner: tl.int64,
-    in_h: tl.int64, out_h: tl.int64, kernel_h: tl.int64, stride_h: tl.int64, pad_h: tl.int64,
-    in_w: tl.int64, out_w: tl.int64, kernel_w: tl.int64, stride_w: tl.int64, pad_w: tl.int64,
-    span_h, span_w, divisor: tl.int64, ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr,
-    ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, dx_ptr, rows, row_height, aligned_width, aligned_inner, input, output,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, SPANS: tl.constexpr, DIVISOR: tl.constexpr,
+    ADAPTIVE: tl.constexpr, COUNT_PADDING: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
-    """Adds up for each element the gradients of its windows, over ``divisor`` or what each window counts.
+    """Adds up for each element the gradients of its windows, over ``DIVISOR`` or what each window counts.
 
-    ``rows``, ``row_height``, ``columns`` and ``inner``: the input's sizes (see windows.py). Along the
-    height, input and output have ``in_h`` and ``out_h`` elements. Windows of ``kernel_h`` elements
-    begin ``pad_h`` before the input, ``stride_h`` apart. The width has the same, with ``_w``.
-    At most ``span_h`` times ``span_w`` windows hold an element.
+    ``rows``, ``row_height``, ``aligned_width`` and ``aligned_inner``: the input's sizes (see windows.py).
+    ``input`` and ``output``: the sides of both. ``DOWN`` and ``ACROSS``: the Windows of the axes, at most
+    ``SPANS`` of which hold an element.
     """
     acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
-    image, row, column, channel, at, exists = locate(
-        rows, row_height, columns, inner, ONE_CHANNEL, BLOCK_R, BLOCK_C
-    )
+    image, row, column, channel, at, exists = locate(rows, row_height, aligned_width, aligned_inner, TILING)
+    inner = inner_of(aligned_inner, TILING)
     if ADAPTIVE:
-        top, left = row * out_h // in_h, column * out_w // in_w
+        top, left = row * output.height // input.height, column * output.width // input.width
     else:
-        top = first_window(row, stride_h, kernel_h - 1 - pad_h)
-        left = first_window(column, stride_w, kernel_w - 1 - pad_w)
-    total = tl.zeros([BLOCK_R, BLOCK_C], acc)
-    for i in tl.range(0, span_h):
+        top = first_window(row, DOWN.stride, DOWN.kernel - 1 - DOWN.padding)
+        left = first_window(column, ACROSS.stride, ACROSS.kernel - 1 - ACROSS.padding)
+    total = tl.full([TILING.rows, TILING.columns], 0.0, acc)
+    for i in tl.range(0, SPANS.height):
         window_h = top + i
         top_row, end_row, count_h = _elements(
-            window_h, in_h, out_h, kernel_h, stride_h, pad_h, ADAPTIVE, COUNT_PADDING
+            window_h, input.height, output.height, DOWN, ADAPTIVE, COUNT_PADDING
         )
-        row_holds = exists & (window_h < out_h) & (row >= top_row) & (row < end_row)
-        row_start = (image * out_h + window_h) * out_w
-        for j in tl.range(0, span_w):
+        row_holds = exists & (window_h < output.height) & (row >= top_row) & (row < end_row)
+        row_start = (image * output.height + window_h) * output.width
+        for j in tl.range(0, SPANS.width):
             window_w = left + j
             first, end, count_w = _elements(
-                window_w, in_w, out_w, kernel_w, stride_w, pad_w, ADAPTIVE, COUNT_PADDING
+                window_w, input.width, output.width, ACROSS, ADAPTIVE, COUNT_PADDING
             )
-            holds = row_holds & (window_w < out_w) & (column >= first) & (column < end)
-            count = tl.where(divisor != 0, divisor, count_h * count_w)
+            holds = row_holds & (window_w < output.width) & (column >= first) & (column < end)
             grad = tl.load(grad_ptr + (row_start + window_w) * inner + channel, mask=holds, other=0.0)
-            total += tl.where(holds, divide(grad.to(acc), count.to(acc)), 0.0)
+            divisor = _divisor(count_h, count_w, DIVISOR, acc)
+            total += tl.where(holds, divide(grad.to(acc), divisor), 0.0)
     tl.store(dx_ptr + at, total, mask=exists)

@@ -7,17 +7,19 @@ elements of width * inner, so that warps access whole cache lines in either orde
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ..tools.checks import check_dense
-from ..tools.launch import cdiv, next_power_of_2
+from ..tools.launch import cdiv, next_power_of_2, vector_alignment
 
 _INT_MAX = 2**31 - 1
 _TILE = 1024
+# Offsets below it are computed in 32 bits; tiles may reach beyond tensors.
+NARROW_ELEMENTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Image:
         return Image(self.outer, height, width, self.inner, shape, self.channels_last)
 
     @property
+    def sides(self) -> "Sides":
+        return Sides(self.height, self.width)
+
+    @property
     def elements(self) -> int:
         return self.outer * self.height * self.width * self.inner
 
@@ -62,9 +68,43 @@ def check_pair(values: Sequence[int], op: str, name: str, low: int, high: int = 
         raise RuntimeError(f"{op}: {name} must be two integers in [{low}, {high}], got {list(values)}")
 
 
+class Window(NamedTuple):
+    """How windows lie along an axis, a constant, so that no division by it is left in a kernel.
+
+    ``kernel`` elements, ``dilation`` apart, the first window's ``padding`` before the input, the next one's
+    ``stride`` further.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+class Tiling(NamedTuple):
+    """How a kernel's tiles lie, a constant.
+
+    ``one_channel``: neighbours in memory are columns, otherwise channels; ``align``: what divides the number
+    of columns, or of channels; ``wide``: offsets take 64 bits; ``rows`` and ``columns``: a tile's.
+    """
+
+    one_channel: bool
+    align: int
+    wide: bool
+    rows: int
+    columns: int
+
+
+class Sides(NamedTuple):
+    """``height`` and ``width`` of an image."""
+
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class Axis:
-    """A sliding window along an axis: ``args`` are what a kernel gets of it."""
+    """A sliding window along an axis."""
 
     size: int
     out: int
@@ -72,10 +112,16 @@ class Axis:
     stride: int
     padding: int
     dilation: int
+    most: int = 0  # what else is computed of positions
 
     @property
-    def args(self) -> tuple[int, ...]:
-        return (self.size, self.out, self.kernel, self.stride, self.padding, self.dilation)
+    def reach(self) -> int:
+        """No position along the axis, nor a step to one, is larger."""
+        return max(self.size + 2 * self.padding + self.stride, self.kernel * self.dilation, self.most)
+
+    @property
+    def window(self) -> Window:
+        return Window(self.kernel, self.stride, self.padding, self.dilation)
 
 
 def windows(
@@ -116,35 +162,57 @@ def check_size(image: Image, height: int, width: int, op: str, name: str) -> Non
         )
 
 
-def tiles(image: Image) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """Number of programs that make ``image``, and the sizes and constants its kernel gets."""
+def tiles(
+    image: Image, axes: tuple[Axis, Axis], itemsize: int
+) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+    """Number of programs that make ``image``, and the sizes and constants its kernel gets.
+
+    ``axes``: those of the pooling, of which ``image`` is the input or the output.
+    """
     columns = image.width * image.inner
     block_c = min(next_power_of_2(columns), _TILE)
     block_r = max(1, min(_TILE // block_c, 64))
     rows = image.outer * image.height
     programs = cdiv(rows, block_r) * cdiv(columns, block_c)
-    meta = {"ONE_CHANNEL": image.inner == 1, "BLOCK_R": block_r, "BLOCK_C": block_c, "num_warps": 4}
-    return programs, (rows, image.height, columns, image.inner), meta
+    one_channel = image.inner == 1
+    align = vector_alignment(image.width if one_channel else image.inner, itemsize)
+    sides = [max(axis.size, axis.out) for axis in axes]
+    elements = image.outer * image.inner * sides[0] * sides[1]
+    wide = max(elements, *(axis.reach for axis in axes)) >= NARROW_ELEMENTS
+    aligned = (image.width // align, 1) if one_channel else (image.width, image.inner // align)
+    tiling = Tiling(one_channel, align, wide, block_r, block_c)
+    return programs, (rows, image.height, *aligned), {"TILING": tiling, "num_warps": 4}
 
 
 @triton.jit
-def locate(
-    rows, height, columns, inner, ONE_CHANNEL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def locate(rows, height, aligned_width, aligned_inner, TILING: tl.constexpr):
     """Of a tile's elements: image and row [R, 1], column and channel [1, C], offset and existence [R, C]."""
-    pid = tl.program_id(0).to(tl.int64)
+    BLOCK_R: tl.constexpr = TILING.rows
+    BLOCK_C: tl.constexpr = TILING.columns
+    pid = tl.program_id(0).to(tl.int64 if TILING.wide else tl.int32)
+    inner = inner_of(aligned_inner, TILING)
+    columns = aligned_width * TILING.align if TILING.one_channel else aligned_width * inner
     column_tiles = tl.cdiv(columns, BLOCK_C)
     row_tile = pid // column_tiles
     row = (row_tile * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     lane = (pid - row_tile * column_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     image = row // height
-    if ONE_CHANNEL:
+    if TILING.one_channel:
         column = lane
         channel = tl.zeros_like(lane)
     else:
         column = lane // inner
         channel = lane - column * inner
     return image, row - image * height, column, channel, row * columns + lane, (row < rows) & (lane < columns)
+
+
+@triton.jit
+def inner_of(aligned_inner, TILING: tl.constexpr):
+    """Channels that alternate in memory."""
+    if TILING.one_channel:
+        return 1
+    else:
+        return aligned_inner * TILING.align
 
 
 @triton.jit

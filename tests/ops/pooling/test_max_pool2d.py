@@ -7,7 +7,7 @@ import torch
 
 import pyops.functional as F
 from tests.suite import checks
-from tests.suite.backends import Backend, raw
+from tests.suite.backends import TRITON, Backend, raw
 from tests.suite.cases import DTYPES
 from tests.suite.pooling import EXTREMES, POOL_LAYOUTS
 from tests.suite.torch_samples import check_torchs_samples
@@ -24,6 +24,25 @@ def test_output_and_gradient_keep_torchs_memory_format(kernels: Backend, shape: 
     upstream = torch.randn_like(wanted[0])
     gradients = [torch.autograd.grad(y[0], x, upstream)[0] for y in (found, wanted)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("backend", [TRITON], indirect=True, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_triton_offsets_of_64_bits(backend: Backend, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyops.triton_kernels.pooling import windows
+
+    x = torch.randn(2, 3, 7, 9).to(backend.device)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    results = []
+    for narrow in (windows.NARROW_ELEMENTS, 1):
+        monkeypatch.setattr(windows, "NARROW_ELEMENTS", narrow)
+        leaf = x.clone().requires_grad_()
+        y, indices = F.max_pool2d(leaf, 3, 2, 1, return_indices=True)
+        outputs = (y, F.avg_pool2d(leaf, 3, 2, 1), F.adaptive_avg_pool2d(leaf, (3, 4)))
+        gradients = [torch.autograd.grad(out, leaf, torch.ones_like(out))[0] for out in outputs]
+        results.append((indices, *outputs, *gradients))
+    for narrow, wide in zip(*results, strict=True):
+        assert torch.equal(narrow, wide)
 
 
 # ------------------------------------------------------------------------------------- values and indices
