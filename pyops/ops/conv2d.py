@@ -222,6 +222,11 @@ class Conv2dFunction(torch.autograd.Function):
         return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
 
 
+def _are_torchs(input: Tensor, weight: Tensor) -> bool:
+    """Whether these are integers or complex numbers, of one dtype, which torch's op takes alone."""
+    return not input.is_floating_point() and isinstance(weight, Tensor) and weight.dtype == input.dtype
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -260,7 +265,7 @@ def conv2d(
     """
     name = "conv2d"
     plain = activation is None and residual is None and isinstance(input, Tensor)
-    if plain and (backends.prefers_torch(name, input) or not input.is_floating_point()):
+    if plain and (backends.prefers_torch(name, input) or _are_torchs(input, weight)):
         return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     function = parse(name, activation)
     check_floating(name, "input", input)

@@ -195,7 +195,7 @@ def _output_size(
         sizes = _per_dimension(name, "size", size, spatial)
         integers = [as_integer(value) for value in sizes]
         if None in integers:
-            raise TypeError(f"{name}: size must be integers, got {size!r}")
+            raise TypeError(f"{name}: size must be integers, got {sizes[integers.index(None)]!r}")
         return integers, [0.0] * spatial
     factors = [float(factor) for factor in _per_dimension(name, "scale_factor", scale_factor, spatial)]
     sizes = [int(input.shape[i + 2] * factor) for i, factor in enumerate(factors)]

@@ -154,7 +154,7 @@ def test_torchs_module_becomes_ours_by_its_class(name: str) -> None:
         return  # torch has none, or another one
     required = {"num_features": 4, "num_embeddings": 5, "embedding_dim": 4, "in_features": 4}
     required |= {"out_features": 3, "in_channels": 2, "out_channels": 3, "kernel_size": 3, "output_size": 2}
-    required |= {"input_size": 4, "hidden_size": 3}
+    required |= {"input_size": 4, "hidden_size": 3, "num_classes": 3}
     parameters = inspect.signature(theirs).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     ours = getattr(pyops.nn, name)(**{n: required[n] for n in needed})

@@ -405,7 +405,7 @@ MUTANTS = {
     "batch_norm_mask_is_taken_before_the_residual": Mutant(
         "cpu/batch_norm/elements.h",
         "bits_above(v, math",
-        "bits_above(residual ? v - load_lanes(residual + i, lanes) : v, math",
+        "bits_above(of.residual ? v - load_lanes(of.residual + i, lanes) : v, math",
         ("batch_norm/batch_norm",),
     ),
     "batch_norm_run_counts_the_missing_lanes": Mutant(
