@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_python(
         "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
         "--disable-pip-version-check", "-w", str(folder), str(tree),
-        environment={"CXX": str(compiler), "PYOPS_WITH_CUDA": "0"},
+        environment={"CXX": str(compiler), "PYOPS_WITH_CUDA": "0", "PYOPS_CPU_VARIANTS": "all"},
         directory=folder,
     )  # fmt: skip
     (path,) = folder.glob("*.whl")
