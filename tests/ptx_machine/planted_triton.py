@@ -54,7 +54,7 @@ FAULTS: dict[str, Planted] = {
     "tile_without_a_barrier": Planted(
         "missing barrier", "conv2d", CONV, BARRIER, "", "conv2d", "machine", TOO_SOON, which=2),
     "one_group_too_few": Planted(
-        "wait count", "conv2d", CONV, r"wait_group\s+2;", "wait_group 3;", "conv2d", "machine", TOO_SOON),
+        "wait count", "conv2d", CONV, r"wait_group\s+4;", "wait_group 5;", "conv2d", "machine", TOO_SOON),
     "matrices_not_transposed": Planted(
         "fragment", "conv2d", CONV, r"\.trans\.", ".", "conv2d", "result"),
     "operands_registers_swapped": Planted(
