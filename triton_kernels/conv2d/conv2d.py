@@ -46,8 +46,7 @@ def conv2d_forward(
     saved = torch.empty_like(output) if save_input_of_activation else None
     run = correlate_depthwise if is_depthwise(shape) else correlate
     options = {"gradient": False, "bias": bias, "residual": residual}
-    if (copy := staged(input, shape)) is not None:
-        input = copy
+    input = staged(input, shape)
     if kind in CHEAP:
         run(output, input, weight, shape, saved=saved, activation=activation, **options)
     elif saved is None:
@@ -76,10 +75,10 @@ def product_gradients(
     none = input.new_empty((0,))
     grad_input = grad_weight = grad_bias = none
     input_is_last = is_channels_last(input)
-    if (copy := staged(grad, shape, relu_output)) is not None:
-        grad, relu_output = copy, None
-    if needs_weight and (copy := staged(input, shape)) is not None:
-        input = copy
+    masked = staged(grad, shape, relu_output)
+    grad, relu_output = masked, relu_output if masked is grad else None
+    if needs_weight:
+        input = staged(input, shape)
     if needs_input:
         grad_input = empty_image(input, input.shape, input_is_last)
         run = correlate_depthwise if depthwise else correlate

@@ -94,8 +94,7 @@ def correlate_and_pool(
     flat, terms = split_depth(channels.inputs, shape.taps)
     if not flat:
         weight = channels_innermost(weight, wide=shape.is_wide)
-    if (copy := staged(input, shape)) is not None:
-        input = copy
+    input = staged(input, shape)
     product = conv_product(input.dtype)
     formats = Formats.of(input, output, weight)
     pixels_last = not (formats.source if shape.in_channels > 1 else formats.target)

@@ -37,8 +37,10 @@ def channels_innermost(
     return packed
 
 
-def staged(image: torch.Tensor, shape: Shape, relu_output: torch.Tensor | None = None) -> torch.Tensor | None:
-    """A channels_last copy of an operand whose elements a product would load one by one; else None.
+def staged(image: torch.Tensor, shape: Shape, relu_output: torch.Tensor | None = None) -> torch.Tensor:
+    """A channels_last copy of an operand whose elements a product would load one by one; else ``image``.
+
+    The copy is 0 where ``relu_output`` is not positive.
 
     That is what becomes of 16-bit elements in NCHW order: asynchronous copies take 4 bytes at least, and a
     tap moves the rows of a tile off the vectors that they begin at.
@@ -48,9 +50,9 @@ def staged(image: torch.Tensor, shape: Shape, relu_output: torch.Tensor | None =
         or is_channels_last(image)
         or min(shape.in_group, shape.out_group) < FEW_CHANNELS
     ):
-        return None
+        return image
     if shape.is_pointwise and vector_alignment(shape.sides(True)[0].width, 2) == 8:
-        return None
+        return image
     return channels_innermost(image, relu_output, shape.is_wide)
 
 

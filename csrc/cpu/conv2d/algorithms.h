@@ -33,93 +33,41 @@ void solve(const Problem& problem) {
 std::vector<std::string> correlation_algorithms();
 std::vector<std::string> weight_gradient_algorithms();
 
+// An algorithm as the tables ask it (Algorithm, above); each defines its members in files of its own.
+#define PYOPS_CONV2D_DECLARE(algorithm, packs) \
+  struct algorithm {                           \
+    static constexpr bool kPacks = packs;      \
+    template <class Problem>                   \
+    static bool can(const Problem& p);         \
+    template <class Problem>                   \
+    static bool suits(const Problem& p);       \
+    template <class Problem>                   \
+    static void run(const Problem& p);         \
+  };
+
 // Groups of one input and one output channel (depthwise/depthwise.cpp).
-struct Depthwise {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Depthwise, false)
 
 // Images of a few pixels: weights are read or written once (small_image.cpp).
-struct SmallImage {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(SmallImage, false)
 
 // An image in each lane: many small images of few channels (image_lanes/correlation.h).
-struct ImageLanes {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(ImageLanes, false)
 
 // bfloat16 by products of tiles (amx/plan.h).
-struct Amx {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Amx, false)
 
 // 36 of 144 multiplications for kernels of 3 x 3 in 16 bits (winograd_4x4/transforms.h).
-struct Winograd4x4 {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Winograd4x4, false)
 
 // bfloat16 by the instruction that multiplies and adds pairs (bf16/bf16.h).
-struct Bf16Dot {
-  static constexpr bool kPacks = false;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Bf16Dot, false)
 
 // 16 of 36 multiplications for kernels of 3 x 3, in steps of 1 (winograd/winograd.cpp).
-struct Winograd {
-  static constexpr bool kPacks = true;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Winograd, true)
 
 // Every product is formed (direct/direct.h).
-struct Direct {
-  static constexpr bool kPacks = true;
-  template <class Problem>
-  static bool can(const Problem& p);
-  template <class Problem>
-  static bool suits(const Problem& p);
-  template <class Problem>
-  static void run(const Problem& p);
-};
+PYOPS_CONV2D_DECLARE(Direct, true)
 
 // Compiles an algorithm for every dtype, in its own file.
 #define PYOPS_CONV2D_ALGORITHM_FOR(algorithm, Problem) \
