@@ -166,6 +166,7 @@ import sys, torch, pyops
 from torch import nn
 import torch.distributed as dist
 from tests.suite.conversion import Net
+from tests.suite.processes import end_process_of_group
 rank, path = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
 torch.set_num_threads(1)
@@ -186,7 +187,7 @@ def steps(convert):
 wanted = steps(None)
 for convert in ("before", "after"):
     torch.testing.assert_close(steps(convert), wanted)
-dist.destroy_process_group()
+end_process_of_group()
 """
 
 

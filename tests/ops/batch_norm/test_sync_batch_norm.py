@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch.multiprocessing as mp
 
 import pyops
 import pyops.nn
+from tests.suite.processes import end_process_of_group
 
 _ROWS = 5  # of a whole batch of 8, those of process 0
 
@@ -34,19 +34,14 @@ def _batch() -> torch.Tensor:
     return torch.randn(8, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 3 + 1
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def _join(rank: int, port: int) -> None:
+def _join(rank: int, folder: str) -> None:
+    """The processes meet in a file: a port found free may be taken before the first of them listens on it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 
 
-def _train(rank: int, port: int, folder: str, uneven: bool, channels_last: bool) -> None:
-    _join(rank, port)
+def _train(rank: int, folder: str, uneven: bool, channels_last: bool) -> None:
+    _join(rank, folder)
     model = pyops.nn.SyncBatchNorm.convert_sync_batchnorm(_network(pyops.nn))
     assert sum(isinstance(m, pyops.nn.SyncBatchNorm) for m in model) == 3
     parallel = torch.nn.parallel.DistributedDataParallel(model)
@@ -64,12 +59,12 @@ def _train(rank: int, port: int, folder: str, uneven: bool, channels_last: bool)
     model.eval()
     saved = {"gradients": gradients, "input": x.grad, "state": model.state_dict(), "eval": model(x).detach()}
     torch.save(saved, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_process_of_group()
 
 
 @pytest.mark.parametrize(("uneven", "channels_last"), [(False, True), (True, False)])
 def test_two_processes_equal_the_whole_batch(tmp_path: Path, uneven: bool, channels_last: bool) -> None:
-    mp.spawn(_train, (_free_port(), str(tmp_path), uneven, channels_last), nprocs=2)
+    mp.spawn(_train, (str(tmp_path), uneven, channels_last), nprocs=2)
     whole = _network(torch.nn)
     x = _batch().requires_grad_()
     for _ in range(2):
@@ -90,8 +85,8 @@ def test_two_processes_equal_the_whole_batch(tmp_path: Path, uneven: bool, chann
         torch.testing.assert_close(found, scale * wanted, rtol=1e-8, atol=1e-8)
 
 
-def _fused(rank: int, port: int, folder: str) -> None:
-    _join(rank, port)
+def _fused(rank: int, folder: str) -> None:
+    _join(rank, folder)
     module = pyops.nn.SyncBatchNorm(3, activation="relu")
     x, residual = _batch().float(), _batch().float().flip(0)
     rows = slice(0, 8) if rank == 0 else slice(8, 8)  # process 1 has an empty batch
@@ -105,11 +100,11 @@ def _fused(rank: int, port: int, folder: str) -> None:
     y = module(x, residual=residual)
     with pytest.raises(RuntimeError, match="SyncBatchNorm: there is no second derivative"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
-    dist.destroy_process_group()
+    end_process_of_group()
 
 
 def test_residual_activation_and_an_empty_batch(tmp_path: Path) -> None:
-    mp.spawn(_fused, (_free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(_fused, (str(tmp_path),), nprocs=2)
     full, empty = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     x, residual = (t.requires_grad_() for t in (_batch().float(), _batch().float().flip(0)))
     theirs = torch.nn.BatchNorm2d(3)
