@@ -199,7 +199,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     huge_pages: HugePages = True,
 ) -> None:
-    """Train an MLP on handwritten digits with the fused kernels, and its plain torch twin."""
+    """Train LeNet on handwritten digits with the fused kernels and, in turns, its plain torch twin."""
     use_huge_pages(huge_pages)
     from pyops.models.commands.demo import demo as run_demo
 

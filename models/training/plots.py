@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ..files import atomic_write
 
@@ -80,6 +82,41 @@ def save_comparison(
             axes.plot(history["epoch"], history[f"train_{quantity}"], ls="--", alpha=0.5, **style)
         _finish_axes(axes, quantity.replace("_", " "))
     figure.suptitle("test, and training dashed")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def save_race(path: Path, title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw what runs reached by when, and their speed, into the PNG ``path``.
+
+    ``runs`` are metrics (as in ``metrics.json``) by name; the speed of the last is 1. The time is that of the
+    training steps alone, as in ``samples_per_second``.
+    """
+    figure = Figure(figsize=(13, 4.2), dpi=120, layout="constrained")
+    losses, accuracies, speeds = figure.subplots(1, 3, width_ratios=(4, 4, 3))
+    last = [*runs][-1]
+    for number, (name, run) in enumerate(runs.items()):
+        history, style = run["history"], {"color": f"C{number}", "label": name}
+        seconds = run["train_samples"] / run["samples_per_second"]  # of an epoch
+        times = [epoch * seconds for epoch in history["epoch"]]
+        losses.plot(times, history["train_loss"], marker="o", ms=3, **style)
+        accuracies.plot(times, history["test_accuracy"], marker="o", ms=3, **style)
+        speed = run["samples_per_second"]
+        bar = speeds.barh(name, speed, color=f"C{number}", height=0.6)
+        ratio = speed / runs[last]["samples_per_second"]
+        speeds.bar_label(
+            bar, [f"{speed:,.0f}\n{ratio:.2f}x"], label_type="center", color="white", weight="bold"
+        )
+    for axes, label in ((losses, "training loss"), (accuracies, "test accuracy")):
+        _finish_axes(axes, label)
+        axes.set_xlabel("seconds of training")
+    losses.set_yscale("log")
+    speeds.invert_yaxis()
+    speeds.set_xlabel("samples per second")
+    speeds.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    speeds.xaxis.set_major_locator(MaxNLocator(4))
+    speeds.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 

@@ -18,6 +18,7 @@ from .distributed import Workers
 from .interrupts import deferred_interrupt
 from .progress_bar import ProgressDisplay
 from .results import event_writer, in_words, log_epoch, log_steps, write_results
+from .trainer import Interrupted, Report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -118,14 +119,19 @@ class Run:
             measure=measure and measure.name,
             quiet=self.config.quiet,
         )
-        with display, self._events() as events:
+        with display, self.events() as events:
             self._train_epochs(display, events)
-            metrics = write_results(self.folder if self.is_main else None, self.title, trainer, self.about)
+            metrics = self.write_results()
             shown = in_words(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
         return metrics
 
-    def _events(self) -> AbstractContextManager[SummaryWriter | None]:
+    def write_results(self) -> dict[str, Any]:
+        """Write the model, the pictures and the metrics, which are returned."""
+        return write_results(self.folder if self.is_main else None, self.title, self.trainer, self.about)
+
+    def events(self) -> AbstractContextManager[SummaryWriter | None]:
+        """The TensorBoard events of this run, which :meth:`train_epoch` adds to."""
         if not self.is_main:
             return nullcontext()
         return event_writer(self.folder, self._first_step, self.config.resume)
@@ -137,11 +143,8 @@ class Run:
             while (
                 progress.step < self.max_steps and not trainer.interrupted and not trainer.has_stopped_early
             ):
-                first_step = progress.step
-                trainer.train_epoch(display.update, self.max_steps, interrupted)
-                self._save(events, first_step)
-                if progress.epoch_step == 0 and progress.step > first_step:
-                    row = {key: values[-1] for key, values in progress.history.items()}
+                row = self.train_epoch(events, display.update, interrupted)
+                if row is not None:
                     display.epoch(progress.epoch, self.num_epochs, row, trainer.samples_per_second)
         if trainer.interrupted:
             display.note(
@@ -154,6 +157,21 @@ class Run:
                 f"stopped early: the validation loss has not fallen since epoch {progress.best_epoch}, "
                 "whose weights are kept"
             )
+
+    def train_epoch(
+        self,
+        events: SummaryWriter | None,
+        report: Report | None = None,
+        interrupted: Interrupted | None = None,
+    ) -> dict[str, float] | None:
+        """Train for an epoch and save a checkpoint; the epoch's results, None when it was cut short."""
+        progress = self.trainer.progress
+        first_step = progress.step
+        self.trainer.train_epoch(report, self.max_steps, interrupted)
+        self._save(events, first_step)
+        if progress.epoch_step > 0 or progress.step == first_step:
+            return None
+        return {key: values[-1] for key, values in progress.history.items()}
 
     def _save(self, events: SummaryWriter | None, first_step: int) -> None:
         """Save where the run stands, and log the steps since ``first_step``."""

@@ -22,7 +22,7 @@ from ..errors import TrainError, first_line
 from ..registry import Network, get_network
 from .checkpoint import load_checkpoint
 from .config import TrainConfig, write_toml
-from .distributed import Workers, process_group
+from .distributed import ALONE, Workers, process_group
 from .results import METRICS, in_words, write_json
 from .run import CHECKPOINT, CONFIG, Run
 
@@ -49,13 +49,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _train(replace(config, device=device_name), workers)
 
 
-def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
+def new_run(config: TrainConfig) -> Run:
+    """A run from the beginning in this process alone, for a caller that trains it epoch by epoch.
+
+    Raises:
+        ModelsError: as :func:`train`, for what is found before training.
+    """
+    network, data, device = _checked(config)
+    return Run(config, network, data, device, _find_backend(config, device), None, ALONE)
+
+
+def _checked(config: TrainConfig) -> tuple[Network, Dataset, torch.device]:
+    """Network, data and device that ``config`` names."""
     network = get_network(config.network)
     network.check_options(config.options)
     config.check()
     device = _find_device(config.device)
-    whole = config.folds is None
-    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume and whole else None
     data = load_data(
         config.data_name,
         config.data_root,
@@ -63,6 +72,13 @@ def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
         fill_missing=config.fill_missing,
         download=config.download,
     )
+    return network, data, device
+
+
+def _train(config: TrainConfig, workers: Workers) -> dict[str, Any]:
+    network, data, device = _checked(config)
+    whole = config.folds is None
+    state = load_checkpoint(config.folder / CHECKPOINT) if config.resume and whole else None
     backend = _find_backend(config, device)
     with nullcontext() if config.backend is None else pyops.use_backend(config.backend):
         if not whole:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from pyops.models.commands import demo as demo_module
+from pyops.models.commands.demo import YOUR_OWN, demo
 from pyops.models.data.load import load_data
 
 from pyops import models
@@ -184,13 +184,26 @@ def test_quiet(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo_module, "_ROUNDS", 1)
-    summary = demo_module.demo(tmp_path, epochs=3)
-    shown = capsys.readouterr().out
-    assert str(tmp_path / "pyops" / "predictions.png") in shown
+def test_demo(tmp_path, capsys):
+    summary = demo(tmp_path, epochs=2)
+    shown, lines = capsys.readouterr()
+    assert str(tmp_path / "demo.png") in shown
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
     for library in ("pyops", "torch"):
+        speed = f"{summary[library]['samples_per_second']:,.0f}"
         assert f"{summary[library]['test_accuracy']:.4f}" in shown
-        assert f"{summary[library]['samples_per_second']:,.0f}" in shown
+        assert speed in shown
+        assert f"{speed} samples/s" in lines.splitlines()[-1]  # one quantity, wherever it is shown
+        metrics = json.loads((tmp_path / library / "metrics.json").read_text())
+        assert metrics["samples_per_second"] == summary[library]["samples_per_second"]
         assert set(FILES) <= {path.name for path in (tmp_path / library).iterdir()}
     assert summary["step_loss_difference"] < 1e-3
+    assert "fused" in shown  # the report of the converted twin
+
+
+def test_the_lines_that_the_demo_shows_run(capsys):
+    exec(
+        compile(YOUR_OWN, "demo", "exec"),
+        {"model": torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())},
+    )
+    assert "Linear" in capsys.readouterr().out
