@@ -64,8 +64,9 @@ format: $(READY) stubs
 stubs:
 	python3 .ci/stubs.py
 
+# BENCH=--quick: 3 minutes instead of 20. The page to look at is runs/bench/report.html.
 bench: $(READY)
-	PYTHONPATH=. $(PY) -m pyops bench
+	PYTHONPATH=. $(PY) -m pyops bench --html runs/bench/report.html --json runs/bench/report.json $(BENCH)
 
 # Is any op slower in 16 bits than in float32, or than torch? ATEN_CPU_CAPABILITY=avx2 or default: on lesser CPUs.
 bench-16bit: $(READY)

@@ -43,6 +43,7 @@ class Options:
     quick: bool = False
     json_path: Path | None = None
     markdown_path: Path | None = None
+    html_path: Path | None = None
     results_folder: Path | None = None
     overhead: bool = True
     default_allocator: bool = False
@@ -57,6 +58,7 @@ def run(
     quick: bool = False,
     *,
     markdown_path: Path | None = None,
+    html_path: Path | None = None,
     results_folder: Path | None = None,
     with_overhead: bool = True,
     default_allocator: bool = False,
@@ -73,6 +75,7 @@ def run(
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; the GPU when there is one by default.
         quick: few small cases, short rounds, no torch.compile.
         markdown_path: the report as Markdown.
+        html_path: the report as one page with pictures, and its rows as CSV beside it.
         results_folder: takes the results into its tables (:mod:`pyops.benchmarks.report.store`), too.
         with_overhead: also measure microseconds per call at the smallest size.
         default_allocator: measure again in a second process without huge pages (CPU).
@@ -104,6 +107,7 @@ def run(
         quick=quick,
         json_path=json_path,
         markdown_path=markdown_path,
+        html_path=html_path,
         results_folder=results_folder,
         overhead=with_overhead,
         default_allocator=default_allocator and chosen.type == "cpu",
@@ -116,7 +120,11 @@ def run(
         print(error, file=sys.stderr)
         return 2
     text.show(from_raw(raw))
-    for path in (json_path, markdown_path, results_folder):
+    if html_path is not None:
+        from .report import page  # pictures need matplotlib, which a machine with a GPU may lack
+
+        page.write(raw, html_path)
+    for path in (json_path, markdown_path, html_path, results_folder):
         if path is not None:
             print(f"written: {path}")
     return 1 if any(f["kind"] in ("wrong", "error") for f in raw["failures"]) else 0
@@ -285,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("ops", nargs="*", metavar="OP", help="functions to measure (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="raw results")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the report as a page with pictures")
     parser.add_argument(
         "--results",
         type=Path,
@@ -324,6 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
         given.device,
         given.quick,
         markdown_path=given.markdown,
+        html_path=given.html,
         results_folder=given.results,
         with_overhead=not given.no_overhead,
         default_allocator=given.default_allocator,

@@ -211,6 +211,9 @@ def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; all by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write raw results here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the report here as Markdown.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report here as a page with pictures, and its rows as CSV.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; the GPU by default if there is one.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few small cases, no torch.compile.")] = False,
     default_allocator: Annotated[
@@ -246,6 +249,7 @@ def bench(
             device,
             quick,
             markdown_path=markdown,
+            html_path=html,
             default_allocator=default_allocator,
             neighbours=neighbours,
             baselines=baseline or [],

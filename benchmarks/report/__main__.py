@@ -1,9 +1,9 @@
 """Reports of what was measured before.
 
 ``python -m pyops.benchmarks.report`` renders the Markdown in ``benchmarks/results`` from the tables there.
-``python -m pyops.benchmarks.report FILE.json [--markdown]`` shows the raw results of a run; ``--results DIR``
-puts them into the tables of DIR instead. In place of a JSON file it also takes a folder with tables, such as
-one that came from a GPU machine.
+``python -m pyops.benchmarks.report FILE.json [--markdown]`` shows the raw results of a run; ``--html PAGE``
+makes a page with pictures of them, and ``--results DIR`` puts them into the tables of DIR. In place of a JSON
+file it also takes a folder with tables, such as one that came from a GPU machine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", nargs="?", type=Path, metavar="FILE.json", help="or a folder with tables")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="as a page with pictures; takes FILE.json")
     parser.add_argument("--results", type=Path, metavar="DIR", help="the folder of the tables")
     given = parser.parse_args(arguments)
     if given.source is None:
@@ -29,6 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not report.rows:
             parser.error(f"there are no tables in {folder}")
         store.add(report, folder)
+        return 0
+    if given.html is not None:
+        if given.source.is_dir():
+            parser.error("--html takes the raw results of a run, FILE.json")
+        from . import page
+
+        page.write(json.loads(given.source.read_text(encoding="utf-8")), given.html)
         return 0
     report = _load(given.source)
     if given.results is not None:

@@ -54,6 +54,11 @@ def slug(machine: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
+def csv_of(report: Report) -> str:
+    """The rows of a report as CSV, as in ``results.csv``."""
+    return _table(report.rows, Row)
+
+
 def _table(records: list[Any], kind: type[Any]) -> str:
     names = [field.name for field in fields(kind)]
     out = io.StringIO()

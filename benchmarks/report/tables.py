@@ -68,14 +68,14 @@ class Group:
 
 def tables(report: Report) -> list[Table]:
     """All tables of a report; empty ones are left out."""
-    main = _groups(report, TIME)
+    main = grouped(report, TIME)
     made = [
         _timing_table("pyops against torch", main),
-        _beside_table(_groups(report, BESIDE), main),
+        _beside_table(grouped(report, BESIDE), main),
         _memory_table(main),
-        _overhead_table(_groups(report, OVERHEAD)),
-        _allocator_table(_groups(report, ALLOCATOR), main),
-        _first_step_table(_groups(report, FIRST_STEP)),
+        _overhead_table(grouped(report, OVERHEAD)),
+        _allocator_table(grouped(report, ALLOCATOR), main),
+        _first_step_table(grouped(report, FIRST_STEP)),
     ]
     made = [table for table in made if table.rows]
     if len(report.runs) == 1:  # every row is of this run
@@ -86,7 +86,8 @@ def tables(report: Report) -> list[Table]:
     return made
 
 
-def _groups(report: Report, section: str) -> list[Group]:
+def grouped(report: Report, section: str) -> list[Group]:
+    """The rows of a section, those of one case in one mode together."""
     numbers = {(run.machine, run.date): number for number, run in enumerate(report.runs, 1)}
     rows = [row for row in report.rows if row.section == section]
     return [
@@ -126,7 +127,7 @@ def _beside_table(groups: list[Group], main: list[Group]) -> Table:
             before = alone[group.case_and_mode].subjects.get(name) if group.case_and_mode in alone else None
             cells = [group.name, group.mode, name.removeprefix("pyops "), _ms(row), _ms(before)]
             cells += [_least(list(group.baselines.values()), lambda row: row.microseconds, _ms)]
-            cells += [_speedup(row), _quartiles(row), _speedup(before), _percent(_kept(row, before))]
+            cells += [_speedup(row), _quartiles(row), _speedup(before), _percent(share_kept(row, before))]
             rows.append([*cells, str(group.number)])
     note = (
         "The same case in the same run while busy processes compete for the cores (their number: neighbours, "
@@ -135,7 +136,8 @@ def _beside_table(groups: list[Group], main: list[Group]) -> Table:
     return Table("Beside busy neighbours", header, rows, note)
 
 
-def _kept(row: Row, alone: Row | None) -> float | None:
+def share_kept(row: Row, alone: Row | None) -> float | None:
+    """Of the speedup ``alone``, the share that is left."""
     return row.speedup / alone.speedup if alone is not None and row.speedup and alone.speedup else None
 
 
@@ -204,10 +206,10 @@ def _allocator_table(groups: list[Group], main: list[Group]) -> Table:
 
 def losses(report: Report) -> list[str]:
     """Plainly: every case in which a torch baseline is faster or needs less memory than pyops."""
-    main = _groups(report, TIME)
-    lines = [line for group in (*main, *_groups(report, OVERHEAD)) for line in _slower(group)]
+    main = grouped(report, TIME)
+    lines = [line for group in (*main, *grouped(report, OVERHEAD)) for line in _slower(group)]
     lines += [line for group in main for line in _larger(group)]
-    return lines + _lost_beside(_groups(report, BESIDE), main)
+    return lines + _lost_beside(grouped(report, BESIDE), main)
 
 
 def _lost_beside(groups: list[Group], main: list[Group]) -> list[str]:
@@ -216,7 +218,7 @@ def _lost_beside(groups: list[Group], main: list[Group]) -> list[str]:
     for group in groups:
         for name, row in group.subjects.items():
             before = alone.get(group.case_and_mode, {}).get(name)
-            kept = _kept(row, before)
+            kept = share_kept(row, before)
             if kept is not None and kept < KEPT_BESIDE:
                 lines.append(
                     f"{_where(group)}, {name}: beside neighbours {_speedup(row)}, {_percent(kept)} of the "
@@ -225,19 +227,35 @@ def _lost_beside(groups: list[Group], main: list[Group]) -> list[str]:
     return lines
 
 
-def means(report: Report) -> list[str]:
-    """The geometric means of the speedups, by machine and by how pyops ran: of the ops in float32, forward
-    and backward, and of whole training steps."""
+@dataclass(frozen=True)
+class Mean:
+    """The geometric mean of speedups: of ``what``, with pyops run as ``way``."""
+
+    machine: str
+    what: str
+    way: str
+    value: float
+    cases: int
+
+
+def mean_speedups(report: Report) -> list[Mean]:
+    """By machine and by how pyops ran: of the ops in float32, forward and backward, and of whole steps."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for row in report.rows:
         if row.section == TIME and row.speedup and row.dtype == "float32" and row.mode in _MEANS:
-            name = row.contender.removeprefix("pyops ")
-            found.setdefault((row.machine, _MEANS[row.mode], name), []).append(row.speedup)
-    several = len({machine for machine, _, _ in found}) > 1
+            way = row.contender.removeprefix("pyops ")
+            found.setdefault((row.machine, _MEANS[row.mode], way), []).append(row.speedup)
+    return [Mean(*key, geometric_mean(speedups), len(speedups)) for key, speedups in found.items()]
+
+
+def means(report: Report) -> list[str]:
+    """:func:`mean_speedups`, a line each."""
+    found = mean_speedups(report)
+    several = len({mean.machine for mean in found}) > 1
     return [
-        f"geometric mean of the speedups, {what}, {name}: {geometric_mean(speedups):.2f}x "
-        f"({len(speedups)} cases{f', {machine}' if several else ''})"
-        for (machine, what, name), speedups in found.items()
+        f"geometric mean of the speedups, {mean.what}, {mean.way}: {mean.value:.2f}x "
+        f"({mean.cases} cases{f', {mean.machine}' if several else ''})"
+        for mean in found
     ]
 
 

@@ -11,7 +11,7 @@ from .tables import Table, losses, means, problems, tables
 def markdown(report: Report) -> str:
     """The whole report as Markdown."""
     parts = [f"# pyops benchmarks, {', '.join(report.machines())}\n"]
-    parts.append("\n".join(f"- {line}" for line in _heading(report)) + "\n")
+    parts.append("\n".join(f"- {line}" for line in heading(report)) + "\n")
     for table in tables(report):
         parts.append(f"## {table.title}\n")
         lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
@@ -34,7 +34,7 @@ def show(report: Report) -> None:
         return
     # Off a terminal rich would assume 80 columns and wrap every cell.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    for line in _heading(report):
+    for line in heading(report):
         console.print(line, markup=False)
     for table in tables(report):
         drawn = RichTable(title=table.title, caption=table.note or None, caption_justify="left")
@@ -51,7 +51,7 @@ def show(report: Report) -> None:
 
 def plain(report: Report) -> str:
     """The report as aligned text, for terminals without rich."""
-    parts = _heading(report)
+    parts = heading(report)
     for table in tables(report):
         parts += ["", table.title, *aligned(table)]
         if table.note:
@@ -80,7 +80,7 @@ def _lists(report: Report) -> list[tuple[str, list[str]]]:
     return made
 
 
-def _heading(report: Report) -> list[str]:
+def heading(report: Report) -> list[str]:
     """What the runs have in common, then a line for each with the rest."""
     described = [_describe(run) for run in report.runs]
     found = means(report)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyops.benchmarks import run
 from pyops.benchmarks.measure.case import FORWARD
-from pyops.benchmarks.report import store, tables
+from pyops.benchmarks.report import page, store, tables
 from pyops.benchmarks.report.rows import Report, Row, Run
 
 from tests.suite.imports import imports
@@ -75,3 +75,59 @@ def test_cases_measure_and_report_import_one_way():
     above = {"measure": {"cases", "report"}, "cases": {"report"}, "report": {"cases", "measure"}}
     for file, imported in imports(Path(run.__file__).parent, "pyops.benchmarks").items():
         assert not {other.parts[0] for other in imported} & above.get(file.parts[0], set()), file
+
+
+def a_run() -> dict:
+    """Raw results as of a run: a win, a loss beside a neighbour, and a case that failed."""
+
+    def result(op: str, ratio: float, **more: object) -> dict:
+        spread = {"median": ratio, "q1": ratio * 0.9, "q3": ratio * 1.1}
+        seconds = {"pyops cpp": {"median": 1e-3, "q1": 1e-3, "q3": 1e-3}, "eager": dict(spread)}
+        seconds["eager"] = {name: 1e-3 * value for name, value in spread.items()}
+        peak = {name: {"allocated": 1 << 20, "resident": 1 << 20} for name in seconds}
+        return {
+            "case": f"{op} [8] float32",
+            "op": op,
+            "mode": FORWARD,
+            "dtype": "float32",
+            "seconds": seconds,
+            "best_baseline": "eager",
+            "speedup": {"pyops cpp": spread},
+            "peak": peak,
+            "beside": None,
+            "algorithm": {},
+            "notes": {},
+            "left_out": {},
+            "bytes_read": 1000,
+            "bytes_written": 1000,
+            "flops": 4000,
+            "floor_seconds": 1e-4,
+            **more,
+        }
+
+    beside = result("relu", 0.5) | {"neighbours": 1}
+    machine = {"cpu": "A CPU", "cores": 2, "torch_cpu_capability": "AVX2", "date": "2026-01-02T00:00:00Z"}
+    return {
+        "machine": machine | {"pyops_libraries": {}, "load_average": 0.1},
+        "settings": {},
+        "ceilings": {"copy": 1e10, "read": 1e10, "gemm": {"float32": 1e11}, "text": "fast"},
+        "results": [result("relu", 2.0, beside=beside), result("softmax<b>", 0.5)],
+        "failures": [
+            {"case": "tanh [8] float32", "mode": FORWARD, "kind": "error", "message": "no memory"},
+        ],
+    }
+
+
+def test_the_page_has_pictures_losses_and_rows(tmp_path):
+    page.write(a_run(), tmp_path / "report.html")
+    shown = (tmp_path / "report.html").read_text()
+    for title in ("Speed beside torch", "Roofline, float32", "Memory", "On a shared machine"):
+        assert f"<h2>{title}</h2>" in shown
+    assert shown.count("data:image/png;base64,") == 8  # in the colours of a light and of a dark page
+    assert "http" not in shown  # it needs no other file, and no network
+    assert "softmax&lt;b&gt; [8] float32 fwd, pyops cpp: 0.50x against eager" in shown
+    assert "beside neighbours 0.50x, 25 % of the 2.00x alone" in shown
+    assert "tanh [8] float32 fwd: error: no memory" in shown
+    rows = (tmp_path / "report.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 + 2 + 1
+    assert 'href="report.csv"' in shown
