@@ -1,6 +1,7 @@
 """Reports of what was measured before.
 
-``python -m pyops.benchmarks.report`` renders the Markdown in ``benchmarks/results`` from the tables there.
+``python -m pyops.benchmarks.report`` renders the Markdown in ``benchmarks/results`` from the tables there,
+and the README's figures.
 ``python -m pyops.benchmarks.report FILE.json [--markdown]`` shows the raw results of a run; ``--html PAGE``
 makes a page with pictures of them, and ``--results DIR`` puts them into the tables of DIR. In place of a JSON
 file it also takes a folder with tables, such as one that came from a GPU machine.
@@ -13,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import rows, store, text
+from . import readme, rows, store, text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not report.rows:
             parser.error(f"there are no tables in {folder}")
         store.add(report, folder)
+        if folder == store.FOLDER and readme.README.is_file():
+            readme.update(report)
         return 0
     if given.html is not None:
         if given.source.is_dir():

@@ -64,11 +64,11 @@ class Plot:
 
 def plots(report: Report, raw: Raw) -> list[Plot]:
     """All pictures of one run; those without data are left out."""
-    made = (_speedups(report), _roofline(raw), _memory(report), _overhead(report), _beside(report))
+    made = (speedups(report), _roofline(raw), _memory(report), _overhead(report), _beside(report))
     return [plot for plot in (*made, _first_step(report)) if plot is not None]
 
 
-def _speedups(report: Report) -> Plot | None:
+def speedups(report: Report) -> Plot | None:
     """A bar for the geometric mean of each op, a dot for each case."""
     found: dict[str, list[Row]] = {}
     for row in report.rows:

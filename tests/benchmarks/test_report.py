@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pytest
 from pyops.benchmarks import run
 from pyops.benchmarks.measure.case import FORWARD
-from pyops.benchmarks.report import page, store, tables
+from pyops.benchmarks.report import page, readme, store, tables
 from pyops.benchmarks.report.rows import Report, Row, Run
 
 from tests.suite.imports import imports
@@ -131,3 +132,18 @@ def test_the_page_has_pictures_losses_and_rows(tmp_path):
     rows = (tmp_path / "report.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 + 2 + 1
     assert 'href="report.csv"' in shown
+
+
+def test_the_readme_shows_what_the_tables_say():
+    text = readme.README.read_text()
+    message = "run: python -m pyops.benchmarks.report"
+    assert readme.render(text, store.read(store.FOLDER)) == text, message
+    for op, beginning in readme.SHOWN:
+        assert f"| {op.replace('_', ' ')} {beginning}" in text, (
+            f"{op} {beginning}: measure it, or show another"
+        )
+
+
+def test_a_readme_without_marks_is_refused():
+    with pytest.raises(ValueError, match="one line <!-- measured: begin -->"):
+        readme.render("# pyops", small_report())
