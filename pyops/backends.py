@@ -107,6 +107,8 @@ TORCH_IS_FASTER_IN_16_BITS: dict[str, tuple[int, int]] = {
 }
 
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+#: Found without a look into torch in each call of a small op.
+_STRIDED, _FLOAT32, _is_grad_enabled = torch.strided, torch.float32, torch.is_grad_enabled
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 #: The op handles of each backend in use. Attributes, because torch.compile reads a dictionary once per
@@ -115,6 +117,8 @@ _bound = SimpleNamespace()
 _missing: dict[tuple[str, str, int], str | None] = {}
 _warnings: set[str] = set()
 _requested: str | None = None
+#: Whether ``_bound`` has "cpp": looked at in each call of a small op.
+_cpp_is_bound = False
 #: The threads in :func:`own_kernels`.
 _own_threads: set[int] = set()
 
@@ -278,25 +282,24 @@ def prefers_torch(
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
     mask must be the same everywhere. In float64 it holds up to :data:`TINY_ELEMENTS`.
 
-    Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size.
+    Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size. A size
+    that a compiler leaves open is not asked for: it would no longer be open.
     """
-    if not is_strided(input):
+    if input.layout is not _STRIDED or input.is_nested:  # is_strided without the call
         return True
-    if _requested is not None or not input.is_cpu or not hasattr(_bound, "cpp"):
+    if _requested is not None or not input.is_cpu or not _cpp_is_bound:
         return False
     count = input.numel() if elements is None else elements
-    if count > _KEPT or (_own_threads and _in_own_kernels()):
+    if count.__class__ is not int or count > _KEPT or (_own_threads and _in_own_kernels()):
         return False
     value, gradient = _TINY
-    if input.dtype is torch.float32:
+    if input.dtype is _FLOAT32:
         value, gradient = TORCH_IS_FASTER.get(op, _TINY)
     elif input.dtype in _SIXTEEN_BITS:
         value, gradient = TORCH_IS_FASTER_IN_16_BITS.get(op, _TINY)
     if count <= value and count <= gradient:
         return True
-    if torch.is_grad_enabled() and (
-        input.requires_grad or any(t is not None and t.requires_grad for t in others)
-    ):
+    if _is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in others)):
         return count <= gradient
     return count <= value
 
@@ -352,6 +355,8 @@ def _bind(name: str) -> None:
         **{op: getattr(ops, op).default for op in names},
     )
     setattr(_bound, name, handles)
+    global _cpp_is_bound
+    _cpp_is_bound = hasattr(_bound, "cpp")
 
 
 def _bind_loaded() -> None:

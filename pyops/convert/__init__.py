@@ -1,9 +1,9 @@
-"""Any model of :mod:`torch.nn` modules, with pyops modules in their place and what is adjacent fused.
+"""Any model of :mod:`torch.nn` modules, computed as by those of pyops and what is adjacent fused.
 
-Read ``swap.py`` (modules), ``trace.py``, ``surroundings.py`` and ``frames.py`` (what a forward does and
-reads), ``ops.py`` and ``patterns.py`` (what of it is fused), ``steps.py`` (into what), ``links.py`` and
-``chain.py`` (steps and layers as one node of autograd), ``plan.py`` (how it is run), ``guards.py`` (as long
-as it is right), in this order.
+Read ``forwards.py`` and ``swap.py`` (modules), ``trace.py``, ``surroundings.py`` and ``frames.py`` (what a
+forward does and reads), ``ops.py`` and ``patterns.py`` (what of it is fused), ``steps.py`` (into what),
+``links.py`` and ``chain.py`` (steps and layers as one node of autograd), ``plan.py`` (how it is run),
+``guards.py`` (as long as it is right), in this order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Make the modules of ``model`` those of :mod:`pyops.nn`, in place, and fuse what is adjacent.
+    """Let the modules of ``model`` compute as those of :mod:`pyops.nn`, in place, and fuse what is adjacent.
 
     Modules, parameters, buffers, hooks and names stay the objects that they were, so that optimizers,
-    ``state_dict`` and other references to them keep working; a module of class ``torch.nn.X`` becomes one of
-    class ``pyops.nn.X``. Subclasses, and modules that pyops does not have, stay as they are.
+    ``state_dict`` and other references to them keep working, and of the same class, for what asks for it: a
+    module of class ``torch.nn.X`` gets the ``forward`` of ``pyops.nn.X``. (A ``SyncBatchNorm`` gets the class
+    as well.) Subclasses, and modules that pyops does not have, stay as they are. ``copy.copy`` of a module
+    has the forward of its class.
 
     With ``fuse``, the forward of Sequentials and of other modules with children is traced by
     :mod:`torch.fx`, and runs of ops in it are computed by one kernel: convolution, batch normalisation
@@ -61,7 +63,7 @@ def convert(model: M, fuse: bool = True) -> M:
 
 
 def revert(model: M) -> M:
-    """Undo :func:`convert`, in place: the modules are torch's again, and forward runs as it is written.
+    """Undo :func:`convert`, in place: every module has the forward of its class again, as it is written.
 
     Modules that were constructed as those of pyops.nn stay so.
 

@@ -118,7 +118,7 @@ class Chain:
     def __init__(self, links: Sequence[Link]) -> None:
         self._links = tuple(links)
         modules = dict.fromkeys(chain.from_iterable(link.modules for link in links))
-        self._modules = [(module, type(module)) for module in modules]
+        self._modules = [(m, type(m), m.__dict__.get("forward")) for m in modules]
         self._hooks = tuple(chain.from_iterable(map(hooks_of, modules)))
         self._owners = [(link.modules[0], name, name == "bias") for link in links for name in link.names]
         self._reads = [read for link in links for read in link.reads]
@@ -205,8 +205,8 @@ class Chain:
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ):
             return False
-        for module, kind in self._modules:
-            if type(module) is not kind or "forward" in module.__dict__:
+        for module, kind, forward in self._modules:
+            if type(module) is not kind or module.__dict__.get("forward") is not forward:
                 return False
         return True
 

@@ -126,7 +126,7 @@ class Frames:
                 self.problem = "forward changes a global variable"
             reads = [*_named(code, scope), *_received(code, receiver)]
             if isinstance(receiver, Module):
-                names = {name for owner, name, _ in reads if owner is plain(receiver)}
+                names = {name for owner, name, _ in reads if owner is type(receiver)}
                 hidden.setdefault(receiver, set()).update(names)
             found.update({(id(owner), name): (owner, name, value) for owner, name, value in reads})
         return list(found.values()), hidden
@@ -235,7 +235,7 @@ def _closure(function: FunctionType) -> Iterator[Read]:
 
 def forward_of(module: Module) -> Iterator[FunctionType]:
     """The function that is a module's forward, and what it wraps."""
-    forward: Any = plain(module).forward
+    forward: Any = type(module).forward
     while isinstance(forward, FunctionType):
         yield forward
         forward = getattr(forward, "__wrapped__", None)
@@ -247,16 +247,10 @@ def closures(functions: Iterable[Any]) -> list[Read]:
     return [read for function in own for read in _closure(function)]
 
 
-def plain(module: Module) -> type[Module]:
-    """The class whose forward is traced, without what pyops.convert has put on it."""
-    kind = type(module)
-    return getattr(kind, "_pyops_base", kind)
-
-
 def _received(code: CodeType, receiver: Any) -> Iterator[Read]:
     """What ``code`` may read of its first argument: attributes of its class, and an object's own."""
     if isinstance(receiver, Module):
-        yield from _of_class(code, plain(receiver), vars(receiver))
+        yield from _of_class(code, type(receiver), vars(receiver))
     elif isinstance(receiver, type) and is_own(receiver.__module__):
         yield from _of_class(code, receiver, {})
     elif _is_own_object(receiver):

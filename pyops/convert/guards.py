@@ -22,6 +22,7 @@ from .swap import OWN_FORWARD
 from .trace import Trace, hooks_of
 
 _MISSING = object()
+_OWN_FORWARD = "a forward, or another method, was put on a module: convert again"
 #: Values whose comparison torch.compile can follow. Of functions and classes it sees changes by itself.
 _SIMPLE = (type(None), bool, int, float, complex, str)
 
@@ -34,9 +35,15 @@ class Guards:
 
     def __init__(self, traced: Trace, reads: list[Read], replaced: list[Module]) -> None:
         owner = traced.module
-        hidden = [(m, n) for m in replaced for n in sorted(traced.hidden.get(m, set()) | _forwards_of(m))]
+        # What pyops.convert has put there stays; where it put nothing, nothing comes.
+        put = [m for m in replaced if "forward" in vars(m)]
+        self._forwards: list[Read] = [(m, "forward", vars(m)["forward"]) for m in put]
+        hidden: list[tuple[Module, str]] = []
+        for m in replaced:
+            names = traced.hidden.get(m, set()) | _forwards_of(m)
+            hidden += [(m, n) for n in sorted(names - ({"forward"} if m in put else set()))]
         self._own: list[tuple[str, Any]] = []
-        in_dicts: list[Read] = []
+        in_dicts = [*self._forwards]
         others: list[Read] = []
         for of, name, value in {(id(o), name): (o, name, value) for o, name, value in reads}.values():
             if of is owner:
@@ -67,7 +74,11 @@ class Guards:
         if torch.compiler.is_compiling():
             return self._hold_compiling(owner)
         try:
-            return self._read_the_same(owner) and self.obstacle(owner) is None
+            return (
+                self._read_the_same(owner)
+                and self._changed(owner) is None
+                and self._taken_over(owner) is None
+            )
         except Exception:  # what is there now may refuse to be compared
             return False
 
@@ -88,6 +99,9 @@ class Guards:
         for module, kind in zip(self._replaced, self._kinds, strict=True):
             if type(module) is not kind:
                 return False
+        for module, _, forward in self._forwards:
+            if module.__dict__.get("forward") is not forward:
+                return False
         for name in self._hidden_of_owner:
             if name in owner.__dict__:
                 return False
@@ -98,6 +112,8 @@ class Guards:
 
     def obstacle(self, owner: Module) -> str | None:
         """What keeps the plan from being used besides what forward reads, or None."""
+        if any(vars(module).get(name) != forward for module, name, forward in self._forwards):
+            return _OWN_FORWARD
         return self._changed(owner) or self._taken_over(owner)
 
     def _changed(self, owner: Module) -> str | None:
@@ -115,7 +131,7 @@ class Guards:
         if self._hidden_of_owner and any(map(contains, repeat(vars(owner)), self._hidden_of_owner)):
             return "a method or constant of its class was replaced in the module: convert again"
         if any(map(contains, self._hiding, self._hidden_names)):
-            return "a forward, or another method, was put on a module: convert again"
+            return _OWN_FORWARD
         return None
 
 

@@ -30,6 +30,7 @@ from ..reference import conv2d_max_pool2d as conv2d_max_pool2d_formula
 from ..reference import linear as linear_formula
 from ..reference import pooling as pooling_formula
 from .steps import Conv2dMaxPool2dStep, Conv2dStep, LinearStep
+from .swap import computing_type
 
 #: What ``function.forward`` and ``formula`` get behind the input and the parameters.
 Rest = tuple[Any, ...]
@@ -111,11 +112,14 @@ class LinearLink(Link):
 
     def __init__(self, call: Call, linear: Any, activation: str | None = None, dropout: Any = None) -> None:
         more = {} if dropout is None else {dropout: ("p", "training")}
-        super().__init__(call, {linear: ("activation", "dropout_p", "training"), **more})
+        self._has_options = hasattr(type(linear), "activation")  # torch's class has not
+        names = ("activation", "dropout_p", "training") if self._has_options else ("training",)
+        super().__init__(call, {linear: names, **more})
         self._fused = activation
 
     def prepare(self, ops: SimpleNamespace | None) -> None:
-        (activation, p, training), *dropout = self.state()
+        own, *dropout = self.state()
+        activation, p, training = own if self._has_options else (None, 0.0, own)
         if dropout:
             ((p, training),) = dropout
         self._options = (p if training else 0.0, parse("linear", self._fused or activation), ops)
@@ -125,7 +129,7 @@ class LinearLink(Link):
         return (draw_seed(input.device), *self._options)
 
 
-_CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation")
+_CONV = ("stride", "padding", "dilation", "groups", "padding_mode")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -162,14 +166,15 @@ class Conv2dLink(Link):
     names = ("weight", "bias")
 
     def __init__(self, call: Call, conv: Any, activation: str | None = None, pool: Any = None) -> None:
-        super().__init__(call, {conv: _CONV, **({} if pool is None else {pool: _POOL})})
+        names = (*_CONV, "activation") if hasattr(type(conv), "activation") else _CONV
+        super().__init__(call, {conv: names, **({} if pool is None else {pool: _POOL})})
         self._fused = activation
 
     def prepare(self, ops: SimpleNamespace | None) -> None:
-        stride, padding, dilation, groups, _, activation = self.state()[0]
+        stride, padding, dilation, groups, _, *activation = self.state()[0]
         if not isinstance(padding, str):
             geometry = Geometry._make([*_pairs(stride, padding, dilation), groups])
-            self.fixed = (None, geometry, parse("conv2d", self._fused or activation), ops)
+            self.fixed = (None, geometry, parse("conv2d", self._fused or next(iter(activation), None)), ops)
 
     def suits(self, input: Tensor) -> bool:
         conv: Any = self.modules[0]
@@ -254,7 +259,7 @@ _MODULES: dict[type, Callable[[Call, Any], Link]] = {
 
 def link_of(call: Any) -> Link | None:
     """``call``, a module or a fused step, as a link; None if there is none for it."""
-    make = _MODULES.get(type(call))
+    make = _MODULES.get(computing_type(call) if isinstance(call, Module) else type(call))
     if make is not None:
         return make(call, call)
     if type(call) is LinearStep:

@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from .. import functional, nn
 from .surroundings import Read
-from .swap import of_a_library, plain_type
+from .swap import computing_type, of_a_library
 
 #: By the kernels' name of an activation: its module, and the attributes that must have these values for
 #: kernels to compute it.
@@ -87,7 +87,7 @@ class Op:
 
 def kind_of(module: Module) -> str | None:
     """The kind of op that a call of ``module`` is."""
-    kind = plain_type(module)
+    kind = computing_type(module)
     return "activation" if kind in _ACTIVATION_OF else _MODULES.get(kind)
 
 
@@ -108,7 +108,7 @@ def op_of(node: Node, module: Module | None) -> Op | None:
 def _module_op(node: Node, module: Module) -> Op | None:
     if len(node.args) != 1 or node.kwargs:
         return None
-    kind, input = plain_type(module), node.args[0]
+    kind, input = computing_type(module), node.args[0]
     assert isinstance(input, Node)
     if kind in _ACTIVATION_OF:
         return _activation(node, input, _ACTIVATION_OF[kind], module)
@@ -134,7 +134,7 @@ def _activation(node: Node, input: Node, name: str, module: Module) -> Op:
 
 def activation_name(module: Module) -> str:
     """The name by which kernels know what an activation module computes."""
-    name = _ACTIVATION_OF[plain_type(module)]
+    name = _ACTIVATION_OF[computing_type(module)]
     return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
 
 

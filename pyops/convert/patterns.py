@@ -94,7 +94,11 @@ class Group:
     def reads(self) -> list[Read]:
         """Attributes that decided what the ops are."""
         calls = [op for op in self.ops if op.node.op == "call_module"]
-        return [(op.module, name, getattr(op.module, name)) for op in calls for name in op.decisive]
+        classes = {type(module) for module in self.called}
+        return [
+            *((op.module, name, getattr(op.module, name)) for op in calls for name in op.decisive),
+            *((kind, "forward", kind.forward) for kind in classes),
+        ]
 
     @property
     def place(self) -> Node:

@@ -1,4 +1,4 @@
-"""Forward with fused groups: a :class:`Plan`, and the class that runs it.
+"""Forward with fused groups: a :class:`Plan`, and what runs it.
 
 A plan is a graph of ``trace.py``, compiled to a Python function, in which a step replaces each group. It
 belongs to the module whose forward calls all members of a group. The members stay where and what they are:
@@ -8,10 +8,8 @@ longer describes its module is not used.
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
 from itertools import chain
 from typing import Any
 
@@ -20,11 +18,12 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from .chain import Chain, chains_in
+from .forwards import Method, attach, detach, gone
 from .guards import Guards
 from .patterns import Group, Refusal, find_groups
 from .surroundings import Read
-from .swap import Conversion, change_class, record, subclass
-from .trace import Trace, is_opaque, trace
+from .swap import record
+from .trace import Trace, Untraceable, is_opaque, trace
 
 
 class Plan:
@@ -201,56 +200,56 @@ def _training(modules: list[Module], mode: bool) -> Iterator[None]:
 
 
 def install(module: Module) -> None:
-    """Give ``module``, whose plans are recorded, the class that runs them."""
-    change_class(module, _planned)
+    """Let ``module``, whose plans are recorded, run them."""
+    module.__dict__["forward"] = PlannedForward(module)
 
 
 def uninstall(module: Module) -> None:
     """The inverse."""
-    change_class(module, lambda kind: kind.__dict__.get("_pyops_base"))
+    if isinstance(module.__dict__.get("forward"), PlannedForward):
+        detach(module)
 
 
-@cache
-def planned_class(kind: Any) -> Any:
-    """``kind`` with a forward that runs the instance's first plan that holds, or else that of ``kind``."""
+class PlannedForward(Method):
+    """A forward that runs the module's first plan that holds, or else that of the module's class."""
 
-    @wraps(kind.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __init__(self, module: Module) -> None:
+        super().__init__(module, type(module).forward)
+        attach(module, {"extra_repr": _extra_repr})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self.of()
+        if module is None:
+            gone()
         if not kwargs:
-            for plan in self._pyops_conversion.plans:
-                if plan.holds(self, args):
-                    return plan.function(plan, self, *args)
-        return kind.forward(self, *args, **kwargs)
+            for plan in module._pyops_conversion.plans:
+                if plan.holds(module, args):
+                    return plan.function(plan, module, *args)
+        return type(module).forward(module, *args, **kwargs)
 
-    def __setstate__(self: Any, state: Any) -> None:
-        kind.__setstate__(self, state)
-        # A copy, or a module read from a file: a plan belongs to one object and is not stored.
-        if "_pyops_conversion" in self.__dict__:
-            make_plans(self)
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        reduced: Any = kind.__reduce_ex__(self, max(protocol, 2))
-        make, arguments, *rest = reduced
-        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
-            make, arguments = _new, (kind, *arguments[1:])
-        return (make, arguments, *rest)
-
-    members = {
-        "forward": forward,
-        "__setstate__": __setstate__,
-        "__reduce_ex__": __reduce_ex__,
-        "_pyops_base": kind,
-        # Of the class, too: a slice of a Sequential is an instance without plans of its own.
-        "_pyops_conversion": Conversion(),
-    }
-    return subclass(kind, members)
+    def __reduce__(self) -> Any:
+        return _of_copy, (self.of(),)
 
 
-def _planned(kind: Any) -> type[Module]:
-    made: type[Module] = planned_class(kind)
-    return made
+def _of_copy(module: Module) -> PlannedForward:
+    """The forward of a copy, or of a module read from a file, whose state is still to come."""
+    if "_pyops_conversion" not in module.__dict__:
+        module.__dict__["__setstate__"] = Method(module, _set_state)
+    return PlannedForward(module)
 
 
-def _new(kind: Any, *arguments: Any) -> Any:
-    """An empty instance of the planned class of ``kind``, which pickle cannot find by its name."""
-    return planned_class(kind).__new__(planned_class(kind), *arguments)
+def _set_state(module: Module, state: Any) -> None:
+    """A plan belongs to one object and is not stored."""
+    del module.__dict__["__setstate__"]
+    module.__setstate__(state)
+    try:
+        make_plans(module)
+    except Untraceable as error:
+        record(module).not_traced = str(error)
+
+
+def _extra_repr(module: Module) -> str:
+    """What the class says, and what is fused now."""
+    groups = (plan.groups for plan in record(module).plans if plan.obstacle(module) is None)
+    fused = ", ".join(dict.fromkeys(chain.from_iterable(groups)))
+    return "\n".join(filter(None, (type(module).extra_repr(module), fused and f"fused: {fused}")))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.nn import Module
 
-from .swap import Conversion, conversion_of, plain_type, why_left
+from .swap import TO_TORCH, Conversion, computing_type, conversion_of, why_left
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def conversion_report(model: Module) -> Report:
 def _lines(module: Module) -> Iterator[tuple[str, str]]:
     """Actions and details of one module."""
     conversion = conversion_of(module)
-    if conversion is not None and conversion.swapped:
-        yield "replaced", f"torch.nn.{plain_type(module).__name__} by pyops.nn.{plain_type(module).__name__}"
+    kind = computing_type(module)
+    if conversion is not None and conversion.swapped and kind in TO_TORCH:
+        yield "replaced", f"torch.nn.{kind.__name__} by pyops.nn.{kind.__name__}"
     reason = why_left(module)
     if reason is not None:
         yield "left", reason

@@ -11,11 +11,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import torch.nn
 from torch import Tensor
 
 from .. import functional as F
-from .. import nn
+from ..nn.batch_norm import normalize
+from ..nn.conv2d import convolve
 from ..ops.tools.digest import digest_of
 from ..ops.tools.packed import constant
 from .ops import Op, activation_name
@@ -66,7 +67,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _output_shape(conv: nn.Conv2d, input: Tensor) -> tuple[int, ...]:
+def _output_shape(conv: torch.nn.Conv2d, input: Tensor) -> tuple[int, ...]:
     right = conv._reversed_padding_repeated_twice  # left, right, top, bottom, also of a named padding
     padded = (input.shape[-2] + right[2] + right[3], input.shape[-1] + right[0] + right[1])
     size = [
@@ -88,8 +89,8 @@ class Conv2dStep(Step):
         if self._in_one_dtype(input, residual) and (
             residual is None or residual.shape == _output_shape(conv, input)
         ):
-            return conv._conv_forward(input, weight, bias, self.activation, residual)
-        return self._then(conv._conv_forward(input, weight, bias), residual)
+            return convolve(conv, input, weight, bias, self.activation, residual)
+        return self._then(convolve(conv, input, weight, bias), residual)
 
 
 def _conv2d_max_pool2d(
@@ -133,7 +134,7 @@ class Conv2dMaxPool2dStep(Step):
     def __call__(self, input: Tensor) -> Tensor:
         conv, pool = self.conv, self.pool
         if not self._in_one_dtype(input, None) or conv.padding_mode != "zeros":  # it may be set later
-            return pool(self._activate(conv._conv_forward(input, conv.weight, conv.bias)))
+            return pool(self._activate(convolve(conv, input, conv.weight, conv.bias)))
         return _conv2d_max_pool2d(conv, pool, input, conv.weight, conv.bias, self.activation)
 
 
@@ -167,8 +168,8 @@ class BatchNormStep(Step):
     def _normalize(self, norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
         # Autocast leaves batch_norm in its input's dtype.
         if residual is None or (residual.shape == input.shape and residual.dtype is input.dtype):
-            return norm._norm_forward(input, self.activation, residual)
-        return self._then(norm._norm_forward(input, None, None), residual)
+            return normalize(norm, input, self.activation, residual)
+        return self._then(normalize(norm, input, None, None), residual)
 
 
 class Conv2dBatchNormStep(BatchNormStep):
@@ -182,8 +183,8 @@ class Conv2dBatchNormStep(BatchNormStep):
     def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         conv, norm = self.conv, self.norm
         if not self._foldable(input, residual):
-            return self._normalize(norm, conv._conv_forward(input, conv.weight, conv.bias), residual)
-        return conv._conv_forward(input, *self._fold(), self.activation, residual)
+            return self._normalize(norm, convolve(conv, input, conv.weight, conv.bias), residual)
+        return convolve(conv, input, *self._fold(), self.activation, residual)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """The folded weight and bias, as they are now."""
@@ -199,7 +200,7 @@ class Conv2dBatchNormStep(BatchNormStep):
         norm: Any = ops[1].module if ops[1] else None
         return (
             None
-            if isinstance(norm, (nn.BatchNorm2d, nn.LazyBatchNorm2d))
+            if isinstance(norm, (torch.nn.BatchNorm2d, torch.nn.LazyBatchNorm2d))
             else "batch_norm is not that of an image"
         )
 

@@ -1,7 +1,7 @@
-"""Which module of :mod:`torch.nn` becomes which of :mod:`pyops.nn`, and how: in place, by its class.
+"""Which module of :mod:`torch.nn` computes as which of :mod:`pyops.nn`, and how: in place, by its forward.
 
-The object stays the same one. So do its parameters, buffers, hooks and name, every reference to it from
-elsewhere, and what an optimizer holds.
+The object stays the same one. So do its class, parameters, buffers, hooks and name, every reference to it
+from elsewhere, and what an optimizer holds.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from .. import nn
+from .forwards import Forward, Method, detach, forward_for
 
 
 def _counterparts() -> dict[type[Module], type[Module]]:
-    """Every class of torch.nn that pyops.nn has a subclass of, under the same name, and those that differ."""
+    """Every class of torch.nn that pyops.nn has one for, under the same name."""
     pairs = ((getattr(torch.nn, name, None), getattr(nn, name)) for name in nn.__all__)
-    same = {theirs: ours for theirs, ours in pairs if theirs is not None and issubclass(ours, theirs)}
-    # Of the same attributes, but no subclasses: torch's SyncBatchNorm refuses to run on a CPU, and
-    # torch.compile to trace torch's recurrent layers.
-    others = ("SyncBatchNorm", "RNN", "LSTM", "GRU")
-    return {**same, **{getattr(torch.nn, name): getattr(nn, name) for name in others}}
+    return {theirs: ours for theirs, ours in pairs if theirs is not None}
 
 
 TO_PYOPS = _counterparts()
 TO_TORCH = {ours: theirs for theirs, ours in TO_PYOPS.items()}
+#: Of which a module gets the class, too: DistributedDataParallel refuses torch's outside of GPUs.
+_OF_OWN_CLASS = (torch.nn.SyncBatchNorm,)
 
 
 @dataclass
 class Conversion:
     """What was done to one module; kept in its ``__dict__``, so that it moves and is copied with it."""
 
+    #: Whether it computes as one of pyops.nn.
     swapped: bool = False
     #: Reason why the forward of a module with children was not looked at for fusion.
     not_traced: str | None = None
@@ -83,8 +83,12 @@ def change_class(module: Module, choose: Callable[[type[Module]], type[Module] |
 
 
 def has_own_forward(module: Module) -> bool:
-    """Whether ``module`` itself, not its class, says what it computes: offloading and tiling do that."""
-    return not OWN_FORWARD.isdisjoint(module.__dict__)
+    """Whether ``module`` itself, not its class, says what it computes: offloading and tiling do that.
+
+    What :func:`pyops.convert` puts there does not count.
+    """
+    own = OWN_FORWARD.intersection(module.__dict__)
+    return bool(own) and any(not isinstance(module.__dict__[name], Method) for name in own)
 
 
 #: Attributes of a module's ``__dict__`` that take the place of what its class computes.
@@ -92,18 +96,36 @@ OWN_FORWARD = frozenset({"forward", "_conv_forward", "_norm_forward"})
 
 
 def swap(module: Module) -> None:
-    """Make a module of torch.nn the pyops.nn one, if there is one of this very class."""
-    if isinstance(module, torch.jit.ScriptModule) or has_own_forward(module):
+    """Make a module of torch.nn compute as the pyops.nn one, if there is one for this very class."""
+    if isinstance(module, torch.jit.ScriptModule) or has_own_forward(module) or is_converted(module):
         return
-    if change_class(module, TO_PYOPS.get):
-        record(module).swapped = True
+    kind = plain_type(module)
+    if kind not in TO_PYOPS:
+        return
+    if kind in _OF_OWN_CLASS:
+        change_class(module, TO_PYOPS.get)
+    else:
+        module.__dict__["forward"] = forward_for(module, kind)
+    record(module).swapped = True
 
 
 def unswap(module: Module) -> None:
     """The inverse; a module that was constructed as one of pyops.nn stays one."""
+    detach(module)
     conversion = conversion_of(module)
     if conversion is not None and conversion.swapped:
         change_class(module, TO_TORCH.get)
+
+
+def is_converted(module: Module) -> bool:
+    """Whether a module of torch's class computes as the one of pyops.nn."""
+    return isinstance(module.__dict__.get("forward"), Forward)
+
+
+def computing_type(module: Module) -> type[Module]:
+    """The class whose forward ``module`` runs: for a converted one that of pyops.nn."""
+    kind = plain_type(module)
+    return TO_PYOPS.get(kind, kind) if is_converted(module) else kind
 
 
 class _Unregistered:
@@ -150,7 +172,7 @@ def is_leaf(module: Module) -> bool:
 def why_left(module: Module) -> str | None:
     """Why a module that computes something is none of pyops.nn; None if it is, or only has children."""
     kind = plain_type(module)
-    if kind in TO_TORCH:
+    if computing_type(module) in TO_TORCH:
         return None
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit.script"
@@ -159,7 +181,7 @@ def why_left(module: Module) -> str | None:
     if kind in TO_PYOPS and has_own_forward(module):
         return "it has a forward of its own"
     if kind in TO_PYOPS:
-        return f"not converted: pyops.convert makes it pyops.nn.{kind.__name__}"
+        return f"not converted: pyops.convert makes it compute as pyops.nn.{kind.__name__}"
     for base in kind.__mro__[1:]:
         if base in TO_PYOPS or base in TO_TORCH:
             owner = "torch.nn" if base in TO_PYOPS else "pyops.nn"

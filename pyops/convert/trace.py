@@ -26,9 +26,10 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import functional
-from .frames import Frames, closures, forward_of, is_own, plain
+from .forwards import NAMES
+from .frames import Frames, closures, forward_of, is_own
 from .surroundings import Questions, Read, context, random_state
-from .swap import conversion_of, is_leaf, subclass
+from .swap import conversion_of, has_own_forward, is_leaf, subclass
 
 
 class Untraceable(Exception):
@@ -76,7 +77,7 @@ def is_opaque(module: Module) -> bool:
     conversion = conversion_of(module)
     return (
         is_leaf(module)
-        or "forward" in module.__dict__
+        or has_own_forward(module)
         or any(hooks_of(module))
         or (conversion is not None and conversion.not_traced is not None)
     )
@@ -145,7 +146,7 @@ class _RefuseOps(TorchDispatchMode):
 
 
 # What every module has belongs to torch.nn, except for its mode.
-_INTERNAL = frozenset(vars(Module())) - {"training"} | {"_pyops_conversion", "__dict__", "__class__"}
+_INTERNAL = frozenset(vars(Module())) - {"training"} | NAMES | {"__dict__", "__class__"}
 
 _CONSTANTS = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
@@ -200,7 +201,7 @@ class _Tracer(torch.fx.Tracer):
             raise Untraceable(module, frames.problem)
         for inlined in self._inlined:
             hidden.setdefault(inlined, set()).add("forward")
-        forwards = [(plain(m), "forward", plain(m).forward) for m in self._inlined]
+        forwards = [(type(m), "forward", type(m).forward) for m in self._inlined]
         attributes = [value for _, _, value in self._reads.values()]
         functions = chain(attributes, *map(forward_of, self._inlined))
         reads = [*self._reads.values(), *forwards, *named, *closures(functions)]

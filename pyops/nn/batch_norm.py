@@ -13,8 +13,43 @@ from ..ops.sync_batch_norm import sync_batch_norm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "SyncBatchNorm"]
 
+_Torchs = torch.nn.modules.batchnorm._BatchNorm
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+# What does not depend on the class: pyops.convert calls it on layers of torch's class, too.
+
+
+def normalize(
+    layer: _Torchs, input: Tensor, activation: str | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """The layer's normalisation of ``input``, what follows, and its running statistics."""
+    layer._check_input_dim(input)
+    momentum = count_batch(layer)
+    use_running = not layer.training or layer.track_running_stats
+    uses_batch = layer.training or (layer.running_mean is None and layer.running_var is None)
+    return F.batch_norm(
+        input,
+        layer.running_mean if use_running else None,
+        layer.running_var if use_running else None,
+        layer.weight,
+        layer.bias,
+        uses_batch,
+        momentum,
+        layer.eps,
+        activation=activation,
+        residual=residual,
+    )
+
+
+def count_batch(layer: _Torchs) -> float:
+    """Count a training batch; its weight in the running statistics, 1 / count if ``momentum`` is None."""
+    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:
+            return 1.0 / float(layer.num_batches_tracked)
+    return 0.0 if layer.momentum is None else layer.momentum
+
+
+class _BatchNorm(_Torchs):
     """What the modules share; torch's class of the same rank checks the input's dimensions.
 
     Extra argument: ``activation``, the name of the activation that follows; ``residual`` goes to the call
@@ -46,33 +81,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return self._norm_forward(input, self.activation, residual)
 
     def _norm_forward(self, input: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        self._check_input_dim(input)
-        momentum = self._count_batch()
-        use_running = not self.training or self.track_running_stats
-        return F.batch_norm(
-            input,
-            self.running_mean if use_running else None,
-            self.running_var if use_running else None,
-            self.weight,
-            self.bias,
-            self._uses_batch(),
-            momentum,
-            self.eps,
-            activation=activation,
-            residual=residual,
-        )
-
-    def _uses_batch(self) -> bool:
-        """Whether the batch's own statistics are used: in training, and where there are no others."""
-        return self.training or (self.running_mean is None and self.running_var is None)
-
-    def _count_batch(self) -> float:
-        """Count a training batch; its weight in the running statistics, 1 / count if ``momentum`` is None."""
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                return 1.0 / float(self.num_batches_tracked)
-        return 0.0 if self.momentum is None else self.momentum
+        return normalize(self, input, activation, residual)
 
     def extra_repr(self) -> str:
         more = "" if self.activation is None else f", activation={self.activation!r}"
@@ -107,8 +116,6 @@ class LazyBatchNorm1d(torch.nn.LazyBatchNorm1d):
     # The first call looks these up before the class changes.
     forward = _BatchNorm.forward
     _norm_forward = _BatchNorm._norm_forward
-    _uses_batch = _BatchNorm._uses_batch
-    _count_batch = _BatchNorm._count_batch
 
 
 class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
@@ -119,8 +126,6 @@ class LazyBatchNorm2d(torch.nn.LazyBatchNorm2d):
 
     forward = _BatchNorm.forward
     _norm_forward = _BatchNorm._norm_forward
-    _uses_batch = _BatchNorm._uses_batch
-    _count_batch = _BatchNorm._count_batch
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -156,7 +161,7 @@ class SyncBatchNorm(_BatchNorm):
         if group is None or torch.distributed.get_world_size(group) == 1:
             return super().forward(input, residual=residual)
         self._check_input_dim(input)
-        momentum = self._count_batch()
+        momentum = count_batch(self)
         tracked = self.track_running_stats
         return sync_batch_norm(
             input,

@@ -13,6 +13,49 @@ from ..ops.tools.packed import forget
 
 __all__ = ["Conv2d", "LazyConv2d"]
 
+# What does not depend on the class: pyops.convert calls it on layers of torch's class, too.
+
+
+def convolve(
+    layer: torch.nn.Conv2d,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The layer's convolution of ``input`` by this weight and bias, and what follows."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        input = torch.nn.functional.pad(
+            input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode
+        )
+        padding = (0, 0)
+    return F.conv2d(
+        input,
+        weight,
+        bias,
+        layer.stride,
+        padding,
+        layer.dilation,
+        layer.groups,
+        activation=activation,
+        residual=residual,
+    )
+
+
+def train(layer: torch.nn.Conv2d, mode: bool = True) -> torch.nn.Module:
+    """``layer.train(mode)``; packed weights are for inference only."""
+    if mode:
+        forget(layer.weight)
+    return torch.nn.Module.train(layer, mode)
+
+
+def apply_to_tensors(layer: torch.nn.Conv2d, fn: Any, recurse: bool = True) -> torch.nn.Module:
+    """``layer._apply(fn)``, which may move the weights to another device."""
+    forget(layer.weight)
+    return torch.nn.Module._apply(layer, fn, recurse)
+
 
 class Conv2d(torch.nn.Conv2d):
     """:class:`torch.nn.Conv2d` through :func:`pyops.functional.conv2d`.
@@ -45,14 +88,11 @@ class Conv2d(torch.nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, *layout, device, dtype)
         self.activation = activation
 
-    def train(self, mode: bool = True) -> Conv2d:
-        if mode:
-            forget(self.weight)
-        return super().train(mode)
+    def train(self, mode: bool = True) -> Any:
+        return train(self, mode)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Conv2d:
-        forget(self.weight)  # to another device, for example
-        return super()._apply(fn, recurse)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return apply_to_tensors(self, fn, recurse)
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
         if self.activation is None and residual is None:  # as torch calls it, which others may override
@@ -67,23 +107,7 @@ class Conv2d(torch.nn.Conv2d):
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(
-                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
-            )
-            padding = (0, 0)
-        return F.conv2d(
-            input,
-            weight,
-            bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=activation,
-            residual=residual,
-        )
+        return convolve(self, input, weight, bias, activation, residual)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _activation_repr(self)

@@ -48,19 +48,29 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self.inplace_backward = inplace_backward
 
     def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        loss = F.cross_entropy(
+        return cross_entropy(
+            self,
             input,
             target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             sample_weight=sample_weight,
             inplace_backward=self.inplace_backward,
         )
-        assert isinstance(loss, Tensor)  # a tuple only with return_lse
-        return loss
+
+
+def cross_entropy(loss: torch.nn.CrossEntropyLoss, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
+    """The loss of a layer of any class, torch's included."""
+    value: Any = F.cross_entropy(
+        input,
+        target,
+        loss.weight,
+        ignore_index=loss.ignore_index,
+        reduction=loss.reduction,
+        label_smoothing=loss.label_smoothing,
+        **extras,
+    )
+    assert isinstance(value, Tensor)  # a tuple only with return_lse
+    return value
 
 
 class NLLLoss(torch.nn.NLLLoss):
@@ -161,21 +171,8 @@ class LinearCrossEntropyLoss(_Base):
             self.chunk_size = chunk_size
 
     def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        shape, bias = (self.num_classes, *self.out_features), self.linear.bias
-        return F.linear_cross_entropy(
-            input,
-            self.linear.weight.reshape(*shape, self.linear.in_features),
-            target,
-            linear_bias=None if bias is None else bias.reshape(shape),
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            options=self.options,
-            z_loss=self.z_loss,
-            sample_weight=sample_weight,
-            chunk_size=self.chunk_size,
-        )
+        extras = {"z_loss": self.z_loss, "sample_weight": sample_weight, "chunk_size": self.chunk_size}
+        return linear_cross_entropy(self, input, target, **extras)
 
     def logits(self, input: Tensor) -> Tensor:
         """Scores (N, num_classes, *out_features) of hidden states (N, in_features)."""
@@ -188,3 +185,21 @@ class LinearCrossEntropyLoss(_Base):
             f"out_features={self.out_features}, bias={self.linear.bias is not None}, "
             f"reduction={self.reduction!r}"
         )
+
+
+def linear_cross_entropy(loss: Any, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
+    """The loss of a :class:`LinearCrossEntropyLoss` of any class, torch's included."""
+    shape, bias = (loss.num_classes, *loss.out_features), loss.linear.bias
+    value: Tensor = F.linear_cross_entropy(
+        input,
+        loss.linear.weight.reshape(*shape, loss.linear.in_features),
+        target,
+        linear_bias=None if bias is None else bias.reshape(shape),
+        weight=loss.weight,
+        reduction=loss.reduction,
+        ignore_index=loss.ignore_index,
+        label_smoothing=loss.label_smoothing,
+        options=loss.options,
+        **extras,
+    )
+    return value

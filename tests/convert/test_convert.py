@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pyops
+from pyops.convert.swap import computing_type
 from tests.suite.conversion import (
     Calls,
     Net,
@@ -24,18 +25,29 @@ from tests.suite.conversion import (
 )
 
 
-def test_the_same_objects_with_other_classes() -> None:
+def test_the_same_objects_of_the_same_classes() -> None:
     model = Net()
     modules, parameters = list(model.modules()), list(model.parameters())
-    keys, text = list(model.state_dict()), repr(model)
+    keys, kinds = list(model.state_dict()), [type(m) for m in modules]
     assert pyops.convert(model) is model
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == keys
-    assert repr(model) == text
-    assert isinstance(model, Net)
-    assert type(model.stem[0]) is pyops.nn.Conv2d
-    assert type(model.blocks[0].bn1) is pyops.nn.BatchNorm2d
+    assert [type(m) for m in model.modules()] == kinds
+    assert computing_type(model.stem[0]) is pyops.nn.Conv2d
+    assert computing_type(model.blocks[0].bn1) is pyops.nn.BatchNorm2d
+
+
+def test_repr_says_what_is_fused() -> None:
+    model = Net()
+    text = repr(model)
+    lines = repr(pyops.convert(model)).splitlines()
+    fused = [line.strip() for line in lines if "fused: " in line]
+    assert fused[:2] == ["fused: hidden + relu + dropout", "fused: 0 + 1 + 2"]
+    assert "\n".join(line for line in lines if "fused: " not in line) == text
+    model.stem[0].register_forward_hook(lambda *_: None)
+    assert "fused: 0 + 1 + 2" not in repr(model)
+    assert repr(pyops.revert(model)) == text
 
 
 def test_outputs_gradients_and_buffers_are_the_models() -> None:
@@ -90,8 +102,8 @@ def test_converting_twice_is_converting_once() -> None:
 
 def test_a_leaf_is_converted_too() -> None:
     model = nn.Linear(3, 4)
-    assert type(pyops.convert(model)) is pyops.nn.Linear
-    assert type(pyops.revert(model)) is nn.Linear
+    assert computing_type(pyops.convert(model)) is pyops.nn.Linear
+    assert computing_type(pyops.revert(model)) is type(model) is nn.Linear
 
 
 def test_a_model_is_freed_without_the_garbage_collector() -> None:

@@ -112,11 +112,37 @@ def test_a_model_with_a_forward_of_its_own_keeps_it() -> None:
     assert actions_of(model)[""] == "not traced"
 
 
-def test_an_activation_given_to_a_layer_after_the_conversion() -> None:
-    found, wanted = pair_of([nn.Flatten(), nn.Linear(546, 5), nn.ReLU()])
-    found[1].activation = "tanh"
+def test_an_attribute_by_the_name_of_an_option_is_the_models_own() -> None:
+    """torch's layers have no activation: what a model calls so means something else."""
+    layer = nn.Linear(546, 5)
+    layer.activation = nn.Tanh()
+    found, wanted = pair_of([nn.Flatten(), layer, nn.ReLU()])
+    assert fused_in(found)
     x = images().detach()
-    torch.testing.assert_close(found(x), wanted[1](wanted[0](x)).tanh().relu())
+    torch.testing.assert_close(found(x), wanted(x))
+    torch.testing.assert_close(found[1](x.flatten(1)), wanted[1](x.flatten(1)))
+
+
+def test_an_activation_given_to_a_layer_of_pyops_after_the_conversion() -> None:
+    found = pyops.convert(nn.Sequential(nn.Flatten(), pyops.nn.Linear(546, 5), nn.ReLU()).double())
+    assert fused_in(found)
+    x = images().detach()
+    wanted = nn.functional.linear(x.flatten(1), found[1].weight, found[1].bias).tanh().relu()
+    found[1].activation = "tanh"
+    torch.testing.assert_close(found(x), wanted)
+
+
+def test_a_class_that_gets_another_forward_after_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [pair_of([conv(), nn.ReLU()])[0], pyops.convert(nn.Sequential(nn.Softmax(1)).double())]
+    x = images().detach()
+    wanted = [model[0](x) for model in models]
+    for model in models:
+        model(x)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: self._conv_forward(x, self.weight, None) * 2)
+    monkeypatch.setattr(nn.Softmax, "forward", lambda self, x: x.relu())
+    bias = models[0][0].bias.view(-1, 1, 1)
+    torch.testing.assert_close(models[0](x), ((wanted[0] - bias) * 2).relu())
+    torch.testing.assert_close(models[1](x), x.relu())
 
 
 def double(x: Tensor) -> Tensor:

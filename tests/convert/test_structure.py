@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pyops
 from pyops.convert.plan import Plan
+from pyops.convert.swap import computing_type
 from tests.suite.conversion import Net, actions_of, assert_same, check, conv, fused_in, images
 
 
@@ -146,7 +147,7 @@ def test_transformers_keep_working() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     converted = check(model, x)
-    assert type(converted.linear1) is pyops.nn.Linear
+    assert computing_type(converted.linear1) is pyops.nn.Linear
     assert actions_of(converted)["self_attn.out_proj"] == "left"
 
 
@@ -165,7 +166,7 @@ def test_parametrised_weights() -> None:
     x = images()
     torch.testing.assert_close(copy.deepcopy(converted)(x), model(x))
     nn.utils.parametrize.remove_parametrizations(converted[0], "weight")
-    assert type(converted[0]) is pyops.nn.Conv2d
+    assert computing_type(converted[0]) is pyops.nn.Conv2d
     torch.testing.assert_close(converted(x), model(x))
     pyops.revert(converted)
     assert type(converted[3]).__bases__ == (nn.Linear,)
@@ -187,7 +188,7 @@ def test_weights_that_a_hook_makes() -> None:
 
     model, converted = make(), pyops.convert(make())
     torch.testing.assert_close(forward(converted), forward(model))
-    assert type(converted[0]) is pyops.nn.Linear
+    assert computing_type(converted[0]) is pyops.nn.Linear
     assert not fused_in(converted)
 
 
@@ -203,8 +204,8 @@ def test_lazy_modules_fuse_after_their_first_call(plans_used: list[Plan]) -> Non
         outputs.append(m(x))
     torch.testing.assert_close(*outputs)
     assert not plans_used
-    assert type(converted[0]) is pyops.nn.Conv2d
-    assert type(converted[3]) is pyops.nn.Linear
+    assert computing_type(converted[0]) is pyops.nn.Conv2d
+    assert computing_type(converted[3]) is pyops.nn.Linear
     torch.testing.assert_close(converted(x), model(x))
     assert len(plans_used) == 1
     assert fused_in(converted) == ["0 + 1", "3 + 4"]

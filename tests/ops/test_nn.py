@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pyops.nn
+from pyops.convert.swap import computing_type
 from tests.suite import ops
 from tests.suite.backends import Backend
 
@@ -31,6 +32,16 @@ def call(module: torch.nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
     if name in ("CrossEntropyLoss", "NLLLoss", "Loss"):
         return module(x, torch.tensor([0, 2, 1, 0, 3], device=x.device))
     return module(x, torch.linspace(0, 1, 20, device=x.device).view(5, 4))
+
+
+@pytest.mark.parametrize("name", [n for n in pyops.nn.__all__ if hasattr(torch.nn, n)])
+def test_every_class_is_one_of_torchs(name: str) -> None:
+    """``isinstance(m, nn.LSTM)`` decides in initialisers, quantisers and wrappers."""
+    if name == "SyncBatchNorm":
+        # DistributedDataParallel refuses instances of torch's outside of GPUs, where this one runs.
+        assert issubclass(pyops.nn.SyncBatchNorm, torch.nn.modules.batchnorm._BatchNorm)
+    else:
+        assert issubclass(getattr(pyops.nn, name), getattr(torch.nn, name))
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES)
@@ -146,23 +157,6 @@ def test_lazy_conv2d_becomes_a_conv2d(backend: Backend) -> None:
         pyops.nn.LazyConv2d(4, 3, activation="cube")
 
 
-@pytest.mark.parametrize("name", pyops.nn.__all__)
-def test_torchs_module_becomes_ours_by_its_class(name: str) -> None:
-    """What pyops.nn adds to an instance has its default on the class: pyops.convert changes only that."""
-    theirs = getattr(torch.nn, name, object)
-    if not issubclass(getattr(pyops.nn, name), theirs) or theirs is object:
-        return  # torch has none, or another one
-    required = {"num_features": 4, "num_embeddings": 5, "embedding_dim": 4, "in_features": 4}
-    required |= {"out_features": 3, "in_channels": 2, "out_channels": 3, "kernel_size": 3, "output_size": 2}
-    required |= {"input_size": 4, "hidden_size": 3, "num_classes": 3}
-    parameters = inspect.signature(theirs).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    ours = getattr(pyops.nn, name)(**{n: required[n] for n in needed})
-    theirs = theirs(**{n: required[n] for n in needed})
-    missing = vars(ours).keys() - vars(theirs).keys()
-    assert all(hasattr(type(ours), attribute) for attribute in missing), missing
-
-
 def test_cross_entropy_extras(backend: Backend) -> None:
     module = pyops.nn.CrossEntropyLoss(z_loss=0.1, inplace_backward=True)
     leaf = torch.randn(5, 4, device=backend.device, requires_grad=True)
@@ -207,14 +201,15 @@ def test_linear_cross_entropy_loss_is_torchs() -> None:
     theirs = torch.nn.LinearCrossEntropyLoss(5, 10, out_features=(4, 3), bias=True)
     x, target = torch.randn(2, 5), torch.randint(0, 10, (2, 4, 3))
     wanted = theirs(x, target)
-    assert type(pyops.convert(theirs)) is pyops.nn.LinearCrossEntropyLoss
+    assert computing_type(pyops.convert(theirs)) is pyops.nn.LinearCrossEntropyLoss
     torch.testing.assert_close(theirs(x, target), wanted)
     theirs = torch.nn.LinearCrossEntropyLoss(5, 10, options=torch.nn.LinearCrossEntropyOptions())
     target = torch.tensor([3, 9])
     wanted = theirs(x, target)
     torch.testing.assert_close(pyops.convert(theirs)(x, target), wanted)
+    ours = pyops.nn.LinearCrossEntropyLoss(5, 10, options=torch.nn.LinearCrossEntropyOptions())
     with pytest.raises(ValueError, match="options"):
-        theirs(x, target, sample_weight=torch.ones(2))
+        ours(x, target, sample_weight=torch.ones(2))
 
 
 def _named(function: Any) -> list[tuple[str, Any]]:
@@ -250,7 +245,7 @@ def test_lazy_layers_print_and_become_ours() -> None:
     assert "activation='relu'" in repr(pyops.nn.LazyConv2d(3, 3, activation="relu"))
     model(torch.randn(5, 2, 6, 6))
     kinds = [pyops.nn.Conv2d, pyops.nn.BatchNorm2d, nn.Flatten, pyops.nn.Linear, pyops.nn.BatchNorm1d]
-    assert [type(layer) for layer in model] == kinds
+    assert [computing_type(layer) for layer in model] == kinds
     assert "0 + 1" in str(pyops.conversion_report(model))
     assert type(pyops.revert(model)[1]) is nn.BatchNorm2d
 
