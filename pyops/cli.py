@@ -103,6 +103,10 @@ def train(
 
     network_options |= dict(parsed_option(text) for text in given.pop("option", None) or [])
     chosen = merged_config(file, given, network_options)
+    if chosen.resume and file is None and not chosen.quiet:
+        own = sorted({*given, *(["options"] if network_options else [])} - {"network", "output", "resume"})
+        but = f", but with the given {', '.join(own)}" if own else ""
+        print(f"resuming {chosen.folder} with the options it has had{but}", file=sys.stderr)
     if chosen.backend == "triton" and chosen.device == "cpu":
         # On the CPU Triton only runs interpreted, which it has to be told before it is imported.
         os.environ.setdefault("TRITON_INTERPRET", "1")

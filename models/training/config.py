@@ -14,6 +14,9 @@ from ..files import atomic_write
 from ..recipe import Recipe
 from ..registry import Network, get_network
 
+#: What a run's folder calls the config file that repeats it.
+CONFIG = "config.toml"
+
 #: Hyper-parameters of a recipe that a TrainConfig may replace, by the names that both have.
 RECIPE_OPTIONS = tuple(f.name for f in fields(Recipe) if f.name not in ("num_epochs", "options"))
 
@@ -199,17 +202,40 @@ def parsed_option(text: str) -> tuple[str, Any]:
 def merged_config(
     file: Path | None, given: Mapping[str, Any], network_options: Mapping[str, Any]
 ) -> TrainConfig:
-    """A config of the entries of a TOML ``file``, replaced where they are ``given`` as well.
+    """A config of the entries of a TOML ``file``, replaced where they are ``given`` as well. Without a file,
+    a run that is resumed has those of its own: what decided its first part need not be said again.
 
     Raises:
         TrainError: as :func:`read_toml`, or neither names a network.
     """
-    entries = {} if file is None else read_toml(file)
+    entries: dict[str, Any] = {}
+    if file is not None:
+        entries = read_toml(file)
+    elif given.get("resume"):
+        entries = entries_of_run(given)
     options = {**entries.get("options", {}), **network_options}
     entries |= {**given, "options": options}
     if "network" not in entries:
         raise TrainError("no network: name one, here or in a config file")
     return TrainConfig(**entries)
+
+
+def entries_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of the config file that the run in the output folder of ``given`` has written, if any.
+
+    A length that is given takes the place of the run's, be it in epochs or in steps.
+
+    Raises:
+        TrainError: as :func:`read_toml`.
+    """
+    if "output" not in given and "network" not in given:
+        return {}
+    named = {name: given[name] for name in ("data", "data_root", "output") if name in given}
+    path = TrainConfig(given.get("network", ""), **named).folder / CONFIG
+    entries = read_toml(path) if path.is_file() else {}
+    if "epochs" in given or "max_steps" in given:
+        entries = {name: value for name, value in entries.items() if name not in ("epochs", "max_steps")}
+    return entries
 
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "Mapping": dict}

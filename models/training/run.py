@@ -13,7 +13,7 @@ from ..files import prepare_folder
 from ..registry import Network
 from .build import build_trainer
 from .checkpoint import save_checkpoint
-from .config import RECIPE_OPTIONS, TrainConfig, write_toml
+from .config import CONFIG, RECIPE_OPTIONS, TrainConfig, write_toml
 from .distributed import Workers
 from .interrupts import deferred_interrupt
 from .progress_bar import ProgressDisplay
@@ -23,7 +23,7 @@ from .trainer import Interrupted, Report
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-CHECKPOINT, CONFIG = "checkpoint.pt", "config.toml"
+CHECKPOINT = "checkpoint.pt"
 
 
 class Run:

@@ -21,10 +21,10 @@ from ..data.load import load_data
 from ..errors import TrainError, first_line
 from ..registry import Network, get_network
 from .checkpoint import load_checkpoint
-from .config import TrainConfig, write_toml
+from .config import CONFIG, TrainConfig, write_toml
 from .distributed import ALONE, Workers, process_group
 from .results import METRICS, in_words, write_json
-from .run import CHECKPOINT, CONFIG, Run
+from .run import CHECKPOINT, Run
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

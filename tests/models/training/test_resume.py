@@ -20,7 +20,7 @@ from pyops.models.training.config import read_toml
 from pyops.models.training.trainer import Trainer
 
 from pyops import models
-from tests.suite.processes import ROOT
+from tests.suite.processes import ROOT, run_python
 from tests.suite.training import FILES, assert_same_run, folder_content, run
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -190,6 +190,31 @@ def test_resume_refuses_fewer_epochs(four_epochs):
     with pytest.raises(TrainError, match="already at step 180"):
         run(four_epochs, epochs=3, resume=True)
     assert folder_content(four_epochs) == before
+
+
+def pyops_train(*arguments: str) -> str:
+    """What ``pyops train`` says on stderr."""
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return run_python("-m", "pyops", "train", *arguments, environment=environment).stderr
+
+
+def test_resume_on_the_command_line_takes_everything_from_the_run(tmp_path):
+    """Before, an interrupted run of many epochs ended at the network's default, or was refused."""
+    folder = str(tmp_path)
+    options = ["--layers", "torch", "--seed", "7", "--lr", "0.25", "--epochs", "40"]  # its own: 30
+    pyops_train("softmax_regression", *options, "--output", folder)
+    said = pyops_train("--output", folder, "--resume")
+    assert f"resuming {folder} with the options it has had\n" in said
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: metrics[name] for name in ("epochs", "layers", "seed", "lr")} == {
+        "epochs": 40,
+        "layers": "torch",
+        "seed": 7,
+        "lr": 0.25,
+    }
+    said = pyops_train("softmax_regression", "--output", folder, "--resume", "--epochs", "41")
+    assert f"resuming {folder} with the options it has had, but with the given epochs\n" in said
+    assert json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 41
 
 
 def test_nothing_to_resume(tmp_path):
