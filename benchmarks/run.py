@@ -77,7 +77,7 @@ def run(
         markdown_path: the report as Markdown.
         html_path: the report as one page with pictures, and its rows as CSV beside it.
         results_folder: takes the results into its tables (:mod:`pyops.benchmarks.report.store`), too.
-        with_overhead: also measure microseconds per call at the smallest size.
+        with_overhead: also measure microseconds per call at the smallest size, and time against size.
         default_allocator: measure again in a second process without huge pages (CPU).
         compiled: whether torch.compile is a baseline; None: unless ``quick``.
         time_limit_s: start no new case after this many seconds.
@@ -156,6 +156,7 @@ def collect(options: Options) -> Raw:
         "ceilings": None,
         "results": [],
         "overhead": [],
+        "sizes": [],
         "default_allocator": [],
         "first_step": [],
         "failures": [],
@@ -192,6 +193,8 @@ def _plan(options: Options) -> list[tuple[Case, str, str]]:
     if options.overhead:
         smallest = cases.select(options.ops, options.device, overhead=True)
         todo += [(case, mode, "overhead") for case in smallest for mode in case.modes]
+        swept = cases.select(options.ops, options.device, sweeps=True)
+        todo += [(case, mode, "sizes") for case in swept for mode in case.modes]
     return todo
 
 
@@ -208,6 +211,8 @@ def _one(
         if section == "overhead":
             settings = replace(options.settings, neighbours=0)  # of a call so short little stands beside it
             result = measure_overhead(case, mode, options.device, settings)
+        elif section == "sizes":
+            result = measure(case, mode, options.device, replace(QUICK, budget_s=0.5), ceilings=measured)
         else:
             result = measure(case, mode, options.device, options.settings, ceilings=measured)
     except torch.OutOfMemoryError as error:
@@ -220,7 +225,7 @@ def _one(
     finally:
         if options.device.type == "cuda":
             torch.cuda.empty_cache()
-    raw[section].append(result.as_dict())
+    raw[section].append(result.as_dict() | ({"elements": case.elements} if section == "sizes" else {}))
     return _summary(result)
 
 
@@ -303,7 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU when there is one)")
     parser.add_argument("--quick", action="store_true", help="few cases, short, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile baseline")
-    parser.add_argument("--no-overhead", action="store_true", help="no microseconds-per-call table")
+    parser.add_argument(
+        "--no-overhead", action="store_true", help="no microseconds per call, no time against size"
+    )
     parser.add_argument(
         "--default-allocator", action="store_true", help="measure again without huge pages (CPU)"
     )

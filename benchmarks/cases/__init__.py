@@ -27,9 +27,15 @@ def discover() -> list[Case]:
 
 
 def select(
-    ops: list[str], device: torch.device, *, quick: bool = False, overhead: bool = False
+    ops: list[str],
+    device: torch.device,
+    *,
+    quick: bool = False,
+    overhead: bool = False,
+    sweeps: bool = False,
 ) -> list[Case]:
-    """The cases of ``ops`` (all when empty) that run on ``device``.
+    """The cases of ``ops`` (all when empty) that run on ``device``: those of the main table, those of the
+    smallest size (``overhead``), or those of the ``sweeps`` over sizes.
 
     Raises:
         ValueError: an op that has no benchmark file.
@@ -45,5 +51,6 @@ def select(
         if (not ops or case.op in ops)
         and device.type in case.devices
         and case.overhead == overhead
-        and (case.quick or overhead or not quick)
+        and (case.elements is not None) == sweeps
+        and (case.quick or overhead or sweeps or not quick)
     ]

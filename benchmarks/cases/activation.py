@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case
+from .tools.sizes import sweep
 from .tools.traffic import elementwise_traffic
 
 OPS = ("relu", "leaky_relu", "sigmoid", "tanh", "selu", "softplus", "elu", "gelu", "silu", "hardswish")
@@ -29,5 +30,6 @@ CASES = [
     *(case(op, (2048, 2048), quick=op in ("relu", "tanh", "gelu")) for op in MAIN),
     *(case(op, (2048, 2048), torch.bfloat16) for op in ("relu", "gelu")),
     case("relu", (16, 64, 64, 64), channels_last=True),
+    *(made for op in ("relu", "gelu") for made in sweep(lambda k, op=op: case(op, (k, 1024)))),
     *(case(op, (8192, 16384), torch.bfloat16, devices=("cuda",)) for op in MAIN),
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case, Inputs, Traffic, numel
+from .tools.sizes import sweep
 
 
 def bn_add(
@@ -98,6 +99,7 @@ CASES = [
     case(32, 256, 14, 14, residual=True),
     case(32, 512, 7, 7, residual=True),
     case(32, 64, 56, 56, residual=True, dtype=torch.bfloat16),
+    *sweep(lambda k: case(k, 16, 8, 8)),
     case(128, 256, 56, 56, residual=True, dtype=torch.bfloat16, devices=("cuda",)),
     case(128, 256, 56, 56, residual=True, dtype=torch.bfloat16, last=True, devices=("cuda",)),
 ]

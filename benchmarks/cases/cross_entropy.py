@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case, Inputs
+from .tools.sizes import sweep
 from .tools.traffic import rows_traffic
 
 OP = "cross_entropy"
@@ -55,6 +56,7 @@ CASES = [
         refill="input",
         devices=("cpu",),
     ),
+    *sweep(lambda k: case((4 * k, 256))),
     case(SEGMENTATION, channels_last=True, quick=True),
     case((4096, 1000), BF16, quick=True),
     case(VOCABULARY, BF16, devices=("cpu",)),

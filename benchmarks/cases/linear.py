@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case, Inputs, Traffic
+from .tools.sizes import sweep
 
 BOTH = (FORWARD, FORWARD_BACKWARD)
 
@@ -54,5 +55,6 @@ CASES = [
     case(1, 784, 256),
     case(2048, 1024, 1024),
     case(256, 784, 256, torch.bfloat16, relu=True),
+    *sweep(lambda k: case(4 * k, 256, 256)),
     case(8192, 4096, 4096, torch.bfloat16, relu=True, devices=("cuda",)),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..measure.case import FORWARD, FORWARD_BACKWARD, Case
+from .tools.sizes import sweep
 from .tools.traffic import rows_traffic
 
 BOTH = (FORWARD, FORWARD_BACKWARD)
@@ -35,4 +36,4 @@ CASES = [
         case(op, (16384, 32000), devices=("cuda",)),
         case(op, (16384, 32000), torch.bfloat16, devices=("cuda",), quick=True),
     )
-]
+] + sweep(lambda k: case("softmax", (4 * k, 256)))

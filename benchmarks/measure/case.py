@@ -86,6 +86,9 @@ class Case:
     channels_last: bool = False
     #: Measured in microseconds per call by :mod:`pyops.benchmarks.measure.overhead`, not in the main table.
     overhead: bool = False
+    #: Of the input, where the case is one of a sweep over sizes: measured as users call it, not in the main
+    #: table.
+    elements: int | None = None
     #: Part of ``--quick`` runs.
     quick: bool = False
 

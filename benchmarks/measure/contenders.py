@@ -55,7 +55,9 @@ def build(
         before_call=before_call,
     )
     subjects: list[str | None] = [*(kernel_backends(device) if kernels is None else kernels)]
-    if case.overhead:
+    if case.elements is not None:
+        subjects = [None]
+    elif case.overhead:
         subjects.insert(0, None)  # as users call it: tiny tensors may be left to torch
     contenders = [
         make(f"pyops {backend or 'default'}", case.pyops_call(), subject=True, backend=backend)

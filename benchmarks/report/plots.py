@@ -31,6 +31,8 @@ LIGHT = Colors("#ffffff", "#1f2430", "#c9ced8", "#1a7f5a", "#c4362b", "#1f6feb",
 DARK = Colors("#12161d", "#e3e7ee", "#3b4350", "#3fbf8f", "#ff7b6e", "#6cb0ff", "#ffab57")
 
 
+#: Panels of a picture in a row.
+_COLUMNS = 4
 #: Where bars of memory end: some cases need next to none.
 _LEAST_RATIO = 1 / 16
 
@@ -43,19 +45,28 @@ class Plot:
     words: str
     #: Width and height in inches.
     size: tuple[float, float]
-    draw: Callable[[Axes, Colors], None]
+    draw: Callable[..., None]
+    #: Names of several panels; ``draw`` then gets a list of axes, otherwise the axes alone.
+    panels: Sequence[str] = ()
 
     def png(self, colors: Colors) -> bytes:
         """The picture in ``colors``; drawn on a Figure object, without matplotlib's global state."""
         figure = Figure(figsize=self.size, dpi=110, layout="constrained", facecolor=colors.back)
-        axes = figure.subplots()
-        axes.set_facecolor(colors.back)
-        axes.tick_params(colors=colors.ink)
-        for spine in axes.spines.values():
-            spine.set_color(colors.faint)
-        axes.spines[["top", "right"]].set_visible(False)
-        self.draw(axes, colors)
-        for label in (axes.xaxis.label, axes.yaxis.label):
+        columns = min(_COLUMNS, len(self.panels)) or 1
+        grid = figure.subplots(math.ceil(len(self.panels) / columns) or 1, columns, squeeze=False)
+        every = [*grid.flat]
+        for axes in every:
+            axes.set_facecolor(colors.back)
+            axes.tick_params(colors=colors.ink)
+            axes.spines[["top", "right"]].set_visible(False)
+            for spine in axes.spines.values():
+                spine.set_color(colors.faint)
+        for axes in every[max(1, len(self.panels)) :]:
+            axes.set_visible(False)
+        self.draw(every if self.panels else every[0], colors)
+        for axes, name in zip(every, self.panels, strict=False):
+            axes.set_title(name, color=colors.ink, fontsize=10)
+        for label in (label for axes in every for label in (axes.xaxis.label, axes.yaxis.label)):
             label.set_color(colors.ink)
         out = io.BytesIO()
         figure.savefig(out, format="png")
@@ -64,8 +75,8 @@ class Plot:
 
 def plots(report: Report, raw: Raw) -> list[Plot]:
     """All pictures of one run; those without data are left out."""
-    made = (speedups(report), _roofline(raw), _memory(report), _overhead(report), _beside(report))
-    return [plot for plot in (*made, _first_step(report)) if plot is not None]
+    made = [speedups(report), _roofline(raw), _sizes(raw), _memory(report), _overhead(report)]
+    return [plot for plot in (*made, _beside(report), _first_step(report)) if plot is not None]
 
 
 def speedups(report: Report) -> Plot | None:
@@ -148,6 +159,43 @@ def _roofline(raw: Raw) -> Plot | None:
         (8.6, 5.2),
         draw,
     )
+
+
+def _sizes(raw: Raw) -> Plot | None:
+    """Time of a call as its input grows."""
+    found: dict[str, list[Raw]] = {}
+    for result in raw.get("sizes", []):
+        found.setdefault(result["op"], []).append(result)
+    if not found:
+        return None
+
+    def draw(panels: Sequence[Axes], colors: Colors) -> None:
+        for axes, results in zip(panels, found.values(), strict=False):
+            sizes = [result["elements"] for result in results]
+            for way, color in ((DEFAULT, colors.pyops), (EAGER, colors.torch)):
+                times = [result["seconds"][way]["median"] * 1e6 for result in results]
+                axes.plot(sizes, times, color=color, marker="o", ms=3, label=way.removesuffix(" default"))
+            axes.set_xscale("log", base=4)
+            axes.set_yscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+            axes.grid(color=colors.faint, alpha=0.4)
+            axes.set_xlabel("elements")
+        panels[0].set_ylabel("microseconds")
+        panels[0].legend(frameon=False, labelcolor=colors.ink)
+
+    return Plot(
+        "Time against size",
+        "Forward and backward in float32, as users call it: on small tensors a single op may be torch's own, "
+        "where that was measured to be faster.",
+        (8.6, 2.6 * math.ceil(len(found) / _COLUMNS)),
+        draw,
+        panels=[op.replace("_", " ") for op in found],
+    )
+
+
+def _short(elements: float) -> str:
+    """A number of elements in units of 1024."""
+    return f"{elements / 2**20:g}M" if elements >= 2**20 else f"{elements / 2**10:g}K"
 
 
 def _memory(report: Report) -> Plot | None:

@@ -15,8 +15,8 @@ Raw = dict[str, Any]
 Key = tuple[str, str, str, str, str, str]
 
 TIME, OVERHEAD, ALLOCATOR = "time", "overhead", "default allocator"
-BESIDE, FIRST_STEP = "beside neighbours", "first step"
-SECTIONS = (TIME, BESIDE, OVERHEAD, ALLOCATOR, FIRST_STEP)
+BESIDE, FIRST_STEP, SIZES = "beside neighbours", "first step", "sizes"
+SECTIONS = (TIME, BESIDE, OVERHEAD, SIZES, ALLOCATOR, FIRST_STEP)
 MODES = ("forward", "forward+backward", "training step")
 EAGER, COMPILE = "eager", "compile"
 #: A case that the time limit cut off: not a result, and no reason to forget an older one.
@@ -127,6 +127,7 @@ def from_raw(raw: Raw) -> Report:
     sections = {
         "results": TIME,
         "overhead": OVERHEAD,
+        "sizes": SIZES,
         "default_allocator": ALLOCATOR,
         "first_step": FIRST_STEP,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from .rows import ALLOCATOR, BESIDE, COMPILE, EAGER, FIRST_STEP, OVERHEAD, TIME, Report, Row
+from .rows import ALLOCATOR, BESIDE, COMPILE, EAGER, FIRST_STEP, OVERHEAD, SIZES, TIME, Report, Row
 
 _MODES = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
 _MEANS = {"forward+backward": "float32 fwd+bwd", "training step": "float32 training steps"}
@@ -74,6 +74,7 @@ def tables(report: Report) -> list[Table]:
         _beside_table(grouped(report, BESIDE), main),
         _memory_table(main),
         _overhead_table(grouped(report, OVERHEAD)),
+        _sizes_table(grouped(report, SIZES)),
         _allocator_table(grouped(report, ALLOCATOR), main),
         _first_step_table(grouped(report, FIRST_STEP)),
     ]
@@ -191,6 +192,17 @@ def _overhead_table(groups: list[Group]) -> Table:
     return Table("Overhead: microseconds per call at the smallest size", header, rows, note)
 
 
+def _sizes_table(groups: list[Group]) -> Table:
+    rows = []
+    for group in groups:
+        for row in group.subjects.values():
+            cells = [group.name, group.mode, _us(row), _us(group.measured.get(EAGER))]
+            rows.append([*cells, _speedup(row), _quartiles(row), str(group.number)])
+    header = ["case", "mode", "pyops us", "eager us", "speedup", "quartiles", "run"]
+    note = "Microseconds per call as users call it: single ops on small tensors may be torch's own."
+    return Table("Time against size", header, rows, note)
+
+
 def _allocator_table(groups: list[Group], main: list[Group]) -> Table:
     header = ["case", "mode", "pyops ms", "eager ms", "speedup", "speedup with huge pages", "run"]
     paired = {(group.name, group.mode): group.subjects for group in main}
@@ -207,7 +219,8 @@ def _allocator_table(groups: list[Group], main: list[Group]) -> Table:
 def losses(report: Report) -> list[str]:
     """Plainly: every case in which a torch baseline is faster or needs less memory than pyops."""
     main = grouped(report, TIME)
-    lines = [line for group in (*main, *grouped(report, OVERHEAD)) for line in _slower(group)]
+    small = [*grouped(report, OVERHEAD), *grouped(report, SIZES)]
+    lines = [line for group in (*main, *small) for line in _slower(group)]
     lines += [line for group in main for line in _larger(group)]
     return lines + _lost_beside(grouped(report, BESIDE), main)
 

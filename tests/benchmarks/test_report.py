@@ -112,6 +112,16 @@ def a_run() -> dict:
         "machine": machine | {"pyops_libraries": {}, "load_average": 0.1},
         "settings": {},
         "ceilings": {"copy": 1e10, "read": 1e10, "gemm": {"float32": 1e11}, "text": "fast"},
+        "sizes": [
+            result("gelu", 2.0, elements=elements, case=f"gelu [{elements}] float32")
+            | {
+                "seconds": {
+                    way: {"median": 1e-6, "q1": 1e-6, "q3": 1e-6} for way in ("pyops default", "eager")
+                }
+            }
+            | {"speedup": {"pyops default": {"median": 1.0, "q1": 1.0, "q3": 1.0}}}
+            for elements in (1024, 4096)
+        ],
         "results": [result("relu", 2.0, beside=beside), result("softmax<b>", 0.5)],
         "failures": [
             {"case": "tanh [8] float32", "mode": FORWARD, "kind": "error", "message": "no memory"},
@@ -122,15 +132,21 @@ def a_run() -> dict:
 def test_the_page_has_pictures_losses_and_rows(tmp_path):
     page.write(a_run(), tmp_path / "report.html")
     shown = (tmp_path / "report.html").read_text()
-    for title in ("Speed beside torch", "Roofline, float32", "Memory", "On a shared machine"):
+    for title in (
+        "Speed beside torch",
+        "Roofline, float32",
+        "Memory",
+        "Time against size",
+        "On a shared machine",
+    ):
         assert f"<h2>{title}</h2>" in shown
-    assert shown.count("data:image/png;base64,") == 8  # in the colours of a light and of a dark page
+    assert shown.count("data:image/png;base64,") == 10  # in the colours of a light and of a dark page
     assert "http" not in shown  # it needs no other file, and no network
     assert "softmax&lt;b&gt; [8] float32 fwd, pyops cpp: 0.50x against eager" in shown
     assert "beside neighbours 0.50x, 25 % of the 2.00x alone" in shown
     assert "tanh [8] float32 fwd: error: no memory" in shown
     rows = (tmp_path / "report.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 2 + 2 + 1
+    assert len(rows) == 1 + 2 * 2 + 2 + 2 * 2 + 1
     assert 'href="report.csv"' in shown
 
 
