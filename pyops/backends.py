@@ -72,6 +72,7 @@ TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
     "adaptive_avg_pool2d": (65536, 32768),
     "batch_norm, images": (16384, 65536),
     "batch_norm, rows": (_KEPT, _KEPT),
+    "batch_norm, relu": (1024, 8192),
     "rnn_tanh_cell": (65536, 65536),
     "rnn_relu_cell": (65536, 65536),
     "gru_cell": (49152, 0),
