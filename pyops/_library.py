@@ -121,7 +121,7 @@ def load_libraries() -> None:
 
 
 #: Instructions beyond those of its variant that the CPU library knows (csrc/cpu/simd/features.h).
-CPU_FEATURES = ("avx512_bf16", "amx_bf16", "amx_twin")
+CPU_FEATURES = ("avx512_bf16", "amx_bf16", "amx_float32", "amx_twin")
 
 torch.library.define("pyops::cpu_features", "() -> str[]")
 

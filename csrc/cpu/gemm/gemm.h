@@ -9,7 +9,8 @@
 //   sweep         visits the micro-tiles of a packed block
 //   micro_kernel  keeps a micro-tile of the output in registers
 //
-// Products of bfloat16 have kernels of their own on CPUs that multiply pairs (bf16/kernels.h).
+// Products of bfloat16 have kernels of their own on CPUs that multiply pairs (bf16/kernels.h), and so have
+// those of float32 where they are asked for (bf16/parts.h).
 //
 // Threads never share an output element and K is always cut at the same places, so the result has
 // the same bits for any number of threads.
@@ -214,8 +215,9 @@ void gemm(int64_t M, int64_t N, int64_t K, Operand<T> a, Operand<T> b, Out* out,
              : skinny_gemm(M, N, K, a, b, out, ldc, beta, parallel, epilogue)) {
     return;
   }
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (const PairKernels* const kernels = pair_kernels()) {
+  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, float>) {
+    if (const PairKernels* const kernels = pair_kernels();
+        kernels && multiplies_parts(M, N, K, a, b, parallel)) {
       return pair_gemm(*kernels, M, N, K, a, b, parallel, StoreSums<Out, Epilogue>{out, ldc, beta, epilogue});
     }
   }

@@ -25,6 +25,7 @@ struct Named {
 constexpr Named kAll[] = {
     {"avx512_bf16", &CpuFeatures::avx512_bf16},
     {"amx_bf16", &CpuFeatures::amx_bf16},
+    {"amx_float32", &CpuFeatures::amx_float32},
     {"amx_twin", &CpuFeatures::amx_twin},
 };
 
@@ -51,7 +52,7 @@ CpuFeatures detect() {
   __get_cpuid_count(7, 0, &a, &b, &c, &d);
   if (a >= 1) __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1);
   const bool tiles = (d & kAmxTile) && (d & kAmxBf16) && system_grants_tiles();
-  return {(a1 & kAvx512Bf16) != 0, tiles, true};
+  return {(a1 & kAvx512Bf16) != 0, tiles, true, true};
 }
 
 #else
@@ -73,7 +74,7 @@ std::vector<std::string> split(const std::string& list) {
 CpuFeatures chosen() {
   const CpuFeatures here = detect();
   CpuFeatures used = here;
-  used.amx_twin = false;
+  used.amx_float32 = used.amx_twin = false;
   const char* const wanted = std::getenv("PYOPS_CPU_FEATURES");
   if (wanted == nullptr) return used;
   used = {};
@@ -89,6 +90,7 @@ CpuFeatures chosen() {
     STD_TORCH_CHECK(found, "the environment variable PYOPS_CPU_FEATURES must name, by commas, some of ",
                     known, "or none, got '", name, "' in '", wanted, "'");
   }
+  used.amx_float32 = used.amx_float32 && (used.amx_bf16 || used.amx_twin);
   return used;
 }
 

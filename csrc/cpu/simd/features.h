@@ -10,12 +10,13 @@ namespace pyops::cpu {
 struct CpuFeatures {
   bool avx512_bf16;  // VDPBF16PS
   bool amx_bf16;     // tiles, and TDPBF16PS
+  bool amx_float32;  // products of float32 by tiles, in parts (cpu/gemm/bf16/parts.h)
   bool amx_twin;     // tiles in software (cpu/simd/tiles.h), for tests
 };
 
 // What may be used: what the CPU and the operating system have or, where the environment variable
-// PYOPS_CPU_FEATURES is set, what of it the variable names, by commas. `amx_twin` has to be named. `none`
-// names nothing. Throws for names that are unknown.
+// PYOPS_CPU_FEATURES is set, what of it the variable names, by commas. `amx_float32`, which no machine has
+// timed, and `amx_twin` have to be named. `none` names nothing. Throws for names that are unknown.
 const CpuFeatures& cpu_features();
 
 // The names of what may be used.
