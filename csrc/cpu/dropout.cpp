@@ -2,8 +2,10 @@
 #include "binding/dropout.h"
 
 #include <numeric>
+#include <type_traits>
 
 #include "common/integers.h"
+#include "cpu/epilogue/pairs.h"
 #include "cpu/epilogue/row.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
@@ -107,7 +109,11 @@ void forward(const Activation& activation, const Tensor& input, const Rows& rows
     Acc copies[RowBias<Acc>::kCopies];
     const RowBias<Acc> b = biases.of(row, begin, copies);
     const int64_t at = row * rows.width + begin;
-    epilogue_forward<T, T>(activation, mask, x + at, b, r ? r + at : nullptr, y + at, nullptr, count, at);
+    if constexpr (std::is_same_v<T, bfloat16> && !Activation::kOnPieces) {
+      epilogue_forward_in_pairs(activation, mask, x + at, b, r ? r + at : nullptr, y + at, count, at);
+    } else {
+      epilogue_forward<T, T>(activation, mask, x + at, b, r ? r + at : nullptr, y + at, nullptr, count, at);
+    }
   });
 }
 

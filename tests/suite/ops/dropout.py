@@ -360,4 +360,7 @@ MUTANTS = {
     "dropout_bias_gradient_keeps_the_last_rows_alone": Mutant(
         "cpu/dropout.cpp", "total[i] += sums[i];", "total[i] = sums[i];", ("dropout",)
     ),
+    "dropout_odd_elements_take_the_mask_of_even_ones": Mutant(
+        "cpu/epilogue/pairs.h", "factor(pairs >> 16)", "factor(pairs & 0xffffu)", ("dropout",)
+    ),
 }
