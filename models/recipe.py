@@ -12,6 +12,7 @@ from .errors import TrainError, unknown_name
 OPTIMIZERS = ("adam", "adamw", "sgd")
 INIT_RULES = ("constant", "he", "normal", "xavier")
 AMP_DTYPES = ("bfloat16", "float16")
+_DECAY = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 0.0
     l1: float = 0.0
-    lr_decay: float = 0.1
+    lr_decay: float = _DECAY
     decay_every: int | None = None
     decay_patience: int | None = None
     clip_norm: float | None = None
@@ -98,6 +99,8 @@ class Recipe:
             raise TrainError("nesterov needs a momentum above 0")
         if self.decay_every is not None and self.decay_patience is not None:
             raise TrainError("decay_every and decay_patience exclude each other")
+        if self.lr_decay != _DECAY and self.decay_every is None and self.decay_patience is None:
+            raise TrainError("lr_decay does nothing without decay_every or decay_patience")
         if self.cuda_graph and (self.compile or self.amp == "float16"):
             # The host decides the scale of float16 losses at every step.
             raise TrainError("cuda_graph excludes compile and the amp type float16")

@@ -6,8 +6,10 @@ A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +40,24 @@ def use_huge_pages(wanted: bool) -> None:
         os.environ.setdefault(_HUGE_PAGES, "1")
     else:
         os.environ[_HUGE_PAGES] = "0"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import pyops
+
+        print(f"pyops {pyops.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command()
@@ -301,7 +321,7 @@ def main(command: str | None = None) -> None:
     arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        app(arguments)
+        app(arguments, prog_name="pyops")
     except KeyboardInterrupt:
         if speaks:
             print("interrupted", file=sys.stderr)
@@ -310,8 +330,17 @@ def main(command: str | None = None) -> None:
         if not _is_user_error(error):
             raise
         if speaks:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_with_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_flags(message: str) -> str:
+    """An error's message with the names of a config's entries as the flags that they are here."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in inspect.signature(train).parameters}
+    flags["num_epochs"] = flags["epochs"]
+    first, space, rest = message.partition(" ")
+    rest = re.sub(r"(?<![\w'./])\w+_\w+(?![\w'./])", lambda found: flags.get(found[0], found[0]), rest)
+    return f"{flags.get(first, first)}{space}{rest}"
 
 
 def _is_user_error(error: Exception) -> bool:

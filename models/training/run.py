@@ -119,6 +119,10 @@ class Run:
             measure=measure and measure.name,
             quiet=self.config.quiet,
         )
+        if not self.config.resume and (self.folder / CHECKPOINT).exists():
+            display.note(
+                f"the run that {self.folder} holds is replaced: --output keeps it, --resume goes on with it"
+            )
         with display, self.events() as events:
             self._train_epochs(display, events)
             metrics = self.write_results()
