@@ -8,6 +8,7 @@ if (_root / "csrc").is_dir() and (_root / "models").is_dir():
     __path__.append(str(_root))
 
 from . import functional, memory, nn, ops, optim, precision  # noqa: E402, F401
+from ._flops import watch as _watch_flop_counter  # noqa: E402
 from ._info import __version__, info  # noqa: E402
 from ._library import load_libraries as _load_libraries  # noqa: E402
 from .backends import _bind_loaded, _from_environment, available_backends, set_backend, use_backend  # noqa: E402
@@ -16,6 +17,7 @@ from .convert import conversion_report, convert, revert  # noqa: E402
 _load_libraries()
 _bind_loaded()
 _from_environment()
+_watch_flop_counter()
 
 __all__ = [
     "__version__",

@@ -110,6 +110,11 @@ TORCH_IS_FASTER_IN_16_BITS: dict[str, tuple[int, int]] = {
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 #: Found without a look into torch in each call of a small op.
 _STRIDED, _FLOAT32, _is_grad_enabled = torch.strided, torch.float32, torch.is_grad_enabled
+_transforms_are_active, _tracing_state = (
+    torch._C._are_functorch_transforms_active,
+    torch._C._get_tracing_state,
+)
+_TENSOR, _PARAMETER = torch.Tensor, torch.nn.Parameter
 
 _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 #: The op handles of each backend in use. Attributes, because torch.compile reads a dictionary once per
@@ -118,8 +123,8 @@ _bound = SimpleNamespace()
 _missing: dict[tuple[str, str, int], str | None] = {}
 _warnings: set[str] = set()
 _requested: str | None = None
-#: Whether ``_bound`` has "cpp": looked at in each call of a small op.
-_cpp_is_bound = False
+#: ``_bound.cpp`` if it is there: looked at in each call.
+_cpp: SimpleNamespace | None = None
 #: The threads in :func:`own_kernels`.
 _own_threads: set[int] = set()
 
@@ -216,19 +221,22 @@ def _check_usable(name: str) -> None:
 def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | None:
     """The op handles that serve ``tensor``, or None for the reference implementation.
 
-    It also serves the tensor where ``op`` is given and the backend has no kernel for it, and wherever
-    gradients are propagated forward.
+    It also serves the tensor where ``op`` is given and the backend has no kernel for it, under transforms of
+    ``torch.func``, forward-mode differentiation and ``torch.jit.trace``, and a DTensor: torch's formulas have
+    rules for these, the kernels have not.
 
     The handles are attributes by op name (``handles.cross_entropy_forward``), each an ``OpOverload``.
 
     Raises:
         BackendError: the requested backend cannot run on the tensor's device.
     """
-    if forward_ad._current_level >= 0:  # torch's formulas have forward-mode gradients, the kernels have not
+    if forward_ad._current_level >= 0 or _transforms_are_active() or _tracing_state() is not None:
         return None
-    if _requested is None and tensor.is_cpu and hasattr(_bound, "cpp"):  # the usual call
-        cpp = _bound.cpp
-        return cpp if tensor.dtype in _FLOATING and op not in cpp.without_kernel else None
+    kind = tensor.__class__
+    if kind is not _TENSOR and kind is not _PARAMETER and hasattr(tensor, "device_mesh"):
+        return None
+    if _requested is None and tensor.is_cpu and _cpp is not None:  # the usual call
+        return _cpp if tensor.dtype in _FLOATING and op not in _cpp.without_kernel else None
     device = tensor.device
     name = _choose(_requested, device.type, device.index)
     if name == "reference" or tensor.dtype not in _FLOATING:
@@ -288,7 +296,7 @@ def prefers_torch(
     """
     if input.layout is not _STRIDED or input.is_nested:  # is_strided without the call
         return True
-    if _requested is not None or not input.is_cpu or not _cpp_is_bound:
+    if _requested is not None or not input.is_cpu or _cpp is None:
         return False
     count = input.numel() if elements is None else elements
     if count.__class__ is not int or count > _KEPT or (_own_threads and _in_own_kernels()):
@@ -356,8 +364,8 @@ def _bind(name: str) -> None:
         **{op: getattr(ops, op).default for op in names},
     )
     setattr(_bound, name, handles)
-    global _cpp_is_bound
-    _cpp_is_bound = hasattr(_bound, "cpp")
+    global _cpp
+    _cpp = getattr(_bound, "cpp", None)
 
 
 def _bind_loaded() -> None:

@@ -199,6 +199,7 @@ class Chain:
             or torch.is_autocast_enabled("cpu")
             or any(self._hooks)
             or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
             or torch._C._len_torch_function_stack()
             or torch._C._len_torch_dispatch_stack()
             # Such as those of torch.utils.checkpoint, which counts what is saved.

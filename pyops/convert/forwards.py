@@ -27,7 +27,7 @@ from ..nn.loss import cross_entropy, linear_cross_entropy
 #: What pyops.convert may add to a module's ``__dict__``.
 NAMES = frozenset(
     {"forward", "train", "_apply", "extra_repr", "__getstate__", "__setstate__"}
-    | {"_replicate_for_data_parallel", "__prepare_scriptable__", "_pyops_conversion"}
+    | {"_replicate_for_data_parallel", "__prepare_scriptable__", "_slow_forward", "_pyops_conversion"}
 )
 
 
@@ -146,6 +146,20 @@ def _replica(module: Module) -> Module:
     return replica
 
 
+def _slow_forward(module: Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module calls while torch.jit.trace runs it: the forward of its class, so that files of the trace
+    need no pyops.
+    """
+    put = module.__dict__["forward"]
+    if not isinstance(put, Method):  # around ours
+        return type(module)._slow_forward(module, *args, **kwargs)
+    del module.__dict__["forward"]
+    try:
+        return type(module)._slow_forward(module, *args, **kwargs)
+    finally:
+        module.__dict__["forward"] = put
+
+
 def _refuse_to_script(module: Module) -> Any:
     """What torch.jit.script calls before it compiles a module."""
     raise TypeError(
@@ -158,6 +172,7 @@ _COPYING: dict[str, Callable[..., Any]] = {
     "__getstate__": _state,
     "_replicate_for_data_parallel": _replica,
     "__prepare_scriptable__": _refuse_to_script,
+    "_slow_forward": _slow_forward,
 }
 
 

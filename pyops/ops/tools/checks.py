@@ -26,7 +26,10 @@ def as_integer(value: Any) -> Any:
 
 def check_tensor(function: str, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}: {name} must be a Tensor, got {type(tensor).__name__}")
+        kind, hint = type(tensor), ""
+        if any(base.__module__ == "torch.fx.proxy" for base in kind.__mro__):
+            hint = "; torch.fx.Tracer(autowrap_modules=(math, pyops.functional)) keeps the function as a node"
+        raise TypeError(f"{function}: {name} must be a Tensor, got {kind.__name__}{hint}")
 
 
 def check_floating(function: str, name: str, tensor: Tensor) -> None:
