@@ -17,6 +17,8 @@ from ..files import atomic_write
 
 _COLORS = {"train": "#1f77b4", "validation": "#2ca02c", "test": "#ff7f0e"}
 _WRONG_COLOR, _RIGHT_COLOR = "#c81e1e", "#333333"
+#: Of the largest loss to the smallest, from which on the axis is logarithmic.
+_DECADES = 30
 _COLUMNS, _SAMPLE_ROWS = 8, 4
 # In units of a column's width.
 _GAP, _CAPTION_HEIGHT = 0.08, 0.36
@@ -29,12 +31,14 @@ def save_curves(
     history: dict[str, list[float]],
     step_losses: Sequence[float],
     panels: Mapping[str, str],
+    best_epoch: int | None = None,
 ) -> None:
     """Draw quantities over the epochs, and the loss of every step, into the PNG ``path``.
 
     ``history`` maps ``epoch`` (where each entry ended, in epochs; the last may be a fraction) and
     ``PART_QUANTITY``, by part of the data, to equally long lists. ``panels`` maps the quantities that are
-    drawn, of which ``loss`` has to be one, to their labels.
+    drawn, of which ``loss`` has to be one, to their labels. ``best_epoch``, whose weights are kept, is
+    marked.
     """
     figure = Figure(figsize=(0.5 + 4.75 * len(panels), 4), dpi=120, layout="constrained")
     panels = {"loss": panels["loss"], **panels}  # first
@@ -42,19 +46,31 @@ def save_curves(
     epochs = history["epoch"]
     steps = [epochs[-1] * (i + 1) / len(step_losses) for i in range(len(step_losses))]
     all_axes[0].plot(steps, step_losses, color=_COLORS["train"], alpha=0.25, lw=0.8, label="train, step")
+    shown = -1 if best_epoch is None else best_epoch - 1
     for axes, (key, label) in zip(all_axes, panels.items(), strict=True):
         for part, color in _COLORS.items():
             if f"{part}_{key}" in history:
                 axes.plot(epochs, history[f"{part}_{key}"], color=color, marker="o", ms=3, label=part)
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color="0.5", ls=":", label=f"kept: epoch {best_epoch}")
         _finish_axes(axes, label)
-        axes.set_title(f"final: test {history[f'test_{key}'][-1]:.4g}", fontsize=10)
+        parts = [part for part in _COLORS if f"{part}_{key}" in history]
+        values = ", ".join(f"{part} {history[f'{part}_{key}'][shown]:.4g}" for part in parts)
+        axes.set_title(f"{'final' if best_epoch is None else 'kept'}: {values}", fontsize=10)
         if key == "accuracy":
             axes.set_ylim(top=1.005)
-    all_axes[0].set_title(f"final: train {history['train_loss'][-1]:.4g}", fontsize=10)
-    all_axes[0].set_ylim(bottom=0)
+    _scale_losses(all_axes[0], [value for part in _COLORS for value in history.get(f"{part}_loss", [])])
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
+
+
+def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
+    """Losses that span decades need a logarithm to be seen; others begin at zero."""
+    if min(losses) > 0 and max(losses) > _DECADES * min(losses):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _finish_axes(axes: Axes, label: str) -> None:

@@ -46,6 +46,7 @@ def write_results(folder: Path | None, title: str, trainer: Trainer, about: dict
         **about,
         "epochs": progress.epoch,
         "steps": progress.step,
+        **({"best_epoch": progress.best_epoch} if trainer.has_stopped_early else {}),
         **final,
         **_distance_to_solution(trainer),
         "training_seconds": progress.seconds,
@@ -66,7 +67,8 @@ def _write_files(
     with atomic_write(folder / MODEL) as file:
         file.write(safetensors.torch.save(trainer.net.state_dict()))
     panels = {name: name.replace("_", " ") for name in task.shown} | {"loss": task.loss_name}
-    save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels)
+    best = progress.best_epoch if trainer.has_stopped_early else None
+    save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels, best)
     data = trainer.data.to(torch.device("cpu"))
     if data.kind == "images" and data.class_names:
         path = folder / "predictions.png"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyops.models.data.load import load_data
 from pyops.models.recipe import Recipe
-from pyops.models.training import cuda_graph
+from pyops.models.training import cuda_graph, plots
 from pyops.models.training.optimization import Updater
 from torch import nn
 
@@ -234,8 +234,24 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     losses = metrics["history"]["validation_loss"]
     best = losses.index(min(losses)) + 1
     assert metrics["epochs"] == len(losses) == best + 3 < 60
+    assert metrics["best_epoch"] == best
     assert metrics["test_accuracy"] == metrics["history"]["test_accuracy"][best - 1]
     assert metrics["test_loss"] == pytest.approx(metrics["history"]["test_loss"][best - 1], rel=1e-12)
+
+
+def test_curves_tell_of_the_epoch_that_is_kept(tmp_path, monkeypatch):
+    """Before, the numbers were of the best epoch, and the picture of the last."""
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    history = {"epoch": [1, 2, 3], "train_loss": [3.0, 0.05, 0.02], "test_loss": [2.0, 0.25, 0.5]}
+    steps = [3.0, 0.05, 0.02]
+    for best in (2, None):
+        plots.save_curves(tmp_path / "curves.png", "a run", history, steps, {"loss": "loss"}, best)
+    kept, last = (figure.axes[0] for figure in drawn)
+    assert kept.get_title() == "kept: train 0.05, test 0.25"
+    assert "kept: epoch 2" in [text.get_text() for text in kept.get_legend().get_texts()]
+    assert last.get_title() == "final: train 0.02, test 0.5"
+    assert kept.get_yscale() == last.get_yscale() == "log"  # of losses that span decades
 
 
 def test_folds_are_disjoint_and_cover_everything():
