@@ -43,7 +43,8 @@ def convert(model: M, fuse: bool = True) -> M:
     a global variable, a helper function, an attribute of a class, the state of torch.distributed. A module
     that has a ``forward`` of its own stays as it is. Copies and files keep fusion.
 
-    Call it again after changing the model: it does what is left to do. :func:`revert` undoes it,
+    Call it again after changing the model: it does what is left to do, and fuses anew where forward runs as
+    it is written since. (It does not by itself: that would run forward once more.) :func:`revert` undoes it,
     :func:`conversion_report` tells what was done.
 
     Returns:

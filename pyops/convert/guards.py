@@ -57,7 +57,8 @@ class Guards:
         self._own_names, self._own_values = [n for n, _ in self._own], [v for _, v in self._own]
         self._dicts, self._dict_names, self._dict_values = _columns(in_dicts, variables_of)
         self._owners, self._names, self._values = _columns(others)
-        self._simple = [read for read in (*in_dicts, *others) if isinstance(read[2], _SIMPLE)]
+        self._read = [*in_dicts, *others]
+        self._simple = [read for read in self._read if isinstance(read[2], _SIMPLE)]
         # Attributes that a module itself must not have. (An own forward of the owner may call this one.)
         self._hidden = hidden
         self._hiding, self._hidden_names, _ = _columns([(m, n, None) for m, n in hidden], variables_of)
@@ -111,10 +112,18 @@ class Guards:
         return self._changed(owner) is None
 
     def obstacle(self, owner: Module) -> str | None:
-        """What keeps the plan from being used besides what forward reads, or None."""
+        """What keeps the plan from being used in any mode, or None."""
         if any(vars(module).get(name) != forward for module, name, forward in self._forwards):
             return _OWN_FORWARD
-        return self._changed(owner) or self._taken_over(owner)
+        return self._changed(owner) or self._taken_over(owner) or self._another_value(owner)
+
+    def _another_value(self, owner: Module) -> str | None:
+        for of, name, value in (*((owner, n, v) for n, v in self._own), *self._read):
+            has_dict = isinstance(of, (Module, ModuleType, Namespace))
+            now = variables_of(of).get(name, _MISSING) if has_dict else getattr(of, name, _MISSING)
+            if name != "training" and not _equal(now, value):
+                return f"{name}, which forward reads, has changed: convert again"
+        return None
 
     def _changed(self, owner: Module) -> str | None:
         if any(self._hooks) or _has_any_global_hook():
@@ -133,6 +142,13 @@ class Guards:
         if any(map(contains, self._hiding, self._hidden_names)):
             return _OWN_FORWARD
         return None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return a is b or bool(a == b)
+    except Exception:  # what is there now may refuse to be compared
+        return False
 
 
 def _columns(reads: list[Read], of: Callable[[Any], Any] = lambda owner: owner) -> tuple[list[Any], ...]:

@@ -57,7 +57,7 @@ class Plan:
         return self._guards.hold(owner)
 
     def obstacle(self, owner: Module) -> str | None:
-        """What keeps the plan from being used, whatever the mode and the constants that forward reads."""
+        """What keeps the plan from being used, whatever the mode."""
         return self._guards.obstacle(owner)
 
     def _add(self, prefix: str, value: Any) -> str:

@@ -241,6 +241,31 @@ def test_what_is_around_a_forward_may_change(
     torch.testing.assert_close(converted(x), model(x))
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_report_says_what_has_changed(context: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went on to say "fused", and the model was slower."""
+    model = pyops.convert(Helped(factor()))
+    assert fused_in(model) == ["conv + relu"]
+    assert "fused: conv + relu" in repr(model)
+    CONTEXTS[context](monkeypatch, model)
+    (entry,) = (entry for entry in pyops.conversion_report(model) if entry.name == "")
+    assert entry.action == "not fused"
+    assert entry.detail.startswith("conv + relu: ")
+    assert "convert again" in entry.detail
+    assert "fused: " not in repr(model)
+
+
+def test_converting_again_plans_anew(monkeypatch: pytest.MonkeyPatch, plans_used: list[Plan]) -> None:
+    model = pyops.convert(Helped(factor()))
+    monkeypatch.setattr(Helped, "switch", False)
+    x = torch.randn(2, 3, 6, 5)
+    wanted = model(x)
+    assert not plans_used
+    torch.testing.assert_close(pyops.convert(model)(x), wanted)
+    assert len(plans_used) == 1
+    assert fused_in(model) == ["conv + relu"]
+
+
 class Asks(Calls):
     """Its forward is of this file, as the functions are that it calls."""
 
