@@ -150,16 +150,14 @@ class AverageForward : AverageRows<T> {
 
  private:
   void row_of_pairs(const T* first, int64_t rows, int64_t window, T* output) const {
-    constexpr int n = V::kLanes;
     for_each_vector<Acc>(plan_.width.out, [&](int64_t i, int lanes) {
-      V low = Acc(0), high = Acc(0);
+      Alternating<T> sums{V(Acc(0)), V(Acc(0))};
       for (int64_t r = 0; r < rows; ++r) {
-        const T* const from = first + r * plan_.width.in + 2 * i;
-        low += load_lanes(from, std::min(2 * lanes, n));
-        if (2 * lanes > n) high += load_lanes(from + n, 2 * lanes - n);
+        const Alternating<T> x = load_alternating(first + r * plan_.width.in + 2 * i, 2 * lanes);
+        sums.first += x.first;
+        sums.second += x.second;
       }
-      const V sum = every_other<0>(low, high) + every_other<1>(low, high);
-      store_lanes(output + i, sum / this->divisors(window, i), lanes);
+      store_lanes(output + i, (sums.first + sums.second) / this->divisors(window, i), lanes);
     });
   }
 
@@ -205,7 +203,7 @@ class AverageBackward : AverageRows<T> {
         const T* const from = grad_output + (image * plan_.height.out + window) * n + i;
         sum += load_lanes(from, lanes) / this->divisors(window, i);
       }
-      this->pairs_ ? store_pairs(sum, lanes, grad_input + 2 * i)
+      this->pairs_ ? store_alternating(grad_input + 2 * i, Alternating<T>{sum, sum}, 2 * lanes)
                    : store_lanes(windows_.data() + margin_ + i, sum, lanes);
     });
     if (this->pairs_) return;
@@ -218,12 +216,6 @@ class AverageBackward : AverageRows<T> {
   }
 
  private:
-  static void store_pairs(V sum, int lanes, T* to) {
-    constexpr int n = V::kLanes;
-    store_lanes(to, interleave<0>(sum, sum), std::min(2 * lanes, n));
-    if (2 * lanes > n) store_lanes(to + n, interleave<1>(sum, sum), 2 * lanes - n);
-  }
-
   void spread(int64_t phase) {
     Acc* to = merged_.data() + phase * merged_elements_;
     for (int64_t i = 0; i < blocks_ * inner_; i += V::kLanes) {
@@ -243,28 +235,50 @@ class AverageBackward : AverageRows<T> {
   math::Range last_rows_{0, -1};
 };
 
+// A vector's worth of planes at a time: one division and one rounding for all of them.
 template <class T>
 void global_forward(const AveragePlan& plan, const T* x, T* output, int64_t planes) {
   using Acc = acc_t<T>;
+  constexpr int64_t kPlanes = Vec<Acc>::kLanes;
   const int64_t n = plan.height.in * plan.width.in;
   const Acc divisor = static_cast<Acc>(plan.divisor_of(0, 0));
   const auto join = [](Vec<Acc>& sum, int64_t, Vec<Acc> v) { sum += v; };
-  parallel_for(planes, n, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const Acc sum = horizontal_sum(reduce_row(x + p * n, n, Acc(0), Acc(0), join, add<Vec<Acc>>));
-      output[p] = from_acc<T>(sum / divisor);
+  parallel_for(ceil_div(planes, kPlanes), n * kPlanes, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kPlanes; first < std::min(planes, end * kPlanes); first += kPlanes) {
+      const int count = static_cast<int>(std::min(kPlanes, planes - first));
+      alignas(kVectorBytes) Acc sums[kPlanes] = {};
+      for (int p = 0; p < count; ++p) {
+        sums[p] = horizontal_sum(reduce_row(x + (first + p) * n, n, Acc(0), Acc(0), join, add<Vec<Acc>>));
+      }
+      store_lanes(output + first, load<Acc>(sums) / Vec<Acc>(divisor), count);
     }
   });
+}
+
+// Fills n elements. std::fill_n() does 16 bits of a short row one by one at the end.
+template <class T>
+void fill_row(T* to, int64_t n, T value) {
+  constexpr int64_t kCount = kVectorBytes / static_cast<int64_t>(sizeof(T));
+  if (n < kCount) return static_cast<void>(std::fill_n(to, n, value));
+  alignas(kVectorBytes) T copies[kCount];
+  std::fill_n(copies, kCount, value);
+  for (int64_t i = 0; i + kCount <= n; i += kCount) memcpy(to + i, copies, sizeof(copies));
+  memcpy(to + n - kCount, copies, sizeof(copies));
 }
 
 template <class T>
 void global_backward(const AveragePlan& plan, const T* grad_output, T* grad_input, int64_t planes) {
   using Acc = acc_t<T>;
+  constexpr int64_t kPlanes = Vec<Acc>::kLanes;
   const int64_t n = plan.height.in * plan.width.in;
   const Acc divisor = static_cast<Acc>(plan.divisor_of(0, 0));
-  parallel_for(planes, n, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      std::fill_n(grad_input + p * n, n, from_acc<T>(to_acc(grad_output[p]) / divisor));
+  parallel_for(ceil_div(planes, kPlanes), n * kPlanes, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kPlanes; first < std::min(planes, end * kPlanes); first += kPlanes) {
+      const int count = static_cast<int>(std::min(kPlanes, planes - first));
+      T shares[kPlanes];
+      store_lanes(shares, load_lanes(grad_output + first, count) / Vec<Acc>(divisor), count);
+      for (int p = 0; p < count; ++p) fill_row(grad_input + (first + p) * n, n, shares[p]);
+    }
   });
 }
 

@@ -26,6 +26,41 @@ PYOPS_HD Vec<Acc> load_within(const T* x, int64_t at, int64_t size, Acc fill) {
   return left <= 0 ? Vec<Acc>(fill) : load_partial<Acc>(x + at, static_cast<int>(left), fill);
 }
 
+// Two vectors' worth of neighbouring elements, those at even and those at odd places. bfloat16 is widened and
+// rounded like that anyway.
+template <class T>
+using Alternating = TwoVectors<T, true>;
+
+// The first `count` of them, zeros behind.
+template <class T>
+PYOPS_HD Alternating<T> load_alternating(const T* p, int64_t count) {
+  using Acc = acc_t<T>;
+  constexpr int64_t n = Vec<Acc>::kLanes;
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (count >= 2 * n) return Alternating<T>::load(p);
+#if defined(__AVX512F__)
+    const __mmask32 there = (__mmask32(1) << std::max<int64_t>(count, 0)) - 1u;
+    const Words pairs = (Words)_mm512_maskz_loadu_epi16(there, p);
+    return {Vec<float>::Native(pairs << 16), Vec<float>::Native(pairs & 0xffff0000u)};
+#endif
+  }
+  const Vec<Acc> a = load_within(p, 0, count, Acc(0)), b = load_within(p, n, count, Acc(0));
+  return {every_other<0>(a, b), every_other<1>(a, b)};
+}
+
+// The first `count` of them.
+template <class T>
+PYOPS_HD void store_alternating(T* p, const Alternating<T>& x, int64_t count) {
+  constexpr int64_t n = Vec<acc_t<T>>::kLanes;
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (count >= 2 * n) return x.store(p);
+  }
+  store_lanes(p, interleave<0>(x.first, x.second), static_cast<int>(std::min(n, count)));
+  if (count > n) {
+    store_lanes(p + n, interleave<1>(x.first, x.second), static_cast<int>(std::min(n, count - n)));
+  }
+}
+
 // How the split rows of one axis lie in memory: an array ("phase") per residue of the padded block index that
 // any tap needs.
 template <class Acc>
@@ -124,10 +159,16 @@ struct SplitLayout {
     int64_t q = (axis.padding + 1) / 2;
     if (axis.padding % 2) odd[q - 1] = to_acc(row[0]);
     for (int64_t at = 2 * q - axis.padding; at < axis.in && q <= blocks; q += kSlack, at += 2 * kSlack) {
-      const Vec<Acc> a = load_within(row, at, axis.in, fill),
-                     b = load_within(row, at + kSlack, axis.in, fill);
-      store(even + q, every_other<0>(a, b));
-      store(odd + q, every_other<1>(a, b));
+      Alternating<T> x;
+      if (axis.in - at >= 2 * kSlack) {
+        x = load_alternating(row + at, 2 * kSlack);
+      } else {
+        const Vec<Acc> a = load_within(row, at, axis.in, fill),
+                       b = load_within(row, at + kSlack, axis.in, fill);
+        x = {every_other<0>(a, b), every_other<1>(a, b)};
+      }
+      store(even + q, x.first);
+      store(odd + q, x.second);
     }
   }
 
@@ -137,12 +178,8 @@ struct SplitLayout {
     const Acc* first = (odd_first ? odd : even) + axis.padding / 2;
     const Acc* second = odd_first ? even + axis.padding / 2 + 1 : odd + axis.padding / 2;
     for (int64_t i = 0; 2 * i < axis.in; i += kSlack) {
-      const Vec<Acc> a = load<Acc>(first + i), b = load<Acc>(second + i);
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = 2 * i + half * kSlack;
-        const int lanes = static_cast<int>(std::min<int64_t>(kSlack, axis.in - at));
-        if (lanes > 0) store_lanes(row + at, half ? interleave<1>(a, b) : interleave<0>(a, b), lanes);
-      }
+      const Alternating<T> x{load<Acc>(first + i), load<Acc>(second + i)};
+      store_alternating(row + 2 * i, x, axis.in - 2 * i);
     }
   }
 };

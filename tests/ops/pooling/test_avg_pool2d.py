@@ -27,6 +27,18 @@ def test_long_sums(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_accuracy(case, backend, dtype, layout="channels_last")
 
 
+# Planes by the vector and what is left; of less than a vector, of whole ones, and of a few more elements.
+_PLANES = [
+    case("adaptive_avg_pool2d", f"planes_{n}_{h}_{w}", (1, n, h, w), quick=False, output_size=1)
+    for n, h, w in [(37, 7, 7), (3, 1, 1), (16, 4, 4), (33, 5, 13), (19, 3, 5)]
+]
+
+
+@sweep(_PLANES, [torch.float32, torch.float64, torch.bfloat16, torch.float16], WITH_KERNELS)
+def test_many_planes(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    checks.check_accuracy(case, backend, dtype)
+
+
 @pytest.mark.parametrize("shape", POOL_LAYOUTS)
 @pytest.mark.parametrize(
     ("name", "options"),
