@@ -98,4 +98,14 @@ inline std::vector<CorrelationAxis> gradient_axes(const ConvAxis& a) {
   return phases;
 }
 
+// The outputs of all phases as those of one axis; its source and taps are the first phase's.
+inline CorrelationAxis all_targets(const std::vector<CorrelationAxis>& phases) {
+  CorrelationAxis all = phases.front();
+  all.target_first = 0;
+  all.target_step = 1;
+  all.count = 0;
+  for (const CorrelationAxis& phase : phases) all.count += phase.count;
+  return all;
+}
+
 }  // namespace pyops::math

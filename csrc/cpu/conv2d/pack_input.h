@@ -60,11 +60,40 @@ struct InsideRange {
   int64_t end;
 };
 
+// An axis whose outputs are the source's elements.
+inline math::CorrelationAxis identity_axis(int64_t count) {
+  math::CorrelationAxis axis{count, 0, 1, count, 0, 1, {}};
+  axis.add({0, 0, 0});
+  return axis;
+}
+
 // Channels whose part of a tile, rows x columns, makes up the cache lines that are to be under way at a time:
 // what waits for each of them waits for memory.
 inline int64_t channels_under_way(int64_t rows, int64_t columns, int64_t vector) {
   constexpr int64_t kLines = 24;
   return std::max<int64_t>(1, kLines / std::max<int64_t>(1, rows * ceil_div(columns, vector)));
+}
+
+// A square of `lanes` pixels of kLanes neighbouring channels, of which `count` exist, planar in memory: then
+// a vector of channels for each pixel.
+template <class T>
+PYOPS_HD void read_square(const ImageSource<T>& x, int64_t from, int count, int lanes,
+                          Vec<acc_t<T>> (&square)[Vec<acc_t<T>>::kLanes]) {
+  using Acc = acc_t<T>;
+  constexpr int n = Vec<Acc>::kLanes;
+  const auto read = [&](int i, int some) {
+    const int64_t at = from + i * x.channel_stride, ahead = at + 4 * n;  // of so many rows at a time
+    __builtin_prefetch(x.values + ahead);
+    if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + ahead);
+    return x.vector(at, some);
+  };
+  if (count == n && lanes == n) {  // the square stays in registers
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) square[i] = read(i, n);
+  } else {
+    for (int i = 0; i < n; ++i) square[i] = i < count ? read(i, lanes) : Vec<Acc>(Acc(0));
+  }
+  transpose<Acc>(square);
 }
 
 // Some pixels of kLanes neighbouring channels, of which `count` exist, planar in memory, as
@@ -73,22 +102,9 @@ template <class T>
 void transpose_channels(const ImageSource<T>& x, int64_t from, int64_t pixels, int count, int64_t width,
                         acc_t<T>* to) {
   using Acc = acc_t<T>;
-  constexpr int n = Vec<Acc>::kLanes;
   for_each_vector<Acc>(pixels, [&](int64_t p, int lanes) {
-    Vec<Acc> square[n];
-    const auto read = [&](int i, int some) {
-      const int64_t at = from + i * x.channel_stride + p, ahead = at + 4 * n;  // of so many rows at a time
-      __builtin_prefetch(x.values + ahead);
-      if (x.relu_output != nullptr) __builtin_prefetch(x.relu_output + ahead);
-      return x.vector(at, some);
-    };
-    if (count == n && lanes == n) {  // the square stays in registers
-#pragma GCC unroll 16
-      for (int i = 0; i < n; ++i) square[i] = read(i, n);
-    } else {
-      for (int i = 0; i < n; ++i) square[i] = i < count ? read(i, lanes) : Vec<Acc>(Acc(0));
-    }
-    transpose<Acc>(square);
+    Vec<Acc> square[Vec<Acc>::kLanes];
+    read_square(x, from + p, count, lanes, square);
     for (int i = 0; i < lanes; ++i) store(to + (p + i) * width, square[i]);
   });
 }

@@ -3,6 +3,7 @@
 // gradients of weight and bias are the other.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -81,6 +82,18 @@ struct ConvTile {
   int64_t row_part = 0;
   int64_t column_part = 0;
 };
+
+// The outputs of all phases for a tile of the first of them, `h` and `w`; all_h and all_w are all_targets().
+inline ConvTile of_all_phases(const ConvTile& tile, const math::CorrelationAxis& h,
+                              const math::CorrelationAxis& all_h, const math::CorrelationAxis& w,
+                              const math::CorrelationAxis& all_w) {
+  ConvTile out = tile;
+  out.row *= h.target_step;
+  out.column *= w.target_step;
+  out.rows = std::min(tile.rows * h.target_step, all_h.count - out.row);
+  out.columns = std::min(tile.columns * w.target_step, all_w.count - out.column);
+  return out;
+}
 
 // Neighbouring images that share a tile.
 struct TileImages {

@@ -20,10 +20,6 @@ namespace {
 
 constexpr int64_t n = Vec<float>::kLanes;
 
-// How far apart pixels are that have `count` neighbouring channels: an odd number of cache lines, so that
-// they do not all fall into one set of the cache.
-int64_t odd_stride(int64_t count) { return round_up(count, n) | n; }
-
 // A term is a product of a pair of input channels and a pair of weights.
 class ChannelPairTerms {
  public:
@@ -32,9 +28,11 @@ class ChannelPairTerms {
   static int64_t inputs(const ConvWeights<bfloat16>& weights) { return ceil_div(weights.inputs, 2); }
 
   explicit ChannelPairTerms(const Plan& plan) : plan_(plan) {
-    const bool stay = plan.problem.x.channels_are_neighbours() && plan.panels.vectors_along_channels &&
-                      plan.groups_in_tile == 1;
-    if (stay) stride_ = odd_stride(plan.blocks.size(0));
+    if (!plan.keeps_channels_together()) return;
+    stride_ = odd_stride(plan.blocks.size(0));
+    const ImageSource<bfloat16>& x = plan.problem.x;
+    in_place_ = plan.is_pointwise() && x.relu_output == nullptr && plan.problem.weights.inputs % 2 == 0 &&
+                x.row_stride % 2 == 0 && x.column_stride % 2 == 0;
   }
 
   std::vector<int64_t> offsets(const Plan::Phase& phase) const {
@@ -48,7 +46,15 @@ class ChannelPairTerms {
   int64_t packed_channels() const {
     return stride_ > 1 ? stride_ : plan_.groups_in_tile * plan_.blocks.size(0);
   }
-  int64_t pixel_stride() const { return stride_; }
+  // In pairs.
+  InputStrides strides() const {
+    const ImageSource<bfloat16>& x = plan_.problem.x;
+    if (!in_place_) return {plan_.shape.columns * stride_, stride_, false};
+    return {plan_.h.source_step * x.row_stride / 2, plan_.w.source_step * x.column_stride / 2, true};
+  }
+  const float* place(int64_t image, int64_t pair, const ConvTile& tile) const {
+    return reinterpret_cast<const float*>(plan_.first_element(image, 2 * pair, tile));
+  }
 
   void pack_tile(int64_t image, int64_t pair, int64_t pairs, const ConvTile& tile,
                  float* packed_input) const {
@@ -94,7 +100,8 @@ class ChannelPairTerms {
   // In one chain: the sums are rounded to 8 bits in the end.
   void multiply_pixels(int64_t pixels, int64_t vectors, int64_t depth, const float* x, const int64_t* offsets,
                        const float* weight, float* c, int64_t ldc, bool accumulate) const {
-    pair_pixel_kernel_of(pixels, vectors)(depth, x, stride_, offsets, weight, c, ldc, accumulate);
+    const int64_t stride = strides().pixel;
+    pair_pixel_kernel_of(pixels, vectors)(depth, x, stride, offsets, weight, c, ldc, accumulate);
   }
   static ChannelKernel<float> channel_kernel(int64_t channels, int64_t vectors) {
     return pair_channel_kernel_of(channels, vectors);
@@ -103,6 +110,7 @@ class ChannelPairTerms {
  private:
   const Plan& plan_;
   int64_t stride_ = 1;  // of pixels in the packed input: where it is not 1, channels are neighbours there
+  bool in_place_ = false;
 };
 
 // A term is a product of a pair of pixels of the input and one of the gradient.

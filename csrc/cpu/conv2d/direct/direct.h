@@ -1,7 +1,7 @@
 // The direct correlation: every product is formed, tile by tile. It serves every problem, and the others'
 // speed is measured against it.
 //
-//   DirectPlan         how a problem is cut: tiles, blocks of input channels, panels of output channels
+//   DirectPlan         how a problem is cut (plan.h)
 //   DirectCorrelation  hands tiles to threads; packs a tile's input and visits its micro-tiles
 //   SingleTerms        what the terms of a sum are and which micro-kernels multiply them: one element of the
 //                      input and one weight each. bf16/bf16.cpp has another of its kind.
@@ -12,117 +12,18 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
-#include "cpu/conv2d/epilogue.h"
-#include "cpu/conv2d/microkernels.h"
-#include "cpu/conv2d/pack_input.h"
+#include "cpu/conv2d/direct/plan.h"
 #include "cpu/conv2d/pack_weights.h"
 #include "cpu/conv2d/packed_weights.h"
 #include "cpu/conv2d/problem.h"
+#include "cpu/conv2d/winograd_4x4/microkernels.h"
 #include "cpu/runtime/parallel.h"
 #include "cpu/runtime/scratch.h"
 
 namespace pyops::cpu {
-
-// Terms of a block of sums: its panel of weights, about 40 KB, stays in the L1 cache while pixels pass by.
-inline constexpr int64_t kConvDepth = 320;
-// Bytes of a tile's sums; they and the packed input stay in the L2 cache.
-inline constexpr int64_t kTileSumsBytes = 192 << 10;
-// Pixels that should share a panel of weights while it is in the L1 cache.
-inline constexpr int64_t kSharedPixels = 128;
-
-template <class T>
-struct DirectPlan {
-  using Acc = acc_t<T>;
-  static constexpr int64_t n = Vec<Acc>::kLanes;
-
-  // One phase of the output.
-  struct Phase {
-    const math::CorrelationAxis* h;
-    const math::CorrelationAxis* w;
-    int64_t taps;
-    int64_t packed;                // where its weights begin within a group's
-    std::vector<int64_t> offsets;  // of a block's terms in the packed input
-
-    // The part of a tile that this phase, which may be shorter than the first, has.
-    ConvTile part(const ConvTile& tile) const {
-      ConvTile part = tile;
-      part.rows = std::max<int64_t>(0, std::min(tile.rows, h->count - tile.row));
-      part.columns = std::max<int64_t>(0, std::min(tile.columns, w->count - tile.column));
-      return part;
-    }
-  };
-
-  // `inputs_` channels of a group make terms.
-  DirectPlan(const CorrelationProblem<T>& problem_, int64_t inputs_)
-      : problem(problem_),
-        inputs(inputs_),
-        outputs(problem_.weights.outputs),
-        groups(problem_.weights.groups),
-        h(problem_.h.front()),
-        w(problem_.w.front()),
-        blocks(1, 1),
-        panels(outputs, std::min<int64_t>(w.count, 4 * n)),
-        shape(h, w, 1, 1) {
-    int64_t taps = 0;
-    for (const math::CorrelationAxis& rows : problem.h) {
-      for (const math::CorrelationAxis& columns : problem.w) {
-        const int64_t count = static_cast<int64_t>(rows.taps.size() * columns.taps.size());
-        phases.push_back({&rows, &columns, count, group_weights, {}});
-        group_weights += round_up(panels.padded() * inputs * count, n);
-        taps = std::max(taps, count);
-      }
-    }
-    const int64_t parts = std::max<int64_t>(1, ceil_div(inputs * taps, kConvDepth));
-    blocks = EvenSplit(inputs, std::min(inputs, parts));
-    if (h.count > 0 && w.count > 0) choose_tiles();
-  }
-
-  int64_t group_blocks() const { return ceil_div(groups, groups_in_tile); }
-  int64_t tile_count() const {
-    return batches.parts * group_blocks() * tiles.rows.parts() * tiles.columns.parts();
-  }
-  int64_t task_count() const { return tile_count() * panel_parts.parts(); }
-  // Where a panel's weights of a block of input channels lie: panels of a block one after the other.
-  int64_t packed(const Phase& phase, int64_t group, int64_t block, int64_t panel) const {
-    return group * group_weights + phase.packed + blocks.begin(block) * phase.taps * panels.padded() +
-           panels.begin(panel) * blocks.size(block) * phase.taps;
-  }
-
-  const CorrelationProblem<T>& problem;
-  int64_t inputs;
-  int64_t outputs;
-  int64_t groups;
-  const math::CorrelationAxis& h;
-  const math::CorrelationAxis& w;
-  EvenSplit blocks;  // of input channels
-  ChannelPanels<Acc> panels;
-  PackedInputShape shape;
-  std::vector<Phase> phases;
-  int64_t group_weights = 0;  // packed weights of a group
-  typename TileEpilogue<T>::Tiles tiles;
-  EvenSplit batches{1, 1};  // of images
-  int64_t groups_in_tile = 1;
-  PanelParts<Acc> panel_parts;  // of a tile's output channels
-
- private:
-  void choose_tiles() {
-    constexpr int64_t kMostPixels = 1024;
-    const int64_t sums = std::max(panels.padded() * static_cast<int64_t>(phases.size()), blocks.base + 1);
-    const int64_t pixels = std::min<int64_t>(
-        kMostPixels,
-        std::max<int64_t>(4 * kPixels, kTileSumsBytes / static_cast<int64_t>(sizeof(Acc)) / sums));
-    tiles = problem.epilogue->cut(h.count, w.count, pixels, 1);
-    shape = PackedInputShape(h, w, tiles.rows.largest(), tiles.columns.largest());
-    batches = batched(problem.images, tiles, kSharedPixels / (h.count * w.count));
-    // Few channels in a group: several groups at a time, so that neighbours in memory are read together.
-    const bool together = problem.x.channel_stride == 1 || problem.epilogue->wants_neighbouring_channels();
-    if (together && blocks.parts == 1 && std::max(inputs, outputs) < n)
-      groups_in_tile = std::min(groups, ceil_div(n, std::min(inputs, outputs)));
-    panel_parts = PanelParts<Acc>(panels, tile_count(), ThreadPool().threads());
-  }
-};
 
 // A term is a product of one element of the input and one weight.
 template <class T>
@@ -135,19 +36,47 @@ class SingleTerms {
   // Terms of a group for each tap.
   static int64_t inputs(const ConvWeights<T>& weights) { return weights.inputs; }
 
-  explicit SingleTerms(const Plan& plan) : plan_(plan) {}
+  explicit SingleTerms(const Plan& plan) : plan_(plan) {
+    const ImageSource<T>& x = plan.problem.x;
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (!plan.is_pointwise() || !plan.keeps_channels_together()) return;
+      stride_ = odd_stride(plan.blocks.size(0));
+      in_place_ = std::is_same_v<T, float> && x.relu_output == nullptr;
+    }
+  }
 
   std::vector<int64_t> offsets(const typename Plan::Phase& phase) const {
     return plan_.shape.offsets(*phase.h, *phase.w, plan_.blocks.size(0));
   }
 
-  // Channels of the packed input, and how far apart its pixels are.
-  int64_t packed_channels() const { return plan_.groups_in_tile * plan_.blocks.size(0); }
-  int64_t pixel_stride() const { return 1; }
+  // Channels of the packed input.
+  int64_t packed_channels() const {
+    return stride_ > 1 ? stride_ : plan_.groups_in_tile * plan_.blocks.size(0);
+  }
+  InputStrides strides() const {
+    const ImageSource<T>& x = plan_.problem.x;
+    if (in_place_) return {plan_.h.source_step * x.row_stride, plan_.w.source_step * x.column_stride, true};
+    return {plan_.shape.columns * stride_, stride_, false};
+  }
+  // A tile's input in place.
+  const Acc* place(int64_t image, int64_t channel, const ConvTile& tile) const {
+    return reinterpret_cast<const Acc*>(plan_.first_element(image, channel, tile));
+  }
 
   void pack_tile(int64_t image, int64_t channel, int64_t channels, const ConvTile& tile,
                  Acc* packed_input) const {
-    pack_input(plan_.problem.x, image, channel, channels, plan_.h, plan_.w, plan_.shape, tile, packed_input);
+    const ImageSource<T>& x = plan_.problem.x;
+    if (stride_ == 1) {
+      pack_input(x, image, channel, channels, plan_.h, plan_.w, plan_.shape, tile, packed_input);
+      return;
+    }
+    const int64_t first = plan_.first_element(image, channel, tile) - x.values;
+    for (int64_t i = 0; i < tile.rows * tile.columns; ++i, packed_input += stride_) {
+      const int64_t at = first + i / tile.columns * plan_.h.source_step * x.row_stride +
+                         i % tile.columns * plan_.w.source_step * x.column_stride;
+      for_each_vector<Acc>(channels,
+                           [&](int64_t c, int lanes) { store(packed_input + c, x.vector(at + c, lanes)); });
+    }
   }
 
   void pack_panel_of_weights(int64_t group, int64_t block, int64_t panel, Acc* packed_weights) const {
@@ -175,9 +104,18 @@ class SingleTerms {
   }
 
   // c[pixel, channel] (+)= the sums of `depth` terms, in chains.
-  static void multiply_pixels(int64_t pixels, int64_t vectors, int64_t depth, const Acc* x,
-                              const int64_t* offsets, const Acc* weight, Acc* c, int64_t ldc,
-                              bool accumulate) {
+  void multiply_pixels(int64_t pixels, int64_t vectors, int64_t depth, const Acc* x, const int64_t* offsets,
+                       const Acc* weight, Acc* c, int64_t ldc, bool accumulate) const {
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (stride_ > 1) {  // of a point each term is a channel
+        const auto kernel = rows_kernel_of(pixels, vectors);
+        const int64_t stride = strides().pixel;
+        for_each_chain(depth, [&](int64_t begin, int64_t terms) {
+          kernel(terms, x + begin, stride, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
+        });
+        return;
+      }
+    }
     const auto kernel = pixel_kernel_of<Acc>(pixels, vectors);
     for_each_chain(depth, [&](int64_t begin, int64_t terms) {
       kernel(terms, x, offsets + begin, weight + begin * vectors * n, c, ldc, accumulate || begin > 0);
@@ -189,6 +127,8 @@ class SingleTerms {
 
  private:
   const Plan& plan_;
+  int64_t stride_ = 1;  // of pixels in the packed input: where it is not 1, channels are neighbours there
+  bool in_place_ = false;
 };
 
 template <class T, class Terms>
@@ -198,7 +138,10 @@ class DirectCorrelation {
   static constexpr int64_t n = Vec<Acc>::kLanes;
 
   explicit DirectCorrelation(const CorrelationProblem<T>& problem)
-      : plan_(problem, Terms::inputs(problem.weights)), terms_(plan_) {
+      : plan_(problem, Terms::inputs(problem.weights)),
+        all_h_(math::all_targets(problem.h)),
+        all_w_(math::all_targets(problem.w)),
+        terms_(plan_) {
     for (Phase& phase : plan_.phases) phase.offsets = terms_.offsets(phase);
   }
   DirectCorrelation(const DirectCorrelation&) = delete;  // terms_ knows where plan_ is
@@ -270,22 +213,20 @@ class DirectCorrelation {
     index /= plan_.tiles.rows.parts();
     const int64_t first_group = index % plan_.group_blocks() * plan_.groups_in_tile;
     const int64_t batch = index / plan_.group_blocks();
-    const int64_t first_image = plan_.batches.begin(batch), images = plan_.batches.size(batch);
+    const TileImages images{plan_.batches.begin(batch), plan_.batches.size(batch)};
     const int64_t groups = std::min(plan_.groups_in_tile, plan_.groups - first_group);
     const ConvTile tile = tile_at(row_tile, column_tile);
-    const bool along_channels = plan_.panels.vectors_along_channels;
-    const int64_t line = along_channels ? tile.columns : round_up(tile.columns, n);  // of a row's sums
-    const int64_t channels = along_channels ? range.padded : plan_.outputs;
-    // [image][phase][group] of both.
-    const int64_t group_sums = channels * tile.rows * line, phase_sums = plan_.groups_in_tile * group_sums;
-    const int64_t image_sums = static_cast<int64_t>(plan_.phases.size()) * phase_sums;
-    const int64_t image_input = terms_.packed_channels() * plan_.shape.channel();
-    const TileScratch scratch(images * image_input, images * image_sums);
+    const ConvTile out = of_all_phases(tile, plan_.h, all_h_, plan_.w, all_w_);
+    const SumsLayout<T> layout(plan_, tile, out, range);
+    const bool in_place = terms_.strides().in_place;
+    const int64_t image_input = in_place ? 0 : terms_.packed_channels() * plan_.shape.channel();
+    const TileScratch scratch(images.count * image_input, images.count * layout.image);
     for (int64_t block = 0; block < plan_.blocks.parts; ++block) {
       const int64_t block_channels = plan_.blocks.size(block);
-      for (int64_t i = 0; i < images; ++i) {
-        terms_.pack_tile(first_image + i, first_group * plan_.inputs + plan_.blocks.begin(block),
-                         groups * block_channels, tile, scratch.packed_input + i * image_input);
+      const int64_t channel = first_group * plan_.inputs + plan_.blocks.begin(block);
+      for (int64_t i = 0; !in_place && i < images.count; ++i) {
+        terms_.pack_tile(images.first + i, channel, groups * block_channels, tile,
+                         scratch.packed_input + i * image_input);
       }
       for (size_t p = 0; p < plan_.phases.size(); ++p) {
         const Phase& phase = plan_.phases[p];
@@ -293,67 +234,69 @@ class DirectCorrelation {
         for (int64_t g = 0; g < groups; ++g) {
           for (int64_t panel = range.begin; panel < range.end; ++panel) {
             const Acc* const weight = packed_weights + plan_.packed(phase, first_group + g, block, panel);
-            for (int64_t i = 0; i < images; ++i) {
-              const Acc* const from =
-                  scratch.packed_input + i * image_input + g * block_channels * plan_.shape.channel();
-              Acc* const to = scratch.sums + i * image_sums + p * phase_sums + g * group_sums;
-              along_channels
-                  ? sweep_pixels(phase, part, line, range, from, weight, panel, block, to)
-                  : sweep_channels(phase, part, line, tile.rows * line, from, weight, panel, block, to);
+            for (int64_t i = 0; i < images.count; ++i) {
+              const Acc* const from = in_place ? terms_.place(images.first + i, channel, tile)
+                                               : scratch.packed_input + i * image_input +
+                                                     g * block_channels * plan_.shape.channel();
+              Acc* const to =
+                  scratch.sums + i * layout.image + layout.of_phase(plan_, p, range) + g * layout.group;
+              layout.along_channels ? sweep_pixels(phase, part, layout, range, from, weight, panel, block, to)
+                                    : sweep_channels(phase, part, layout, from, weight, panel, block, to);
             }
           }
         }
       }
     }
-    for (int64_t i = 0; i < images; ++i) {
-      for (size_t p = 0; p < plan_.phases.size(); ++p) {
-        const Phase& phase = plan_.phases[p];
-        hand_over(first_image + i, first_group, groups, range, phase, phase.part(tile), line,
-                  tile.rows * line, scratch.sums + i * image_sums + p * phase_sums);
-      }
+    for (int64_t i = 0; i < images.count; ++i) {
+      hand_over(images.first + i, first_group, groups, range, tile, out, layout,
+                scratch.sums + i * layout.image);
     }
   }
 
-  // Gives the epilogue the sums of some groups of an image, a group's planes `plane` apart.
+  // Gives the epilogue the sums of some groups of an image.
   void hand_over(int64_t image, int64_t first_group, int64_t groups, const PanelRange& range,
-                 const Phase& phase, const ConvTile& part, int64_t line, int64_t plane, Acc* sums) const {
+                 const ConvTile& tile, const ConvTile& out, const SumsLayout<T>& layout, Acc* sums) const {
     const TileEpilogue<T>& epilogue = *plan_.problem.epilogue;
-    if (!plan_.panels.vectors_along_channels) {
-      epilogue.take(image, first_group * plan_.outputs, groups * plan_.outputs, *phase.h, *phase.w, part,
-                    TileSums<Acc>{sums, line, 1, plane});
+    if (!layout.along_channels) {
+      for (const Phase& phase : plan_.phases) {
+        epilogue.take(image, first_group * plan_.outputs, groups * plan_.outputs, *phase.h, *phase.w,
+                      phase.part(tile), TileSums<Acc>{sums, layout.line, 1, layout.plane});
+        sums += layout.phase;
+      }
       return;
     }
     for (int64_t g = 0; g < groups; ++g) {
-      epilogue.take(image, (first_group + g) * plan_.outputs + range.first, range.count, *phase.h, *phase.w,
-                    part,
-                    TileSums<Acc>{sums + g * range.padded * plane, line * range.padded, range.padded, 1});
+      epilogue.take(image, (first_group + g) * plan_.outputs + range.first, range.count, all_h_, all_w_, out,
+                    TileSums<Acc>{sums + g * layout.group, layout.line, range.padded, 1});
     }
   }
 
-  void sweep_pixels(const Phase& phase, const ConvTile& tile, int64_t line, const PanelRange& range,
-                    const Acc* packed_input, const Acc* weight, int64_t panel, int64_t block,
-                    Acc* sums) const {
+  void sweep_pixels(const Phase& phase, const ConvTile& tile, const SumsLayout<T>& layout,
+                    const PanelRange& range, const Acc* packed_input, const Acc* weight, int64_t panel,
+                    int64_t block, Acc* sums) const {
     if (tile.columns == 0) return;
-    const int64_t depth = plan_.blocks.size(block) * phase.taps, ld = range.padded;
-    const int64_t vectors = plan_.panels.width(panel) / n, stride = terms_.pixel_stride();
+    const int64_t depth = plan_.blocks.size(block) * phase.taps;
+    const int64_t ld = phase.w->target_step * range.padded, line = phase.h->target_step * layout.line;
+    const int64_t vectors = plan_.panels.width(panel) / n;
+    const InputStrides strides = terms_.strides();
     const EvenSplit strips(tile.columns, ceil_div(tile.columns, kPixels));
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int64_t strip = 0; strip < strips.parts; ++strip) {
         const int64_t column = strips.begin(strip);
         terms_.multiply_pixels(
-            strips.size(strip), vectors, depth, packed_input + (row * plan_.shape.columns + column) * stride,
+            strips.size(strip), vectors, depth, packed_input + row * strides.row + column * strides.pixel,
             phase.offsets.data(), weight,
-            sums + (row * line + column) * ld + plan_.panels.begin(panel) - range.first, ld, block > 0);
+            sums + row * line + column * ld + plan_.panels.begin(panel) - range.first, ld, block > 0);
       }
     }
   }
 
   // Vectors of pixels are numbered through the tile's rows and taken several at a time.
-  void sweep_channels(const Phase& phase, const ConvTile& tile, int64_t line, int64_t ld,
+  void sweep_channels(const Phase& phase, const ConvTile& tile, const SumsLayout<T>& layout,
                       const Acc* packed_input, const Acc* weight, int64_t panel, int64_t block,
                       Acc* sums) const {
     const int64_t depth = plan_.blocks.size(block) * phase.taps, rows = plan_.panels.width(panel);
-    const int64_t in_row = line / n, vectors = tile.rows * in_row;
+    const int64_t in_row = layout.line / n, vectors = tile.rows * in_row, ld = layout.plane;
     const int64_t* const offsets = phase.offsets.data();
     Acc* const to = sums + plan_.panels.begin(panel) * ld;
     for (int64_t v = 0, taken; v < vectors; v += taken) {
@@ -373,6 +316,8 @@ class DirectCorrelation {
   }
 
   DirectPlan<T> plan_;
+  math::CorrelationAxis all_h_;  // the outputs of all phases
+  math::CorrelationAxis all_w_;
   Terms terms_;
 };
 

@@ -172,8 +172,8 @@ class DirectWeightGradient {
       : problem_(problem),
         plan_(problem, Terms::kBlockTerms),
         terms_(plan_),
-        grad_h_(identity(problem.h.count)),
-        grad_w_(identity(problem.w.count)) {}
+        grad_h_(identity_axis(problem.h.count)),
+        grad_w_(identity_axis(problem.w.count)) {}
   DirectWeightGradient(const DirectWeightGradient&) = delete;  // terms_ knows where plan_ is
 
   void run(T* weight, T* bias) {
@@ -213,12 +213,6 @@ class DirectWeightGradient {
     Acc* packed_input;
     Acc* grad;  // packed in panels or, for DotKernel, planar
   };
-
-  static math::CorrelationAxis identity(int64_t count) {
-    math::CorrelationAxis axis{count, 0, 1, count, 0, 1, {}};
-    axis.add({0, 0, 0});
-    return axis;
-  }
 
   void sum_unit(const Unit& unit) const {
     const WeightSums<T>& sums = plan_.sums;
