@@ -1,5 +1,5 @@
 // The gradients of a depthwise convolution's weight and bias. Each channel's are sums over its pixels alone:
-// those of up to nine taps stay in registers while a region's pixels (channels.h) pass by.
+// those of up to nine taps stay in registers while a tile's pixels (channels.h) pass by.
 //
 // Sums are formed in chains, added up over an image and then over a chunk of images; chunks are merged in
 // order.
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/conv2d/depthwise/channels.h"
+#include "cpu/conv2d/depthwise/microkernels.h"
 #include "cpu/conv2d/microkernels.h"
 #include "cpu/conv2d/pack_weights.h"
 #include "cpu/conv2d/problem.h"
@@ -30,11 +31,16 @@ class DepthwiseWeightGradient {
       : problem_(problem),
         groups_(problem.weights.groups),
         taps_(problem.weights.taps()),
-        transposes_(!problem.x.channels_are_neighbours() || !problem.grad.channels_are_neighbours()),
+        grad_h_(identity_axis(problem.h.count)),
+        grad_w_(identity_axis(problem.w.count)),
+        together_(problem.x.channels_are_neighbours() || problem.grad.channels_are_neighbours()
+                      ? kVectorsTogether
+                      : 1),
         channels_(groups_, kLine),
         chunks_(problem.images,
                 std::max<int64_t>(1, std::min(problem.images, ceil_div(kUnits, channels_.parts())))),
-        row_tiles_(problem.h.count, std::clamp<int64_t>(problem.pixels() / kPixels, 1, problem.h.count)) {}
+        row_tiles_(problem.h.count,
+                   std::clamp<int64_t>(together_ * source_pixels() / kPixels, 1, problem.h.count)) {}
 
   void run() const {
     Scratch scratch;
@@ -48,143 +54,127 @@ class DepthwiseWeightGradient {
 
  private:
   static constexpr int64_t kLine = 8 * n;      // channels of a unit
-  static constexpr int64_t kPixels = 1 << 10;  // of a tile
+  static constexpr int64_t kPixels = 1 << 10;  // of a tile's input or gradient
   static constexpr int64_t kUnits = 32;        // of work
 
+  // A tile as it is packed, some channels at a time.
+  struct PackedTile {
+    PackedTile(const DepthwiseWeightGradient& of, const ConvTile& tile_)
+        : tile(tile_),
+          input(of.problem_.h, of.problem_.w, tile),
+          grad(of.grad_h_, of.grad_w_, tile),
+          taps(of.problem_.h, of.problem_.w, input.columns, of.problem_.weights.columns) {
+      for (const int64_t run : taps.offsets()) {
+        for (int64_t i = 0; i < taps.length(); ++i) offsets.push_back((run + i) * n);
+      }
+    }
+    ConvTile tile;
+    PackedPart input;
+    PackedPart grad;
+    DepthwiseTaps taps;
+    std::vector<int64_t> offsets;  // of the taps, in the packed input
+  };
+
+  // A thread's memory for a unit of work.
+  struct UnitScratch {
+    UnitScratch(int64_t image_sums_size, int64_t input_size, int64_t grad_size)
+        : image_sums(memory.take<Acc>(image_sums_size)),
+          input(memory.take<Acc>(input_size)),
+          grad(memory.take<Acc>(grad_size)) {}
+    Scratch memory;
+    Acc* image_sums;  // as a chunk's, some channels of them
+    Acc* input;
+    Acc* grad;
+  };
+
+  int64_t source_pixels() const {
+    return problem_.pixels() * problem_.h.source_step * problem_.w.source_step;
+  }
   // A chunk's sums: [tap, then bias][channel].
   int64_t line() const { return round_up(groups_, n); }
   int64_t chunk_size() const { return (taps_ + 1) * line(); }
 
   void sum_unit(int64_t block, int64_t chunk, Acc* partial) const {
     const int64_t channel = channels_.begin(block), channels = channels_.size(block);
-    Scratch scratch;
-    Acc* const image_sums = scratch.take<Acc>(chunk_size());  // as a chunk's, some channels of them
+    std::vector<PackedTile> tiles;
+    int64_t input_size = 0, grad_size = 0;
+    const int64_t vectors = std::min(together_, ceil_div(channels, n));
+    for (int64_t i = 0; i < row_tiles_.parts; ++i) {
+      tiles.emplace_back(*this, ConvTile{row_tiles_.begin(i), row_tiles_.size(i), 0, problem_.w.count});
+      input_size = std::max(input_size, vectors * tiles.back().input.template plane<Acc>());
+      grad_size = std::max(grad_size, vectors * tiles.back().grad.template plane<Acc>());
+    }
+    const UnitScratch scratch(chunk_size(), input_size, grad_size);
     Acc* const sums = partial + chunk * chunk_size();
     const auto clear = [&](Acc* at) {
       for (int64_t t = 0; t <= taps_; ++t)
         std::fill_n(at + t * line() + channel, round_up(channels, n), Acc(0));
     };
     clear(sums);
-    std::vector<TapRegions> regions;
-    for (int64_t i = 0; i < row_tiles_.parts; ++i) regions.push_back(regions_of(tile_at(i)));
     for (int64_t i = 0; i < chunks_.size(chunk); ++i) {
-      clear(image_sums);
-      add_image(chunks_.begin(chunk) + i, channel, channels, regions, image_sums);
+      clear(scratch.image_sums);
+      for (const PackedTile& tile : tiles)
+        add_tile(tile, chunks_.begin(chunk) + i, channel, channels, scratch);
       for (int64_t t = 0; t <= taps_; ++t) {
         for (int64_t c = channel; c < channel + channels; c += n) {
           Acc* const to = sums + t * line() + c;
-          store(to, load<Acc>(to) + load<Acc>(image_sums + t * line() + c));
+          store(to, load<Acc>(to) + load<Acc>(scratch.image_sums + t * line() + c));
         }
       }
     }
   }
 
-  ConvTile tile_at(int64_t index) const {
-    return {row_tiles_.begin(index), row_tiles_.size(index), 0, problem_.w.count};
-  }
-
-  TapRegions regions_of(const ConvTile& tile) const {
-    const InsideRange columns = source_range(problem_.w, 0, problem_.w.count);
-    TapRegions regions(transposes_ ? (columns.end - columns.begin) * n : problem_.x.row_stride,
-                       transposes_ ? n : problem_.x.column_stride, problem_.weights.columns, line());
-    regions.add(problem_.h, problem_.w, tile);
-    return regions;
-  }
-
-  void add_image(int64_t image, int64_t channel, int64_t channels, const std::vector<TapRegions>& regions,
-                 Acc* sums) const {
-    const ImageSource<T>&x = problem_.x, &grad = problem_.grad;
-    for (int64_t i = 0; i < row_tiles_.parts; ++i) {
-      const ConvTile tile = tile_at(i);
-      if (!transposes_) {
-        const ChannelsSource<T> left{x, image * x.image_stride + channel, channels};
-        const ChannelsSource<T> right{grad, image * grad.image_stride + channel, channels};
-        grad.relu_output ? add_tile<true>(left, right, tile, regions[i], sums + channel)
-                         : add_tile<false>(left, right, tile, regions[i], sums + channel);
-        continue;
-      }
-      const InsideRange rows = source_range(problem_.h, tile.row, tile.rows);
-      const InsideRange columns = source_range(problem_.w, 0, tile.columns);
-      for (int64_t c = channel; c < channel + channels; c += n) {
-        Scratch scratch;
-        const int64_t some = std::min(n, channel + channels - c), end = tile.row + tile.rows;
-        const auto left = pack_channels(x, image, c, some, rows, columns, scratch);
-        const auto right = pack_channels(grad, image, c, some, InsideRange(-tile.row, 1, end, end),
-                                         InsideRange(0, 1, tile.columns, tile.columns), scratch);
-        add_tile<false>(left, right, tile, regions[i], sums + c);
+  void add_tile(const PackedTile& tile, int64_t image, int64_t channel, int64_t channels,
+                const UnitScratch& scratch) const {
+    const int64_t width = n * std::min(together_, ceil_div(channels, n));
+    const int64_t input_plane = tile.input.template plane<Acc>(), end = channel + channels;
+    std::fill_n(scratch.input, width / n * input_plane, Acc(0));
+    for (int64_t first = channel; first < end; first += width) {
+      const int64_t some = std::min(width, end - first);
+      pack_channels(problem_.grad, image, first, some, tile.grad, scratch.grad);
+      if (problem_.weight != nullptr)
+        pack_channels(problem_.x, image, first, some, tile.input, scratch.input);
+      for (int64_t c = 0; c < some; c += n) {
+        const Acc* const grad = scratch.grad + c / n * tile.grad.template plane<Acc>();
+        Acc* const sums = scratch.image_sums + first + c;
+        if (problem_.bias != nullptr) add_to_bias(tile, grad, sums + taps_ * line());
+        if (problem_.weight != nullptr) add_products(tile, scratch.input + c / n * input_plane, grad, sums);
       }
     }
   }
 
-  template <bool masked, class S>
-  void add_tile(const ChannelsSource<S>& x, const ChannelsSource<S>& grad, const ConvTile& tile,
-                const TapRegions& regions, Acc* sums) const {
-    if (problem_.bias != nullptr) {
-      for (int64_t row = tile.row; row < tile.row + tile.rows; ++row)
-        add_row_of_bias<masked>(grad, row, sums + taps_ * line());
-    }
-    if (problem_.weight == nullptr) return;
-    for (const TapRegion& region : regions.all()) {
-      const EvenSplit chains(region.rows,
-                             std::min(region.rows, ceil_div(region.rows * region.columns, kChainedTerms)));
-      for (int64_t chain = 0; chain < chains.parts; ++chain) {
-        TapRegion some = region;
-        some.row += chains.begin(chain);
-        some.rows = chains.size(chain);
-        for (int64_t t = 0; t < region.taps;) {
-          const auto add = [&](auto count) {
-            add_products<decltype(count)::value, masked>(x, grad, regions, some, t, sums);
-            t += decltype(count)::value;
-          };
-          const int64_t rest = region.taps - t;
-          rest >= 9   ? add(std::integral_constant<int, 9>{})
-          : rest >= 6 ? add(std::integral_constant<int, 6>{})
-          : rest >= 4 ? add(std::integral_constant<int, 4>{})
-          : rest >= 2 ? add(std::integral_constant<int, 2>{})
-                      : add(std::integral_constant<int, 1>{});
-        }
-      }
-    }
-  }
-
-  // Adds the products of some taps, from number `first` of a region's on, over its pixels to their sums.
-  template <int taps, bool masked, class S>
-  void add_products(const ChannelsSource<S>& x, const ChannelsSource<S>& grad, const TapRegions& regions,
-                    const TapRegion& region, int64_t first, Acc* sums) const {
-    const ImageSource<S> left = without_relu(x.source);
-    const ImageSource<S> right = masked ? grad.source : without_relu(grad.source);
-    const int64_t left_step = problem_.w.source_step * left.column_stride, right_step = right.column_stride;
-    const int64_t* const offsets = regions.offsets(region) + first;
-    const int64_t* const to = regions.weights(region) + first;
-    for_each_vector_of_channels<Acc>(x.channels, [&](int64_t c, auto lanes) {
-      typename V::Native sum[taps] = {};
-      for (int64_t row = region.row; row < region.row + region.rows; ++row) {
-        int64_t from = x.origin + regions.source(region, row, region.column) + c;
-        int64_t by = grad.origin + row * right.row_stride + region.column * right_step + c;
-        for (int64_t i = 0; i < region.columns; ++i, from += left_step, by += right_step) {
-          const typename V::Native g = right.vector(by, lanes).v;
-#pragma GCC unroll 9
-          for (int t = 0; t < taps; ++t) sum[t] += left.vector(from + offsets[t], lanes).v * g;
-        }
-      }
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; ++t) {
-        Acc* const at = sums + to[t] + c;
-        store(at, V(load<Acc>(at).v + sum[t]));
-      }
-    });
-  }
-
-  template <bool masked, class S>
-  void add_row_of_bias(const ChannelsSource<S>& grad, int64_t row, Acc* sums) const {
-    const ImageSource<S> right = masked ? grad.source : without_relu(grad.source);
-    for_each_vector_of_channels<Acc>(grad.channels, [&](int64_t c, auto lanes) {
+  static void add_to_bias(const PackedTile& tile, const Acc* grad, Acc* sums) {
+    for (int64_t row = 0; row < tile.grad.rows; ++row) {
       V total = Acc(0);
-      int64_t by = grad.origin + row * right.row_stride + c;
-      for (int64_t i = 0; i < problem_.w.count; ++i, by += right.column_stride)
-        total += right.vector(by, lanes);
-      store(sums + c, load<Acc>(sums + c) + total);
-    });
+      for (int64_t i = 0; i < tile.grad.columns; ++i, grad += n) total += load<Acc>(grad);
+      store(sums, load<Acc>(sums) + total);
+    }
+  }
+
+  void add_products(const PackedTile& tile, const Acc* input, const Acc* grad, Acc* sums) const {
+    const int64_t rows = tile.tile.rows, columns = tile.tile.columns;
+    const int64_t row_step = problem_.h.source_step * tile.input.columns * n;
+    const EvenSplit chains(rows, std::min(rows, ceil_div(rows * columns, kChainedTerms)));
+    for (int64_t chain = 0; chain < chains.parts; ++chain) {
+      const int64_t row = chains.begin(chain);
+      for (int64_t t = 0; t < taps_;) {
+        const auto add = [&](auto count) {
+          constexpr int some = decltype(count)::value;
+          Acc* to[some];
+          for (int i = 0; i < some; ++i) to[i] = sums + tile.taps.taps()[t + i] * line();
+          depthwise_gradient<some, Acc>(chains.size(chain), columns, input + row * row_step, row_step,
+                                        problem_.w.source_step * n, tile.offsets.data() + t,
+                                        grad + row * columns * n, to);
+          t += some;
+        };
+        const int64_t rest = taps_ - t;
+        rest >= 9   ? add(std::integral_constant<int, 9>{})
+        : rest >= 6 ? add(std::integral_constant<int, 6>{})
+        : rest >= 4 ? add(std::integral_constant<int, 4>{})
+        : rest >= 2 ? add(std::integral_constant<int, 2>{})
+                    : add(std::integral_constant<int, 1>{});
+      }
+    }
   }
 
   void merge(Acc* sums) const {
@@ -201,7 +191,9 @@ class DepthwiseWeightGradient {
   const WeightGradientProblem<T>& problem_;
   int64_t groups_;
   int64_t taps_;
-  bool transposes_;
+  math::CorrelationAxis grad_h_;  // the gradient's pixels as they lie
+  math::CorrelationAxis grad_w_;
+  int64_t together_;  // vectors of channels
   VectorSplit<Acc> channels_;
   EvenSplit chunks_;  // of images
   EvenSplit row_tiles_;
