@@ -25,6 +25,10 @@ def convolution_inputs(
     return inputs
 
 
-def convolution_label(shape: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: int) -> str:
+def convolution_label(
+    shape: tuple[int, ...], weight: tuple[int, ...], stride: int, padding: int, groups: int = 1
+) -> str:
     label = f"{list(shape)} -> {weight[0]}, {weight[2]}x{weight[3]}"
-    return label + (f" stride {stride}" if stride > 1 else "") + (f" padding {padding}" if padding else "")
+    for name, value, default in (("stride", stride, 1), ("padding", padding, 0), ("groups", groups, 1)):
+        label += f" {name} {value}" if value != default else ""
+    return label
