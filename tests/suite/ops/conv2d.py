@@ -97,9 +97,10 @@ def case(
     return Case(f"conv2d_{name}", "conv2d", make, options, quick)
 
 
-# Every kernel and every path of the driver: many and few output channels, Winograd's squares, images that
-# share a tile or a panel of weights, several blocks of channels, phases of a stride, groups that share a
-# tile, 1x1 as one long row, channels that fill 16 bytes; sizes end inside vectors, micro-tiles and tiles.
+# Every kernel and every path of the driver: many and few output channels, Winograd's squares (of 4 x 4 in 16
+# bits), images that share a tile, a panel of weights or a vector, several blocks of channels, phases of a
+# stride, groups that share a tile, 1x1 as one long row, channels that fill 16 bytes; sizes end inside
+# vectors, micro-tiles and tiles.
 SMOKE = [
     case("many", (2, 37, 9, 19), 41, (3, 2), padding=1, activation="relu"),
     case("few", (3, 2, 11, 37), 3, 5, padding=2, activation="relu"),
@@ -115,6 +116,9 @@ SMOKE = [
     case("shared_panels", (7, 19, 6, 5), 41, 3, stride=2, padding=1, quick=False),
     case("small_images", (13, 70, 6, 5), 41, 3, stride=2, padding=1, activation="relu", quick=False),
     case("small_images_in_groups", (15, 34, 3, 2), 62, 3, padding=1, groups=2, quick=False),
+    case("image_in_each_lane", (137, 2, 6, 8), 3, 3, padding=1, activation="relu", quick=False),
+    case("squares_of_four", (4, 33, 15, 16), 34, 3, padding=1, activation="relu", quick=False),
+    case("squares_strided", (1, 64, 15, 16), 67, 3, stride=2, padding=1, quick=False),
 ]
 
 
@@ -394,6 +398,48 @@ MUTANTS = {
         "for (int64_t chunk = 1; chunk < chunks.parts; ++chunk) {",
         "for (int64_t chunk = 2; chunk < chunks.parts; ++chunk) {",
         ("conv2d/direct/direct",),
+    ),
+    "conv2d_phases_of_a_gradient_lie_in_its_first_rows": Mutant(
+        "cpu/conv2d/direct/plan.h",
+        "return one.h->target_first * line + one.w->target_first * range.padded;",
+        "return one.w->target_first * range.padded;",
+        ("conv2d/direct/direct",),
+    ),
+    "conv2d_lanes_begin_with_the_kernels_first_row": Mutant(
+        "cpu/conv2d/image_lanes/correlation.h",
+        "f((rows.first_tap + r) * line +",
+        "f(r * line +",
+        ("conv2d/image_lanes/image_lanes",),
+    ),
+    "conv2d_lanes_keep_only_the_last_batch": Mutant(
+        "cpu/conv2d/image_lanes/weight_gradient.h",
+        "outputs * n, accumulate);",
+        "outputs * n, false);",
+        ("conv2d/image_lanes/image_lanes",),
+    ),
+    "conv2d_winograd_of_four_loses_a_product": Mutant(
+        "math/winograd.h",
+        "V(8.0f) * difference_of_2 + m[5];",
+        "V(8.0f) * difference_of_2;",
+        ("conv2d/winograd_4x4/winograd_4x4",),
+    ),
+    "conv2d_winograd_in_steps_of_two_takes_the_wrong_input": Mutant(
+        "math/winograd.h",
+        "to[2] = d[1];",
+        "to[2] = d[2];",
+        ("conv2d/winograd/winograd",),
+    ),
+    "conv2d_depthwise_images_begin_in_the_first_column": Mutant(
+        "cpu/conv2d/depthwise/channels.h",
+        "(rows.begin * part.columns + columns.begin) * n;",
+        "rows.begin * part.columns * n;",
+        ("conv2d/depthwise/depthwise",),
+    ),
+    "conv2d_depthwise_chains_begin_at_the_same_row": Mutant(
+        "cpu/conv2d/depthwise/weight_gradient.h",
+        "input + row * row_step,",
+        "input,",
+        ("conv2d/depthwise/depthwise",),
     ),
 }
 
