@@ -1,4 +1,4 @@
-// Fused softmax cross-entropy on the CPU: the ops; cross_entropy_rows.h has the loops.
+// Fused softmax cross-entropy on the CPU: the ops; the loops are in cross_entropy_rows.h and _gradients.h.
 //
 // log_softmax + nll_loss make 7 passes over memory, forward and backward. Here forward reads the logits once
 // and writes two numbers per row, backward reads them again and writes the gradient: 3 passes. A scalar loss
@@ -6,7 +6,7 @@
 #include "math/cross_entropy.h"
 
 #include "binding/cross_entropy.h"
-#include "cpu/classes/cross_entropy_rows.h"
+#include "cpu/classes/cross_entropy_gradients.h"
 #include "cpu/runtime/output_cache.h"
 
 namespace pyops::cpu {

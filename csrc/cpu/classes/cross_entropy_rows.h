@@ -66,13 +66,17 @@ struct Problem {
     return has_probabilities ? spread : math::index_q(params, spread, false);
   }
 
+  // Few classes leave most lanes of a vector along them empty: then, too, vectors run across rows.
+  bool few_classes() const { return inner == 1 && classes <= 16 && !has_probabilities; }
+  bool in_panels() const { return inner != 1 || few_classes(); }
+
   int64_t row_offset(RowGroup group, int64_t i) const {
     return group.offset + (inner == 1 ? i * classes : i);
   }
 
   RowGroups<Acc> groups() const {
     const int64_t per_outer = std::max<int64_t>(1, inner);
-    return RowGroups<Acc>(classes, inner, rows / per_outer);
+    return RowGroups<Acc>(classes, inner, rows / per_outer, few_classes());
   }
 };
 
@@ -86,7 +90,7 @@ struct GroupStats {
 
   template <class T>
   explicit GroupStats(const Problem<T>& p)
-      : copy(p.inner == 1 ? PanelCopy<Acc>::kMostClasses + 1 : p.classes) {}
+      : copy(p.in_panels() ? p.classes : PanelCopy<Acc>::kMostClasses + 1) {}
   math::SoftmaxStats<Acc> operator[](int64_t i) const { return {max[i], log_sum[i]}; }
 };
 
@@ -115,7 +119,8 @@ void panel_class_sum(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& 
     const int64_t at = group.offset + c * p.inner;
     for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
       const math::SoftmaxStats<V> stats{s.max.vec(i), s.log_sum.vec(i)};
-      const V log_p = math::log_probability(load_lanes(p.logits + at + i, lanes), stats);
+      const V logit = s.copy ? s.copy.vec(c, i) : load_lanes(p.logits + at + i, lanes);
+      const V log_p = math::log_probability(logit, stats);
       const V t = p.has_probabilities ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
       s.class_sum.set(i, s.class_sum.vec(i) - p.spread_weight(c, t) * log_p);
     });
@@ -125,7 +130,10 @@ void panel_class_sum(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& 
 template <class T>
 void compute_stats(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& s) {
   using Acc = acc_t<T>;
-  if (p.inner == 1) {
+  if (p.few_classes()) {
+    copy_rows(p.logits + group.offset, p.classes, group.width, s.copy);
+    max_sum_of(s.copy, p.classes, group.width, s.max, s.log_sum);
+  } else if (p.inner == 1) {
     for (int64_t i = 0; i < group.width; ++i) {
       const MaxSum<Acc> r = row_max_sum(p.logits + p.row_offset(group, i), p.classes);
       s.max[i] = r.max;
@@ -138,8 +146,15 @@ void compute_stats(const Problem<T>& p, RowGroup group, GroupStats<acc_t<T>>& s)
     s.log_sum.set(i, math::finish_stats(s.max.vec(i), s.log_sum.vec(i)).log_sum);
   });
   if (!p.needs_class_sum()) return;
-  if (p.inner != 1) return panel_class_sum(p, group, s);
+  if (p.in_panels()) return panel_class_sum(p, group, s);
   for (int64_t i = 0; i < group.width; ++i) s.class_sum[i] = row_class_sum(p, p.row_offset(group, i), s[i]);
+}
+
+// The logit of class y of row i of a panel: from the copy, if there is one.
+template <class T>
+acc_t<T> panel_logit(const Problem<T>& p, RowGroup group, int64_t i, int64_t y,
+                     const PanelCopy<acc_t<T>>* copy) {
+  return copy ? copy->of_class(y)[i] : to_acc(p.logits[group.offset + i + y * p.inner]);
 }
 
 // The loss of row i of a group, and what it adds to the sums.
@@ -158,162 +173,15 @@ acc_t<T> row_loss(const Problem<T>& p, RowGroup group, int64_t i, const GroupSta
       sum.reject(y);
       return 0;
     }
-    const Acc nll = -math::log_probability(to_acc(p.logits[p.row_offset(group, i) + y * p.inner]), s[i]);
+    const Acc logit = p.in_panels() ? panel_logit(p, group, i, y, s.copy ? &s.copy : nullptr)
+                                    : to_acc(p.logits[p.row_offset(group, i) + y]);
+    const Acc nll = -math::log_probability(logit, s[i]);
     loss = math::index_loss(p.params, nll, p.class_weight(y), class_sum, s[i], p.row_weight(row));
     sum.weight += p.class_weight(y);
   }
   sum.loss += loss;
   return loss;
 }
-
-// ---- backward -------------------------------------------------------------------------------------------
-
-template <class Acc>
-struct Upstream {
-  const Acc* grad_loss;
-  const Acc* grad_lse;
-  const Acc* stats;
-  Acc scale;  // 1 / divisor for mean
-  bool per_row;
-
-  Acc loss(int64_t row) const { return per_row ? grad_loss[row] : grad_loss[0] * scale; }
-  Acc lse(int64_t row) const { return grad_lse ? grad_lse[row] : Acc(0); }
-};
-
-// Everything the gradient of one row is made of. The target class differs from the others, so its value is
-// computed apart, before anything is written: in place, writing destroys the logit it needs.
-template <class Acc>
-struct RowPlan {
-  math::SoftmaxStats<Acc> stats;
-  math::RowGradient<Acc> gradient;
-  int64_t target = -1;  // class with a value of its own, or -1
-  Acc target_value = 0;
-  bool zero = false;
-};
-
-template <class T>
-acc_t<T> probability_sum_q(const Problem<T>& p, int64_t offset) {
-  using Acc = acc_t<T>;
-  if (p.inner != 1) {
-    Acc sum = 0;
-    for (int64_t c = 0; c < p.classes; ++c) sum += p.spread_weight(c, to_acc(p.target[offset + c * p.inner]));
-    return sum;
-  }
-  Vec<Acc> sum = Acc(0);
-  for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
-    sum += first_lanes(p.spread_weights(c, lanes, p.target + offset), lanes);
-  });
-  return horizontal_sum(sum);
-}
-
-template <class T>
-RowPlan<acc_t<T>> plan_row(const Problem<T>& p, const Upstream<acc_t<T>>& up, int64_t row, int64_t offset) {
-  using Acc = acc_t<T>;
-  RowPlan<Acc> plan;
-  plan.stats = {up.stats[row], up.stats[p.rows + row]};
-  const Acc grad_lse = up.lse(row);
-  if (p.has_probabilities) {
-    plan.gradient = math::row_gradient(p.params, up.loss(row), probability_sum_q(p, offset), plan.stats,
-                                       p.row_weight(row), grad_lse);
-    return plan;
-  }
-  const int64_t y = p.index[row];
-  if (y == p.ignore_index) {
-    plan.gradient = {grad_lse, Acc(0)};
-    plan.zero = grad_lse == Acc(0);
-    return plan;
-  }
-  if (!p.is_class(y)) {  // only through the raw op: forward would have refused
-    plan.gradient = {math::quiet_nan<Acc>(), Acc(0)};
-    return plan;
-  }
-  const Acc sum_q = math::index_sum_q(p.params, p.class_weight(y), p.weight_sum);
-  plan.gradient = math::row_gradient(p.params, up.loss(row), sum_q, plan.stats, p.row_weight(row), grad_lse);
-  plan.target = y;
-  const Acc q = math::index_q(p.params, p.class_weight(y), true);
-  const Acc probability = math::probability(to_acc(p.logits[offset + y * p.inner]), plan.stats);
-  plan.target_value = math::logit_gradient(plan.gradient, probability, q);
-  return plan;
-}
-
-template <class T>
-void write_row(const Problem<T>& p, const RowPlan<acc_t<T>>& plan, int64_t offset, T* dx) {
-  using Acc = acc_t<T>;
-  using V = Vec<Acc>;
-  const T* x = p.logits + offset;
-  T* out = dx + offset;
-  if (plan.zero) {
-    std::fill(out, out + p.classes, from_acc<T>(Acc(0)));
-    return;
-  }
-  if (p.weight || p.has_probabilities) {
-    const T* t = p.has_probabilities ? p.target + offset : nullptr;
-    for_each_vector<Acc>(p.classes, [&](int64_t c, int lanes) {
-      const V probability = math::probability(load_lanes(x + c, lanes), plan.stats);
-      const V q = p.q(p.spread_weights(c, lanes, t));
-      store_lanes(out + c, math::logit_gradient(plan.gradient, probability, q), lanes);
-    });
-  } else {
-    const V q = p.q(V(Acc(1)));
-    const auto gradient = [&](V logit) {
-      return math::logit_gradient(plan.gradient, math::probability(logit, plan.stats), q);
-    };
-    transform(p.classes, gradient, out, x);
-  }
-  if (plan.target >= 0) out[plan.target] = from_acc<T>(plan.target_value);
-}
-
-template <class T>
-void write_panel(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx,
-                 const PanelCopy<acc_t<T>>* copy) {
-  using Acc = acc_t<T>;
-  using V = Vec<Acc>;
-  Panel<Acc> max, log_sum, on_probability, on_target, keep;
-  RowPlan<Acc> plans[Panel<Acc>::kRows];
-  for (int64_t i = 0; i < group.width; ++i) {
-    const RowPlan<Acc>& plan = plans[i] = plan_row(p, up, group.first_row + i, group.offset + i);
-    max[i] = plan.stats.max;
-    log_sum[i] = plan.stats.log_sum;
-    on_probability[i] = plan.gradient.on_probability;
-    on_target[i] = plan.gradient.on_target;
-    keep[i] = plan.zero ? Acc(0) : Acc(1);
-  }
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const int64_t at = group.offset + c * p.inner;
-    for_each_vector<Acc>(group.width, [&](int64_t i, int lanes) {
-      const math::SoftmaxStats<V> stats{max.vec(i), log_sum.vec(i)};
-      const math::RowGradient<V> gradient{on_probability.vec(i), on_target.vec(i)};
-      const V logit = copy ? copy->vec(c, i) : load_lanes(p.logits + at + i, lanes);
-      const V probability = math::probability(logit, stats);
-      const V t = p.has_probabilities ? load_lanes(p.target + at + i, lanes) : V(Acc(0));
-      const V grad = math::logit_gradient(gradient, probability, p.q(p.spread_weight(c, t)));
-      store_lanes(dx + at + i, select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0))), lanes);
-    });
-  }
-  for (int64_t i = 0; i < group.width; ++i) {
-    if (plans[i].target >= 0) {
-      dx[group.offset + i + plans[i].target * p.inner] = from_acc<T>(plans[i].target_value);
-    }
-  }
-}
-
-// `copy`, if it is not null, holds the logits of strided classes.
-template <class T>
-void write_group(const Problem<T>& p, const Upstream<acc_t<T>>& up, RowGroup group, T* dx,
-                 const PanelCopy<acc_t<T>>* copy = nullptr) {
-  if (p.inner != 1) return write_panel(p, up, group, dx, copy);
-  RowPlan<acc_t<T>> plans[Panel<acc_t<T>>::kRows];
-  for (int64_t i = 0; i < group.width; ++i)
-    plans[i] = plan_row(p, up, group.first_row + i, p.row_offset(group, i));
-  for (int64_t i = 0; i < group.width; ++i) write_row(p, plans[i], p.row_offset(group, i), dx);
-}
-
-template <class T>
-void backward_rows(const Problem<T>& p, const Upstream<acc_t<T>>& up, T* dx) {
-  p.groups().for_each([&](RowGroup group) { write_group(p, up, group, dx); });
-}
-
-// ---- forward, and both at once --------------------------------------------------------------------------
 
 // Calls after(group, copy) when a group's statistics are written and its logits are still in cache.
 template <class T, class After>

@@ -3,7 +3,7 @@
 // Larger problems are cut into chunks of rows by pyops/ops/linear_cross_entropy.py, with one op per step. On
 // a few rows those calls take many times as long as the arithmetic; here all of it is one call.
 #include "binding/cross_entropy.h"
-#include "cpu/classes/cross_entropy_rows.h"
+#include "cpu/classes/cross_entropy_gradients.h"
 #include "cpu/epilogue/matrix.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/runtime/output_cache.h"

@@ -139,6 +139,30 @@ void copied_max_sum(const T* x, int64_t classes, int64_t stride, int64_t width,
   });
 }
 
+// Copies the panel of some contiguous rows, each row's elements from class to class.
+template <class T>
+void copy_rows(const T* x, int64_t classes, int64_t rows, const PanelCopy<acc_t<T>>& copy) {
+  for (int64_t c = 0; c < classes; ++c) {
+    acc_t<T>* const to = copy.of_class(c);
+    for (int64_t i = 0; i < rows; ++i) to[i] = to_acc(x[i * classes + c]);
+    std::fill(to + rows, to + Panel<acc_t<T>>::kRows, acc_t<T>(0));
+  }
+}
+
+// As row_max_sum for the rows of a panel that has been copied.
+template <class Acc>
+void max_sum_of(const PanelCopy<Acc>& copy, int64_t classes, int64_t width, Panel<Acc>& max_of,
+                Panel<Acc>& sum_of) {
+  for_each_vector<Acc>(width, [&](int64_t i, int) {
+    Vec<Acc> most = -math::infinity<Acc>(), sum = Acc(0);
+    for (int64_t c = 0; c < classes; ++c) most = max(copy.vec(c, i), most);
+    const Vec<Acc> shift = select_greater(most, Vec<Acc>(-math::infinity<Acc>()), most, Vec<Acc>(Acc(0)));
+    for (int64_t c = 0; c < classes; ++c) sum += exp(copy.vec(c, i) - shift);
+    max_of.set(i, most);
+    sum_of.set(i, sum);
+  });
+}
+
 // As row_max_sum for every row of a panel; the elements are then in `copy`, if it suits as many classes.
 template <class T>
 void panel_max_sum(const T* x, int64_t classes, int64_t stride, int64_t width,

@@ -44,11 +44,12 @@ constexpr int64_t kShortRows = 4;
 template <class Acc>
 class RowGroups {
  public:
-  explicit RowGroups(int64_t classes, int64_t inner, int64_t outer)
+  // `panels`: contiguous rows, too, are taken as many at a time as fill a panel.
+  explicit RowGroups(int64_t classes, int64_t inner, int64_t outer, bool panels = false)
       : classes_(classes),
         inner_(inner),
         outer_(outer),
-        width_(inner > 1              ? Panel<Acc>::kRows
+        width_(inner > 1 || panels    ? Panel<Acc>::kRows
                : classes <= kShortRow ? kShortRows
                                       : 1),
         per_outer_(ceil_div(inner, width_)),

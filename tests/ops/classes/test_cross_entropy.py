@@ -76,3 +76,33 @@ def test_raw_backward_reads_nothing_outside_for_a_bad_target(kernels: Backend) -
     gradient = raw(kernels, "cross_entropy_backward")(*moved)
     assert gradient[0].isfinite().all()
     assert gradient[1:].isnan().all()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 16, 17])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+def test_few_classes_with_everything(kernels: Backend, rows: int, classes: int) -> None:
+    """Up to 16 contiguous classes go across rows on the CPU: ignored rows, weights, smoothing, infinities."""
+    logits = torch.randn(rows, classes, dtype=torch.float64)
+    logits[::5, 0] = float("-inf") if classes > 1 else 0.0
+    target = torch.randint(classes, (rows,))
+    target[::3] = -100
+    weight = torch.rand(classes, dtype=torch.float64) + 0.5
+    for smoothing in (0.0, 0.2):
+        wanted_leaf = logits.clone().requires_grad_()
+        finite = smoothing == 0.0
+        use = wanted_leaf if finite else wanted_leaf.nan_to_num(neginf=-9.0)
+        wanted = torch.nn.functional.cross_entropy(
+            use, target, weight, reduction="sum", label_smoothing=smoothing
+        )
+        (wanted_gradient,) = torch.autograd.grad(wanted, use)
+        leaf = use.detach().float().to(kernels.device).requires_grad_()
+        found = cross_entropy(
+            leaf,
+            target.to(kernels.device),
+            weight.float().to(kernels.device),
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+        (gradient,) = torch.autograd.grad(found, leaf)
+        torch.testing.assert_close(found.cpu(), wanted.float(), equal_nan=True)
+        torch.testing.assert_close(gradient.cpu(), wanted_gradient.float(), rtol=1e-5, atol=1e-6)

@@ -412,15 +412,15 @@ MUTANTS = {
         "cpu/classes/cross_entropy_rows.h", "y != p.ignore_index) {", "y != -12345) {", _CE
     ),
     "ignored_rows_get_probabilities_as_gradient": Mutant(
-        "cpu/classes/cross_entropy_rows.h",
+        "cpu/classes/cross_entropy_gradients.h",
         "plan.zero = grad_lse == Acc(0);",
         "plan.zero = false;",
         _CE,
     ),
     "ignored_rows_are_multiplied_by_zero_in_panels": Mutant(
-        "cpu/classes/cross_entropy_rows.h",
-        "select_greater(keep.vec(i), V(Acc(0)), grad, V(Acc(0)))",
-        "grad * keep.vec(i)",
+        "cpu/classes/cross_entropy_gradients.h",
+        "select_greater(keep.vec(i), V(Acc(0)), gradient(i, logit, q), V(Acc(0)))",
+        "gradient(i, logit, q) * keep.vec(i)",
         _CE,
     ),
     "gradient_of_z_loss_lacks_its_factor_2": Mutant(
