@@ -17,11 +17,18 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _library, backends
-from ..dtypes import acc_dtype, autocasts_to_float32, is_plain_sixteen_bit
+from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
 from .tools.checks import check_device, check_floating, reduction_code
-from .tools.classes import by_classes, class_indices, class_weight, row_weights, without_class_dim
+from .tools.classes import (
+    by_classes,
+    class_indices,
+    class_weight,
+    is_plain,
+    row_weights,
+    without_class_dim,
+)
 
 __all__ = ["cross_entropy"]
 
@@ -192,25 +199,6 @@ def _differentiable(
     return differentiable_gradients(formula, (logits,), (grad_loss, grad_lse))[0]
 
 
-def _is_plain(input: Tensor, target: Tensor) -> bool:
-    """Whether this is the usual call, [N, C] logits and [N] indices, which needs no normalising.
-
-    On a small batch, one check after the other would cost as much as the kernel.
-    """
-    return (
-        isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and (input.dtype is torch.float32 or is_plain_sixteen_bit(input))
-        and target.dtype is torch.int64
-        and input.dim() == 2
-        and target.dim() == 1
-        and input.size(0) == target.size(0)
-        and input.is_contiguous()
-        and target.is_contiguous()
-        and input.device == target.device
-    )
-
-
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -263,7 +251,7 @@ def cross_entropy(
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
-    if weight is None and sample_weight is None and not return_lse and _is_plain(input, target):
+    if weight is None and sample_weight is None and not return_lse and is_plain(input, target):
         plain = z_loss == 0.0 and 0.0 <= label_smoothing <= 1.0 and not inplace_backward
         if plain and backends.prefers_torch(by_classes(name, input, min(input.dim() - 1, 1)), input):
             torchs = torch.nn.functional.cross_entropy

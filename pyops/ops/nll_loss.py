@@ -17,7 +17,7 @@ from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import nll_loss as reference
 from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_device, check_floating, reduction_code
-from .tools.classes import class_indices, class_weight, without_class_dim
+from .tools.classes import class_indices, class_weight, is_plain, without_class_dim
 
 __all__ = ["nll_loss"]
 
@@ -134,6 +134,10 @@ def nll_loss(
         and backends.prefers_torch(name, input, elements=min(input.numel(), 64 * target.numel()))
     ):
         return torch.nn.functional.nll_loss(input, target, weight, None, ignore_index, None, reduction)
+    if weight is None and is_plain(input, target) and (plain_ops := backends.resolve(input)) is not None:
+        if input.requires_grad and torch.is_grad_enabled():
+            return apply(_NLLLoss, input, target, None, code, ignore_index, input.dtype, plain_ops)
+        return plain_ops.nll_loss_forward(input, target, None, code, ignore_index)[0].to(input.dtype)
     check_floating(name, "input", input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")

@@ -10,6 +10,38 @@
 namespace pyops::cpu {
 namespace {
 
+// The losses of rows of contiguous classes, added up in turns: one sum would wait for itself longer than a
+// row takes, and the elements, each in a line of memory of its own, would be asked for too late.
+template <class T>
+LossSum sum_rows(const T* x, const int64_t* y, const acc_t<T>* w, int64_t classes, int64_t ignore_index,
+                 int64_t rows, acc_t<T>* row_loss) {
+  using Acc = acc_t<T>;
+  constexpr int64_t kTurns = 4;
+  double losses[kTurns] = {}, weights[kTurns] = {};
+  LossSum sum;
+  const auto add = [&](int64_t r, int64_t turn) __attribute__((always_inline)) {
+    const int64_t c = y[r];
+    Acc loss = 0;
+    if (c != ignore_index) {
+      if (static_cast<uint64_t>(c) >= static_cast<uint64_t>(classes)) return sum.reject(c);
+      const Acc row_weight = w ? w[c] : Acc(1);
+      loss = math::nll_loss(to_acc(x[r * classes + c]), row_weight);
+      losses[turn] += loss;
+      weights[turn] += row_weight;
+    }
+    if (row_loss) row_loss[r] = loss;
+  };
+  int64_t r = 0;
+  for (; r + kTurns <= rows; r += kTurns) {
+    PYOPS_UNROLL
+    for (int64_t turn = 0; turn < kTurns; ++turn) add(r + turn, turn);
+  }
+  for (; r < rows; ++r) add(r, 0);
+  sum.loss = (losses[0] + losses[1]) + (losses[2] + losses[3]);
+  sum.weight = (weights[0] + weights[1]) + (weights[2] + weights[3]);
+  return sum;
+}
+
 template <class T>
 LossSum forward(const Tensor& log_probs, const Tensor& target, const std::optional<Tensor>& weight,
                 const ClassRows& s, int64_t ignore_index, acc_t<T>* row_loss) {
@@ -17,11 +49,13 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
   const T* x = data<T>(log_probs);
   const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
-  // A row's element lies in a line of memory of its own, which is asked for some rows ahead: then a row costs
-  // so little that thousands stay on one thread, which waits for no other.
-  constexpr int64_t kRowCost = 8, kAhead = 16;
-  const bool scattered = s.inner == 1 && s.classes > 16;
-  return parallel_sum<LossSum>(s.rows(), scattered ? kRowCost : 4, [&](int64_t begin, int64_t end) {
+  // A row costs so little that thousands stay on one thread, which waits for no other.
+  constexpr int64_t kRowCost = 8;
+  return parallel_sum<LossSum>(s.rows(), s.inner == 1 ? kRowCost : 4, [&](int64_t begin, int64_t end) {
+    if (s.inner == 1) {
+      return sum_rows(x + begin * s.classes, y + begin, w, s.classes, ignore_index, end - begin,
+                      row_loss ? row_loss + begin : nullptr);
+    }
     LossSum sum;
     // The sums are kept in registers and the position is counted up: a sum in memory, or a division per row,
     // would take longer than the row.
@@ -34,10 +68,6 @@ LossSum forward(const Tensor& log_probs, const Tensor& target, const std::option
         image += s.classes * s.inner;
       }
       const int64_t c = y[r];
-      if (scattered && r + kAhead < end) {
-        const int64_t later = y[r + kAhead];
-        if (later >= 0 && later < s.classes) __builtin_prefetch(x + (r + kAhead) * s.classes + later);
-      }
       Acc loss = 0;
       if (c != ignore_index) {
         if (c < 0 || c >= s.classes) {
@@ -91,7 +121,7 @@ void backward(const Tensor& grad_loss, const Tensor& target, const std::optional
   parallel_for(s.batch, s.classes * s.inner, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* image = dx + n * s.classes * s.inner;
-      memset(image, 0, sizeof(T) * s.classes * s.inner);
+      transform(s.classes * s.inner, [] { return Vec<Acc>(Acc(0)); }, image);
       for (int64_t l = 0; l < s.inner; ++l) {
         const int64_t r = n * s.inner + l;
         const int64_t c = y[r];

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...dtypes import acc_dtype
+from ...dtypes import acc_dtype, is_plain_sixteen_bit
 from .checks import check_device, check_floating, check_shape
 
 #: With at most so many classes torch's kernels over classes are slow.
@@ -15,6 +15,25 @@ _FEW_CLASSES = 16
 def by_classes(op: str, input: Tensor, dim: int) -> str:
     """The entry of the rule for small tensors (``backends.prefers_torch``)."""
     return op if input.dim() == 0 or input.shape[dim] > _FEW_CLASSES else f"{op}, few classes"
+
+
+def is_plain(input: Tensor, target: Tensor) -> bool:
+    """Whether this is the usual call, [N, C] elements and [N] indices, which needs no normalising.
+
+    On a small batch, one check after the other would cost as much as the kernel.
+    """
+    return (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and (input.dtype is torch.float32 or is_plain_sixteen_bit(input))
+        and target.dtype is torch.int64
+        and input.dim() == 2
+        and target.dim() == 1
+        and input.size(0) == target.size(0)
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and input.device == target.device
+    )
 
 
 def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -199,7 +199,7 @@ MUTANTS = {
     # Noticed because fresh memory holds NaN.
     "gradient_is_not_zeroed_first": Mutant(
         "cpu/classes/nll_loss.cpp",
-        "memset(image, 0, sizeof(T) * s.classes * s.inner);",
+        "transform(s.classes * s.inner, [] { return Vec<Acc>(Acc(0)); }, image);",
         "",
         ("classes/nll_loss",),
     ),
