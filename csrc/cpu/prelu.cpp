@@ -12,6 +12,7 @@
 #include "common/integers.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/runtime/rows_out.h"
 #include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
@@ -32,9 +33,9 @@ Vec<Acc> slopes_of(const Acc* slopes, int64_t i, int lanes) {
   return load_lanes(slopes + i, lanes);
 }
 
-// `slopes` is one number, or as many as elements.
-template <class T, class Slopes>
-void forward_run(const T* x, Slopes slopes, T* y, int64_t n, bool stream) {
+// As many slopes as elements.
+template <class T>
+void forward_run(const T* x, const acc_t<T>* slopes, T* y, int64_t n, bool stream) {
   using V = Vec<acc_t<T>>;
   stream = can_stream(y, stream);
   for_each_vector<acc_t<T>>(n, [&](int64_t i, int lanes) {
@@ -44,15 +45,42 @@ void forward_run(const T* x, Slopes slopes, T* y, int64_t n, bool stream) {
   if (stream) end_of_streams();
 }
 
+// One slope for all.
+template <class T>
+void forward_run(const T* x, acc_t<T> slope, T* y, int64_t n, bool stream) {
+  using V = Vec<acc_t<T>>;
+  const auto f = [slope](V v) { return math::prelu(v, V(slope)); };
+  if (!can_stream(y, stream)) return transform(n, f, y, x);
+  transform<true>(n, f, y, x);
+  end_of_streams();
+}
+
 // Calls add(i, lanes, v) with what each vector adds to its slopes' gradients.
 template <class T, class Slopes, class Add>
-PYOPS_HD void backward_run(const T* grad, const T* x, Slopes slopes, T* dx, int64_t n, const Add& add) {
+PYOPS_HD void backward_run(const T* grad, const T* x, Slopes slopes, T* dx, int64_t n, bool stream,
+                           const Add& add) {
   using Acc = acc_t<T>;
+  stream = can_stream(dx, stream);
   for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
     const Vec<Acc> v = load_lanes(x + i, lanes), g = load_lanes(grad + i, lanes);
-    store_lanes(dx + i, math::prelu_input_gradient(v, slopes_of<Acc>(slopes, i, lanes), g), lanes);
+    put(dx + i, math::prelu_input_gradient(v, slopes_of<Acc>(slopes, i, lanes), g), lanes,
+        stream && lanes == Vec<Acc>::kLanes);
     add(i, lanes, math::prelu_slope_gradient(v, g));
   });
+  if (stream) end_of_streams();
+}
+
+template <class T>
+bool streams(const PreluShape& s, int64_t tensors) {
+  return passes_caches(tensors * s.numel() * static_cast<int64_t>(sizeof(T)));
+}
+
+// The elements of one slope lie in a row.
+PreluShape joined(PreluShape s) {
+  if (s.channels != 1) return s;
+  s.inner *= s.outer;
+  s.outer = 1;
+  return s;
 }
 
 // Rows of `width` slopes, a multiple of the period. The last row may end early.
@@ -76,7 +104,7 @@ struct WideRows {
 template <class T>
 void forward(const PreluShape& s, const T* x, const T* weight, T* y) {
   using Acc = acc_t<T>;
-  const bool stream = s.numel() * static_cast<int64_t>(2 * sizeof(T)) >= kStreamCallBytes;
+  const bool stream = streams<T>(s, 2);
   if (s.inner >= kLongRun) {
     const int64_t chunks = ceil_div(s.inner, kChunk);
     parallel_for(s.outer * s.channels * chunks, std::min(s.inner, kChunk), [&](int64_t begin, int64_t end) {
@@ -122,7 +150,7 @@ std::vector<double> backward_runs(const PreluShape& s, const T* grad, const T* x
       Vec<Acc> sums[2] = {Acc(0), Acc(0)};
       int turn = 0;
       backward_run(grad + at, x + at, to_acc(weight[channel]), dx + at, std::min(kChunk, s.inner - first),
-                   [&](int64_t, int, Vec<Acc> v) { sums[turn ^= 1] += v; });
+                   streams<T>(s, 3), [&](int64_t, int, Vec<Acc> v) { sums[turn ^= 1] += v; });
       const int64_t block = row / s.channels * chunks + chunk;
       partials[block * s.channels + channel] = horizontal_sum(sums[0] + sums[1]);
     }
@@ -153,7 +181,8 @@ std::vector<double> backward_rows(const PreluShape& s, const T* grad, const T* x
                    for (int64_t row = block * kSumRows; row < last; ++row) {
                      const int64_t at = row * wide.width + first;
                      backward_run(grad + at, x + at, wide.slopes.data() + first, dx + at,
-                                  std::min(columns, s.numel() - at), [&](int64_t i, int lanes, Vec<Acc> v) {
+                                  std::min(columns, s.numel() - at), streams<T>(s, 3),
+                                  [&](int64_t i, int lanes, Vec<Acc> v) {
                                     store_lanes(sums + i, load_lanes(sums + i, lanes) + v, lanes);
                                   });
                    }
@@ -166,7 +195,7 @@ std::vector<double> backward_rows(const PreluShape& s, const T* grad, const T* x
 
 Tensor prelu_forward(Tensor input, Tensor weight, int64_t dim) {
   const char* op = "prelu_forward";
-  const PreluShape shape = PreluShape::of(input, weight, dim, op);
+  const PreluShape shape = joined(PreluShape::of(input, weight, dim, op));
   Tensor output = new_output(input, shape_of(input), input.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
@@ -178,7 +207,7 @@ Tensor prelu_forward(Tensor input, Tensor weight, int64_t dim) {
 
 std::tuple<Tensor, Tensor> prelu_backward(Tensor grad_output, Tensor input, Tensor weight, int64_t dim) {
   const char* op = "prelu_backward";
-  const PreluShape shape = check_prelu_backward(grad_output, input, weight, dim, op);
+  const PreluShape shape = joined(check_prelu_backward(grad_output, input, weight, dim, op));
   Tensor grad_input = new_output(input, shape_of(input), input.scalar_type());
   Tensor grad_weight = new_tensor(weight, shape_of(weight), weight.scalar_type());
   dispatch_floating(input.scalar_type(), op, [&](auto tag) {
