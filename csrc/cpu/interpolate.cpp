@@ -6,6 +6,7 @@
 #include "binding/interpolate.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/simd/lanes.h"
 #include "cpu/simd/loops.h"
 
 namespace pyops::cpu {
@@ -105,9 +106,16 @@ struct OutputRows {
   int64_t plane;
   int64_t row;
 
-  // The sum over the rows of the vector that begins `column` elements into each.
+  // The sum over the rows of the vector that begins `column` elements into each; of kRows rows of one plane,
+  // unless that is 0.
+  template <int kRows = 0>
   Vec<acc_t<T>> sum(int64_t column, int lanes) const {
     Vec<acc_t<T>> total = acc_t<T>(0);
+    if constexpr (kRows > 0) {
+      PYOPS_UNROLL
+      for (int h = 0; h < kRows; ++h) total += load_lanes(first + h * row + column, lanes);
+      return total;
+    }
     for (int64_t d = 0; d < planes; ++d) {
       for (int64_t h = 0; h < rows; ++h) total += load_lanes(first + d * plane + h * row + column, lanes);
     }
@@ -115,17 +123,40 @@ struct OutputRows {
   }
 };
 
+// The factor of both axes, where they have the same and images no depth; 0 otherwise.
+template <class T>
+int64_t factor_of_both(const OutputRows<T>& from, const AxisTable& width) {
+  return from.planes == 1 && from.rows == width.factor ? width.factor : 0;
+}
+
 // With the channels last, vectors run along the channels.
 template <class T>
 void sum_pixels(const OutputRows<T>& from, const AxisTable& width, int64_t inner, T* out) {
   const int64_t count = width.starts.size() - 1;
-  for (int64_t w = 0; w < count; ++w) {
-    for_each_vector<acc_t<T>>(inner, [&](int64_t c, int lanes) {
-      Vec<acc_t<T>> total = acc_t<T>(0);
-      for (int64_t i = width.starts[w]; i < width.starts[w + 1]; ++i) total += from.sum(i * inner + c, lanes);
-      store_lanes(out + w * inner + c, total, lanes);
-    });
-  }
+  dispatch_factor(factor_of_both(from, width), [&](auto constant) {
+    constexpr int kFactor = decltype(constant)::value;
+    for (int64_t w = 0; w < count; ++w) {
+      const int64_t first = kFactor ? w * kFactor : width.starts[w];
+      const int64_t last = kFactor ? first + kFactor : width.starts[w + 1];
+      for_each_vector<acc_t<T>>(inner, [&](int64_t c, int lanes) {
+        Vec<acc_t<T>> total = acc_t<T>(0);
+        for (int64_t i = first; i < last; ++i) total += from.template sum<kFactor>(i * inner + c, lanes);
+        store_lanes(out + w * inner + c, total, lanes);
+      });
+    }
+  });
+}
+
+// Factors of 2: what two neighbours of two rows add up to.
+template <class T>
+void sum_pairs(const OutputRows<T>& from, int64_t count, T* out) {
+  constexpr int kLanes = Vec<acc_t<T>>::kLanes;
+  for_each_vector<acc_t<T>>(count, [&](int64_t i, int lanes) {
+    const Vec<acc_t<T>> low = from.template sum<2>(2 * i, std::min(2 * lanes, kLanes));
+    const Vec<acc_t<T>> high = 2 * lanes > kLanes ? from.template sum<2>(2 * i + kLanes, 2 * lanes - kLanes)
+                                                  : Vec<acc_t<T>>(acc_t<T>(0));
+    store_lanes(out + i, every_other<0>(low, high) + every_other<1>(low, high), lanes);
+  });
 }
 
 // Otherwise vectors run along the rows, which are added up first. `columns` holds an output row, `sums` an
@@ -135,6 +166,7 @@ void sum_row(const OutputRows<T>& from, const AxisTable& width, acc_t<T>* PYOPS_
              acc_t<T>* PYOPS_RESTRICT sums, T* out) {
   using Acc = acc_t<T>;
   const int64_t count = width.starts.size() - 1;
+  if (factor_of_both(from, width) == 2) return sum_pairs(from, count, out);
   for_each_vector<Acc>(width.source.size(),
                        [&](int64_t i, int lanes) { store_lanes(columns + i, from.sum(i, lanes), lanes); });
   dispatch_factor(width.factor, [&](auto constant) {
