@@ -13,6 +13,11 @@
 
 namespace pyops::cpu {
 
+// Where an elementwise call's output goes past the caches: from 32 MiB read and written on. ReLU of 4 million
+// elements and its gradient then take 430 instead of 550 us on Zen 5, whose L3 cache has as much, although
+// the gradient reads the output from memory. What is smaller is found in a cache by whoever reads it next.
+constexpr int64_t kStreamElementwise = int64_t{32} << 20;
+
 // As transform, by several threads; `cost` is that of an element in units of a plain copy's.
 template <class Out, class F, class... In>
 void elementwise(int64_t n, int64_t cost, const F& f, Out* y, const In*... x) {
@@ -21,7 +26,7 @@ void elementwise(int64_t n, int64_t cost, const F& f, Out* y, const In*... x) {
   // What was read before is in the caches already.
   const bool in_place = (... || (static_cast<const void*>(x) == y));
   const int64_t bytes = n * static_cast<int64_t>((sizeof(Out) + ... + sizeof(In)));
-  const bool stream = can_stream(y, !in_place && bytes >= kStreamCallBytes);
+  const bool stream = can_stream(y, !in_place && bytes >= kStreamElementwise);
   parallel_for(ceil_div(n, kBlock), kBlock * cost, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBlock, count = std::min(n, end * kBlock) - first;
     if (!stream) return transform(count, f, y + first, (x + first)...);
