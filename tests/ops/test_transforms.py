@@ -54,13 +54,22 @@ def test_traces_of_every_op_can_be_saved(call: str) -> None:
     torch.testing.assert_close(torch.jit.load(file)(other), CALLS[call](torch.nn.functional, other))
 
 
-def test_a_stand_in_of_fx_says_how_to_go_on() -> None:
-    model = nn.Sequential(pyops.nn.Linear(30, 40), pyops.nn.ReLU())
-    with pytest.raises(TypeError, match=r"autowrap_modules=\(math, pyops.functional\)"):
-        torch.fx.symbolic_trace(model)
-    import math
-
-    graph = torch.fx.Tracer(autowrap_modules=(math, F)).trace(model)
-    assert [n.target for n in graph.nodes if n.op == "call_function"] == [F.linear, F.relu]
+def test_fx_keeps_the_functions_of_modules_as_nodes() -> None:
+    """Modules of pyops.nn are no leaves to torch.fx, which knows leaves by torch's package."""
+    model = nn.Sequential(pyops.nn.Linear(30, 40, activation="tanh"), pyops.nn.LeakyReLU(0.3))
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [F.linear, F.leaky_relu]
     x = torch.randn(50, 30)
-    torch.testing.assert_close(torch.fx.GraphModule(model, graph)(x), model(x))
+    torch.testing.assert_close(graph(x), model(x))
+
+
+@pytest.mark.parametrize("name", F.__all__)
+def test_every_function_is_a_node_of_fx(name: str) -> None:
+    graph = torch.fx.symbolic_trace(lambda x: getattr(F, name)(x))
+    assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [getattr(F, name)]
+
+
+def test_a_stand_in_of_fx_says_how_to_go_on() -> None:
+    linear = F.linear
+    with pytest.raises(TypeError, match=r"call it as pyops.functional.linear"):
+        torch.fx.symbolic_trace(lambda x: linear(x, x))

@@ -28,7 +28,7 @@ def check_tensor(function: str, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         kind, hint = type(tensor), ""
         if any(base.__module__ == "torch.fx.proxy" for base in kind.__mro__):
-            hint = "; torch.fx.Tracer(autowrap_modules=(math, pyops.functional)) keeps the function as a node"
+            hint = f"; for torch.fx call it as pyops.functional.{function}, or name it in torch.fx.wrap"
         raise TypeError(f"{function}: {name} must be a Tensor, got {kind.__name__}{hint}")
 
 
