@@ -4,60 +4,16 @@
 // the row; backward spreads in the same two steps. So an element is added once per row of windows that holds
 // it, not once per window.
 #include "binding/pooling.h"
-#include "cpu/pooling/strided_rows.h"
+#include "cpu/pooling/average_plan.h"
+#include "cpu/pooling/triples.h"
 #include "cpu/runtime/output_cache.h"
 #include "cpu/runtime/parallel.h"
+#include "cpu/runtime/rows_out.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/math.h"
 
 namespace pyops::cpu {
 namespace {
-
-// An axis whose windows are worked out once for all rows.
-struct AverageAxis {
-  int64_t in;
-  int64_t out;
-  std::vector<math::Range> elements;  // by window
-  std::vector<int64_t> count;         // by window
-  std::vector<math::Range> windows;   // by element
-  std::optional<math::SlidingAxis> sliding;
-
-  template <class Axis>
-  AverageAxis(int64_t in_size, int64_t out_size, const Axis& axis) : in(in_size), out(out_size) {
-    for (int64_t window = 0; window < out; ++window) {
-      elements.push_back(axis.elements(window));
-      count.push_back(axis.count(window));
-    }
-    for (int64_t element = 0; element < in; ++element) windows.push_back(axis.windows(element));
-  }
-
-  static AverageAxis of(const math::SlidingAxis& axis, bool count_padding) {
-    AverageAxis made(axis.in, axis.out, math::AverageSlidingOf<int64_t>{axis, count_padding});
-    made.sliding = axis;
-    return made;
-  }
-  static AverageAxis adaptive(int64_t in, int64_t out) {
-    return {in, out, math::AverageAdaptiveOf<int64_t>{in, out}};
-  }
-
-  bool in_pairs() const {
-    return sliding && sliding->kernel == 2 && sliding->stride == 2 && sliding->padding == 0 && in == 2 * out;
-  }
-  bool whole() const { return out == 1 && elements[0].first == 0 && elements[0].end == in; }
-};
-
-struct AveragePlan {
-  AverageAxis height, width;
-  int64_t divisor;  // 0: the elements are counted
-
-  double divisor_of(int64_t row_window, int64_t column_window) const {
-    if (divisor != 0) return static_cast<double>(divisor);
-    return static_cast<double>(height.count[row_window]) * static_cast<double>(width.count[column_window]);
-  }
-
-  // One window over the whole of a contiguous plane.
-  bool global(int64_t inner) const { return inner == 1 && height.whole() && width.whole(); }
-};
 
 // What rows of the output and of the gradient share: how a row of windows lies over a row of elements.
 template <class T>
@@ -74,7 +30,9 @@ class AverageRows {
       std::fill_n(divisors_.begin() + window * inner, inner, count);
     }
     pairs_ = inner == 1 && plan.width.in_pairs();
-    if (plan.width.sliding && inner < kLanes && !pairs_) layout_.emplace(*plan.width.sliding, inner);
+    triples_ = inner == 1 && plan.width.sliding && in_triples(*plan.width.sliding);
+    if (plan.width.sliding && inner < kLanes && !pairs_ && !triples_)
+      layout_.emplace(*plan.width.sliding, inner);
   }
 
  protected:
@@ -86,17 +44,11 @@ class AverageRows {
 
   // to[at] = the sum of from[k] over the blocks k of groups[at].
   template <class To, class Divide>
-  void sum_blocks(const std::vector<math::Range>& groups, const Acc* from, To* to,
-                  const Divide& divide) const {
+  void sum_blocks(const std::vector<math::Range>& groups, const Acc* from, To* to, const Divide& divide) {
+    if (inner_ == 1) return sum_elements(groups, from, to, divide);
     for (size_t at = 0; at < groups.size(); ++at) {
       const math::Range blocks = groups[at];
       const int64_t first = static_cast<int64_t>(at) * inner_;
-      if (inner_ == 1) {
-        Acc sum = 0;
-        for (int64_t k = blocks.first; k < blocks.end; ++k) sum += from[k];
-        to[at] = from_acc<To>(divide(V(sum), first).v[0]);
-        continue;
-      }
       for_each_vector<Acc>(inner_, [&](int64_t c, int lanes) {
         V sum = Acc(0);
         for (int64_t k = blocks.first; k < blocks.end; ++k) sum += load<Acc>(from + k * inner_ + c);
@@ -105,10 +57,26 @@ class AverageRows {
     }
   }
 
+  template <class To, class Divide>
+  void sum_elements(const std::vector<math::Range>& groups, const Acc* from, To* to, const Divide& divide) {
+    const int64_t count = static_cast<int64_t>(groups.size());
+    sums_.resize(count);
+    for (int64_t at = 0; at < count; ++at) {
+      Acc sum = 0;
+      for (int64_t k = groups[at].first; k < groups[at].end; ++k) sum += from[k];
+      sums_[at] = sum;
+    }
+    for_each_vector<Acc>(count, [&](int64_t i, int lanes) {
+      store_lanes(to + i, divide(load_lanes(sums_.data() + i, lanes, Acc(1)), i), lanes);
+    });
+  }
+
   const AveragePlan& plan_;
   int64_t inner_;
+  std::vector<Acc> sums_;
   std::vector<Acc> divisors_;  // along a row of the output
   bool pairs_;                 // whether a row's windows are two neighbours each
+  bool triples_;               // or three, every two
   std::optional<SplitLayout<Acc>> layout_;
 };
 
@@ -133,6 +101,7 @@ class AverageForward : AverageRows<T> {
     const math::Range rows = plan_.height.elements[window];
     const T* const first = x + (image * plan_.height.in + rows.first) * width;
     if (this->pairs_) return row_of_pairs(first, rows.end - rows.first, window, output);
+    if (this->triples_) return row_of_triples(first, rows.end - rows.first, window, output);
     for_each_vector<Acc>(width, [&](int64_t i, int lanes) {
       V sum = Acc(0);
       for (int64_t r = 0; r < rows.end - rows.first; ++r) sum += load_lanes(first + r * width + i, lanes);
@@ -161,6 +130,19 @@ class AverageForward : AverageRows<T> {
     });
   }
 
+  void row_of_triples(const T* first, int64_t rows, int64_t window, T* output) const {
+    const int64_t width = plan_.width.in, padding = plan_.width.sliding->padding;
+    for_each_vector<Acc>(plan_.width.out, [&](int64_t i, int lanes) {
+      V a = Acc(0), b = Acc(0), c = Acc(0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto from = load_triples<Acc>(first + r * width, 2 * i - padding, width, Acc(0));
+        a += from.a, b += from.b, c += from.c;
+      }
+      const auto taps = TripleTaps<Acc>::of(a, b, c);
+      store_lanes(output + i, (taps.tap[0] + taps.tap[1] + taps.tap[2]) / this->divisors(window, i), lanes);
+    });
+  }
+
   std::vector<Acc> columns_;  // sums down the columns
   std::vector<Acc> split_;
   std::vector<int64_t> offsets_;
@@ -184,25 +166,35 @@ class AverageBackward : AverageRows<T> {
       for (int64_t phase = 0; phase < layout_->phases(); ++phase) taps_.push_back(layout_->taps_of(phase));
     }
     windows_.assign(margin_ + std::max(plan.width.out, blocks_) * inner + V::kLanes, Acc(0));
+    made_.resize(plan.width.in * inner);
   }
 
+  // Rows of the same windows have the same elements.
   void row(const T* grad_output, int64_t row, T* grad_input) {
     const int64_t image = row / plan_.height.in;
     const math::Range rows = plan_.height.windows[row % plan_.height.in];
-    const int64_t width = plan_.width.in * inner_;
-    if (image == last_image_ && rows == last_rows_) {
-      std::copy(grad_input - width, grad_input, grad_input);
-      return;
+    if (image != last_image_ || !(rows == last_rows_)) {
+      last_image_ = image;
+      last_rows_ = rows;
+      make_row(grad_output, image, rows, made_.data());
     }
-    last_image_ = image;
-    last_rows_ = rows;
+    std::copy(made_.begin(), made_.end(), grad_input);
+  }
+
+ private:
+  void make_row(const T* grad_output, int64_t image, math::Range rows, T* grad_input) {
     const int64_t n = plan_.width.out * inner_;
-    for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+    const auto sum_of = [&](int64_t i, int lanes) {
       V sum = Acc(0);
       for (int64_t window = rows.first; window < rows.end; ++window) {
         const T* const from = grad_output + (image * plan_.height.out + window) * n + i;
         sum += load_lanes(from, lanes) / this->divisors(window, i);
       }
+      return sum;
+    };
+    if (this->triples_) return spread_triples(sum_of, grad_input);
+    for_each_vector<Acc>(n, [&](int64_t i, int lanes) {
+      const V sum = sum_of(i, lanes);
       this->pairs_ ? store_alternating(grad_input + 2 * i, Alternating<T>{sum, sum}, 2 * lanes)
                    : store_lanes(windows_.data() + margin_ + i, sum, lanes);
     });
@@ -215,7 +207,28 @@ class AverageBackward : AverageRows<T> {
     layout_->merge_row(merged_.data(), merged_elements_, grad_input);
   }
 
- private:
+  // An element at an even place of the padded row is the last of a window and the first of the next; one at
+  // an odd place is in the middle of a window.
+  template <class SumOf>
+  void spread_triples(const SumOf& sum_of, T* grad_input) const {
+    constexpr int kLanes = V::kLanes;
+    const int64_t in = plan_.width.in, out = plan_.width.out;
+    const bool padded = plan_.width.sliding->padding == 1;
+    const auto sums = [&](int64_t i) {
+      return i < out ? sum_of(i, static_cast<int>(std::min<int64_t>(kLanes, out - i))) : V(Acc(0));
+    };
+    V before = Acc(0), here = sums(0);
+    for (int64_t i = 0; 2 * i < in; i += kLanes) {
+      const V behind = sums(i + kLanes);
+      const V even =
+          padded ? here + lanes_from<1>(here, behind) : lanes_from<V::kLanes - 1>(before, here) + here;
+      store_alternating(grad_input + 2 * i, padded ? Alternating<T>{here, even} : Alternating<T>{even, here},
+                        in - 2 * i);
+      before = here;
+      here = behind;
+    }
+  }
+
   void spread(int64_t phase) {
     Acc* to = merged_.data() + phase * merged_elements_;
     for (int64_t i = 0; i < blocks_ * inner_; i += V::kLanes) {
@@ -231,6 +244,7 @@ class AverageBackward : AverageRows<T> {
   std::vector<Acc> windows_;  // gradients summed over the rows of windows
   std::vector<Acc> merged_;
   std::vector<std::vector<typename SplitLayout<Acc>::PhaseTap>> taps_;  // by phase
+  std::vector<T> made_;
   int64_t last_image_ = -1;
   math::Range last_rows_{0, -1};
 };
@@ -283,10 +297,13 @@ void global_backward(const AveragePlan& plan, const T* grad_output, T* grad_inpu
 }
 
 template <class Rows, class T>
-void for_each_row(const AveragePlan& plan, const Image& made, const T* from, T* to) {
-  parallel_for(made.rows(), made.row_elements() * 4, [&](int64_t begin, int64_t end) {
+void for_each_row(const AveragePlan& plan, const Image& made, const Image& read, const T* from, T* to) {
+  const int64_t n = made.row_elements();
+  const bool stream = passes_caches((made.elements() + read.elements()) * static_cast<int64_t>(sizeof(T)));
+  parallel_for(made.rows(), n * 4, [&](int64_t begin, int64_t end) {
     Rows rows(plan, made.inner);
-    for (int64_t row = begin; row < end; ++row) rows.row(from, row, to + row * made.row_elements());
+    RowsOut<T> out(to + begin * n, n, stream);
+    for (int64_t row = begin; row < end; ++row) rows.row(from, row, out.next(n));
   });
 }
 
@@ -299,7 +316,7 @@ Tensor forward(const Tensor& input, const Image& in, const AveragePlan& plan, co
     const T* x = data<T>(input);
     T* y = mutable_data<T>(output);
     plan.global(in.inner) ? global_forward(plan, x, y, in.outer)
-                          : for_each_row<AverageForward<T>>(plan, out, x, y);
+                          : for_each_row<AverageForward<T>>(plan, out, in, x, y);
   });
   return output;
 }
@@ -313,7 +330,7 @@ Tensor backward(const Tensor& grad_output, const Image& out, const AveragePlan& 
     const T* g = data<T>(grad_output);
     T* dx = mutable_data<T>(grad_input);
     plan.global(in.inner) ? global_backward(plan, g, dx, in.outer)
-                          : for_each_row<AverageBackward<T>>(plan, in, g, dx);
+                          : for_each_row<AverageBackward<T>>(plan, in, out, g, dx);
   });
   return grad_input;
 }

@@ -22,13 +22,18 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
     const T* x = data<T>(input);
     T* y = mutable_data<T>(output);
     A* at = mutable_data<A>(argmax);
-    const auto pool = [&](auto& rows, int64_t row) {
-      rows.forward(x, row, y + row * out.row_elements(), at + row * out.row_elements());
-    };
     const int64_t work = std::min<int64_t>(windows.positions(), 1 << 16);
-    if (in_pairs(windows, in.inner)) return for_each_row<MaxPoolPairs<T, A>>(out, windows, work, pool);
-    wide<acc_t<T>>(in) ? for_each_row<MaxPoolChannels<T, A>>(out, windows, work, pool)
-                       : for_each_row<MaxPoolRows<T, A>>(out, windows, work, pool);
+    const int64_t bytes = in.elements() * static_cast<int64_t>(sizeof(T)) +
+                          out.elements() * static_cast<int64_t>(sizeof(T) + sizeof(A));
+    const auto with = [&](auto kind) {
+      using Rows = typename decltype(kind)::type;
+      for_each_row<Rows>(out, windows, work, bytes, y, [&](Rows& rows, int64_t row, T* to) {
+        rows.forward(x, row, to, at + row * out.row_elements());
+      });
+    };
+    if (in_pairs(windows, in.inner)) return with(KindOfRows<MaxPoolPairs<T, A>>{});
+    if (in_triples(windows, in.inner)) return with(KindOfRows<MaxPoolTriples<T, A>>{});
+    wide<acc_t<T>>(in) ? with(KindOfRows<MaxPoolChannels<T, A>>{}) : with(KindOfRows<MaxPoolRows<T, A>>{});
   });
   return {output, argmax};
 }

@@ -270,8 +270,8 @@ MUTANTS = {
     ),
     "average_gradient_repeats_the_row_of_another_image": Mutant(
         "cpu/pooling/avg_pool2d.cpp",
-        "image == last_image_ && rows",
-        "last_image_ >= 0 && rows",
+        "image != last_image_ || !(rows",
+        "last_image_ < 0 || !(rows",
         ("pooling/avg_pool2d",),
     ),
 }
