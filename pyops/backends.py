@@ -294,23 +294,23 @@ def prefers_torch(
     Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size. A size
     that a compiler leaves open is not asked for: it would no longer be open.
     """
-    if input.layout is not _STRIDED or input.is_nested:  # is_strided without the call
-        return True
-    if _requested is not None or not input.is_cpu or _cpp is None:
-        return False
-    count = input.numel() if elements is None else elements
-    if count.__class__ is not int or count > _KEPT or (_own_threads and _in_own_kernels()):
-        return False
-    value, gradient = _TINY
-    if input.dtype is _FLOAT32:
-        value, gradient = TORCH_IS_FASTER.get(op, _TINY)
-    elif input.dtype in _SIXTEEN_BITS:
-        value, gradient = TORCH_IS_FASTER_IN_16_BITS.get(op, _TINY)
-    if count <= value and count <= gradient:
-        return True
-    if _is_grad_enabled() and (input.requires_grad or any(t is not None and t.requires_grad for t in others)):
-        return count <= gradient
-    return count <= value
+    # What torch gets as it is small may be of any layout.
+    if _requested is None and input.is_cpu and _cpp is not None:
+        count = input.numel() if elements is None else elements
+        if count.__class__ is int and count <= _KEPT and not (_own_threads and _in_own_kernels()):
+            value, gradient = _TINY
+            if input.dtype is _FLOAT32:
+                value, gradient = TORCH_IS_FASTER.get(op, _TINY)
+            elif input.dtype in _SIXTEEN_BITS:
+                value, gradient = TORCH_IS_FASTER_IN_16_BITS.get(op, _TINY)
+            if count <= value and count <= gradient:
+                return True
+            needs_gradient = _is_grad_enabled() and (
+                input.requires_grad or any(t is not None and t.requires_grad for t in others)
+            )
+            if count <= (gradient if needs_gradient else value):
+                return True
+    return input.layout is not _STRIDED or input.is_nested  # is_strided without the call
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
