@@ -6,6 +6,7 @@
 #include "binding/nll_loss.h"
 #include "cpu/classes/row_groups.h"
 #include "cpu/runtime/output_cache.h"
+#include "cpu/runtime/rows_out.h"
 
 namespace pyops::cpu {
 namespace {
@@ -118,10 +119,16 @@ void backward(const Tensor& grad_loss, const Tensor& target, const std::optional
   const int64_t* y = data<int64_t>(target);
   const Acc* w = data_or_null<Acc>(weight);
   T* dx = mutable_data<T>(grad_input);
+  // What no cache keeps is zeroed by memset(), which does not read long rows before; the rest by vectors.
+  const bool large = passes_caches(s.rows() * s.classes * static_cast<int64_t>(sizeof(T)));
   parallel_for(s.batch, s.classes * s.inner, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       T* image = dx + n * s.classes * s.inner;
-      transform(s.classes * s.inner, [] { return Vec<Acc>(Acc(0)); }, image);
+      if (large) {
+        memset(image, 0, sizeof(T) * s.classes * s.inner);
+      } else {
+        transform(s.classes * s.inner, [] { return Vec<Acc>(Acc(0)); }, image);
+      }
       for (int64_t l = 0; l < s.inner; ++l) {
         const int64_t r = n * s.inner + l;
         const int64_t c = y[r];

@@ -13,9 +13,10 @@
 
 namespace pyops::cpu {
 
-// Where an elementwise call's output goes past the caches: from 32 MiB read and written on. ReLU of 4 million
-// elements and its gradient then take 430 instead of 550 us on Zen 5, whose L3 cache has as much, although
-// the gradient reads the output from memory. What is smaller is found in a cache by whoever reads it next.
+// Where an elementwise call's output goes past the caches: from 32 MiB read and written on, which is what Zen
+// 5's L3 cache holds. Calls on 4 million elements with their gradient then take up to a sixth less (leaky
+// ReLU 1.14 instead of 1.37 ms, ReLU 1.49 instead of 1.59, sigmoid the same), although the gradient reads the
+// output from memory. What is smaller is found in a cache by whoever reads it next.
 constexpr int64_t kStreamElementwise = int64_t{32} << 20;
 
 // As transform, by several threads; `cost` is that of an element in units of a plain copy's.
