@@ -9,8 +9,8 @@
 namespace pyops {
 
 inline void check_activation_kind(const math::ActivationParams& params, const char* op) {
-  STD_TORCH_CHECK(math::dispatch_activation<float>(params, [](auto) {}), op,
-                  ": there is no activation of kind ", params.kind);
+  PYOPS_CHECK(math::dispatch_activation<float>(params, [](auto) {}), op, ": there is no activation of kind ",
+              params.kind);
 }
 
 inline void check_activation_backward(const Tensor& grad_output, const Tensor& saved, const char* op) {
@@ -29,7 +29,7 @@ void dispatch_typed_activation(ScalarType type, const math::ActivationParams& pa
     using T = decltype(tag);
     const bool known =
         math::dispatch_activation<acc_t<T>, T>(params, [&](const auto& functor) { f(tag, functor); });
-    STD_TORCH_CHECK(known, op, ": kind must be in [0, 11], got ", params.kind);
+    PYOPS_CHECK(known, op, ": kind must be in [0, 11], got ", params.kind);
   });
 }
 
@@ -43,8 +43,7 @@ void dispatch_activation_derivative(ScalarType type, const math::ActivationParam
     if constexpr (Functor::kFromOutput) {
       f(tag, math::FromOutput<Functor>{functor});
     } else {
-      STD_TORCH_CHECK(false, op, ": the derivative of kind ", params.kind,
-                      " needs the input, not the output");
+      PYOPS_CHECK(false, op, ": the derivative of kind ", params.kind, " needs the input, not the output");
     }
   });
 }

@@ -27,11 +27,10 @@ struct BatchNormShape {
 
   static BatchNormShape of(const Tensor& input, int64_t dim, const char* op) {
     check_dense(input, op, "input", input);
-    STD_TORCH_CHECK(is_floating(input.scalar_type()), op,
-                    ": expected float32, float64, bfloat16 or float16, got ",
-                    torch::headeronly::toString(input.scalar_type()));
-    STD_TORCH_CHECK(dim >= 0 && dim < input.dim(), op, ": dim must be in [0, ", input.dim() - 1, "], got ",
-                    dim);
+    PYOPS_CHECK(is_floating(input.scalar_type()), op,
+                ": expected float32, float64, bfloat16 or float16, got ",
+                torch::headeronly::toString(input.scalar_type()));
+    PYOPS_CHECK(dim >= 0 && dim < input.dim(), op, ": dim must be in [0, ", input.dim() - 1, "], got ", dim);
     BatchNormShape s{1, input.size(dim), 1};
     for (int64_t i = 0; i < dim; ++i) s.outer *= input.size(i);
     for (int64_t i = dim + 1; i < input.dim(); ++i) s.inner *= input.size(i);
@@ -80,10 +79,10 @@ struct BatchNormArguments {
     check_like_input(residual, op, "residual", input);
     check_channel_pair(statistics, op, "statistics", input, shape);
     check_activation_kind(params, op);
-    STD_TORCH_CHECK(training || statistics || (running_mean && running_var), op,
-                    ": running_mean and running_var must be given unless training");
-    STD_TORCH_CHECK(!save_mask || params.is(math::ActivationKind::kRelu), op,
-                    ": save_mask is for relu, got kind ", params.kind);
+    PYOPS_CHECK(training || statistics || (running_mean && running_var), op,
+                ": running_mean and running_var must be given unless training");
+    PYOPS_CHECK(!save_mask || params.is(math::ActivationKind::kRelu), op,
+                ": save_mask is for relu, got kind ", params.kind);
     return shape;
   }
 };
@@ -113,8 +112,7 @@ struct BatchNormSaved {
       check_dense(*mask, op, "mask", input);
       check_type(*mask, op, "mask", ScalarType::Byte);
       check_shape(*mask, op, "mask", {shape.rows(), shape.mask_bytes()});
-      STD_TORCH_CHECK(params.is(math::ActivationKind::kRelu), op, ": a mask is for relu, got kind ",
-                      params.kind);
+      PYOPS_CHECK(params.is(math::ActivationKind::kRelu), op, ": a mask is for relu, got kind ", params.kind);
     }
     return shape;
   }

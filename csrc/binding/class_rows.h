@@ -18,7 +18,7 @@ struct ClassRows {
   int64_t rows() const { return batch * inner; }
 
   static ClassRows of(const Tensor& t, const char* op, const char* name) {
-    STD_TORCH_CHECK(t.dim() >= 1, op, ": ", name, " must have at least one dimension, got a 0-d tensor");
+    PYOPS_CHECK(t.dim() >= 1, op, ": ", name, " must have at least one dimension, got a 0-d tensor");
     if (t.dim() == 1) return {1, t.size(0), 1, {}};
     ClassRows s{t.size(0), t.size(1), 1, {t.size(0)}};
     for (int64_t i = 2; i < t.dim(); ++i) {

@@ -44,25 +44,24 @@ inline bool is_channels_last(const Tensor& t) {
 
 // A 4-D tensor, contiguous or channels_last, of the dtype and on the device of `like`.
 inline void check_image(const Tensor& t, const char* op, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  PYOPS_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
   check_type(t, op, name, like.scalar_type());
-  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must have 4 dimensions, got shape ", shape_string(t));
-  STD_TORCH_CHECK(t.is_contiguous() || has_channels_last(t), op, ": ", name,
-                  " must be contiguous or channels_last");
+  PYOPS_CHECK(t.dim() == 4, op, ": ", name, " must have 4 dimensions, got shape ", shape_string(t));
+  PYOPS_CHECK(t.is_contiguous() || has_channels_last(t), op, ": ", name,
+              " must be contiguous or channels_last");
 }
 
 inline math::ConvAxis conv_axis(const char* op, int64_t input, int64_t kernel, int64_t stride,
                                 int64_t padding, int64_t dilation) {
   // Keeps every sum and product below within 64 bits; more than any memory holds.
   constexpr int64_t kLimit = int64_t{1} << 30;
-  STD_TORCH_CHECK(stride >= 1 && stride < kLimit, op, ": stride must be at least 1, got ", stride);
-  STD_TORCH_CHECK(dilation >= 1 && dilation < kLimit, op, ": dilation must be at least 1, got ", dilation);
-  STD_TORCH_CHECK(padding >= 0 && padding < kLimit, op, ": padding must be at least 0, got ", padding);
-  STD_TORCH_CHECK(kernel >= 1 && kernel < kLimit, op, ": the kernel's sides must be at least 1, got ",
-                  kernel);
+  PYOPS_CHECK(stride >= 1 && stride < kLimit, op, ": stride must be at least 1, got ", stride);
+  PYOPS_CHECK(dilation >= 1 && dilation < kLimit, op, ": dilation must be at least 1, got ", dilation);
+  PYOPS_CHECK(padding >= 0 && padding < kLimit, op, ": padding must be at least 0, got ", padding);
+  PYOPS_CHECK(kernel >= 1 && kernel < kLimit, op, ": the kernel's sides must be at least 1, got ", kernel);
   const math::ConvAxis axis{input, kernel, stride, padding, dilation};
-  STD_TORCH_CHECK(axis.extent() <= input + 2 * padding, op, ": the kernel, ", axis.extent(),
-                  " with its dilation, must fit into the padded input's ", input + 2 * padding);
+  PYOPS_CHECK(axis.extent() <= input + 2 * padding, op, ": the kernel, ", axis.extent(),
+              " with its dilation, must fit into the padded input's ", input + 2 * padding);
   return axis;
 }
 
@@ -71,14 +70,13 @@ inline Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const
                                 int64_t groups, const math::ActivationParams& params, const char* op) {
   check_image(input, op, "input", input);
   check_image(weight, op, "weight", input);
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
-                  ": stride, padding and dilation must be two numbers each");
-  STD_TORCH_CHECK(groups >= 1 && weight.size(0) >= 1 && weight.size(0) % groups == 0, op,
-                  ": groups must divide the output channels, ", weight.size(0), ", got ", groups);
-  STD_TORCH_CHECK(
-      weight.size(1) >= 1 && input.size(1) % groups == 0 && input.size(1) / groups == weight.size(1), op,
-      ": input must have ", weight.size(1), " channels in each of ", groups, " groups, got shape ",
-      shape_string(input));
+  PYOPS_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
+              ": stride, padding and dilation must be two numbers each");
+  PYOPS_CHECK(groups >= 1 && weight.size(0) >= 1 && weight.size(0) % groups == 0, op,
+              ": groups must divide the output channels, ", weight.size(0), ", got ", groups);
+  PYOPS_CHECK(weight.size(1) >= 1 && input.size(1) % groups == 0 && input.size(1) / groups == weight.size(1),
+              op, ": input must have ", weight.size(1), " channels in each of ", groups,
+              " groups, got shape ", shape_string(input));
   check_activation_kind(params, op);
   return {input.size(0),
           input.size(1),
@@ -103,9 +101,9 @@ inline void check_like_output(const std::optional<Tensor>& t, const char* op, co
   if (!t) return;
   check_image(*t, op, name, like);
   check_shape(*t, op, name, shape.output());
-  STD_TORCH_CHECK(shape.channels_last ? has_channels_last(*t) : t->is_contiguous(), op, ": ", name,
-                  " must be in the output's memory format, ",
-                  shape.channels_last ? "channels_last" : "contiguous");
+  PYOPS_CHECK(shape.channels_last ? has_channels_last(*t) : t->is_contiguous(), op, ": ", name,
+              " must be in the output's memory format, ",
+              shape.channels_last ? "channels_last" : "contiguous");
 }
 
 }  // namespace pyops

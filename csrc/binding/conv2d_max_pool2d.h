@@ -18,8 +18,8 @@ inline bool keeps_nothing(const math::ActivationParams& params) {
 inline Windows check_pool(const Sizes& conv_size, const Sizes& kernel, const Sizes& stride,
                           const Sizes& padding, const Sizes& dilation, bool ceil_mode, const char* op) {
   const Windows windows = Windows::of(conv_size, kernel, stride, padding, dilation, ceil_mode, op);
-  STD_TORCH_CHECK(windows.positions() <= kMaxBytePositions, op, ": pool_kernel must have at most ",
-                  kMaxBytePositions, " positions, got ", shape_string(kernel));
+  PYOPS_CHECK(windows.positions() <= kMaxBytePositions, op, ": pool_kernel must have at most ",
+              kMaxBytePositions, " positions, got ", shape_string(kernel));
   return windows;
 }
 
@@ -53,15 +53,14 @@ inline PooledGradient check_pooled_gradient(const Tensor& grad_output, const Ten
   check_shape(argmax, op, "argmax", shape);
   const bool channels_last = is_channels_last(argmax);
   const auto check_format = [&](const Tensor& t, const char* name) {
-    STD_TORCH_CHECK(same_device(t, grad_output), op, ": ", name,
-                    " must be on the device of the first tensor");
-    STD_TORCH_CHECK(channels_last ? has_channels_last(t) : t.is_contiguous(), op, ": ", name, " must be ",
-                    channels_last ? "channels_last, as argmax is" : "contiguous");
+    PYOPS_CHECK(same_device(t, grad_output), op, ": ", name, " must be on the device of the first tensor");
+    PYOPS_CHECK(channels_last ? has_channels_last(t) : t.is_contiguous(), op, ": ", name, " must be ",
+                channels_last ? "channels_last, as argmax is" : "contiguous");
   };
   check_format(grad_output, "grad_output");
   check_format(argmax, "argmax");
   if (!keeps_nothing(params)) {
-    STD_TORCH_CHECK(saved, op, ": saved must be given for this activation");
+    PYOPS_CHECK(saved, op, ": saved must be given for this activation");
     check_type(*saved, op, "saved", grad_output.scalar_type());
     check_shape(*saved, op, "saved", shape);
     check_format(*saved, "saved");

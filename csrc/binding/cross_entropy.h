@@ -44,8 +44,8 @@ struct CrossEntropyArguments {
     }
     check_optional(weight, op, "weight", {shape.classes}, acc, logits);
     check_optional(sample_weight, op, "sample_weight", shape.row_shape, acc, logits);
-    STD_TORCH_CHECK(label_smoothing >= 0 && label_smoothing <= 1, op,
-                    ": label_smoothing must be between 0 and 1, got ", label_smoothing);
+    PYOPS_CHECK(label_smoothing >= 0 && label_smoothing <= 1, op,
+                ": label_smoothing must be between 0 and 1, got ", label_smoothing);
   }
 
   // What backward gets from forward and from upstream.

@@ -10,7 +10,7 @@ namespace pyops {
 // Any two int64 make a mask, so the seed's values are not checked.
 inline void check_dropout_mask(const std::optional<Tensor>& seed, double p, const char* op,
                                const Tensor& like) {
-  STD_TORCH_CHECK(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);
+  PYOPS_CHECK(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);
   if (!seed) return;
   check_dense(*seed, op, "seed", like);
   check_type(*seed, op, "seed", ScalarType::Long);
@@ -78,9 +78,9 @@ inline ReducedShape check_fused_backward(const Tensor& grad_output, const std::o
   check_bias(bias, op, grad_output, s);
   const bool from_output = is_from_output(params, op);
   const bool identity = params.is(math::ActivationKind::kIdentity);
-  STD_TORCH_CHECK(saved || identity, op, ": saved must be given unless the activation is the identity");
-  STD_TORCH_CHECK(!saved || !saved_is_output || from_output, op,
-                  ": this activation's derivative needs its input, so saved_is_output must be false");
+  PYOPS_CHECK(saved || identity, op, ": saved must be given unless the activation is the identity");
+  PYOPS_CHECK(!saved || !saved_is_output || from_output, op,
+              ": this activation's derivative needs its input, so saved_is_output must be false");
   return s;
 }
 

@@ -18,9 +18,8 @@ struct EmbeddingShape {
 
 inline void check_indices(const Tensor& indices, const char* op, const Tensor& like) {
   check_dense(indices, op, "indices", like);
-  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long || indices.scalar_type() == ScalarType::Int, op,
-                  ": indices must be int64 or int32, got ",
-                  torch::headeronly::toString(indices.scalar_type()));
+  PYOPS_CHECK(indices.scalar_type() == ScalarType::Long || indices.scalar_type() == ScalarType::Int, op,
+              ": indices must be int64 or int32, got ", torch::headeronly::toString(indices.scalar_type()));
 }
 
 // Calls f with a value of the C++ type of the indices.
@@ -31,10 +30,10 @@ void dispatch_index(const Tensor& indices, F&& f) {
 }
 
 inline EmbeddingShape check_embedding_table(const Tensor& weight, const Tensor& indices, const char* op) {
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got shape ", shape_string(weight));
-  STD_TORCH_CHECK(is_floating(weight.scalar_type()), op,
-                  ": weight must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(weight.scalar_type()));
+  PYOPS_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got shape ", shape_string(weight));
+  PYOPS_CHECK(is_floating(weight.scalar_type()), op,
+              ": weight must be float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(weight.scalar_type()));
   check_indices(indices, op, weight);
   return {weight.size(0), weight.size(1), weight.stride(0), weight.stride(1), indices.numel()};
 }
@@ -45,8 +44,8 @@ inline EmbeddingShape check_embedding_renorm(const Tensor& weight, const Tensor&
   const bool separate = s.rows <= 1 || s.dim == 0 || (s.dim == 1 && s.row_stride >= 1) ||
                         (s.column_stride >= 1 && s.row_stride >= s.column_stride * s.dim) ||
                         (s.row_stride >= 1 && s.column_stride >= s.row_stride * s.rows);
-  STD_TORCH_CHECK(separate, op, ": weight must not have elements that share memory, got strides (",
-                  s.row_stride, ", ", s.column_stride, ")");
+  PYOPS_CHECK(separate, op, ": weight must not have elements that share memory, got strides (", s.row_stride,
+              ", ", s.column_stride, ")");
   return s;
 }
 
@@ -58,8 +57,8 @@ inline std::vector<int64_t> embedded_shape(const Tensor& indices, int64_t dim) {
 
 inline EmbeddingShape check_embedding_backward(const Tensor& grad_output, const Tensor& indices,
                                                int64_t num_weights, const char* op) {
-  STD_TORCH_CHECK(num_weights >= 0, op, ": num_weights must not be negative, got ", num_weights);
-  STD_TORCH_CHECK(grad_output.dim() >= 1, op, ": grad_output must have at least one dimension");
+  PYOPS_CHECK(num_weights >= 0, op, ": num_weights must not be negative, got ", num_weights);
+  PYOPS_CHECK(grad_output.dim() >= 1, op, ": grad_output must have at least one dimension");
   check_indices(indices, op, grad_output);
   check_dense(grad_output, op, "grad_output", grad_output);
   const int64_t dim = grad_output.size(grad_output.dim() - 1);
@@ -67,8 +66,8 @@ inline EmbeddingShape check_embedding_backward(const Tensor& grad_output, const 
   return {num_weights, dim, dim, 1, indices.numel()};
 }
 
-inline std::string bad_index_message(const char* op, int64_t index, int64_t rows) {
-  return std::string(op) + ": index " + std::to_string(index) + " is out of range for a weight of " +
+inline std::string bad_index_message(int64_t index, int64_t rows) {
+  return "embedding: index " + std::to_string(index) + " is out of range for a weight of " +
          std::to_string(rows) + " rows";
 }
 

@@ -25,12 +25,12 @@ inline InterpolateShape check_interpolate(const Tensor& t, const char* name,
                                           const std::vector<int64_t>& sizes,
                                           const std::vector<double>& factors, bool exact, bool channels_last,
                                           bool input_to_output, const char* op, std::vector<int64_t>& shape) {
-  STD_TORCH_CHECK(t.dim() >= 3 && t.dim() <= 5, op, ": ", name, " must have 3 to 5 dimensions, got shape ",
-                  shape_string(t));
+  PYOPS_CHECK(t.dim() >= 3 && t.dim() <= 5, op, ": ", name, " must have 3 to 5 dimensions, got shape ",
+              shape_string(t));
   check_dense(t, op, name, t);
   const size_t spatial = t.dim() - 2;
-  STD_TORCH_CHECK(sizes.size() == spatial && factors.size() == spatial, op, ": expected ", spatial,
-                  " sizes and scale factors, got ", sizes.size(), " and ", factors.size());
+  PYOPS_CHECK(sizes.size() == spatial && factors.size() == spatial, op, ": expected ", spatial,
+              " sizes and scale factors, got ", sizes.size(), " and ", factors.size());
   InterpolateShape s;
   shape = shape_of(t);
   const int64_t first = channels_last ? 1 : 2;
@@ -38,8 +38,8 @@ inline InterpolateShape check_interpolate(const Tensor& t, const char* name,
   s.inner = channels_last ? shape[t.dim() - 1] : 1;
   for (size_t i = 0; i < spatial; ++i) {
     const int64_t own = shape[first + i], other = sizes[i];
-    STD_TORCH_CHECK(own > 0 && other > 0, op, ": sizes must be positive, got ", own, " and ", other);
-    STD_TORCH_CHECK(factors[i] >= 0, op, ": scale factors must not be negative, got ", factors[i]);
+    PYOPS_CHECK(own > 0 && other > 0, op, ": sizes must be positive, got ", own, " and ", other);
+    PYOPS_CHECK(factors[i] >= 0, op, ": scale factors must not be negative, got ", factors[i]);
     s.axes[3 - spatial + i] = math::NearestAxis::of(input_to_output ? own : other,
                                                     input_to_output ? other : own, factors[i], exact);
     shape[first + i] = other;

@@ -27,21 +27,21 @@ struct LinearShape {
 
 // What a matrix product takes as [rows, columns] without a copy.
 inline void check_matrix(const Tensor& t, const char* op, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(t.dim() >= 1, op, ": ", name, " must have at least 1 dimension, got a 0-d tensor");
-  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  PYOPS_CHECK(t.dim() >= 1, op, ": ", name, " must have at least 1 dimension, got a 0-d tensor");
+  PYOPS_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
   check_type(t, op, name, like.scalar_type());
   const bool unit_stride = t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1);
-  STD_TORCH_CHECK(unit_stride || t.is_contiguous(), op, ": ", name,
-                  " must be contiguous, or a matrix with a stride of 1, got shape ", shape_string(t));
+  PYOPS_CHECK(unit_stride || t.is_contiguous(), op, ": ", name,
+              " must be contiguous, or a matrix with a stride of 1, got shape ", shape_string(t));
 }
 
 // `rows` is the input or the output: its leading dimensions become M.
 inline LinearShape linear_shape(const Tensor& rows, const Tensor& weight, const LinearEpilogue& epilogue,
                                 const char* op, const char* name) {
-  STD_TORCH_CHECK(is_floating(rows.scalar_type()), op, ": ", name,
-                  " must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(rows.scalar_type()));
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got shape ", shape_string(weight));
+  PYOPS_CHECK(is_floating(rows.scalar_type()), op, ": ", name,
+              " must be float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(rows.scalar_type()));
+  PYOPS_CHECK(weight.dim() == 2, op, ": weight must have 2 dimensions, got shape ", shape_string(weight));
   check_matrix(rows, op, name, rows);
   check_matrix(weight, op, "weight", rows);
   check_dropout_mask(epilogue.seed, epilogue.p, op, rows);
@@ -73,16 +73,16 @@ inline LinearShape check_linear_backward(const Tensor& grad_output, const std::o
   LinearShape s = linear_shape(grad_output, weight, epilogue, op, "grad_output");
   check_dense(grad_output, op, "grad_output", grad_output);
   check_shape(grad_output, op, "grad_output", s.output);
-  STD_TORCH_CHECK(input || !needs_weight, op, ": input must be given for the weight's gradient");
+  PYOPS_CHECK(input || !needs_weight, op, ": input must be given for the weight's gradient");
   if (input) {
     check_matrix(*input, op, "input", grad_output);
     check_shape(*input, op, "input", s.input);
   }
   const bool from_output = is_from_output(epilogue.activation, op);
-  STD_TORCH_CHECK(saved || epilogue.activation.is(math::ActivationKind::kIdentity), op,
-                  ": saved must be given with an activation");
-  STD_TORCH_CHECK(!saved || !saved_is_output || from_output, op,
-                  ": this activation's derivative needs its input, so saved_is_output must be false");
+  PYOPS_CHECK(saved || epilogue.activation.is(math::ActivationKind::kIdentity), op,
+              ": saved must be given with an activation");
+  PYOPS_CHECK(!saved || !saved_is_output || from_output, op,
+              ": this activation's derivative needs its input, so saved_is_output must be false");
   check_companion(saved, op, "saved", grad_output);
   return s;
 }

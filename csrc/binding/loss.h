@@ -9,8 +9,8 @@ namespace pyops {
 // As dispatch_floating, for the types that sums are kept in.
 template <class F>
 void dispatch_accumulating(ScalarType type, const char* op, F&& f) {
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
-                  ": expected float32 or float64, got ", torch::headeronly::toString(type));
+  PYOPS_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
+              ": expected float32 or float64, got ", torch::headeronly::toString(type));
   type == ScalarType::Double ? f(double{}) : f(float{});
 }
 
@@ -51,11 +51,11 @@ struct LossArguments {
         kind(static_cast<math::LossKind>(kind_)),
         parameter(parameter_),
         reduction(check_reduction(reduction_, op)) {
-    STD_TORCH_CHECK(math::is_loss_kind(kind_), op, ": kind must be between 0 and 4, got ", kind_);
-    STD_TORCH_CHECK(!math::has_positive_parameter(kind) || parameter > 0, op,
-                    ": parameter must be positive, got ", parameter);
-    STD_TORCH_CHECK(!pos_weight || kind == math::LossKind::kBceWithLogits, op,
-                    ": pos_weight is for kind 4 (binary cross-entropy) alone, got kind ", kind_);
+    PYOPS_CHECK(math::is_loss_kind(kind_), op, ": kind must be between 0 and 4, got ", kind_);
+    PYOPS_CHECK(!math::has_positive_parameter(kind) || parameter > 0, op,
+                ": parameter must be positive, got ", parameter);
+    PYOPS_CHECK(!pos_weight || kind == math::LossKind::kBceWithLogits, op,
+                ": pos_weight is for kind 4 (binary cross-entropy) alone, got kind ", kind_);
     check_dense(input, op, "input", input);
     check_dense(target, op, "target", input);
     check_type(target, op, "target", input.scalar_type());
@@ -74,8 +74,8 @@ struct LossArguments {
   std::vector<int64_t> loss_shape() const { return per_element() ? shape_of(input) : std::vector<int64_t>{}; }
 
   void check_both(const char* op, bool both) const {
-    STD_TORCH_CHECK(!both || kind != math::LossKind::kBceWithLogits, op,
-                    ": the target's gradient is that of a difference, of kinds 0 to 3 alone");
+    PYOPS_CHECK(!both || kind != math::LossKind::kBceWithLogits, op,
+                ": the target's gradient is that of a difference, of kinds 0 to 3 alone");
   }
 
   void check_backward(const char* op, const Tensor& grad_loss, const Tensor& divisor) const {
@@ -92,8 +92,8 @@ struct LossArguments {
     if (!t) return;
     check_dense(*t, op, name, input);
     check_type(*t, op, name, type());
-    STD_TORCH_CHECK(t->numel() > 0 || input.numel() == 0, op, ": ", name, " must not be empty");
-    STD_TORCH_CHECK(inner > 0, op, ": ", name, "_inner must be positive, got ", inner);
+    PYOPS_CHECK(t->numel() > 0 || input.numel() == 0, op, ": ", name, " must not be empty");
+    PYOPS_CHECK(inner > 0, op, ": ", name, "_inner must be positive, got ", inner);
   }
 };
 

@@ -21,8 +21,7 @@ inline void library_linear(const Tensor& out, const Tensor& input, const Tensor&
                            const std::optional<Tensor>& bias) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(input), from(weight), from(bias), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+  PYOPS_TORCH_CALL(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // takes the reference that was returned
 }
 
@@ -30,7 +29,7 @@ inline void library_linear(const Tensor& out, const Tensor& input, const Tensor&
 inline void library_mm(const Tensor& out, const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  PYOPS_TORCH_CALL(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -39,7 +38,7 @@ inline void library_mm(const Tensor& out, const Tensor& a, const Tensor& b) {
 template <class... Arguments>
 bool ask(const char* op, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments) + 1> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  PYOPS_TORCH_CALL(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(stack[0]);
 }
 

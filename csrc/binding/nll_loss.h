@@ -22,7 +22,7 @@ inline ClassRows check_nll_loss_backward(const Tensor& grad_loss, const Tensor& 
                                          const std::optional<Tensor>& weight, const Tensor& total_weight,
                                          int64_t classes, Reduction reduction, ScalarType type,
                                          const char* op) {
-  STD_TORCH_CHECK(classes >= 0, op, ": num_classes must not be negative, got ", classes);
+  PYOPS_CHECK(classes >= 0, op, ": num_classes must not be negative, got ", classes);
   const ClassRows shape = ClassRows::labelled_by(target, classes);
   const ScalarType acc = accumulate_type(type);
   check_dense(target, op, "target", target);

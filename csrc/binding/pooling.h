@@ -27,8 +27,8 @@ struct Image {
   static Image of(const Tensor& t, bool channels_last, const char* op, const char* name) {
     check_dense(t, op, name, t);
     const int64_t rank = t.dim();
-    STD_TORCH_CHECK(rank == 4 || (rank == 3 && !channels_last), op, ": ", name,
-                    " must have 3 dimensions, or 4 if channels_last, got shape ", shape_string(t));
+    PYOPS_CHECK(rank == 4 || (rank == 3 && !channels_last), op, ": ", name,
+                " must have 3 dimensions, or 4 if channels_last, got shape ", shape_string(t));
     const int64_t h = channels_last ? 1 : rank - 2;
     Image image{1, t.size(h), t.size(h + 1), channels_last ? t.size(3) : 1, shape_of(t), channels_last};
     for (int64_t i = 0; i < h; ++i) image.outer *= t.size(i);
@@ -50,17 +50,17 @@ struct Image {
 
 inline void check_pair(const Sizes& values, const char* op, const char* name, int64_t low,
                        int64_t high = std::numeric_limits<int32_t>::max()) {
-  STD_TORCH_CHECK(values.size() == 2, op, ": ", name, " must be two integers, got ", shape_string(values));
+  PYOPS_CHECK(values.size() == 2, op, ": ", name, " must be two integers, got ", shape_string(values));
   for (int64_t value : values) {
-    STD_TORCH_CHECK(value >= low && value <= high, op, ": ", name, " must be in [", low, ", ", high,
-                    "], got ", shape_string(values));
+    PYOPS_CHECK(value >= low && value <= high, op, ": ", name, " must be in [", low, ", ", high, "], got ",
+                shape_string(values));
   }
 }
 
 inline void check_floating(const Tensor& t, const char* op, const char* name) {
-  STD_TORCH_CHECK(is_floating(t.scalar_type()), op, ": ", name,
-                  " must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  PYOPS_CHECK(is_floating(t.scalar_type()), op, ": ", name,
+              " must be float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(t.scalar_type()));
 }
 
 // Geometry of both axes, height first.
@@ -76,16 +76,16 @@ struct Windows {
     check_pair(dilation, op, "dilation", 1);
     Windows windows;
     for (int i = 0; i < 2; ++i) {
-      STD_TORCH_CHECK(padding[i] <= kernel[i] / 2, op, ": padding must be at most half of kernel ",
-                      shape_string(kernel), ", got ", shape_string(padding));
+      PYOPS_CHECK(padding[i] <= kernel[i] / 2, op, ": padding must be at most half of kernel ",
+                  shape_string(kernel), ", got ", shape_string(padding));
       const int64_t out = math::SlidingAxis::output_size(input_size[i], kernel[i], stride[i], padding[i],
                                                          dilation[i], ceil_mode);
-      STD_TORCH_CHECK(out >= 1, op, ": no window of kernel ", shape_string(kernel), " and dilation ",
-                      shape_string(dilation), " fits into ", shape_string(input_size));
+      PYOPS_CHECK(out >= 1, op, ": no window of kernel ", shape_string(kernel), " and dilation ",
+                  shape_string(dilation), " fits into ", shape_string(input_size));
       windows.axis[i] = {input_size[i], out, kernel[i], stride[i], padding[i], dilation[i]};
     }
-    STD_TORCH_CHECK(kernel[0] <= std::numeric_limits<int32_t>::max() / kernel[1], op,
-                    ": kernel must have less than 2^31 positions, got ", shape_string(kernel));
+    PYOPS_CHECK(kernel[0] <= std::numeric_limits<int32_t>::max() / kernel[1], op,
+                ": kernel must have less than 2^31 positions, got ", shape_string(kernel));
     return windows;
   }
 
@@ -100,9 +100,9 @@ struct Windows {
 
   // Of an output-sized tensor.
   void check_output(const Image& image, const char* op, const char* name) const {
-    STD_TORCH_CHECK(image.height == axis[0].out && image.width == axis[1].out, op, ": ", name,
-                    " must have height and width ", shape_string(Sizes{axis[0].out, axis[1].out}),
-                    ", got shape ", shape_string(image.shape));
+    PYOPS_CHECK(image.height == axis[0].out && image.width == axis[1].out, op, ": ", name,
+                " must have height and width ", shape_string(Sizes{axis[0].out, axis[1].out}), ", got shape ",
+                shape_string(image.shape));
   }
   Image check_argmax(const Tensor& argmax, bool channels_last, const char* op) const {
     check_type(argmax, op, "argmax", argmax_type());
@@ -131,7 +131,7 @@ void dispatch_argmax(ScalarType type, const Windows& windows, const char* op, co
 }
 
 inline int64_t check_divisor(const std::optional<int64_t>& divisor, const char* op) {
-  STD_TORCH_CHECK(!divisor || *divisor != 0, op, ": divisor_override must not be 0");
+  PYOPS_CHECK(!divisor || *divisor != 0, op, ": divisor_override must not be 0");
   return divisor.value_or(0);
 }
 

@@ -19,13 +19,12 @@ struct PreluShape {
     check_dense(input, op, "input", input);
     check_dense(weight, op, "weight", input);
     check_type(weight, op, "weight", input.scalar_type());
-    STD_TORCH_CHECK(weight.dim() <= 1, op, ": weight must have at most 1 dimension, got ", weight.dim());
+    PYOPS_CHECK(weight.dim() <= 1, op, ": weight must have at most 1 dimension, got ", weight.dim());
     const int64_t channels = weight.numel();
     if (channels == 1) return {input.numel(), 1, 1};
-    STD_TORCH_CHECK(dim >= 0 && dim < input.dim(), op, ": dim must be in [0, ", input.dim() - 1, "], got ",
-                    dim);
-    STD_TORCH_CHECK(input.size(dim) == channels, op, ": weight must have 1 or ", input.size(dim),
-                    " elements, got ", channels);
+    PYOPS_CHECK(dim >= 0 && dim < input.dim(), op, ": dim must be in [0, ", input.dim() - 1, "], got ", dim);
+    PYOPS_CHECK(input.size(dim) == channels, op, ": weight must have 1 or ", input.size(dim),
+                " elements, got ", channels);
     PreluShape s{1, channels, 1};
     for (int64_t i = 0; i < dim; ++i) s.outer *= input.size(i);
     for (int64_t i = dim + 1; i < input.dim(); ++i) s.inner *= input.size(i);

@@ -67,31 +67,30 @@ struct RecurrentShape {
 inline Sequences check_batch_sizes(const Tensor& input, const Tensor& h_0,
                                    const std::optional<Tensor>& batch_sizes, const char* op) {
   const int64_t rank = batch_sizes ? 2 : 3;
-  STD_TORCH_CHECK(input.dim() == rank, op, ": input must have ", rank, " dimensions, got shape ",
-                  shape_string(input));
-  STD_TORCH_CHECK(h_0.dim() == 2, op, ": h_0 must have 2 dimensions, got shape ", shape_string(h_0));
+  PYOPS_CHECK(input.dim() == rank, op, ": input must have ", rank, " dimensions, got shape ",
+              shape_string(input));
+  PYOPS_CHECK(h_0.dim() == 2, op, ": h_0 must have 2 dimensions, got shape ", shape_string(h_0));
   if (!batch_sizes) {
-    STD_TORCH_CHECK(input.size(1) == h_0.size(0), op, ": h_0 must have ", input.size(1),
-                    " rows, the batch size of input, got ", h_0.size(0));
+    PYOPS_CHECK(input.size(1) == h_0.size(0), op, ": h_0 must have ", input.size(1),
+                " rows, the batch size of input, got ", h_0.size(0));
     return Sequences(input.size(0), input.size(1));
   }
   const Tensor& sizes = *batch_sizes;
-  STD_TORCH_CHECK(
+  PYOPS_CHECK(
       sizes.is_cpu() && sizes.dim() == 1 && sizes.is_contiguous() && sizes.scalar_type() == ScalarType::Long,
       op, ": batch_sizes must be a contiguous vector of int64 on the CPU, got shape ", shape_string(sizes));
   const int64_t* values = data<int64_t>(sizes);
   int64_t rows = 0, largest = h_0.size(0);
   for (int64_t t = 0; t < sizes.size(0); ++t) {
-    STD_TORCH_CHECK(0 < values[t] && values[t] <= largest, op,
-                    ": batch_sizes must be positive, not increase and begin with the rows of h_0, got ",
-                    values[t], " at step ", t);
+    PYOPS_CHECK(0 < values[t] && values[t] <= largest, op,
+                ": batch_sizes must be positive, not increase and begin with the rows of h_0, got ",
+                values[t], " at step ", t);
     largest = values[t];
     rows += values[t];
   }
-  STD_TORCH_CHECK(rows == input.size(0), op, ": input must have as many rows as batch_sizes sum up to, ",
-                  rows, ", got ", input.size(0));
-  STD_TORCH_CHECK(rows == 0 || values[0] == h_0.size(0), op,
-                  ": h_0 must have as many rows as the first step");
+  PYOPS_CHECK(rows == input.size(0), op, ": input must have as many rows as batch_sizes sum up to, ", rows,
+              ", got ", input.size(0));
+  PYOPS_CHECK(rows == 0 || values[0] == h_0.size(0), op, ": h_0 must have as many rows as the first step");
   return Sequences(sizes);
 }
 
@@ -106,9 +105,9 @@ inline RecurrentShape check_recurrent(const Tensor& input, const Tensor& weight_
                                       const Tensor& h_0, const std::optional<Tensor>& c_0,
                                       const std::optional<Tensor>& batch_sizes, int64_t kind,
                                       const char* op) {
-  STD_TORCH_CHECK(is_floating(input.scalar_type()), op,
-                  ": input must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(input.scalar_type()));
+  PYOPS_CHECK(is_floating(input.scalar_type()), op,
+              ": input must be float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(input.scalar_type()));
   RecurrentShape s{check_batch_sizes(input, h_0, batch_sizes, op)};
   s.inputs = input.size(input.dim() - 1);
   s.hidden = h_0.size(1);
@@ -118,13 +117,13 @@ inline RecurrentShape check_recurrent(const Tensor& input, const Tensor& weight_
     s.has_cell = cell.kHasCell;
     s.saves_gates = cell.kSavesGates;
   });
-  STD_TORCH_CHECK(known, op, ": kind must be 0 (tanh), 1 (relu), 2 (LSTM) or 3 (GRU), got ", kind);
-  STD_TORCH_CHECK(s.hidden > 0, op, ": h_0 must have at least one unit, got shape ", shape_string(h_0));
+  PYOPS_CHECK(known, op, ": kind must be 0 (tanh), 1 (relu), 2 (LSTM) or 3 (GRU), got ", kind);
+  PYOPS_CHECK(s.hidden > 0, op, ": h_0 must have at least one unit, got shape ", shape_string(h_0));
   check_dense(input, op, "input", input);
   check_part(weight_ih, op, "weight_ih", input, {s.gates, s.inputs});
   check_part(weight_hh, op, "weight_hh", input, {s.gates, s.hidden});
   check_part(h_0, op, "h_0", input, {s.sequences.batch(), s.hidden});
-  STD_TORCH_CHECK(c_0.has_value() == s.has_cell, op, ": c_0 must be given for an LSTM, and only there");
+  PYOPS_CHECK(c_0.has_value() == s.has_cell, op, ": c_0 must be given for an LSTM, and only there");
   if (c_0) check_part(*c_0, op, "c_0", input, shape_of(h_0));
   s.output = shape_of(input);
   s.output.back() = s.hidden;

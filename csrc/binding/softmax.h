@@ -15,8 +15,7 @@ struct ReducedShape {
 
   static ReducedShape of(const Tensor& t, int64_t dim, const char* op) {
     const int64_t rank = std::max<int64_t>(t.dim(), 1);
-    STD_TORCH_CHECK(dim >= -rank && dim < rank, op, ": dim must be in [", -rank, ", ", rank - 1, "], got ",
-                    dim);
+    PYOPS_CHECK(dim >= -rank && dim < rank, op, ": dim must be in [", -rank, ", ", rank - 1, "], got ", dim);
     if (dim < 0) dim += rank;
     ReducedShape s{1, t.dim() == 0 ? 1 : t.size(dim), 1};
     for (int64_t i = 0; i < dim; ++i) s.outer *= t.size(i);

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "binding/torch_call.h"
+#include "common/check.h"
 #include "common/dtypes.h"
 
 namespace pyops {
@@ -60,13 +62,12 @@ inline bool is_floating(ScalarType type) {
 inline Tensor new_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                           torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  PYOPS_TORCH_CALL(aoti_torch_get_device_type(like.get(), &device_type));
+  PYOPS_TORCH_CALL(aoti_torch_get_device_index(like.get(), &device_index));
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, device_type, device_index,
-                                                         &handle));
+  PYOPS_TORCH_CALL(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                            dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -83,8 +84,8 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
 
 // The conditions under which a raw pointer into `t` may be used; `op` and `name` are for the message.
 inline void check_dense(const Tensor& t, const char* op, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+  PYOPS_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  PYOPS_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
 }
 
 // Whether the elements fill their memory without gaps or repetition, in whatever order of dimensions.
@@ -105,16 +106,16 @@ inline bool is_packed(const Tensor& t) {
 
 // The condition under which the tensor's memory may be seen as numel() elements in a row.
 inline void check_packed(const Tensor& t, const char* op, const char* name, const Tensor& like) {
-  STD_TORCH_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
-  STD_TORCH_CHECK(is_packed(t), op, ": ", name, " must be dense (contiguous after some permutation)");
+  PYOPS_CHECK(same_device(t, like), op, ": ", name, " must be on the device of the first tensor");
+  PYOPS_CHECK(is_packed(t), op, ": ", name, " must be dense (contiguous after some permutation)");
 }
 
 // Whether elements of the same index have the same place in both tensors' memory; the shapes are equal.
 inline void check_same_order(const Tensor& t, const char* op, const char* name, const Tensor& like) {
   bool same = true;
   for (int64_t i = 0; i < t.dim(); ++i) same &= t.size(i) <= 1 || t.stride(i) == like.stride(i);
-  STD_TORCH_CHECK(same || t.numel() == 0, op, ": ", name,
-                  " must be laid out in memory as the tensor it belongs to");
+  PYOPS_CHECK(same || t.numel() == 0, op, ": ", name,
+              " must be laid out in memory as the tensor it belongs to");
 }
 
 // As new_tensor, with the shape and the strides of the packed tensor `like`.
@@ -126,18 +127,18 @@ inline Tensor new_tensor_like(const Tensor& like) {
 inline void check_shape(const Tensor& t, const char* op, const char* name,
                         const std::vector<int64_t>& shape) {
   const auto sizes = t.sizes();
-  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name,
-                  " must have shape ", shape_string(shape), ", got ", shape_string(t));
+  PYOPS_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name,
+              " must have shape ", shape_string(shape), ", got ", shape_string(t));
 }
 
 inline void check_type(const Tensor& t, const char* op, const char* name, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must have dtype ",
-                  torch::headeronly::toString(type), ", got ", torch::headeronly::toString(t.scalar_type()));
+  PYOPS_CHECK(t.scalar_type() == type, op, ": ", name, " must have dtype ", torch::headeronly::toString(type),
+              ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 inline Reduction check_reduction(int64_t reduction, const char* op) {
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, op,
-                  ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
+  PYOPS_CHECK(reduction >= 0 && reduction <= 2, op, ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ",
+              reduction);
   return static_cast<Reduction>(reduction);
 }
 
@@ -171,8 +172,8 @@ void dispatch_floating(ScalarType type, const char* op, F&& f) {
     case ScalarType::Half:
       return f(float16{});
     default:
-      STD_TORCH_CHECK(false, op, ": expected float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(type));
+      PYOPS_CHECK(false, op, ": expected float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(type));
   }
 }
 

@@ -29,7 +29,7 @@ struct IndexRange {
 
 // Before anything of the caller's is written: an index out of range must leave no trace.
 template <class Index>
-void check_range(const Index* indices, const EmbeddingShape& s, const char* op) {
+void check_range(const Index* indices, const EmbeddingShape& s) {
   const IndexRange range = parallel_sum<IndexRange>(s.positions, 1, [&](int64_t begin, int64_t end) {
     Index smallest = indices[begin], largest = indices[begin];
     for (int64_t i = begin; i < end; ++i) {
@@ -39,8 +39,8 @@ void check_range(const Index* indices, const EmbeddingShape& s, const char* op) 
     return IndexRange{smallest, largest};
   });
   if (s.positions == 0) return;
-  STD_TORCH_CHECK(range.smallest >= 0, bad_index_message(op, range.smallest, s.rows));
-  STD_TORCH_CHECK(range.largest < s.rows, bad_index_message(op, range.largest, s.rows));
+  PYOPS_CHECK_INDEX(range.smallest >= 0, bad_index_message(range.smallest, s.rows));
+  PYOPS_CHECK_INDEX(range.largest < s.rows, bad_index_message(range.largest, s.rows));
 }
 
 // ---- forward -------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ Tensor embedding_forward(Tensor weight, Tensor indices) {
       using Index = decltype(index);
       const Index* const positions = data<Index>(indices);
       const bool good = gather(data<Word>(weight), positions, mutable_data<Word>(output), s);
-      if (!good) check_range(positions, s, op);
+      if (!good) check_range(positions, s);
     });
   });
   return output;
@@ -225,7 +225,7 @@ Tensor embedding_backward(Tensor grad_output, Tensor indices, int64_t num_weight
     using T = decltype(tag);
     dispatch_index(indices, [&](auto index) {
       const auto* positions = data<decltype(index)>(indices);
-      check_range(positions, s, op);
+      check_range(positions, s);
       if (s.rows * s.dim == 0) return;
       sum_rows(data<T>(grad_output), sort_positions(positions, s, padding_idx), s, scale_grad_by_freq,
                mutable_data<T>(grad_weight));
@@ -293,7 +293,7 @@ void embedding_renorm_(Tensor weight, Tensor indices, double max_norm, double no
     using T = decltype(tag);
     dispatch_index(indices, [&](auto index) {
       const auto* positions = data<decltype(index)>(indices);
-      check_range(positions, s, op);
+      check_range(positions, s);
       if (s.dim == 0) return;
       renorm_rows(mutable_data<T>(weight), used_rows(positions, s), s, max_norm, norm_type);
     });

@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_loss_forward_with_grad(
   const char* op = "elementwise_loss_forward_with_grad";
   const LossArguments a(op, input, target, weight, weight_inner, pos_weight, pos_weight_inner, kind,
                         parameter, reduction);
-  STD_TORCH_CHECK(!a.per_element(), op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  PYOPS_CHECK(!a.per_element(), op, ": reduction must be 1 (mean) or 2 (sum), got 0");
   Tensor loss = new_tensor(input, {}, a.loss_type());
   Tensor divisor = new_tensor(input, {}, a.loss_type());
   const Gradients gradients(op, a, both);

@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "binding/torch_call.h"
 #include "common/integers.h"
 
 #if defined(__CUDACC__)
@@ -50,7 +51,7 @@ inline void check(cudaError_t error, const char* what) {
 
 inline cudaStream_t current_stream(int32_t device_index) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  PYOPS_TORCH_CALL(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

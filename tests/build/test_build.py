@@ -53,6 +53,19 @@ def test_library_uses_the_stable_abi_only(library: Path) -> None:
     assert from_torch, "the library does not use torch at all"
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_library_says_nothing_of_where_it_was_built(library: Path) -> None:
+    """Error messages began with the path of the source that raises them, which torch's macros put there.
+
+    That of a source that registers ops stays in the library: torch keeps it for its own errors.
+    """
+    headers = re.findall(rb"csrc/(?:binding|common|cpu|cuda|math)/[\w/]+\.(?:cuh|h)\b", library.read_bytes())
+    assert not sorted(set(headers))[:5]
+    macros = re.compile(r"\b(STD_)?TORCH_CHECK\w*\(|\b(STABLE_)?TORCH_ERROR_CODE_CHECK\(")
+    sources = (path for path in (ROOT / "csrc").rglob("*") if path.is_file())
+    assert not [path for path in sources if macros.search(path.read_text(encoding="utf-8"))]
+
+
 @needs_nm
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
 def test_library_exports_nothing_of_its_own(library: Path) -> None:

@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(Tensor logits, Tensor t
     Acc* out = mutable_data<Acc>(loss);
     const LossSum sum = forward_rows(Problem<T>(a), per_row ? out : nullptr, mutable_data<Acc>(stats),
                                      [](RowGroup, const PanelCopy<Acc>&) {});
-    STD_TORCH_CHECK(!sum.has_bad_target,
-                    bad_target_message(op, sum.bad_target, a.shape.classes, ignore_index));
+    PYOPS_CHECK_INDEX(!sum.has_bad_target,
+                      bad_target_message("cross_entropy", sum.bad_target, a.shape.classes, ignore_index));
     const double denominator = a.reduction == Reduction::kMean ? sum.weight : 1.0;
     if (!per_row) *out = static_cast<Acc>(sum.loss / denominator);
     *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
   const char* op = "cross_entropy_forward_with_grad";
   const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
                                 label_smoothing, z_loss);
-  STD_TORCH_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  PYOPS_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
   const ScalarType acc = accumulate_type(logits.scalar_type());
   Tensor loss = new_tensor(logits, {}, acc);
   Tensor stats = new_tensor(logits, {2, a.shape.rows()}, acc);
@@ -68,8 +68,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward_with_grad(
                                      [&](RowGroup group, const PanelCopy<Acc>& copy) {
                                        write_group(p, up, group, dx, copy ? &copy : nullptr);
                                      });
-    STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message("cross_entropy_forward", sum.bad_target,
-                                                            a.shape.classes, ignore_index));
+    PYOPS_CHECK_INDEX(!sum.has_bad_target,
+                      bad_target_message("cross_entropy", sum.bad_target, a.shape.classes, ignore_index));
     *mutable_data<Acc>(loss) = static_cast<Acc>(sum.loss / denominator);
     *mutable_data<Acc>(divisor) = static_cast<Acc>(denominator);
   });
@@ -99,7 +99,7 @@ void cross_entropy_regrade_(Tensor grad_logits, Tensor grad_loss, Tensor logits,
   const char* op = "cross_entropy_regrade_";
   const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
                                 label_smoothing, z_loss);
-  STD_TORCH_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  PYOPS_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
   a.check_backward(op, grad_loss, std::nullopt, stats, divisor);
   check_dense(grad_logits, op, "grad_logits", logits);
   check_type(grad_logits, op, "grad_logits", logits.scalar_type());

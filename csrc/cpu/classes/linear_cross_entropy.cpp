@@ -14,12 +14,12 @@ namespace {
 void check_linear(const char* op, const Tensor& hidden, const Tensor& matrix,
                   const std::optional<Tensor>& bias) {
   const ScalarType type = hidden.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
-                  ": hidden must be float32 or float64, got ", torch::headeronly::toString(type));
-  STD_TORCH_CHECK(hidden.dim() == 2 && matrix.dim() == 2 && hidden.size(1) == matrix.size(1), op,
-                  ": hidden [N, in] and linear_weight [C, in] must be matrices that agree in their last "
-                  "dimension, got ",
-                  shape_string(hidden), " and ", shape_string(matrix));
+  PYOPS_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
+              ": hidden must be float32 or float64, got ", torch::headeronly::toString(type));
+  PYOPS_CHECK(hidden.dim() == 2 && matrix.dim() == 2 && hidden.size(1) == matrix.size(1), op,
+              ": hidden [N, in] and linear_weight [C, in] must be matrices that agree in their last "
+              "dimension, got ",
+              shape_string(hidden), " and ", shape_string(matrix));
   check_dense(hidden, op, "hidden", hidden);
   check_dense(matrix, op, "linear_weight", hidden);
   check_type(matrix, op, "linear_weight", type);
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
   Tensor logits = new_tensor(hidden, {rows, classes}, type);
   const CrossEntropyArguments a(op, logits, target, weight, sample_weight, reduction, ignore_index,
                                 label_smoothing, z_loss);
-  STD_TORCH_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
+  PYOPS_CHECK(a.reduction != Reduction::kNone, op, ": reduction must be 1 (mean) or 2 (sum), got 0");
   const std::vector<int64_t> none{0};
   Tensor loss = new_tensor(hidden, {}, type);
   const Gradients out{new_output(hidden, needs_hidden ? shape_of(hidden) : none, type),
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_with_grad(
     const LossSum sum =
         forward_rows(p, static_cast<T*>(nullptr), stats.data(),
                      [&](RowGroup group, const PanelCopy<T>&) { write_group(p, up, group, scores); });
-    STD_TORCH_CHECK(!sum.has_bad_target,
-                    bad_target_message("cross_entropy_forward", sum.bad_target, classes, ignore_index));
+    PYOPS_CHECK_INDEX(!sum.has_bad_target,
+                      bad_target_message("linear_cross_entropy", sum.bad_target, classes, ignore_index));
     *mutable_data<T>(loss) = static_cast<T>(sum.loss / denominator);
     spread_gradient(scores, hidden, matrix, out);
   };

@@ -102,7 +102,8 @@ std::tuple<Tensor, Tensor> nll_loss_forward(Tensor log_probs, Tensor target, std
     using Acc = acc_t<T>;
     Acc* out = mutable_data<Acc>(loss);
     const LossSum sum = forward<T>(log_probs, target, weight, s, ignore_index, per_row ? out : nullptr);
-    STD_TORCH_CHECK(!sum.has_bad_target, bad_target_message(op, sum.bad_target, s.classes, ignore_index));
+    PYOPS_CHECK_INDEX(!sum.has_bad_target,
+                      bad_target_message("nll_loss", sum.bad_target, s.classes, ignore_index));
     if (!per_row) *out = static_cast<Acc>(reduction == Reduction::kMean ? sum.loss / sum.weight : sum.loss);
     *mutable_data<Acc>(total_weight) = static_cast<Acc>(sum.weight);
   });

@@ -67,8 +67,8 @@ const std::string& wanted() {
     }
     std::string list;
     for (const std::string& one : known) list += (list.empty() ? "" : ", ") + one;
-    STD_TORCH_CHECK(wanted.empty() || std::find(known.begin(), known.end(), wanted) != known.end(),
-                    "the environment variable PYOPS_CONV2D must name one of ", list, ", got ", wanted);
+    PYOPS_CHECK(wanted.empty() || std::find(known.begin(), known.end(), wanted) != known.end(),
+                "the environment variable PYOPS_CONV2D must name one of ", list, ", got ", wanted);
     return wanted;
   }();
   return name;

@@ -90,8 +90,8 @@ std::tuple<Tensor, bool> conv2d_packed_forward(Tensor input, Tensor weight, Tens
   const char* op = "conv2d_packed_forward";
   const math::ActivationParams params{kind, alpha, beta};
   const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
-  STD_TORCH_CHECK(packed_weight.scalar_type() == ScalarType::Byte && packed_weight.is_contiguous(), op,
-                  ": packed_weight must be contiguous bytes");
+  PYOPS_CHECK(packed_weight.scalar_type() == ScalarType::Byte && packed_weight.is_contiguous(), op,
+              ": packed_weight must be contiguous bytes");
   PackedWeights packed{PackedWeights::Use::kRead, packed_weight.mutable_data_ptr(), packed_weight.numel()};
   packed.unchanged = unchanged;
   Tensor output = std::get<0>(form_output(input, weight, bias, residual, shape, params, false, &packed, op));
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   const bool identity = params.is(math::ActivationKind::kIdentity);
   check_like_output(grad_output, op, "grad_output", input, shape);
-  STD_TORCH_CHECK(identity || saved, op, ": saved must be given for an activation");
+  PYOPS_CHECK(identity || saved, op, ": saved must be given for an activation");
   if (!identity) check_like_output(saved, op, "saved", input, shape);
   // A new one each time: no two outputs may be one tensor.
   const auto none = [&] { return new_tensor(input, {0}, input.scalar_type()); };

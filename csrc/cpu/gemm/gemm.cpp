@@ -16,18 +16,18 @@ namespace {
 constexpr const char* kOp = "gemm_";
 
 void check_operand(const Tensor& t, const char* name, const Tensor& out) {
-  STD_TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions, got shape ", shape_string(t));
-  STD_TORCH_CHECK(same_device(t, out), kOp, ": ", name, " must be on the device of out");
-  STD_TORCH_CHECK(t.numel() == 0 || step(t, 0) == 1 || step(t, 1) == 1, kOp, ": ", name,
-                  " must have one unit stride (rows or columns contiguous), got strides (", t.stride(0), ", ",
-                  t.stride(1), ")");
+  PYOPS_CHECK(t.dim() == 2, kOp, ": ", name, " must have 2 dimensions, got shape ", shape_string(t));
+  PYOPS_CHECK(same_device(t, out), kOp, ": ", name, " must be on the device of out");
+  PYOPS_CHECK(t.numel() == 0 || step(t, 0) == 1 || step(t, 1) == 1, kOp, ": ", name,
+              " must have one unit stride (rows or columns contiguous), got strides (", t.stride(0), ", ",
+              t.stride(1), ")");
 }
 
 void check(const Tensor& out, const Tensor& a, const Tensor& b) {
   check_operand(a, "a", out);
   check_operand(b, "b", out);
-  STD_TORCH_CHECK(a.size(1) == b.size(0), kOp, ": b must have shape (K, N) with K = ", a.size(1),
-                  " as in a, got shape ", shape_string(b));
+  PYOPS_CHECK(a.size(1) == b.size(0), kOp, ": b must have shape (K, N) with K = ", a.size(1),
+              " as in a, got shape ", shape_string(b));
   check_type(b, kOp, "b", a.scalar_type());
   check_shape(out, kOp, "out", {a.size(0), b.size(1)});
   check_dense(out, kOp, "out", out);
@@ -60,8 +60,8 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b, double beta) 
 void gemm_(Tensor out, Tensor a, Tensor b, double beta) {
   check(out, a, b);
   const Extent extent(out);
-  STD_TORCH_CHECK(!extent.overlaps(Extent(a)), kOp, ": out must not share memory with a");
-  STD_TORCH_CHECK(!extent.overlaps(Extent(b)), kOp, ": out must not share memory with b");
+  PYOPS_CHECK(!extent.overlaps(Extent(a)), kOp, ": out must not share memory with a");
+  PYOPS_CHECK(!extent.overlaps(Extent(b)), kOp, ": out must not share memory with b");
   dispatch_floating(a.scalar_type(), kOp, [&](auto tag) {
     using T = decltype(tag);
     if (out.scalar_type() == a.scalar_type()) {

@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                         made(needs_bias, {s.gates}),
                         made(needs_state, shape_of(h_0)),
                         made(needs_state && s.has_cell, shape_of(h_0))};
-  STD_TORCH_CHECK(s.sequences.steps() > 0, op, ": input must have at least one step");
+  PYOPS_CHECK(s.sequences.steps() > 0, op, ": input must have at least one step");
   dispatch_floating(type, op, [&](auto tag) {
     using T = decltype(tag);
     math::dispatch_cell<acc_t<T>>(kind, [&](auto cell) {

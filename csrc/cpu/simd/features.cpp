@@ -87,8 +87,8 @@ CpuFeatures chosen() {
       used.*one.feature = here.*one.feature;
       found = true;
     }
-    STD_TORCH_CHECK(found, "the environment variable PYOPS_CPU_FEATURES must name, by commas, some of ",
-                    known, "or none, got '", name, "' in '", wanted, "'");
+    PYOPS_CHECK(found, "the environment variable PYOPS_CPU_FEATURES must name, by commas, some of ", known,
+                "or none, got '", name, "' in '", wanted, "'");
   }
   used.amx_float32 = used.amx_float32 && (used.amx_bf16 || used.amx_twin);
   return used;

@@ -76,9 +76,9 @@ void run_weight_gradient(const Conv2dShape& s, const ConvSource<T>& grad, const 
   const int64_t plane = s.height.output() * s.width.output();
   const int64_t terms = s.height.kernel * s.width.kernel * operand.source.channels;
   constexpr int64_t kLimit = int64_t{1} << 30;
-  STD_TORCH_CHECK(plane < kLimit && terms < kLimit, op,
-                  ": an image must have less than 2^30 pixels and an output less than 2^30 terms, got ",
-                  plane, " and ", terms);
+  PYOPS_CHECK(plane < kLimit && terms < kLimit, op,
+              ": an image must have less than 2^30 pixels and an output less than 2^30 terms, got ", plane,
+              " and ", terms);
   const WeightGradientProblem<T> problem{s, grad, operand.source, grad_weight, stream};
   algorithm_for(kWeightGradients<T>, problem).run(problem);
 }
@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(
   const Conv2dShape shape = check_conv2d(input, weight, stride, padding, dilation, groups, params, op);
   const bool identity = params.is(math::ActivationKind::kIdentity);
   check_like_output(grad_output, op, "grad_output", input, shape);
-  STD_TORCH_CHECK(identity || saved, op, ": saved must be given for an activation");
+  PYOPS_CHECK(identity || saved, op, ": saved must be given for an activation");
   if (!identity) check_like_output(saved, op, "saved", input, shape);
   const DeviceScope device(input);
   const Tensor none = new_tensor(input, {0}, input.scalar_type());

@@ -78,7 +78,7 @@ void launch_tiles(const PooledProblem<T>& p, const ConvSource<T>& source) {
       conv_weights<T>(c, source, p.weight, p.strides(), p.inputs(), TileB::kExtent, p.stream);
   const int64_t blocks = p.shape.images * p.shape.groups * p.patches->patches_down *
                          p.patches->patches_across * (packed.weights.padded_outputs / TileB::kExtent);
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kForward, ": the output is too large: ", blocks, " tiles");
+  PYOPS_CHECK(blocks < (int64_t{1} << 31), kForward, ": the output is too large: ", blocks, " tiles");
   PoolEpilogue<T> epilogue = p.epilogue;
   epilogue.packs = epilogue.packs && c.outputs % kChunk<T> == 0;
   launch_large(conv2d_pool_kernel<T, TileA, TileB, Product<T, TileA, TileB>, kPacks>,
@@ -113,7 +113,7 @@ void few_channels_pool(const PooledProblem<T>& p) {
       few_channels_weights<T>(c, p.weight, p.strides(), p.inputs(), p.stream);
   const int64_t windows = p.shape.images * p.windows.height().out * p.windows.width().out;
   const int64_t blocks = ceil_div(windows * p.shape.out_channels, kFewChannelsThreads);
-  STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kForward, ": the output is too large");
+  PYOPS_CHECK(blocks < (int64_t{1} << 31), kForward, ": the output is too large");
   launch(conv2d_few_channels_pool_kernel<T>, static_cast<unsigned>(blocks), kFewChannelsThreads, 0, p.stream,
          c, operand.source, packed.shape, data<T>(packed.memory), windows, p.epilogue);
 }

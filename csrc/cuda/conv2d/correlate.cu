@@ -53,7 +53,7 @@ class ImplicitGemm {
         conv_weights<T>(c_, p_.source, p_.weight, p_.strides, p_.inputs, kTileColumns, p_.stream);
     const int64_t tiles_down = ceil_div(pixels_, kTileRows);
     const int64_t blocks = tiles_down * units_ * (packed.weights.padded_outputs / kTileColumns);
-    STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", blocks, " tiles");
+    PYOPS_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", blocks, " tiles");
     launch_large(conv2d_correlate_kernel<T, TileA, TileB, Product<T, TileA, TileB>, kPacks>,
                  static_cast<unsigned>(blocks), kConvThreads, kBytes, p_.stream, c_, p_.source,
                  Divisor::of(p_.source.channels), packed.weights, tiles_down, p_.epilogue.over(c_.outputs));

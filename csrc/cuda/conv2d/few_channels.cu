@@ -115,7 +115,7 @@ void few_channels_correlate(const CorrelationProblem<T>& p) {
       const int64_t items = pixels * (packed.shape.channels / size());
       if (items == 0) return;
       const int64_t blocks = ceil_div(items, kFewChannelsThreads);
-      STD_TORCH_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", items, " elements");
+      PYOPS_CHECK(blocks < (int64_t{1} << 31), kOp, ": the output is too large: ", items, " elements");
       launch(conv2d_few_channels_kernel<T, size()>, static_cast<unsigned>(blocks), kFewChannelsThreads, 0,
              p.stream, c, phase, source, packed.shape, data<T>(packed.memory), epilogue);
     };
@@ -156,7 +156,7 @@ void few_channels_weight_gradient(const WeightGradientProblem<T>& p) {
   const int64_t wanted = std::min(ceil_div(4 * kWholeGpu, units), ceil_div(sum.pixels, kFewestPixels));
   sum.part = wanted > 0 ? ceil_div(sum.pixels, wanted) : 1;
   const int64_t parts = ceil_div(sum.pixels, sum.part);
-  STD_TORCH_CHECK(parts * units < (int64_t{1} << 31), kOp, ": the weight is too large");
+  PYOPS_CHECK(parts * units < (int64_t{1} << 31), kOp, ": the weight is too large");
   Tensor partial =
       new_tensor(p.grad_weight, {parts, sum.channels, terms}, accumulate_type(p.grad_weight.scalar_type()));
   if (parts > 0) {

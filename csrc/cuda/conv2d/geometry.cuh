@@ -89,8 +89,8 @@ struct ConvPhase {
 // The kernels count along an axis in 32 bits.
 inline void check_narrow(const Conv2dShape& s, const char* op) {
   for (const math::ConvAxis& axis : {s.height, s.width}) {
-    STD_TORCH_CHECK(axis.input + 2 * axis.padding + axis.extent() + axis.stride < (int64_t{1} << 30), op,
-                    ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
+    PYOPS_CHECK(axis.input + 2 * axis.padding + axis.extent() + axis.stride < (int64_t{1} << 30), op,
+                ": height and width must be less than 2^30 with padding and kernel, got ", axis.input);
   }
 }
 

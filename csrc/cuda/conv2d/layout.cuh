@@ -54,8 +54,8 @@ PackedOperand<T> conv_weights(const Correlation& c, const ConvSource<T>& source,
   for (int p = 0; p < c.phases_down; ++p) taps_down = std::max<int64_t>(taps_down, c.down[p].taps);
   for (int p = 0; p < c.phases_across; ++p) taps_across = std::max<int64_t>(taps_across, c.across[p].taps);
   const int64_t depth = taps_down * taps_across * source.channels;
-  STD_TORCH_CHECK(depth < (int64_t{1} << 30), "conv2d: an output must be a sum of less than 2^30 terms, got ",
-                  depth);
+  PYOPS_CHECK(depth < (int64_t{1} << 30), "conv2d: an output must be a sum of less than 2^30 terms, got ",
+              depth);
   const int64_t padded_outputs = round_up(c.outputs, tile_outputs), padded_depth = round_up(depth, kDepth<T>);
   const int64_t total = int64_t{c.phases_down} * c.phases_across * c.groups * padded_outputs * padded_depth;
   Tensor packed = new_tensor(weight, {total}, weight.scalar_type());

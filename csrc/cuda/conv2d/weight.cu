@@ -270,7 +270,7 @@ class WeightGradient {
     using Acc = acc_t<T>;
     const int64_t tiles = ceil_div(s_.outputs, kTileRows) * ceil_div(s_.terms, kTileColumns) * s_.groups;
     const int64_t parts = cut(tiles), rows = int64_t{s_.groups} * s_.outputs;
-    STD_TORCH_CHECK(parts * tiles < (int64_t{1} << 31), kOp, ": the weight is too large");
+    PYOPS_CHECK(parts * tiles < (int64_t{1} << 31), kOp, ": the weight is too large");
     Tensor partial =
         new_tensor(p_.grad_weight, {parts, rows, s_.terms}, accumulate_type(p_.grad_weight.scalar_type()));
     if (parts > 0) {

@@ -25,8 +25,8 @@ inline Axis narrow(const math::SlidingAxis& axis, const char* op) {
   // Where a single window begins does not depend on the stride.
   const int64_t stride = axis.out == 1 ? 1 : axis.stride;
   const int64_t extent = axis.in + 2 * axis.padding + (axis.kernel - 1) * axis.dilation + stride;
-  STD_TORCH_CHECK(extent <= std::numeric_limits<int>::max(), op,
-                  ": height and width must be less than 2^31 with padding and a window, got ", axis.in);
+  PYOPS_CHECK(extent <= std::numeric_limits<int>::max(), op,
+              ": height and width must be less than 2^31 with padding and a window, got ", axis.in);
   return {static_cast<int>(axis.in), static_cast<int>(axis.out),     static_cast<int>(axis.kernel),
           static_cast<int>(stride),  static_cast<int>(axis.padding), static_cast<int>(axis.dilation)};
 }
@@ -136,8 +136,8 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
   constexpr int kSize = Pack<T>::kSize;
   const auto run = [&](auto size) {
     const int64_t packs = image.inner / size(), places = image.width * packs;
-    STD_TORCH_CHECK(image.row_elements() < std::numeric_limits<int>::max() - kPoolThreads,
-                    "pooling: a row must have less than 2^31 elements, got ", image.row_elements());
+    PYOPS_CHECK(image.row_elements() < std::numeric_limits<int>::max() - kPoolThreads,
+                "pooling: a row must have less than 2^31 elements, got ", image.row_elements());
     const PoolRows rows{image.rows(), static_cast<int>(packs), static_cast<int>(places), lanes_for(places)};
     const int64_t per_block = kPoolThreads / rows.lanes;
     launch(kernel_of(size), blocks_for(rows.rows, per_block), kPoolThreads, 0, stream, rows, arguments...);

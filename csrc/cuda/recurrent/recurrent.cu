@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
   const char* op = "recurrent_backward";
   const RecurrentShape s = check_recurrent(input, weight_ih, weight_hh, h_0, c_0, batch_sizes, kind, op);
   check_recurrent_backward(s, input, grad_output, grad_h_n, grad_c_n, output, gates, extra, op);
-  STD_TORCH_CHECK(s.sequences.steps() > 0, op, ": input must have at least one step");
+  PYOPS_CHECK(s.sequences.steps() > 0, op, ": input must have at least one step");
   const DeviceScope device(input);
   const int64_t rows = s.sequences.rows();
   const bool splits = s.gradients > s.gates;
