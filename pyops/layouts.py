@@ -28,6 +28,11 @@ def dense_order(tensor: Tensor) -> list[int] | None:
     return order if tensor.permute(order).is_contiguous() else None
 
 
+def copied_densely(tensor: Tensor) -> Tensor:
+    """A dense copy of a tensor with gaps, in the order of its strides: outputs of torch's ops lie so."""
+    return tensor.clone(memory_format=torch.preserve_format)
+
+
 def inverse(order: list[int]) -> list[int]:
     """The permutation that undoes ``order``."""
     return sorted(range(len(order)), key=order.__getitem__)
@@ -75,10 +80,10 @@ def dense(image: Tensor, channels_last: bool) -> Tensor:
 
 
 def dense_in_either_format(image: Tensor) -> Tensor:
-    """The image if it is dense in one of the two formats, else a contiguous copy."""
+    """The image if it is dense in one of the two formats, else a copy in the one that its strides suggest."""
     if image.is_contiguous() or image.is_contiguous(memory_format=torch.channels_last):
         return image
-    return image.contiguous()
+    return dense(image, strides_are_channels_last(image))
 
 
 def lies_channels_last(image: Tensor) -> bool:

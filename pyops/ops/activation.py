@@ -29,10 +29,10 @@ from ..kinds import (
     TANH,
     Activation,
 )
-from ..layouts import dense_order, laid_out_as
+from ..layouts import copied_densely, dense_order, laid_out_as
 from ..reference import activation as reference
 from .tools.autograd import apply
-from .tools.checks import check_floating, check_tensor, refuse_leaf
+from .tools.checks import ArgumentError, check_floating, check_tensor, refuse_leaf
 from .tools.kept_output import keeps_input_in_torch
 
 __all__ = ["elu", "gelu", "hardswish", "leaky_relu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
@@ -111,7 +111,7 @@ def _activate(
                 torch.autograd.graph.increment_version(input)
             return input
     elif not dense:
-        input = input.contiguous()
+        input = copied_densely(input)
     if needs_grad:
         return apply(_Activation, input, Activation(kind, alpha, beta), inplace, ops)
     return ops.activation_forward(input, kind, alpha, beta)
@@ -228,7 +228,7 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """
     check_tensor("gelu", "input", input)
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+        raise ArgumentError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     if not backends.is_strided(input):
         return torch.nn.functional.gelu(input, approximate=approximate)
     # No rule for tiny tensors: torch's op takes longer there, too.

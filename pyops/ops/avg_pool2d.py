@@ -19,7 +19,7 @@ from .. import _library, backends
 from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
 from ..reference import pooling as reference
 from .tools.autograd import apply
-from .tools.checks import as_integer
+from .tools.checks import ArgumentError, as_integer
 from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d"]
@@ -142,7 +142,7 @@ def avg_pool2d(
     check_windows(name, input.shape[-2:], kernel, strides, paddings, _NO_DILATION, ceil_mode)
     divisor_override = None if divisor_override is None else as_integer(divisor_override) or 0
     if divisor_override == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: divisor_override must be None or an integer other than 0, got {divisor_override!r}"
         )
     ops = backends.resolve(input)
@@ -178,7 +178,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     sizes = output_size if isinstance(output_size, (tuple, list)) else [output_size, output_size]
     given = [input.shape[i - 2] if s is None else s for i, s in enumerate(sizes)]
     if len(given) != 2:
-        raise ValueError(f"{name}: output_size must be one number or two, got {output_size!r}")
+        raise ArgumentError(f"{name}: output_size must be one number or two, got {output_size!r}")
     size = pair(name, "output_size", given, 0)
     ops = backends.resolve(input)
     if ops is None:

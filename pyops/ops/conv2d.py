@@ -19,7 +19,15 @@ from ..kinds import ACTIVATION_SCHEMA, IDENTITY, Activation, parse
 from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
 from ..reference import conv2d as reference
 from .tools.autograd import apply
-from .tools.checks import as_integer, check_device, check_floating, check_shape, check_tensor
+from .tools.checks import (
+    ArgumentError,
+    DtypeError,
+    as_integer,
+    check_device,
+    check_floating,
+    check_shape,
+    check_tensor,
+)
 from .tools.kept_output import KeptOutput, may_be_changed
 from .tools.packed import forget, is_constant, may_keep, packed
 
@@ -281,7 +289,7 @@ def conv2d(
         check_device(name, "residual", residual, input)
         check_shape(name, "residual", residual, shape, "the output's")
         if residual.dtype is not input.dtype:
-            raise TypeError(
+            raise DtypeError(
                 f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}"
             )
     ops = backends.resolve(input, "conv2d_forward")
@@ -362,29 +370,29 @@ def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> l
     if len(pair) == 1:
         pair = pair * 2
     if len(pair) != 2 or None in pair:
-        raise ValueError(f"{function}: {name} must be a number or two, got {value!r}")
+        raise ArgumentError(f"{function}: {name} must be a number or two, got {value!r}")
     if pair[0] < least or pair[1] < least:
-        raise ValueError(f"{function}: {name} must be at least {least}, got {value!r}")
+        raise ArgumentError(f"{function}: {name} must be at least {least}, got {value!r}")
     return pair
 
 
 def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     check_device(name, "weight", weight, input)
     if input.dim() != 4 or weight.dim() != 4:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: input must have shape (N, C, H, W) or (C, H, W) and weight (K, C / groups, R, S), "
             f"got {tuple(input.shape)} and {tuple(weight.shape)}"
         )
     if weight.dtype is not input.dtype:
-        raise TypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
+        raise DtypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
     if groups < 1:
-        raise ValueError(f"{name}: groups must be at least 1, got {groups}")
+        raise ArgumentError(f"{name}: groups must be at least 1, got {groups}")
     if weight.shape[0] == 0 or weight.shape[0] % groups:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: groups must divide the weight's {weight.shape[0]} output channels, got {groups}"
         )
     if weight.shape[1] == 0 or input.shape[1] != weight.shape[1] * groups:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: the weight has {weight.shape[1]} channels and groups is {groups}, "
             f"so input must have {weight.shape[1] * groups} channels, got shape {tuple(input.shape)}"
         )
@@ -392,7 +400,7 @@ def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None
         check_device(name, "bias", bias, input)
         check_shape(name, "bias", bias, (weight.shape[0],), "one per output channel")
         if bias.dtype is not input.dtype:
-            raise TypeError(f"{name}: bias must have the input's dtype {input.dtype}, got {bias.dtype}")
+            raise DtypeError(f"{name}: bias must have the input's dtype {input.dtype}, got {bias.dtype}")
 
 
 def _named_padding(
@@ -402,9 +410,9 @@ def _named_padding(
     if padding == "valid":
         return input, [0, 0]
     if padding != "same":
-        raise ValueError(f"{name}: padding must be 'same', 'valid' or numbers, got {padding!r}")
+        raise ArgumentError(f"{name}: padding must be 'same', 'valid' or numbers, got {padding!r}")
     if stride != [1, 1]:
-        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
+        raise ArgumentError(f"{name}: padding='same' needs stride 1, got {stride}")
     total = [dilation[i] * (weight.shape[2 + i] - 1) for i in range(2)]
     odd = [t % 2 for t in total]
     if any(odd):  # as torch: the extra one comes last
@@ -417,7 +425,7 @@ def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: Geome
         extent = geometry.dilation[i] * (weight.shape[2 + i] - 1) + 1
         padded = input.shape[2 + i] + 2 * geometry.padding[i]
         if weight.shape[2 + i] == 0 or extent > padded:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: the kernel's {side} is {weight.shape[2 + i]}, {extent} with its dilation, and must "
                 f"be at least 1 and at most the padded input's {padded} (input {input.shape[2 + i]}, "
                 f"padding {geometry.padding[i]})"

@@ -20,7 +20,7 @@ from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
-from .tools.checks import check_device, check_floating, reduction_code
+from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, reduction_code
 from .tools.classes import (
     by_classes,
     class_indices,
@@ -245,9 +245,9 @@ def cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape or value.
-        RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
-            nor ``ignore_index``. Elsewhere finding out would need a synchronisation, so such a row's loss
-            and gradient are NaN. torch's own op, which serves small tensors, raises its own errors.
+        RuntimeError: tensors on different devices.
+        IndexError: on the CPU, a class index that is neither in [0, C) nor ``ignore_index``. Elsewhere
+            finding out would need a synchronisation, so such a row's loss and gradient are NaN.
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
@@ -273,9 +273,9 @@ def cross_entropy(
             return _fused(input, target, None, None, options, dtype, False, inplace_backward, ops)[0]
     check_floating(name, "input", input)
     if input.dim() == 0:
-        raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
+        raise ArgumentError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise ArgumentError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
     check_device(name, "target", target, input)
     row_shape = without_class_dim(input.shape)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype
@@ -283,6 +283,8 @@ def cross_entropy(
         input, target = _with_probabilities(name, input, target, ignore_index)
         result_dtype = torch.promote_types(result_dtype, target.dtype)
     else:
+        if input.dim() == 1 and target.shape == (1,):  # which torch takes for one row
+            target = target[0]
         target = class_indices(name, target, row_shape)
     classes = input.size(1) if input.dim() > 1 else input.size(0)
     weight = class_weight(name, weight, classes, input)
@@ -310,12 +312,14 @@ def _with_probabilities(
     name: str, logits: Tensor, target: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     if not target.is_floating_point():
-        raise TypeError(
+        raise DtypeError(
             f"{name}: target of the input's shape means class probabilities and must be floating-point, "
             f"got {target.dtype}"
         )
     if ignore_index >= 0:
-        raise ValueError(f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}")
+        raise ArgumentError(
+            f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}"
+        )
     if target.dtype is not logits.dtype:
         dtype = torch.promote_types(target.dtype, logits.dtype)
         return logits.to(dtype), target.to(dtype)

@@ -17,10 +17,18 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, LEAKY_RELU, RELU, Activation, parse
-from ..layouts import dense_order, inverse
+from ..layouts import copied_densely, dense_order, inverse
 from ..reference import dropout as reference
 from .tools.autograd import apply
-from .tools.checks import check_device, check_floating, check_shape, check_tensor, refuse_leaf
+from .tools.checks import (
+    ArgumentError,
+    DtypeError,
+    check_device,
+    check_floating,
+    check_shape,
+    check_tensor,
+    refuse_leaf,
+)
 
 __all__ = ["dropout"]
 
@@ -148,9 +156,8 @@ def dropout(
     one pass over memory, and one pass for all gradients. Without ``training``, or with ``p = 0``, nothing is
     dropped: ``input`` itself is returned, or the fused formula without the mask.
 
-    ``p`` is rounded to a multiple of 2^-16 (never to 0 or 1), and what is kept is scaled by the probability
-    after that. The mask depends on the seed, drawn from torch's generator, and on the elements' order in
-    memory; it is the same on every backend.
+    ``p`` is exact to 2^-32, and what is kept is scaled by 1 / (1 - p), as in torch. The mask depends on the
+    seed, drawn from torch's generator, and on the elements' order in memory; it is the same on every backend.
 
     Args:
         input: floating tensor of any shape and strides.
@@ -173,17 +180,17 @@ def dropout(
         RuntimeError: tensors on different devices.
     """
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout: p must be a probability between 0 and 1, got {p}")
+        raise ArgumentError(f"dropout: p must be a probability between 0 and 1, got {p}")
     drops = training and p > 0.0
     if bias is not None or activation is not None or residual is not None:
         if inplace:
-            raise ValueError("dropout: inplace=True cannot be combined with bias, activation or residual")
+            raise ArgumentError("dropout: inplace=True cannot be combined with bias, activation or residual")
         return _fused(input, float(p) if drops else 0.0, bias, activation, residual, generator)
     check_tensor("dropout", "input", input)
     if not drops or (backends.is_strided(input) and input.numel() == 0):
         return input
     if not input.is_floating_point() and p < 1.0 and not input.is_complex():
-        raise TypeError(f"dropout: input must be a floating-point tensor, got {input.dtype}")
+        raise DtypeError(f"dropout: input must be a floating-point tensor, got {input.dtype}")
     if not backends.is_strided(input):
         return torch.nn.functional.dropout(input, p, training, inplace)
     ops = backends.resolve(input)
@@ -205,9 +212,9 @@ def dropout(
 def _plain(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace | None) -> Tensor:
     if not input.is_contiguous():
         order = dense_order(input)
-        if order is not None:
-            return _plain(input.permute(order), seed, p, ops).permute(inverse(order))
-        input = input.contiguous()
+        if order is None:
+            return _plain(copied_densely(input), seed, p, ops)
+        return _plain(input.permute(order), seed, p, ops).permute(inverse(order))
     return reference.dropout(input, seed, p) if ops is None else _apply(input, seed, p, ops)
 
 
@@ -245,10 +252,10 @@ def _fused(
     if not input.is_contiguous():
         order = dense_order(input)
         if order is None:
-            input = input.contiguous()
-        else:
-            input, dim = input.permute(order), order.index(dim)
-            residual = None if residual is None else residual.permute(order)
+            input = copied_densely(input)
+            order = dense_order(input) or list(range(input.dim()))
+        input, dim = input.permute(order), order.index(dim)
+        residual = None if residual is None else residual.permute(order)
     if residual is not None:
         residual = residual.contiguous()
     output = _apply_fused(input, bias, residual, seed, p, activation, dim)
@@ -306,7 +313,7 @@ def _bias_vector(input: Tensor, bias: Tensor) -> tuple[Tensor, int]:
     wide = [i for i, size in enumerate(shape) if size != 1]
     dim = rank - len(shape) + wide[0] if wide else rank - 1
     if rank == 0 or len(shape) > rank or len(wide) > 1 or (wide and shape[wide[0]] != input.size(dim)):
-        raise ValueError(
+        raise ArgumentError(
             "dropout: bias must have at most one dimension that is not 1 and broadcast to the input's shape "
             f"{tuple(input.shape)}, got {tuple(shape)}"
         )

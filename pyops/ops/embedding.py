@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from .. import _library, backends
 from ..reference import embedding as reference
 from .tools.autograd import apply
-from .tools.checks import check_device, check_tensor
+from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor
 
 __all__ = ["embedding"]
 
@@ -116,9 +116,9 @@ def embedding(
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape or value.
-        RuntimeError: tensors on different devices; on the CPU an index outside of [0, V), before anything is
-            written. Elsewhere such an index gives a row of NaN and no gradient, since finding out would
-            synchronise.
+        RuntimeError: tensors on different devices.
+        IndexError: on the CPU an index outside of [0, V), before anything is written. Elsewhere such an index
+            gives a row of NaN and no gradient, since finding out would synchronise.
     """
     name = "embedding"
     check_tensor(name, "input", input)
@@ -129,9 +129,9 @@ def embedding(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
     if input.dtype is not torch.int64 and input.dtype is not torch.int32:
-        raise TypeError(f"{name}: input must hold int64 or int32 indices, got {input.dtype}")
+        raise DtypeError(f"{name}: input must hold int64 or int32 indices, got {input.dtype}")
     if weight.dim() != 2:
-        raise ValueError(f"{name}: weight must have shape (V, D), got {tuple(weight.shape)}")
+        raise ArgumentError(f"{name}: weight must have shape (V, D), got {tuple(weight.shape)}")
     check_device(name, "weight", weight, input)
     padding = _row_number(name, padding_idx, weight.shape[0])
     input = input.contiguous()
@@ -150,7 +150,7 @@ def _row_number(name: str, padding_idx: int | None, rows: int) -> int:
     if padding_idx is None:
         return _NO_PADDING
     if not -rows <= padding_idx < rows:
-        raise ValueError(f"{name}: padding_idx must be in [{-rows}, {rows - 1}], got {padding_idx}")
+        raise ArgumentError(f"{name}: padding_idx must be in [{-rows}, {rows - 1}], got {padding_idx}")
     return padding_idx + rows if padding_idx < 0 else padding_idx
 
 

@@ -18,7 +18,7 @@ from .. import _library, backends
 from ..layouts import strides_are_channels_last
 from ..reference import interpolate as reference
 from .tools.autograd import apply
-from .tools.checks import as_integer, check_tensor
+from .tools.checks import ArgumentError, as_integer, check_tensor
 
 __all__ = ["interpolate"]
 
@@ -124,7 +124,7 @@ def interpolate(
         return torch.nn.functional.interpolate(*arguments)
     if align_corners is not None or antialias:
         option = "antialias" if align_corners is None else "align_corners"
-        raise ValueError(f"{name}: {option} is an option of the linear modes, mode is {mode!r}")
+        raise ArgumentError(f"{name}: {option} is an option of the linear modes, mode is {mode!r}")
     sizes, factors = _output_size(name, input, size, scale_factor, recompute_scale_factor)
     if backends.prefers_torch(name, input):
         return torch.nn.functional.interpolate(*arguments)
@@ -174,7 +174,7 @@ def _per_dimension(name: str, argument: str, value: Any, spatial: int) -> list[A
     if not isinstance(value, (list, tuple)):
         return [value] * spatial
     if len(value) != spatial:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: {argument} must have one value for each of the input's {spatial} spatial dimensions, "
             f"got {value}"
         )
@@ -188,10 +188,10 @@ def _output_size(
     spatial = input.dim() - 2
     if (size is None) == (scale_factor is None):
         given = "neither" if size is None else "both"
-        raise ValueError(f"{name}: either size or scale_factor must be given, got {given}")
+        raise ArgumentError(f"{name}: either size or scale_factor must be given, got {given}")
     if size is not None:
         if recompute:
-            raise ValueError(f"{name}: recompute_scale_factor needs a scale_factor, got size={size}")
+            raise ArgumentError(f"{name}: recompute_scale_factor needs a scale_factor, got size={size}")
         sizes = _per_dimension(name, "size", size, spatial)
         integers = [as_integer(value) for value in sizes]
         if None in integers:

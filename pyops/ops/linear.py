@@ -20,7 +20,7 @@ from ..reference import linear as reference
 from ..reference.dropout import bias_activation_dropout_gradient
 from .dropout import draw_seed
 from .tools.autograd import apply, differentiable_gradients
-from .tools.checks import check_tensor
+from .tools.checks import ArgumentError, check_tensor
 from .tools.kept_output import KeptOutput, may_be_changed
 
 __all__ = ["linear"]
@@ -209,6 +209,8 @@ def linear(
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         check_tensor(name, "input", input)
         check_tensor(name, "weight", weight)
+    if bias is not None:
+        check_tensor(name, "bias", bias)
     if weight.dim() == 1:
         column = None if bias is None else bias.reshape(-1)
         output = linear(
@@ -225,13 +227,15 @@ def linear(
         if activation is None and (backends.prefers_torch(name, input) or not backends.is_strided(weight)):
             return torch.nn.functional.linear(input, weight, bias)
     elif not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
+        raise ArgumentError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
     input, weight, bias = autocast(input, weight, bias)
     if bias is not None:
-        bias = bias.contiguous() if bias.dim() else bias.expand(weight.shape[0]).contiguous()
+        if bias.numel() == 1:
+            bias = bias.reshape(1).expand(weight.shape[0])
+        bias = bias.contiguous()
     seed = draw_seed(input.device, generator) if training and dropout_p > 0.0 else None
     ops = backends.resolve(input)
-    if ops is None:
+    if ops is None or (bias is not None and bias.dim() != 1):  # torch's bias may be one of every row
         return reference.linear(input, weight, bias, seed, dropout_p, function)
     input, weight = _operand(input), _operand(weight)
     differentiable = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)

@@ -20,7 +20,7 @@ from ..dtypes import acc_dtype
 from ..kinds import SUM
 from ..reference import linear_cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, take_written
-from .tools.checks import check_device, check_floating, check_shape, reduction_code
+from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, check_shape, reduction_code
 from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
 __all__ = ["linear_cross_entropy"]
@@ -282,12 +282,14 @@ def linear_cross_entropy(
         Loss in the dtype of ``input`` (float32 under autocast): 0-d, or one per row with ``"none"``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`cross_entropy`.
+        TypeError, ValueError, RuntimeError, IndexError: as :func:`cross_entropy`.
     """
     name = "linear_cross_entropy"
     if options is not None:
         if z_loss != 0.0 or sample_weight is not None or chunk_size is not None:
-            raise ValueError(f"{name}: z_loss, sample_weight and chunk_size cannot be combined with options")
+            raise ArgumentError(
+                f"{name}: z_loss, sample_weight and chunk_size cannot be combined with options"
+            )
         return torch.nn.functional.linear_cross_entropy(
             *(input, linear_weight, target), linear_bias=linear_bias, weight=weight, reduction=reduction,
             ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
@@ -306,9 +308,9 @@ def linear_cross_entropy(
                 return apply(_SmallLinearCrossEntropy, *tensors, options, ops)
     _check_linear(name, input, linear_weight, linear_bias)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise ArgumentError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"{name}: chunk_size must be at least 1, got {chunk_size}")
+        raise ArgumentError(f"{name}: chunk_size must be at least 1, got {chunk_size}")
     check_device(name, "target", target, input)
     logits_shape = linear_weight.shape[:-1]
     full_shape = input.shape[:-1] + logits_shape
@@ -401,20 +403,20 @@ def _check_linear(name: str, input: Tensor, linear_weight: Tensor, bias: Tensor 
     check_floating(name, "linear_weight", linear_weight)
     check_device(name, "linear_weight", linear_weight, input)
     if input.dim() not in (1, 2):
-        raise ValueError(f"{name}: input must have shape (in) or (N, in), got {tuple(input.shape)}")
+        raise ArgumentError(f"{name}: input must have shape (in) or (N, in), got {tuple(input.shape)}")
     if linear_weight.dim() < 2 or (linear_weight.dim() > 2 and input.dim() == 1):
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: linear_weight must have shape (C, in), or (C, *d, in) with a batched input; "
             f"got {tuple(linear_weight.shape)} for an input of shape {tuple(input.shape)}"
         )
     if input.size(-1) != linear_weight.size(-1):
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: input and linear_weight must agree in their last dimension (in), "
             f"got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
         )
     autocast = torch.is_autocast_enabled(input.device.type)
     if input.dtype is not linear_weight.dtype and not autocast:
-        raise TypeError(
+        raise DtypeError(
             f"{name}: linear_weight must have the input's dtype {input.dtype}, got {linear_weight.dtype}"
         )
     if bias is not None:
@@ -422,7 +424,7 @@ def _check_linear(name: str, input: Tensor, linear_weight: Tensor, bias: Tensor 
         check_device(name, "linear_bias", bias, input)
         check_shape(name, "linear_bias", bias, tuple(linear_weight.shape[:-1]), "(C, *d)")
         if bias.dtype is not linear_weight.dtype and not autocast:
-            raise TypeError(f"{name}: linear_bias must have dtype {linear_weight.dtype}, got {bias.dtype}")
+            raise DtypeError(f"{name}: linear_bias must have dtype {linear_weight.dtype}, got {bias.dtype}")
 
 
 def _check_target(
@@ -432,5 +434,7 @@ def _check_target(
         return class_indices(name, target, without_class_dim(full_shape))
     check_floating(name, "target (class probabilities)", target)
     if ignore_index is not None:
-        raise ValueError(f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}")
+        raise ArgumentError(
+            f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}"
+        )
     return target.to(input.dtype).contiguous()

@@ -16,7 +16,7 @@ from .. import backends
 from ..dtypes import autocasts_to_float32, is_plain_sixteen_bit
 from ..kinds import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1
 from .elementwise_loss import Options, elementwise_loss
-from .tools.checks import check_device, check_tensor, reduction_code
+from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor, reduction_code
 
 __all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
 
@@ -158,12 +158,12 @@ def binary_cross_entropy_with_logits(
         return elementwise_loss(input, target, None, None, options, input.dtype)
     _check_pair(name, input, target)
     if target.shape != input.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: target must have the input's shape {tuple(input.shape)}, got {tuple(target.shape)}"
         )
     for argument, tensor in (("input", input), ("target", target)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name}: {argument} must be a floating-point tensor, got {tensor.dtype}")
+            raise DtypeError(f"{name}: {argument} must be a floating-point tensor, got {tensor.dtype}")
     for argument, factor in (("weight", weight), ("pos_weight", pos_weight)):
         if factor is not None:
             check_device(name, argument, factor, input)
@@ -228,7 +228,7 @@ def _difference_loss(
     if weight is not None:
         check_device(name, "weight", weight, input)
         if weight.shape != input.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: weight must have the input's shape {tuple(input.shape)}, got {tuple(weight.shape)}"
             )
     if target.shape != input.shape:
@@ -238,7 +238,7 @@ def _difference_loss(
         reduction = ("none", "mean", "sum")[options[2]]  # torch has it for integers and complex numbers
         return torch.nn.functional.l1_loss(input, target, reduction=reduction)
     if not result_dtype.is_floating_point:
-        raise TypeError(
+        raise DtypeError(
             f"{name}: input and target must be floating-point tensors, got {input.dtype} and {target.dtype}"
         )
     return elementwise_loss(input, target, weight, None, options, result_dtype)
@@ -271,6 +271,6 @@ def _difference_dtype(
     casts = not composed or (input.is_cuda and (kind == MSE or reduction != 0))
     dtypes = [torch.float32 if casts and autocasts_to_float32(t) else t.dtype for t in (input, target)]
     if kind == HUBER and not input.is_floating_point():
-        raise TypeError(f"{name}: input must be a floating-point tensor, got {input.dtype}")
+        raise DtypeError(f"{name}: input must be a floating-point tensor, got {input.dtype}")
     dtype = dtypes[0] if kind == HUBER else torch.promote_types(*dtypes)
     return dtype if weight is None else torch.promote_types(dtype, weight.dtype)

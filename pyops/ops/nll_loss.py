@@ -16,7 +16,7 @@ from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import nll_loss as reference
 from .tools.autograd import apply, differentiable_gradients
-from .tools.checks import check_device, check_floating, reduction_code
+from .tools.checks import ArgumentError, check_device, check_floating, reduction_code
 from .tools.classes import class_indices, class_weight, is_plain, without_class_dim
 
 __all__ = ["nll_loss"]
@@ -121,9 +121,9 @@ def nll_loss(
 
     Raises:
         TypeError, ValueError: an argument of wrong dtype, shape or value.
-        RuntimeError: tensors on different devices; on the CPU, a class index that is neither in [0, C)
-            nor ``ignore_index`` (elsewhere such a row's loss is NaN, since finding out would synchronise).
-            torch's own op, which serves small tensors, raises its own errors.
+        RuntimeError: tensors on different devices.
+        IndexError: on the CPU, a class index that is neither in [0, C) nor ``ignore_index`` (elsewhere such
+            a row's loss is NaN, since finding out would synchronise).
     """
     name = "nll_loss"
     code = reduction_code(name, reduction, size_average, reduce)
@@ -141,7 +141,7 @@ def nll_loss(
         return plain_ops.nll_loss_forward(input, target, None, code, ignore_index)[0].to(input.dtype)
     check_floating(name, "input", input)
     if input.dim() == 0:
-        raise ValueError(f"{name}: input must have at least one dimension, got a 0-d tensor")
+        raise ArgumentError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     check_device(name, "target", target, input)
     row_shape = without_class_dim(input.shape)
     target = class_indices(name, target, row_shape)

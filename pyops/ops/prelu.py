@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocast
-from ..layouts import dense_order, inverse
+from ..layouts import copied_densely, dense_order, inverse
 from ..reference import prelu as reference
 from .tools.autograd import apply
-from .tools.checks import check_device, check_floating, check_tensor
+from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, check_tensor
 
 __all__ = ["prelu"]
 
@@ -81,20 +81,22 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if ops is None:
         return torch.nn.functional.prelu(input, weight)
     weight = weight.contiguous()
-    if input.is_contiguous() or (order := dense_order(input)) is None:
-        return _apply_prelu(input.contiguous(), weight, dim, ops)
+    if input.is_contiguous():
+        return _apply_prelu(input, weight, dim, ops)
+    if (order := dense_order(input)) is None:
+        return prelu(copied_densely(input), weight)
     return _apply_prelu(input.permute(order), weight, order.index(dim), ops).permute(inverse(order))
 
 
 def _check_slopes(input: Tensor, weight: Tensor) -> None:
     if weight.dtype is not input.dtype:
-        raise TypeError(f"prelu: weight must have dtype {input.dtype} as the input has, got {weight.dtype}")
+        raise DtypeError(f"prelu: weight must have dtype {input.dtype} as the input has, got {weight.dtype}")
     if weight.dim() > 1:
-        raise ValueError(f"prelu: weight must have at most 1 dimension, got shape {tuple(weight.shape)}")
+        raise ArgumentError(f"prelu: weight must have at most 1 dimension, got shape {tuple(weight.shape)}")
     channels = input.size(1) if input.dim() > 1 else 1
     if weight.numel() not in (1, channels):
         wanted = "1 element" if channels == 1 else f"1 or {channels} elements, one per channel"
-        raise ValueError(f"prelu: weight must have {wanted}, got {weight.numel()}")
+        raise ArgumentError(f"prelu: weight must have {wanted}, got {weight.numel()}")
 
 
 def _apply_prelu(input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:

@@ -16,7 +16,7 @@ from ..dtypes import autocast, autocasts
 from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from .dropout import dropout as drop
 from .recurrent import GATES, Weights, one_direction
-from .tools.checks import check_device, check_floating, check_shape, check_tensor
+from .tools.checks import ArgumentError, check_device, check_floating, check_shape, check_tensor
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell"]
 
@@ -218,7 +218,7 @@ def _function(
     directions = 2 if bidirectional else 1
     layers = _grouped(name, params, has_biases, num_layers * directions)
     if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"{name}: dropout must be a probability between 0 and 1, got {dropout}")
+        raise ArgumentError(f"{name}: dropout must be a probability between 0 and 1, got {dropout}")
     _check_states(name, kind, hx)
     _check_sequence(name, input, batch_sizes)
     input, hx, layers = _cast(name, input, hx, layers)
@@ -263,7 +263,7 @@ def _grouped(name: str, params: Sequence[Tensor], has_biases: bool, count: int) 
     if name == "lstm" and len(params) == count * (each + 1):
         each += 1
     if count < 1 or len(params) != count * each:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: params must hold {count} sets (layers x directions) of {each} tensors, "
             f"got {len(params)}"
         )
@@ -275,7 +275,7 @@ def _grouped(name: str, params: Sequence[Tensor], has_biases: bool, count: int) 
 
 def _check_states(name: str, kind: int, hx: tuple[Tensor, ...]) -> None:
     if kind == LSTM and len(hx) != 2:
-        raise ValueError(f"{name}: hx must be a pair of h and c, got {len(hx)} tensors")
+        raise ArgumentError(f"{name}: hx must be a pair of h and c, got {len(hx)} tensors")
     for at, state in enumerate(hx):
         check_tensor(name, _state_name(kind, at), state)
 
@@ -288,13 +288,13 @@ def _check_sequence(name: str, input: Tensor, batch_sizes: Tensor | None) -> Non
     check_floating(name, "input", input)
     rank = 3 if batch_sizes is None else 2
     if input.dim() != rank:
-        raise ValueError(f"{name}: input must have {rank} dimensions, got shape {tuple(input.shape)}")
+        raise ArgumentError(f"{name}: input must have {rank} dimensions, got shape {tuple(input.shape)}")
 
 
 def _check_batch_sizes(name: str, batch_sizes: Tensor, x: Tensor, h: Tensor) -> None:
     check_tensor(name, "batch_sizes", batch_sizes)
     if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: batch_sizes must be a vector of int64 on the CPU, got {batch_sizes.dtype} of shape "
             f"{tuple(batch_sizes.shape)} on {batch_sizes.device}"
         )
@@ -304,9 +304,9 @@ def _check_batch_sizes(name: str, batch_sizes: Tensor, x: Tensor, h: Tensor) -> 
     if not sizes:
         raise RuntimeError(f"{name}: the sequence length must be larger than 0, batch_sizes is empty")
     if sizes[-1] < 1 or any(a < b for a, b in itertools.pairwise(sizes)):
-        raise ValueError(f"{name}: batch_sizes must be positive and not increase, got {sizes}")
+        raise ArgumentError(f"{name}: batch_sizes must be positive and not increase, got {sizes}")
     if sizes[0] != h.shape[1] or sum(sizes) != x.shape[0]:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: batch_sizes must begin with the batch size {h.shape[1]} of hx and sum up to the "
             f"{x.shape[0]} rows of input, got {sizes}"
         )
@@ -326,7 +326,7 @@ def _check_layers(
     if batch is not None and x.shape[0] == 0:
         raise RuntimeError(f"{name}: the sequence length must be larger than 0, input has no steps")
     if layers[0].weight_hh.dim() != 2:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: weight_hh must have 2 dimensions, got shape {tuple(layers[0].weight_hh.shape)}"
         )
     hidden = layers[0].weight_hh.shape[0] // GATES[kind]
@@ -381,7 +381,7 @@ def _cast(
 def _check_same_kind(name: str, input: Tensor, hx: tuple[Tensor, ...], layers: list[Weights]) -> None:
     for what, tensor in _named(hx, layers):
         if tensor.dtype is not input.dtype:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: input and {what} must have the same dtype, got {input.dtype} and {tensor.dtype}"
             )
         check_device(name, what, tensor, input)
@@ -420,7 +420,7 @@ def _cell(kind: int, input: Tensor, hx: tuple[Tensor, ...], weights: Weights) ->
     for what, tensor in (("input", input), *_named(hx, [weights])):
         check_floating(name, what, tensor)
     if input.dim() != 2 or hx[0].dim() != 2:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: input and hx must have 2 dimensions, got shapes {tuple(input.shape)} and "
             f"{tuple(hx[0].shape)}"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...dtypes import acc_dtype
 from ...layouts import dense_order, is_channels_last
-from .checks import check_device, check_shape, check_tensor
+from .checks import ArgumentError, DtypeError, check_device, check_shape, check_tensor
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
 # Otherwise everything behind the outer dimensions is a row, in which channels alternate.
@@ -57,18 +57,18 @@ def check_arguments(
     eps: float,
 ) -> None:
     if input.dim() < 2:
-        raise ValueError(f"{name}: input must have shape (N, C, *), got {tuple(input.shape)}")
+        raise ArgumentError(f"{name}: input must have shape (N, C, *), got {tuple(input.shape)}")
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f"{name}: running_mean and running_var must both be tensors or both be None")
+        raise ArgumentError(f"{name}: running_mean and running_var must both be tensors or both be None")
     if not isinstance(momentum, (int, float, torch.SymFloat)) and not hasattr(momentum, "__float__"):
         raise TypeError(f"{name}: momentum must be a number, got {momentum!r}")
     if not training and running_mean is None:
-        raise ValueError(f"{name}: running_mean and running_var must be given unless training=True")
+        raise ArgumentError(f"{name}: running_mean and running_var must be given unless training=True")
     if eps < 0 or (training and eps == 0):
-        raise ValueError(f"{name}: eps must be {'positive' if training else 'at least 0'}, got {eps}")
+        raise ArgumentError(f"{name}: eps must be {'positive' if training else 'at least 0'}, got {eps}")
     check_vectors(name, input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     if training and input.numel() == input.shape[1] > 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: expected more than 1 value per channel when training, got input of shape "
             f"{tuple(input.shape)}"
         )
@@ -98,10 +98,10 @@ def check_vectors(name: str, input: Tensor, **vectors: Tensor | None) -> None:
         allowed = (input.dtype, acc_dtype(input.dtype))
         if vector.dtype not in allowed:
             wanted = " or ".join(map(str, dict.fromkeys(allowed)))
-            raise TypeError(f"{name}: {label} must have dtype {wanted}, got {vector.dtype}")
+            raise DtypeError(f"{name}: {label} must have dtype {wanted}, got {vector.dtype}")
         first = first or (label, vector.dtype)
         if vector.dtype is not first[1]:
-            raise TypeError(
+            raise DtypeError(
                 f"{name}: {label} must have dtype {first[1]} as {first[0]} has, got {vector.dtype}"
             )
         if label.startswith("running") and vector.requires_grad:
@@ -113,4 +113,4 @@ def check_residual(name: str, residual: Tensor, input: Tensor) -> None:
     check_device(name, "residual", residual, input)
     check_shape(name, "residual", residual, tuple(input.shape), "the input's")
     if residual.dtype is not input.dtype:
-        raise TypeError(f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}")
+        raise DtypeError(f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}")

@@ -11,6 +11,15 @@ from torch.nn import _reduction
 
 from ...kinds import MEAN, NONE, SUM
 
+
+class ArgumentError(ValueError, RuntimeError):
+    """A shape or a value that does not fit. torch raises RuntimeError for it, or ValueError: this is both."""
+
+
+class DtypeError(TypeError, NotImplementedError):
+    """A dtype that an op cannot take. torch raises one or the other for it."""
+
+
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 
@@ -35,7 +44,7 @@ def check_tensor(function: str, name: str, tensor: Tensor) -> None:
 def check_floating(function: str, name: str, tensor: Tensor) -> None:
     check_tensor(function, name, tensor)
     if not tensor.is_floating_point():
-        raise TypeError(f"{function}: {name} must be a floating-point tensor, got {tensor.dtype}")
+        raise DtypeError(f"{function}: {name} must be a floating-point tensor, got {tensor.dtype}")
 
 
 def check_device(function: str, name: str, tensor: Tensor, like: Tensor) -> None:
@@ -48,7 +57,7 @@ def check_device(function: str, name: str, tensor: Tensor, like: Tensor) -> None
 
 def check_shape(function: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if tensor.shape != shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{function}: {name} must have shape {tuple(shape)} ({meaning}), got {tuple(tensor.shape)}"
         )
 
@@ -61,7 +70,7 @@ def reduction_code(
         reduction = _reduction.legacy_get_string(size_average, reduce)
     code = _REDUCTIONS.get(reduction)
     if code is None:
-        raise ValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+        raise ArgumentError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     return code
 
 

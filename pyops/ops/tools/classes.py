@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import acc_dtype, is_plain_sixteen_bit
-from .checks import check_device, check_floating, check_shape
+from .checks import DtypeError, check_device, check_floating, check_shape
 
 #: With at most so many classes torch's kernels over classes are slow.
 _FEW_CLASSES = 16
@@ -40,7 +40,7 @@ def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tens
     """``target`` as int64 class indices of ``shape``; uint8 is widened as torch does."""
     if target.dtype is not torch.int64:
         if target.dtype is not torch.uint8:
-            raise TypeError(f"{function}: target must hold int64 class indices, got {target.dtype}")
+            raise DtypeError(f"{function}: target must hold int64 class indices, got {target.dtype}")
         target = target.long()
     check_shape(function, "target", target, shape, "the input's shape without its class dimension")
     return target.contiguous()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .checks import as_integer, check_tensor
+from .checks import ArgumentError, as_integer, check_tensor
 
 Pair = list[int]
 IntOrPair = int | list[int] | tuple[int, ...]
@@ -20,9 +20,11 @@ def check_image(function: str, input: Tensor, *, channels_may_be_empty: bool = F
     shape = input.shape
     rank = len(shape)
     if rank not in (3, 4):
-        raise ValueError(f"{function}: input must have shape (C, H, W) or (N, C, H, W), got {tuple(shape)}")
+        raise ArgumentError(
+            f"{function}: input must have shape (C, H, W) or (N, C, H, W), got {tuple(shape)}"
+        )
     if 0 in shape[-2 if channels_may_be_empty else -3 :]:
-        raise ValueError(f"{function}: only the batch may be empty, got input of shape {tuple(shape)}")
+        raise ArgumentError(f"{function}: only the batch may be empty, got input of shape {tuple(shape)}")
 
 
 def pair(function: str, name: str, value: IntOrPair, low: int) -> Pair:
@@ -39,7 +41,7 @@ def pair(function: str, name: str, value: IntOrPair, low: int) -> Pair:
     if len(values) != 2 or None in values:
         raise TypeError(f"{function}: {name} must be an integer or two, got {value!r}")
     if not (low <= values[0] <= _INT_MAX and low <= values[1] <= _INT_MAX):
-        raise ValueError(f"{function}: {name} must be in [{low}, {_INT_MAX}], got {value!r}")
+        raise ArgumentError(f"{function}: {name} must be in [{low}, {_INT_MAX}], got {value!r}")
     return values
 
 
@@ -83,13 +85,13 @@ def check_windows(
     The message calls the pooled image ``pooled`` and begins the arguments' names with ``prefix``.
     """
     if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
-        raise ValueError(
+        raise ArgumentError(
             f"{function}: {prefix}padding must be at most half of kernel_size {tuple(kernel)}, "
             f"got {tuple(padding)}"
         )
     height, width = output_sizes(size, kernel, stride, padding, dilation, ceil_mode)
     if height < 1 or width < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"{function}: kernel_size {tuple(kernel)} with {prefix}dilation {tuple(dilation)} must fit into "
             f"the {pooled} of height and width {tuple(size)} with {prefix}padding {tuple(padding)}"
         )
