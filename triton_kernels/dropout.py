@@ -12,6 +12,7 @@ import triton.language as tl
 
 from pyops._library import implement
 from pyops.kinds import Activation
+from pyops.reference.dropout import rate
 
 from .tools.activation import (
     NO_ACTIVATION,
@@ -25,9 +26,8 @@ from .tools.elements import block_of_elements, load_elements, store_elements
 from .tools.launch import cdiv, launch, next_power_of_2
 from .tools.math import divide
 from .tools.merge import merge_parts
-from .tools.philox import GROUP, element_draws, group_draws
+from .tools.philox import GROUP, element_is_below, group_is_below
 
-_STEPS: tl.constexpr = tl.constexpr(65536)
 _BLOCK = 1024
 _NUM_WARPS = 4
 
@@ -39,17 +39,9 @@ _ANY: tl.constexpr = tl.constexpr(3)
 
 
 @triton.jit
-def dropout_scale(threshold, acc: tl.constexpr):
-    """What kept elements are multiplied by; 0 if none is kept."""
-    kept = tl.full([], _STEPS - threshold, acc)
-    scale = divide(tl.full([], _STEPS, acc), tl.maximum(kept, 1.0))
-    return tl.where(threshold < _STEPS, scale, 0.0).to(acc)
-
-
-@triton.jit
-def _drop(x, draws, threshold):
+def _drop(x, dropped, scale):
     # Times 0, not instead of it: NaN and infinity pass, as in torch.
-    return x * tl.where(draws.to(tl.int32) < threshold, 0.0, dropout_scale(threshold, x.dtype))
+    return x * tl.where(dropped, 0.0, tl.full([], scale, x.dtype))
 
 
 # --------------------------------------------------------------------------------- blocks of elements
@@ -74,7 +66,7 @@ def _add_bias(x, bias_ptr, i, group, channels, inner, BIAS: tl.constexpr, BLOCK:
 @triton.jit(do_not_specialize=["n", "threshold"])
 def _forward_kernel(
     x_ptr, bias_ptr, residual_ptr, seed_ptr, y_ptr,
-    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
+    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int64, scale: tl.float64,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, full = block_of_elements(n, BLOCK)
@@ -83,7 +75,7 @@ def _forward_kernel(
     x = _add_bias(x, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
     x = activate(x, ACTIVATION, x_ptr.dtype.element_ty)
     if seed_ptr is not None:
-        x = _drop(x, group_draws(seed_ptr, group, [BLOCK]), threshold)
+        x = _drop(x, group_is_below(seed_ptr, group, threshold, [BLOCK]), scale)
     if residual_ptr is not None:
         x += load_elements(residual_ptr, i, n, full)
     store_elements(y_ptr, i, n, full, x)
@@ -91,7 +83,7 @@ def _forward_kernel(
 
 @triton.jit
 def _differentiate(
-    grad, saved, threshold, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    grad, saved, scale, ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr,
     DROPS: tl.constexpr, storage: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the activation's input. ``saved`` is that input or the op's output.
@@ -100,7 +92,8 @@ def _differentiate(
     """
     if FROM_OUTPUT:
         if DROPS:
-            saved = saved * (tl.full([], _STEPS - threshold, saved.dtype) * (1.0 / 65536))
+            keep = divide(tl.full([], 1.0, saved.dtype), tl.full([], scale, saved.dtype))
+            saved = saved * tl.where(scale > 0.0, keep, 0.0)
         return derive_from_output(saved, grad, ACTIVATION)
     else:
         return derive_from_input(saved, grad, ACTIVATION, storage)
@@ -109,7 +102,7 @@ def _differentiate(
 @triton.jit(do_not_specialize=["n", "threshold"])
 def _backward_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr,
-    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32,
+    n: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int64, scale: tl.float64,
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -117,13 +110,13 @@ def _backward_kernel(
     group = tl.program_id(0).to(tl.int64) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
     grad = load_elements(grad_ptr, i, n, full)
     if seed_ptr is not None:
-        grad = _drop(grad, group_draws(seed_ptr, group, [BLOCK]), threshold)
+        grad = _drop(grad, group_is_below(seed_ptr, group, threshold, [BLOCK]), scale)
     if saved_ptr is not None:
         saved = load_elements(saved_ptr, i, n, full)
         saved = _add_bias(saved, bias_ptr, i, group, channels, inner, BIAS, BLOCK)
         drops: tl.constexpr = seed_ptr is not None
         storage: tl.constexpr = grad_ptr.dtype.element_ty
-        grad = _differentiate(grad, saved, threshold, ACTIVATION, FROM_OUTPUT, drops, storage)
+        grad = _differentiate(grad, saved, scale, ACTIVATION, FROM_OUTPUT, drops, storage)
     store_elements(dx_ptr, i, n, full, grad)
 
 
@@ -133,7 +126,7 @@ def _backward_kernel(
 
 @triton.jit
 def _gradient_tile(
-    grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
+    grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold, scale,
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
@@ -142,17 +135,17 @@ def _gradient_tile(
     acc: tl.constexpr = tl.float64 if storage == tl.float64 else tl.float32
     grad = tl.load(grad_ptr + i, mask=mask, other=0.0).to(acc)
     if seed_ptr is not None:
-        if GROUPS:  # noqa: SIM108 (a conditional expression would evaluate both)
-            draws = group_draws(seed_ptr, group, SHAPE)
+        if GROUPS:
+            dropped = group_is_below(seed_ptr, group, threshold, SHAPE)
         else:
-            draws = element_draws(seed_ptr, i)
-        grad = _drop(grad, draws, threshold)
+            dropped = element_is_below(seed_ptr, i, threshold)
+        grad = _drop(grad, dropped, scale)
     if saved_ptr is not None:
         saved = tl.load(saved_ptr + i, mask=mask, other=0.0).to(acc)
         if bias is not None:
             saved += bias
         drops: tl.constexpr = seed_ptr is not None
-        grad = _differentiate(grad, saved, threshold, ACTIVATION, FROM_OUTPUT, drops, storage)
+        grad = _differentiate(grad, saved, scale, ACTIVATION, FROM_OUTPUT, drops, storage)
     tl.store(dx_ptr + i, grad.to(storage), mask=mask)
     return tl.where(mask, grad, 0.0)
 
@@ -160,7 +153,8 @@ def _gradient_tile(
 @triton.jit(do_not_specialize=["rows", "threshold", "steps"])
 def _column_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
-    rows: tl.int64, channels: tl.int64, tiles: tl.int64, threshold: tl.int32, steps: tl.int32,
+    rows: tl.int64, channels: tl.int64, tiles: tl.int64, threshold: tl.int64, scale: tl.float64,
+    steps: tl.int32,
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -180,7 +174,7 @@ def _column_kernel(
         group = (row * channels + left)[:, None] // GROUP + tl.arange(0, BLOCK_C // GROUP)[None, :]
         mask = (row < rows)[:, None] & (column < channels)[None, :]
         sums += _gradient_tile(
-            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold,
+            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, mask, threshold, scale,
             ACTIVATION, FROM_OUTPUT, GROUPS, [BLOCK_R, BLOCK_C],
         )  # fmt: skip
     tl.store(partial_ptr + part * channels + column, tl.sum(sums, axis=0), mask=column < channels)
@@ -189,7 +183,8 @@ def _column_kernel(
 @triton.jit(do_not_specialize=["outer", "threshold", "steps"])
 def _row_kernel(
     grad_ptr, saved_ptr, bias_ptr, seed_ptr, dx_ptr, partial_ptr,
-    outer: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int32, steps: tl.int32,
+    outer: tl.int64, channels: tl.int64, inner: tl.int64, threshold: tl.int64, scale: tl.float64,
+    steps: tl.int32,
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -210,19 +205,13 @@ def _row_kernel(
         start = first + tl.arange(0, BLOCK // GROUP) * GROUP
         group = (start + (start // inner * (channels - 1) + channel) * inner) // GROUP
         sums += _gradient_tile(
-            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, j < outer * inner, threshold,
+            grad_ptr, saved_ptr, seed_ptr, dx_ptr, bias, i, group, j < outer * inner, threshold, scale,
             ACTIVATION, FROM_OUTPUT, GROUPS, [BLOCK],
         )  # fmt: skip
     tl.store(partial_ptr + part * channels + channel, tl.sum(sums, axis=0))
 
 
 # ------------------------------------------------------------------------------------------- launchers
-
-
-def threshold_of(p: float) -> int:
-    """Draws below it are dropped: p in steps of 2^-16, and 0 or 65536 only for p = 0 and p = 1."""
-    steps = int(p * 65536 + 0.5)
-    return steps if p in (0.0, 1.0) else min(max(steps, 1), 65535)
 
 
 def check_mask(seed: torch.Tensor | None, p: float, op: str, like: torch.Tensor) -> None:
@@ -275,7 +264,7 @@ def _forward(
         return
     launch(
         _forward_kernel, cdiv(n, _BLOCK), input.device,
-        input, bias, residual, seed, output, n, channels, inner, threshold_of(p),
+        input, bias, residual, seed, output, n, channels, inner, *rate(p),
         ACTIVATION=activation, BIAS=_bias_mode(bias, channels, inner),
         BLOCK=_BLOCK, num_warps=_NUM_WARPS,
     )  # fmt: skip
@@ -348,11 +337,11 @@ def bias_activation_dropout_backward(
     meta = {"ACTIVATION": activation, "FROM_OUTPUT": saved_is_output}
     tensors = (grad_output, saved, bias, seed, grad_input)
     if needs_bias:
-        _backward_with_bias(tensors, shape, threshold_of(p), grad_bias, meta)
+        _backward_with_bias(tensors, shape, p, grad_bias, meta)
     else:
         launch(
             _backward_kernel, cdiv(n, _BLOCK), grad_output.device,
-            *tensors, n, *shape[1:], threshold_of(p),
+            *tensors, n, *shape[1:], *rate(p),
             BIAS=_bias_mode(bias, *shape[1:]), BLOCK=_BLOCK, num_warps=_NUM_WARPS,
             **meta,
         )  # fmt: skip
@@ -360,7 +349,7 @@ def bias_activation_dropout_backward(
 
 
 def _backward_with_bias(
-    tensors: tuple[torch.Tensor | None, ...], shape: tuple[int, int, int], threshold: int,
+    tensors: tuple[torch.Tensor | None, ...], shape: tuple[int, int, int], p: float,
     grad_bias: torch.Tensor, meta: dict[str, Any],
 ) -> None:  # fmt: skip
     outer, channels, inner = shape
@@ -374,7 +363,7 @@ def _backward_with_bias(
         partial = torch.empty((parts, channels), dtype=acc, device=device)
         launch(
             _column_kernel, tiles * parts, device,
-            *tensors, partial, outer, channels, tiles, threshold, steps,
+            *tensors, partial, outer, channels, tiles, *rate(p), steps,
             GROUPS=channels % GROUP.value == 0, BLOCK_R=block_r, BLOCK_C=block_c, **meta,
         )  # fmt: skip
     else:
@@ -382,7 +371,7 @@ def _backward_with_bias(
         partial = torch.empty((parts, channels), dtype=acc, device=device)
         launch(
             _row_kernel, channels * parts, device,
-            *tensors, partial, outer, channels, inner, threshold, steps,
+            *tensors, partial, outer, channels, inner, *rate(p), steps,
             GROUPS=inner % GROUP.value == 0, BLOCK=_BLOCK, **meta,
         )  # fmt: skip
     merge_parts(partial, grad_bias)

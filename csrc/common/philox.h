@@ -1,9 +1,12 @@
-// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), and the 16-bit draws
-// that random masks are made of.
+// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), and the draws that
+// random masks are made of.
 //
 // A mask is a function of a seed and the element's index alone, so CPU, CUDA and Triton produce the same bits
 // and backward regenerates what forward used. One evaluation serves kDrawsPerBlock neighbouring elements: on
 // a GPU a generator of 32-bit draws would take more time than the memory traffic it decorates.
+//
+// A draw has 32 bits all the same. The low 16, which decide once in 65536 comparisons, are one number for the
+// whole block: the exclusive or of its eight high halves, uniform whatever one of them (or seven) may be.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +37,13 @@ struct PhiloxSeed {
 
 struct PhiloxBlock {
   uint32_t words[4];
-  PYOPS_HD uint32_t draw(int slot) const { return words[slot / 2] >> (slot % 2 * 16) & 0xffffu; }
+  // The high half of an element's draw.
+  PYOPS_HD uint32_t high(int slot) const { return words[slot / 2] >> (slot % 2 * 16) & 0xffffu; }
+  // The low half of each.
+  PYOPS_HD uint32_t low() const {
+    const uint32_t all = words[0] ^ words[1] ^ words[2] ^ words[3];
+    return (all ^ all >> 16) & 0xffffu;
+  }
 };
 
 // The draws of elements [8 block, 8 block + 8).

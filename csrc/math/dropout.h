@@ -2,9 +2,9 @@
 // otherwise. Fused with what stands around it in a network:
 //   y = residual + m f(x + b),   dx = f'(x + b) m dy,   db = sum of dx,   m in {0, scale}.
 //
-// The decision compares a 16-bit draw (common/philox.h) with a threshold, so p is rounded to a multiple of
-// 2^-16 (but neither to 0 nor to 1 unless it is exactly that), and the scale is that of the rounded p: the
-// expectation is exact. Multiplying, not selecting, lets NaN and infinity through as torch does.
+// The decision compares a 32-bit draw (common/philox.h) with a threshold, p in steps of 2^-32, but neither
+// none nor all of them unless p is exactly 0 or 1. The scale is torch's, 1/(1-p). Multiplying, not selecting,
+// lets NaN and infinity through as torch does.
 #pragma once
 
 #include <cstdint>
@@ -13,29 +13,29 @@
 
 namespace pyops::math {
 
-constexpr uint32_t kDropoutSteps = 1u << 16;
+constexpr uint64_t kDropoutSteps = uint64_t{1} << 32;
 
 template <class T>
 struct DropoutRate {
-  uint32_t threshold;  // draws below it drop
-  T scale;             // 65536 / (65536 - threshold); 0 when everything is dropped
+  uint32_t high;  // draws below high * 65536 + low drop; high is 65536 when all do
+  uint32_t low;
+  T scale;          // 1 / (1 - p); 0 when everything is dropped
+  T inverse_scale;  // turns a kept output into the activation's; a dropped one is 0, and its gradient too
 
   static PYOPS_HD DropoutRate of(double p) {
-    const double steps = p * kDropoutSteps + 0.5;
-    uint32_t threshold = static_cast<uint32_t>(steps);
+    if (p >= 1) return {1u << 16, 0, T(0), T(0)};
+    uint64_t threshold = static_cast<uint64_t>(p * double(kDropoutSteps) + 0.5);
     if (p > 0 && threshold == 0) threshold = 1;
-    if (p < 1 && threshold == kDropoutSteps) threshold = kDropoutSteps - 1;
-    if (threshold >= kDropoutSteps) return {kDropoutSteps, T(0)};
-    return {threshold, T(double(kDropoutSteps) / double(kDropoutSteps - threshold))};
+    if (threshold >= kDropoutSteps) threshold = kDropoutSteps - 1;
+    return {static_cast<uint32_t>(threshold >> 16), static_cast<uint32_t>(threshold & 0xffffu),
+            T(1.0 / (1.0 - p)), T(1.0 - p)};
   }
 
-  // What the element with this draw is multiplied by.
-  PYOPS_HD T factor(uint32_t draw) const { return draw < threshold ? T(0) : scale; }
+  // What the high halves of draws are compared with where this is their low half.
+  PYOPS_HD uint32_t limit(uint32_t low_half) const { return high + (low_half < low ? 1 : 0); }
 
-  // Turns a kept output into the activation's; a dropped one is 0, and its gradient too, whatever it was.
-  PYOPS_HD T inverse_scale() const {
-    return threshold >= kDropoutSteps ? T(0) : T(double(kDropoutSteps - threshold) / double(kDropoutSteps));
-  }
+  // What an element is multiplied by.
+  PYOPS_HD T factor(uint32_t high_half, uint32_t limit) const { return high_half < limit ? T(0) : scale; }
 };
 
 }  // namespace pyops::math

@@ -13,12 +13,12 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _DRAWS_PER_BLOCK = 8
-_STEPS = 1 << 16
+_STEPS = 1 << 32
 _LOW = 0xFFFFFFFF
 
 
 def _draws(seed: Tensor, count: int) -> Tensor:
-    """16-bit draws of elements 0, ..., count - 1, as int64 (``csrc/common/philox.h``).
+    """32-bit draws of elements 0, ..., count - 1, as int64 (``csrc/common/philox.h``).
 
     Words are kept in int64. A product of two wraps around there, but its bits are those of the unsigned one.
     """
@@ -32,19 +32,26 @@ def _draws(seed: Tensor, count: int) -> Tensor:
         c2, c3 = first >> 32 & _LOW ^ c3 ^ key[1], first & _LOW
         key = [(k + weyl) & _LOW for k, weyl in zip(key, _WEYL, strict=True)]
     words = torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
-    return torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[:count]
+    high = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()
+    low = c0 ^ c1 ^ c2 ^ c3
+    low = (low ^ low >> 16) & 0xFFFF
+    return (high << 16 | low.repeat_interleave(_DRAWS_PER_BLOCK))[:count]
 
 
-def threshold(p: float) -> int:
-    """Draws below it are dropped: p in steps of 2^-16, and 0 or 65536 only for p = 0 and p = 1."""
+def rate(p: float) -> tuple[int, float]:
+    """Draws below the first number are dropped, and the others are multiplied by the second.
+
+    p is taken in steps of 2^-32, and none or all of them only for p = 0 and p = 1.
+    """
+    if p == 1.0:
+        return _STEPS, 0.0
     steps = int(p * _STEPS + 0.5)
-    return steps if p in (0.0, 1.0) else min(max(steps, 1), _STEPS - 1)
+    return (min(max(steps, 1), _STEPS - 1) if p > 0.0 else 0), 1.0 / (1.0 - p)
 
 
 def dropout_factor(like: Tensor, seed: Tensor, p: float) -> Tensor:
     """What dropout multiplies each element of ``like`` by: 0, or the inverse of the probability to stay."""
-    limit = threshold(p)
-    scale = _STEPS / (_STEPS - limit) if limit < _STEPS else 0.0
+    limit, scale = rate(p)
     dtype = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
     kept = _draws(seed, like.numel()) >= limit
     return (kept.to(dtype) * scale).view(like.shape)

@@ -20,21 +20,34 @@ def _philox(seed_ptr, block):
 
 
 @triton.jit
-def group_draws(seed_ptr, group, SHAPE: tl.constexpr):
-    """Draws of the elements of ``group`` [..., G], as [..., 8 G]: ``SHAPE``.
+def _is_low_half_above(w0, w1, w2, w3, threshold):
+    """1 where the low half of a block's draws is not below the threshold's, otherwise 0."""
+    words = w0 ^ w1 ^ w2 ^ w3
+    low = (words ^ (words >> 16)) & 0xFFFF
+    return tl.where(low < tl.full([], threshold & 0xFFFF, tl.uint32), 0, 1).to(tl.uint32)
+
+
+@triton.jit
+def group_is_below(seed_ptr, group, threshold, SHAPE: tl.constexpr):
+    """Whether the 32-bit draws of the elements of ``group`` [..., G] are below ``threshold``, as [..., 8 G]:
+    ``SHAPE``.
 
     Element 4 i + 2 j + k of a group has half k of word 2 i + j. A join makes its operands neighbours.
     """
     w0, w1, w2, w3 = _philox(seed_ptr, group)
-    low = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
-    high = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
-    return tl.reshape(tl.join(low, high), SHAPE)
+    one = _is_low_half_above(w0, w1, w2, w3, threshold)
+    even = tl.join(
+        tl.join((w0 & 0xFFFF) + one, (w2 & 0xFFFF) + one), tl.join((w1 & 0xFFFF) + one, (w3 & 0xFFFF) + one)
+    )
+    odd = tl.join(tl.join((w0 >> 16) + one, (w2 >> 16) + one), tl.join((w1 >> 16) + one, (w3 >> 16) + one))
+    return tl.reshape(tl.join(even, odd), SHAPE) <= tl.full([], threshold >> 16, tl.uint32)
 
 
 @triton.jit
-def element_draws(seed_ptr, element):
-    """Draws of single elements anywhere."""
+def element_is_below(seed_ptr, element, threshold):
+    """The same for single elements anywhere."""
     w0, w1, w2, w3 = _philox(seed_ptr, element // GROUP)
     slot = (element % GROUP).to(tl.int32)
     word = tl.where(slot < 4, tl.where(slot < 2, w0, w1), tl.where(slot < 6, w2, w3))
-    return tl.where(slot % 2 == 1, word >> 16, word & 0xFFFF)
+    high = tl.where(slot % 2 == 1, word >> 16, word & 0xFFFF)
+    return high + _is_low_half_above(w0, w1, w2, w3, threshold) <= tl.full([], threshold >> 16, tl.uint32)

@@ -21,10 +21,10 @@ PYOPS_HD TwoVectors<bfloat16> dropout_factors(const uint16_t* draws, const math:
   const auto factor = [&](Words draw) {
 #if defined(__AVX512F__)
     const __mmask16 kept =
-        _mm512_cmpge_epu32_mask((__m512i)draw, _mm512_set1_epi32(static_cast<int>(rate.threshold)));
+        _mm512_cmpge_epu32_mask((__m512i)draw, _mm512_set1_epi32(dropout_limit(rate.high)));
     return V(V::Native(_mm512_maskz_mov_ps(kept, V(rate.scale).v)));
 #else
-    const V::NativeInt threshold = V::NativeInt{} + static_cast<int32_t>(rate.threshold);
+    const V::NativeInt threshold = V::NativeInt{} + dropout_limit(rate.high);
     return V((V::NativeInt)draw < threshold ? V(0.0f).v : V(rate.scale).v);
 #endif
   };

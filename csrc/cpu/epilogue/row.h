@@ -20,8 +20,8 @@ class DropoutMask {
  public:
   // Without a seed nothing is dropped.
   DropoutMask(const int64_t* seed, double p)
-      : draws_(seed ? PhiloxSeed::load(seed) : PhiloxSeed{}),
-        rate_(math::DropoutRate<Acc>::of(p)),
+      : rate_(math::DropoutRate<Acc>::of(p)),
+        draws_(seed ? PhiloxSeed::load(seed) : PhiloxSeed{}, rate_.high, rate_.low),
         active_(seed != nullptr) {}
 
   bool active() const { return active_; }
@@ -31,8 +31,8 @@ class DropoutMask {
   }
 
  private:
-  RandomDraws draws_;
   math::DropoutRate<Acc> rate_;
+  RandomDraws draws_;
   bool active_;
 };
 
@@ -112,7 +112,7 @@ void epilogue_backward(const Activation& activation, DropoutMask<acc_t<T>>& mask
   constexpr bool kOnPieces = Activation::kOnPieces;
   alignas(kVectorBytes) Acc grads[kOnPieces ? kDrawChunk : 1], values[kOnPieces ? kDrawChunk : 1];
   const math::DropoutRate<Acc> rate = mask.rate();
-  const Acc unscale = mask.active() ? rate.inverse_scale() : Acc(1);
+  const Acc unscale = mask.active() ? rate.inverse_scale : Acc(1);
   for (int64_t begin = 0; begin < n; begin += kDrawChunk) {
     const int64_t count = std::min(kDrawChunk, n - begin);
     const uint16_t* draws = mask.draws(first + begin, count);

@@ -4,6 +4,7 @@
 // a 64-bit product exists on every x86, and both halves of the product stay where the next round wants them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/philox.h"
@@ -61,8 +62,36 @@ PYOPS_HD Counters lane_order() {
   return order;
 }
 
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
+
+// Whether any 16 bits of the vectors that it has seen are a certain number.
+class Ties {
+ public:
+#if defined(__AVX512F__)
+  PYOPS_HD explicit Ties(uint16_t wanted) : wanted_(_mm512_set1_epi16(static_cast<short>(wanted))) {}
+  PYOPS_HD void see(Counters a) { found_ |= _mm512_cmpeq_epi16_mask((__m512i)a, wanted_); }
+  PYOPS_HD bool any() const { return found_ != 0; }
+
+ private:
+  __m512i wanted_;
+  __mmask32 found_ = 0;
+#else
+  PYOPS_HD explicit Ties(uint16_t wanted) : wanted_(Halves{} + wanted) {}
+  PYOPS_HD void see(Counters a) { found_ |= (Counters)((Halves)a == wanted_); }
+  PYOPS_HD bool any() const {
+    uint64_t any = 0;
+    for (int lane = 0; lane < kCounterLanes; ++lane) any |= found_[lane];
+    return any != 0;
+  }
+
+ private:
+  Halves wanted_;
+  Counters found_ = {};
+#endif
+};
+
 // Writes the words c0, c1, c2, c3 of every lane, block after block.
-PYOPS_HD void store_blocks(uint16_t* draws, Counters c0, Counters c1, Counters c2, Counters c3) {
+PYOPS_HD void store_blocks(uint16_t* draws, Counters c0, Counters c1, Counters c2, Counters c3, Ties& ties) {
   const Counters low = (c0 & 0xffffffffu) | (c1 << 32), high = (c2 & 0xffffffffu) | (c3 << 32);
   Counters even, odd;
 #if defined(__AVX512F__)
@@ -77,6 +106,8 @@ PYOPS_HD void store_blocks(uint16_t* draws, Counters c0, Counters c1, Counters c
     odd[lane] = low[lane + 1], odd[lane + 1] = high[lane + 1];
   }
 #endif
+  ties.see(even);
+  ties.see(odd);
   memcpy(draws, &even, sizeof(even));
   memcpy(draws + kVectorBytes / 2, &odd, sizeof(odd));
 }
@@ -97,8 +128,8 @@ struct PhiloxKeys {
 
 // The draws of kVectors * kCounterLanes blocks from `block` on.
 template <int kVectors>
-PYOPS_HD void philox_vectors(const PhiloxKeys& keys, const PhiloxSeed& seed, uint64_t block,
-                             uint16_t* draws) {
+PYOPS_HD void philox_vectors(const PhiloxKeys& keys, const PhiloxSeed& seed, uint64_t block, uint16_t* draws,
+                             Ties& ties) {
   Counters c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
@@ -122,16 +153,19 @@ PYOPS_HD void philox_vectors(const PhiloxKeys& keys, const PhiloxSeed& seed, uin
   }
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
-    store_blocks(draws + v * kCounterLanes * kDrawsPerBlock, c0[v], c1[v], c2[v], c3[v]);
+    store_blocks(draws + v * kCounterLanes * kDrawsPerBlock, c0[v], c1[v], c2[v], c3[v], ties);
   }
 }
 
 // Elements whose draws are made at once: they are used from the L1 cache.
 constexpr int64_t kDrawChunk = 1024;
 
+// The high halves of draws. Where one equals the threshold's the low half decides, and it is replaced by one
+// that lies on the right side of dropout_limit: the comparisons need no more than 16 bits.
 class RandomDraws {
  public:
-  explicit RandomDraws(const PhiloxSeed& seed) : seed_(seed), keys_(seed) {}
+  RandomDraws(const PhiloxSeed& seed, uint32_t high, uint32_t low)
+      : seed_(seed), keys_(seed), high_(static_cast<uint16_t>(std::min(high, 0xffffu))), low_(low) {}
 
   // The draws of `count` <= kDrawChunk elements from element `first` on. A vector's worth behind them may be
   // read, too.
@@ -140,31 +174,51 @@ class RandomDraws {
     const uint64_t begin = static_cast<uint64_t>(first) / kDrawsPerBlock;
     const uint64_t end = (static_cast<uint64_t>(first + count) + kDrawsPerBlock - 1) / kDrawsPerBlock;
     uint16_t* out = draws_;
+    Ties ties(high_);
     for (uint64_t block = begin; block < end;) {
       const bool many = end - block > kCounterLanes;
-      many ? philox_vectors<kPhiloxVectors>(keys_, seed_, block, out)
-           : philox_vectors<1>(keys_, seed_, block, out);
+      many ? philox_vectors<kPhiloxVectors>(keys_, seed_, block, out, ties)
+           : philox_vectors<1>(keys_, seed_, block, out, ties);
       block += many ? kBlocks : kCounterLanes;
       out += (many ? kBlocks : kCounterLanes) * kDrawsPerBlock;
     }
+    if (ties.any()) settle_ties(static_cast<int64_t>(end - begin));
     return draws_ + first % kDrawsPerBlock;
   }
 
  private:
+  void settle_ties(int64_t blocks) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      uint16_t* const block = draws_ + b * kDrawsPerBlock;
+      uint16_t low_half = 0;
+      for (int i = 0; i < kDrawsPerBlock; ++i) low_half ^= block[i];
+      for (int i = 0; i < kDrawsPerBlock; ++i) {
+        if (block[i] == high_) block[i] = low_half < low_ ? 0 : 0xffff;
+      }
+    }
+  }
+
   static constexpr int64_t kSlack = kPhiloxVectors * kCounterLanes * kDrawsPerBlock + kVectorBytes;
 
   PhiloxSeed seed_;
   PhiloxKeys keys_;
+  uint16_t high_;
+  uint32_t low_;
   alignas(kVectorBytes) uint16_t draws_[kDrawChunk + kSlack];
 };
+
+// RandomDraws below it drop. Neither 0 nor 65536, so that there is a draw on both sides; where the
+// threshold's high half is 65536, everything is dropped and the scale is 0, too.
+PYOPS_HD uint16_t dropout_limit(uint32_t high) {
+  return static_cast<uint16_t>(std::min(std::max(high, 1u), 0xffffu));
+}
 
 // What the elements with the next draws are multiplied by: 0 or the scale.
 template <class Acc>
 PYOPS_HD Vec<Acc> dropout_factor(const uint16_t* draws, const math::DropoutRate<Acc>& rate) {
   using V = Vec<Acc>;
 #if defined(__AVX512F__)
-  // A threshold of 65536 is not a 16-bit number, but then the scale is 0, too.
-  const short threshold = static_cast<short>(rate.threshold < 0xffffu ? rate.threshold : 0xffffu);
+  const short threshold = static_cast<short>(dropout_limit(rate.high));
   if constexpr (std::is_same_v<Acc, float>) {
     const __m256i loaded = _mm256_loadu_si256((const __m256i*)draws);
     const __mmask16 kept = _mm256_cmpge_epu16_mask(loaded, _mm256_set1_epi16(threshold));
@@ -179,7 +233,7 @@ PYOPS_HD Vec<Acc> dropout_factor(const uint16_t* draws, const math::DropoutRate<
   Draws loaded;
   memcpy(&loaded, draws, sizeof(loaded));
   const typename V::NativeInt wide = __builtin_convertvector(loaded, typename V::NativeInt);
-  const typename V::NativeInt threshold = typename V::NativeInt{} + rate.threshold;
+  const typename V::NativeInt threshold = typename V::NativeInt{} + dropout_limit(rate.high);
   return typename V::Native(wide < threshold ? V(Acc(0)).v : V(rate.scale).v);
 #endif
 }

@@ -72,8 +72,9 @@ struct DropoutMask {
   __device__ __forceinline__ void apply(int64_t element, Acc (&values)[kGroup]) const {
     if (!seed) return;
     const PhiloxBlock block = philox(PhiloxSeed::load(seed), static_cast<uint64_t>(element) / kGroup);
+    const uint32_t limit = rate.limit(block.low());
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) values[k] *= rate.factor(block.draw(k));
+    for (int k = 0; k < kGroup; ++k) values[k] *= rate.factor(block.high(k), limit);
   }
 
   // The same for one element anywhere.
@@ -83,11 +84,12 @@ struct DropoutMask {
     const int slot = static_cast<int>(element % kGroup);  // words[slot / 2] would put them in memory
     const uint32_t low = slot & 2 ? block.words[1] : block.words[0];
     const uint32_t high = slot & 2 ? block.words[3] : block.words[2];
-    values[0] *= rate.factor((slot & 4 ? high : low) >> (slot % 2 * 16) & 0xffffu);
+    const uint32_t draw = (slot & 4 ? high : low) >> (slot % 2 * 16) & 0xffffu;
+    values[0] *= rate.factor(draw, rate.limit(block.low()));
   }
 
   // What the activation's output is, relative to the kept one.
-  __device__ __forceinline__ Acc unscale() const { return seed ? rate.inverse_scale() : Acc(1); }
+  __device__ __forceinline__ Acc unscale() const { return seed ? rate.inverse_scale : Acc(1); }
 };
 
 // An activation chosen at run time: one kernel serves all but the commonest, which have small kernels of

@@ -52,24 +52,29 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def draws(seed: tuple[int, int], count: int, first: int = 0) -> np.ndarray:
-    """16-bit draws of elements ``first``, ..., ``first + count - 1``."""
+    """32-bit draws of elements ``first``, ..., ``first + count - 1``.
+
+    The low halves are the exclusive or of the block's eight high ones.
+    """
     key, stream = (s % 2**64 for s in seed)
     blocks = np.arange(first // 8, (first + count + 7) // 8, dtype=np.uint64)
     counter = np.empty((len(blocks), 4), np.uint64)
     counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
     counter[:, 2], counter[:, 3] = stream % 2**32, stream >> 32
     words = philox(counter, (key % 2**32, key >> 32)).astype(np.uint32)
-    return words.view(np.uint16).reshape(-1)[first % 8 :][:count]
+    high = words.view(np.uint16).reshape(-1, 8)
+    low = np.bitwise_xor.reduce(high, axis=1, keepdims=True)
+    return (high.astype(np.uint32) << np.uint32(16) | low).reshape(-1)[first % 8 :][:count]
 
 
 def factors(p: float, shape: tuple[int, ...], seed: tuple[int, int] = SEED) -> Tensor:
     """What the elements are multiplied by, in float64."""
-    threshold = round(p * 65536)
+    threshold = math.floor(p * 2**32 + 0.5)
     if 0 < p < 1:
-        threshold = min(max(threshold, 1), 65535)
+        threshold = min(max(threshold, 1), 2**32 - 1)
     count = int(np.prod(shape, dtype=np.int64))
     kept = draws(seed, count).astype(np.int64) >= threshold
-    scale = 65536 / (65536 - threshold) if threshold < 65536 else 0.0
+    scale = 1 / (1 - p) if p < 1 else 0.0
     return torch.from_numpy(kept * scale).view(shape)
 
 
@@ -344,8 +349,8 @@ TRITON_CASES = {
 MUTANTS = {
     "dropout_scales_by_nothing": Mutant(
         "math/dropout.h",
-        "T(double(kDropoutSteps) / double(kDropoutSteps - threshold))}",
-        "T(1)}",
+        "T(1.0 / (1.0 - p))",
+        "T(1)",
         ("dropout",),
     ),
     "dropout_mask_of_a_piece_starts_at_its_block": Mutant(
