@@ -11,7 +11,14 @@ from . import functional, memory, nn, ops, optim, precision  # noqa: E402, F401
 from ._flops import watch as _watch_flop_counter  # noqa: E402
 from ._info import __version__, info  # noqa: E402
 from ._library import load_libraries as _load_libraries  # noqa: E402
-from .backends import _bind_loaded, _from_environment, available_backends, set_backend, use_backend  # noqa: E402
+from .backends import (  # noqa: E402
+    _bind_loaded,
+    _from_environment,
+    available_backends,
+    get_backend,
+    set_backend,
+    use_backend,
+)
 from .convert import conversion_report, convert, revert  # noqa: E402
 
 _load_libraries()
@@ -25,6 +32,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "functional",
+    "get_backend",
     "info",
     "memory",
     "nn",

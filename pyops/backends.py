@@ -4,6 +4,14 @@ The choice is made per call from the tensor's device and dtype: by default the c
 that device, or what :func:`use_backend`, :func:`set_backend` or the environment variable
 ``PYOPS_BACKEND`` ask for. Asking for a backend that is not there raises, and where the default cannot run a
 warning says why the next one does: there is no silent fallback.
+
+Threads: every public function may be called from several threads at once. :func:`use_backend` holds for the
+thread or the asyncio task that entered it, and for what these start with a copy of their context
+(``asyncio.create_task``, ``asyncio.to_thread``), whatever other threads do meanwhile; a new
+``threading.Thread`` begins with the process's backend. Backward uses the kernels that forward used, and what
+autograd calls in threads of its own (hooks, recomputation by ``torch.utils.checkpoint``) sees the backend of
+the thread that called it. Compiled functions look at their thread only: a task must not await within
+:func:`use_backend` while another task of its thread calls one.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import torch
@@ -122,9 +131,25 @@ _namespaces = {"cpp": "pyops", "cuda": "pyops", "triton": "pyops_triton"}
 _bound = SimpleNamespace()
 _missing: dict[tuple[str, str, int], str | None] = {}
 _warnings: set[str] = set()
-_requested: str | None = None
 #: ``_bound.cpp`` if it is there: looked at in each call.
 _cpp: SimpleNamespace | None = None
+
+#: Stands for "what the process asks for" where a context asks for nothing of its own.
+_PROCESS = "the process's"
+#: What the process, and what a context of :func:`use_backend` asks for.
+_of_process: str | None = None
+_of_context: ContextVar[str | None] = ContextVar("pyops backend", default=_PROCESS)
+#: Whether anybody has asked for a backend yet; until then a call asks nothing else.
+_anyone_asked = False
+
+
+class _OfThread(threading.local):
+    """The same as :data:`_of_context` for torch.compile, whose guards cannot read a context variable."""
+
+    name: str | None = _PROCESS
+
+
+_of_thread = _OfThread()
 #: The threads in :func:`own_kernels`.
 _own_threads: set[int] = set()
 
@@ -168,25 +193,61 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
 def set_backend(name: str | None) -> None:
     """Use backend ``name`` for every following call in this process; None returns to the default.
 
+    Within :func:`use_backend` it holds for that context only, and ends with it.
+
     Raises:
         BackendError: no such backend, or it can run on no device here; the message says why.
     """
-    global _requested
-    if name is not None:
-        _check_usable(name)
-        _bind(name)
-    _requested = name
+    global _of_process
+    _prepare(name)
+    if _of_context.get() is _PROCESS:
+        _of_process = name
+    else:
+        _set_context(name)
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Context in which every call uses backend ``name`` (see :func:`set_backend`)."""
-    previous = _requested
-    set_backend(name)
+    """Context in which every call uses backend ``name`` (see :func:`set_backend`), and others' calls do not.
+
+    It belongs to the calling thread or asyncio task; the module's docstring says how threads get it.
+    """
+    _prepare(name)
+    previous = _of_context.get()
+    _set_context(name)
     try:
         yield
     finally:
-        set_backend(previous)
+        _set_context(previous)
+
+
+def get_backend() -> str | None:
+    """The backend that calls here ask for by :func:`use_backend`, :func:`set_backend` or ``PYOPS_BACKEND``.
+
+    None: each tensor's device and dtype decide (:func:`available_backends` has the default first).
+    """
+    if torch.compiler.is_compiling():
+        name = _of_thread.name
+    else:
+        name = _of_context.get()
+        # A thread of autograd: torch leaves the context of the thread that called backward.
+        if name is _PROCESS and torch._C._is_key_in_tls("context"):
+            name = torch._C._get_obj_in_tls("context").get(_of_context, _PROCESS)
+    return _of_process if name == _PROCESS else name
+
+
+def _prepare(name: str | None) -> None:
+    """Raise unless ``name`` can run, and have its ops at hand."""
+    global _anyone_asked
+    if name is not None:
+        _check_usable(name)
+        _bind(name)
+        _anyone_asked = True
+
+
+def _set_context(name: str | None) -> None:
+    _of_context.set(name)
+    _of_thread.name = name
 
 
 @contextmanager
@@ -235,10 +296,11 @@ def resolve(tensor: torch.Tensor, op: str | None = None) -> SimpleNamespace | No
     kind = tensor.__class__
     if kind is not _TENSOR and kind is not _PARAMETER and hasattr(tensor, "device_mesh"):
         return None
-    if _requested is None and tensor.is_cpu and _cpp is not None:  # the usual call
+    requested = get_backend() if _anyone_asked else None
+    if requested is None and tensor.is_cpu and _cpp is not None:  # the usual call
         return _cpp if tensor.dtype in _FLOATING and op not in _cpp.without_kernel else None
     device = tensor.device
-    name = _choose(_requested, device.type, device.index)
+    name = _choose(requested, device.type, device.index)
     if name == "reference" or tensor.dtype not in _FLOATING:
         return None
     handles: SimpleNamespace = getattr(_bound, name)
@@ -295,7 +357,7 @@ def prefers_torch(
     that a compiler leaves open is not asked for: it would no longer be open.
     """
     # What torch gets as it is small may be of any layout.
-    if _requested is None and input.is_cpu and _cpp is not None:
+    if input.is_cpu and _cpp is not None and (not _anyone_asked or get_backend() is None):
         count = input.numel() if elements is None else elements
         if count.__class__ is int and count <= _KEPT and not (_own_threads and _in_own_kernels()):
             value, gradient = _TINY
