@@ -249,6 +249,10 @@ def bench(
     baseline: Annotated[
         list[str] | None, typer.Option(help="One more baseline: jax (an extra of the installation).")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Instead: is this checkout faster than this commit? Exit code 1 if slower."),
+    ] = None,
     sixteen_bit: Annotated[
         bool,
         typer.Option(
@@ -260,6 +264,10 @@ def bench(
 ) -> None:
     """Measure ops against torch eager, channels_last and torch.compile, in one run, interleaved."""
     use_huge_pages(huge_pages)
+    if base is not None:
+        from pyops.benchmarks.against import run as run_against
+
+        raise typer.Exit(run_against(base, ops or [], json_file))
     if sixteen_bit:
         from pyops.benchmarks.sixteen_bit import run as run_sixteen_bit
 
