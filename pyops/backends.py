@@ -29,6 +29,9 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _availability, _library
+from .small_tensors import KEPT as _KEPT
+from .small_tensors import TINY as _TINY
+from .small_tensors import TORCH_IS_FASTER, TORCH_IS_FASTER_IN_16_BITS
 
 
 class BackendError(ValueError, RuntimeError):
@@ -39,82 +42,6 @@ BACKENDS = ("cpp", "cuda", "triton", "reference")
 
 _FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
-
-#: Largest tensor of :func:`prefers_torch` where nothing else was measured: on larger ones a kernel saves
-#: about what its call costs.
-TINY_ELEMENTS = 1024
-_TINY = (TINY_ELEMENTS, TINY_ELEMENTS)
-
-#: From a megabyte on outputs come from our own cache of memory, and torch's may be fresh pages.
-_KEPT = (1 << 18) - 1
-
-#: The most float32 elements on which torch's own op takes less time, called for its value and for a gradient.
-#: A call of ours costs some 3 us more than torch's, and one with a gradient some 25 us, because its
-#: autograd.Function is Python; a kernel that is bound by memory has little to save. Measured in steps of 2 on
-#: 2 cores of an AMD EPYC (Zen 4), torch 2.13.
-TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
-    "relu": (_KEPT, _KEPT),
-    "leaky_relu": (_KEPT, _KEPT),
-    "hardswish": (_KEPT, _KEPT),
-    "sigmoid": (16384, _KEPT),
-    "silu": (16384, 131072),
-    "tanh": (1024, 16384),
-    "selu": (2048, 8192),
-    "elu": (2048, 8192),
-    "softplus": (2048, 16384),
-    "prelu": (_KEPT, 16384),
-    "mse_loss": (0, 16384),
-    "smooth_l1_loss": (0, 16384),
-    "huber_loss": (0, 16384),
-    "l1_loss": (0, 0),
-    "binary_cross_entropy_with_logits": (0, 2048),
-    "softmax": (32768, _KEPT),
-    "softmax, few classes": (0, 1024),
-    "softmax, strided": (32768, _KEPT),
-    "cross_entropy": (32768, 65536),
-    "cross_entropy, few classes": (0, 2048),
-    "nll_loss": (_KEPT, _KEPT),
-    "embedding": (_KEPT, 16384),
-    "interpolate": (512, 2048),
-    "max_pool2d": (16384, 65536),
-    "avg_pool2d": (8192, 16384),
-    "adaptive_avg_pool2d": (65536, 32768),
-    "batch_norm, images": (16384, 65536),
-    "batch_norm, rows": (_KEPT, _KEPT),
-    "batch_norm, relu": (1024, 8192),
-    "rnn_tanh_cell": (65536, 65536),
-    "rnn_relu_cell": (65536, 65536),
-    "gru_cell": (49152, 0),
-    "lstm_cell": (65536, 0),
-}
-
-#: The same for bfloat16 and float16, where torch's op takes less time in both, measured likewise; other ops
-#: have _TINY. Cross-entropy stays below its break-even for a gradient (131072): torch's rounds in between.
-TORCH_IS_FASTER_IN_16_BITS: dict[str, tuple[int, int]] = {
-    "relu": (_KEPT, _KEPT),
-    "leaky_relu": (_KEPT, _KEPT),
-    "hardswish": (131072, 131072),
-    "sigmoid": (16384, 65536),
-    "silu": (16384, 65536),
-    "tanh": (8192, 32768),
-    "selu": (2048, 8192),
-    "elu": (2048, 8192),
-    "softplus": (8192, 16384),
-    "prelu": (_KEPT, 16384),
-    "mse_loss": (16384, 16384),
-    "smooth_l1_loss": (8192, 16384),
-    "huber_loss": (4096, 8192),
-    "l1_loss": (8192, 4096),
-    "binary_cross_entropy_with_logits": (1024, 4096),
-    "softmax": (65536, 131072),
-    "softmax, few classes": (2048, 2048),
-    "softmax, strided": (131072, 131072),
-    "cross_entropy": (32768, 65536),
-    "cross_entropy, few classes": (2048, 4096),
-    "nll_loss": (_KEPT, _KEPT),
-    "gru_cell": (1024, 0),
-    "lstm_cell": (1024, 0),
-}
 
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 #: Found without a look into torch in each call of a small op.
@@ -342,7 +269,7 @@ def prefers_torch(
     """The one rule for small tensors: a single op on them is left to torch's own op.
 
     Args:
-        op: the op's entry in :data:`TORCH_IS_FASTER`, and in that of 16 bits.
+        op: the op's entry in the tables of :mod:`pyops.small_tensors`.
         input: the tensor whose elements count.
         others: tensors that may need a gradient as well.
         elements: what the rule counts where that is not ``input`` itself (an op whose output is larger).
@@ -351,7 +278,7 @@ def prefers_torch(
     the call is most of the time. The rule holds on the CPU, and only while no backend is asked for by name
     and the library is there (its absence must not go unnoticed). Fused forms do not use it, because they win
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
-    mask must be the same everywhere. In float64 it holds up to :data:`TINY_ELEMENTS`.
+    mask must be the same everywhere. In float64 it holds up to ``TINY_ELEMENTS``.
 
     Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size. A size
     that a compiler leaves open is not asked for: it would no longer be open.

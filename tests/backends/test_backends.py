@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyops
-from pyops import backends
+from pyops import backends, small_tensors
 from tests.suite.backends import Backend
 from tests.suite.processes import ROOT, run_python
 
@@ -51,7 +51,7 @@ def test_small_single_ops_are_left_to_torch_unless_a_backend_is_asked_for(
     op: str, dtype: torch.dtype, differentiable: bool
 ) -> None:
     """The rule of backends.prefers_torch: other limits with a gradient than without, and in 16 bits."""
-    tiny = (backends.TINY_ELEMENTS,) * 2
+    tiny = small_tensors.TINY
     tables = {4: backends.TORCH_IS_FASTER, 2: backends.TORCH_IS_FASTER_IN_16_BITS, 8: {}}
     limits = tables[dtype.itemsize].get(op, tiny)
     limit = limits[differentiable]
