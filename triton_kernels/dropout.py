@@ -158,7 +158,9 @@ def _column_kernel(
     ACTIVATION: tl.constexpr, FROM_OUTPUT: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Element i has channel i % channels."""
+    """Element i has channel i % channels. A program takes one of the ``tiles`` of channels, and of ``rows``
+    one part, ``steps`` blocks of them: their sums go to ``partial_ptr``, the gradient of x to ``dx_ptr``.
+    """
     acc: tl.constexpr = tl.float64 if grad_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     part = program // tiles

@@ -54,6 +54,23 @@ int64_t pack_gradients(const WeightGradientProblem<T>& problem, const TileImages
   return total;
 }
 
+// Terms that are added up before their sum joins that of the others: in one long chain the error would grow
+// with its length.
+constexpr int64_t kSummedInARow = 16;
+
+// The sum of `terms` vectors, `stride` apart.
+template <class Acc>
+Vec<Acc> sum_of_vectors(int64_t terms, const Acc* from, int64_t stride) {
+  Vec<Acc> total = Acc(0);
+  for (int64_t begin = 0; begin < terms; begin += kSummedInARow) {
+    Vec<Acc> part = Acc(0);
+    const int64_t end = std::min(terms, begin + kSummedInARow);
+    for (int64_t i = begin; i < end; ++i) part += load<Acc>(from + i * stride);
+    total += part;
+  }
+  return total;
+}
+
 // Sums of packed panels over their pixels, added to `sums` or put there.
 template <class Acc>
 void add_packed(const ChannelPanels<Acc>& panels, int64_t pixels, const Acc* packed, Acc* sums,
@@ -61,8 +78,7 @@ void add_packed(const ChannelPanels<Acc>& panels, int64_t pixels, const Acc* pac
   for (int64_t k = 0; k < panels.padded(); k += Vec<Acc>::kLanes) {
     const int64_t panel = k / panels.kWide, width = panels.width(panel);
     const Acc* const from = packed + panels.begin(panel) * pixels + k - panels.begin(panel);
-    Vec<Acc> total = Acc(0);
-    for (int64_t p = 0; p < pixels; ++p) total += load<Acc>(from + p * width);
+    const Vec<Acc> total = sum_of_vectors(pixels, from, width);
     store(sums + k, accumulate ? load<Acc>(sums + k) + total : total);
   }
 }

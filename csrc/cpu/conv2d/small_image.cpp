@@ -283,9 +283,7 @@ class SmallImageWeightGradient {
 
   static void sum_bias(int64_t terms, int64_t channels, int64_t width, const Acc* grad, T* bias) {
     for_each_vector<Acc>(channels, [&](int64_t k, int lanes) {
-      Vec<Acc> total = Acc(0);
-      for (int64_t i = 0; i < terms; ++i) total += load<Acc>(grad + i * width + k);
-      store_lanes(bias + k, total, lanes);
+      store_lanes(bias + k, sum_of_vectors(terms, grad + k, width), lanes);
     });
   }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/conv2d/image_lanes/lanes.h"
+#include "cpu/conv2d/pack_gradient.h"
 #include "cpu/conv2d/weight_sums.h"
 
 namespace pyops::cpu {
@@ -166,8 +167,7 @@ class LaneWeightGradient {
   void add_bias(const UnitScratch& scratch, bool accumulate) const {
     for (int64_t k = 0; k < problem_.weights.outputs; ++k) {
       const Acc* const from = scratch.grad + k * grad_.plane() * n;
-      Vec<Acc> total = Acc(0);
-      for (int64_t pixel = 0; pixel < grad_.plane(); ++pixel) total += load<Acc>(from + pixel * n);
+      const Vec<Acc> total = sum_of_vectors(grad_.plane(), from, n);
       Acc* const to = scratch.bias + k * n;
       store(to, accumulate ? load<Acc>(to) + total : total);
     }
