@@ -146,11 +146,7 @@ def _roofline(raw: Raw) -> Plot | None:
         axes.scatter([], [], color=colors.torch, marker="s", label="torch, fastest")
         axes.plot([], [], color=colors.ink, label="measured copy bandwidth and GEMM rate")
         axes.legend(frameon=False, labelcolor=colors.ink, loc="lower right")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("FLOPs per byte that the mathematics needs")
-        axes.set_ylabel("GFLOP/s")
-        axes.grid(color=colors.faint, alpha=0.4)
+        _logarithmic(axes, "FLOPs per byte that the mathematics needs", "GFLOP/s", colors)
 
     return Plot(
         "Roofline, float32",
@@ -311,11 +307,7 @@ def _beside(report: Report) -> Plot | None:
         ends = [min(values) / 1.2, max(values) * 1.2]
         axes.plot(ends, ends, color=colors.ink, lw=1)
         axes.plot(ends, [KEPT_BESIDE * end for end in ends], color=colors.faint, lw=1)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("speedup alone")
-        axes.set_ylabel("speedup beside busy processes")
-        axes.grid(color=colors.faint, alpha=0.4)
+        _logarithmic(axes, "speedup alone", "speedup beside busy processes", colors)
 
     return Plot(
         "On a shared machine",
@@ -324,6 +316,15 @@ def _beside(report: Report) -> Plot | None:
         (6.4, 5.2),
         draw,
     )
+
+
+def _logarithmic(axes: Axes, x: str, y: str, colors: Colors) -> None:
+    """Both axes logarithmic, with their labels."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color=colors.faint, alpha=0.4)
 
 
 def _factors(axes: Axes, values: Sequence[float], colors: Colors) -> None:

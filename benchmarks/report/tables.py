@@ -199,7 +199,10 @@ def _sizes_table(groups: list[Group]) -> Table:
             cells = [group.name, group.mode, _us(row), _us(group.measured.get(EAGER))]
             rows.append([*cells, _speedup(row), _quartiles(row), str(group.number)])
     header = ["case", "mode", "pyops us", "eager us", "speedup", "quartiles", "run"]
-    note = "Microseconds per call as users call it: single ops on small tensors may be torch's own."
+    note = (
+        "Microseconds per call as users call it: single ops on small tensors may be torch's own. "
+        "Half a second of rounds per case, whatever the settings say."
+    )
     return Table("Time against size", header, rows, note)
 
 
