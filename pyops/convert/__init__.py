@@ -3,15 +3,17 @@
 Read ``forwards.py`` and ``swap.py`` (modules), ``trace.py``, ``surroundings.py`` and ``frames.py`` (what a
 forward does and reads), ``ops.py`` and ``patterns.py`` (what of it is fused), ``steps.py`` (into what),
 ``links.py`` and ``chain.py`` (steps and layers as one node of autograd), ``plan.py`` (how it is run),
-``guards.py`` (as long as it is right), in this order.
+``guards.py`` (as long as it is right), ``sample.py``, ``parts.py`` and ``measure.py`` (whether it pays), in
+this order.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.nn
 
+from .measure import choose
 from .patterns import has_heads
 from .plan import install, make_plans, uninstall
 from .report import Entry, Report, conversion_report
@@ -23,7 +25,7 @@ __all__ = ["Entry", "Report", "conversion_report", "convert", "revert"]
 M = TypeVar("M", bound=torch.nn.Module)
 
 
-def convert(model: M, fuse: bool = True) -> M:
+def convert(model: M, fuse: bool = True, *, example_inputs: Any = None, seconds: float = 20.0) -> M:
     """Let the modules of ``model`` compute as those of :mod:`pyops.nn`, in place, and fuse what is adjacent.
 
     Modules, parameters, buffers, hooks and names stay the objects that they were, so that optimizers,
@@ -43,24 +45,50 @@ def convert(model: M, fuse: bool = True) -> M:
     a global variable, a helper function, an attribute of a class, the state of torch.distributed. A module
     that has a ``forward`` of its own stays as it is. Copies and files keep fusion.
 
+    With ``example_inputs``, every part runs on what it gets of them, as converted and as it was, and so does
+    the whole model: a training step without the optimizer in training mode, else an evaluation without
+    gradients. What is faster as it was stays torch's, and the report says so ("kept torch", with both times).
+    This takes up to about ``seconds``, with a bar in a terminal; nothing else should run on the machine
+    meanwhile. Buffers, gradients and random numbers stay what they were; hooks of the model run. Without
+    ``example_inputs`` everything is converted, and what an earlier measurement kept stays so.
+
     Call it again after changing the model: it does what is left to do, and fuses anew where forward runs as
     it is written since. (It does not by itself: that would run forward once more.) :func:`revert` undoes it,
     :func:`conversion_report` tells what was done.
+
+    Args:
+        model: any module.
+        fuse: whether what is adjacent is fused.
+        example_inputs: a tensor, a tuple or list of ``model``'s arguments, or a mapping of them by name.
+        seconds: how long to measure.
 
     Returns:
         ``model``.
 
     Raises:
         TypeError: ``model`` is no ``torch.nn.Module``.
+        ValueError: ``example_inputs`` are given, and a layer of ``model`` is lazy.
     """
     _check("convert", model)
     for module in model.modules():
-        _clear_plans(module)
+        conversion = conversion_of(module)
+        if example_inputs is not None and conversion is not None:
+            conversion.kept = None
         swap(module)
-    if fuse:
-        for module in reversed(list(model.modules())):  # children first
-            _fuse(module)
+    _plan(model, fuse)
+    if example_inputs is not None:
+        choose(model, example_inputs, seconds, lambda: _plan(model, fuse))
     return model
+
+
+def _plan(model: torch.nn.Module, fuse: bool) -> None:
+    """Make the plans of ``model`` and of the modules in it anew."""
+    modules = list(model.modules())
+    for module in modules:
+        _clear_plans(module)
+    if fuse:
+        for module in reversed(modules):  # children first
+            _fuse(module)
 
 
 def revert(model: M) -> M:

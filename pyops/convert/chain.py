@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from .. import backends
 from ..ops.tools.autograd import differentiable_gradients
@@ -162,6 +162,11 @@ class Chain:
         output: Tensor = _apply(self._links, input, *parameters)
         return output
 
+    def suits(self, input: Tensor) -> bool:
+        """Whether it has run as one for an input of this shape."""
+        learned = self._learned.get((input.shape, input.dtype))
+        return learned is not None and learned[1]
+
     def _prepare(self, states: list[Any]) -> None:
         self._states, self._ops = states, backends.cpu_kernels()
         for link in self._links:
@@ -170,6 +175,16 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self._links)
+
+    @property
+    def calls(self) -> list[Any]:
+        """The layers and steps in the row."""
+        return [link.call for link in self._links]
+
+    @property
+    def layers(self) -> set[Module]:
+        """The modules that these are or consist of."""
+        return {module for module, _, _ in self._modules}
 
     def _one_by_one(self, input: Tensor) -> Tensor:
         for link in self._links:

@@ -68,7 +68,7 @@ class Guards:
             (None if m is owner else m, [*m._modules], [*m._modules.values()]) for m in traced.visible
         ]
         self._hooks = tuple(chain.from_iterable(map(hooks_of, replaced)))
-        self._replaced, self._kinds = replaced, [_kind_when_called(m) for m in replaced]
+        self.replaced, self._kinds = replaced, [_kind_when_called(m) for m in replaced]
 
     def hold(self, owner: Module) -> bool:
         """Whether everything is as it was."""
@@ -97,7 +97,7 @@ class Guards:
         for module, name, value in self._simple:
             if getattr(module, name, _MISSING) != value:
                 return False
-        for module, kind in zip(self._replaced, self._kinds, strict=True):
+        for module, kind in zip(self.replaced, self._kinds, strict=True):
             if type(module) is not kind:
                 return False
         for module, _, forward in self._forwards:
@@ -135,7 +135,7 @@ class Guards:
         return None
 
     def _taken_over(self, owner: Module) -> str | None:
-        if list(map(type, self._replaced)) != self._kinds:
+        if list(map(type, self.replaced)) != self._kinds:
             return "the class of a module was changed: convert again"
         if self._hidden_of_owner and any(map(contains, repeat(vars(owner)), self._hidden_of_owner)):
             return "a method or constant of its class was replaced in the module: convert again"

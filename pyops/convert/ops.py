@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn import Module
 
 from .. import functional, nn
 from .surroundings import Read
-from .swap import computing_type, of_a_library
+from .swap import TO_TORCH, computing_type, of_a_library
 
 #: By the kernels' name of an activation: its module, and the attributes that must have these values for
 #: kernels to compute it.
@@ -83,6 +85,35 @@ class Op:
     decisive: tuple[str, ...] = ()
     #: Why it cannot be fused although its kind can.
     problem: str | None = None
+
+    @property
+    def member(self) -> Member:
+        return Member(self.kind, self.module, self.node.op == "call_module")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a step keeps of an op, without its graph."""
+
+    kind: str
+    module: Module | None
+    #: Whether the module is one of the model, and not made for a function.
+    called: bool
+
+    @property
+    def as_written(self) -> Callable[..., Any]:
+        """The op without pyops: torch's forward of the module."""
+        if self.module is None:
+            return operator.add
+        kind = type(self.module)
+        forward = kind.forward if self.called else TO_TORCH.get(kind, kind).forward
+        return partial(forward, self.module)
+
+    @property
+    def as_converted(self) -> Callable[..., Any]:
+        """The op by itself in a converted model: functions are torch's there."""
+        called: Any = self.module
+        return called.forward if self.called else self.as_written
 
 
 def kind_of(module: Module) -> str | None:

@@ -7,14 +7,15 @@ its step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from torch.fx import Node
 from torch.nn import Module
 
-from .ops import Op, added_to, changes_in_place, inplace_reads, kind_of, op_of
+from .ops import Member, Op, added_to, changes_in_place, inplace_reads, kind_of, op_of
 from .steps import (
     BatchNormStep,
     Conv2dBatchNormMaxPool2dStep,
@@ -65,6 +66,16 @@ _HEADS = {pattern.kinds[0] for pattern in PATTERNS}
 def has_heads(module: Module) -> bool:
     """Whether a pattern begins with one of the modules in ``module``."""
     return any(kind_of(m) in _HEADS for m in module.modules())
+
+
+def step_of(ops: Sequence[Member]) -> Step | None:
+    """The step of a row of ops, if a pattern is that long."""
+    kinds = tuple(op.kind for op in ops)
+    pattern = next((pattern for pattern in PATTERNS if pattern.kinds == kinds), None)
+    if pattern is None:
+        return None
+    present: dict[int, Any] = dict(zip(pattern.places, ops, strict=True))
+    return pattern.step(*(present.get(place) for place in range(pattern.arguments)))
 
 
 @dataclass

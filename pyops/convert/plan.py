@@ -21,6 +21,7 @@ from .chain import Chain, chains_in
 from .forwards import Method, attach, detach, gone
 from .guards import Guards
 from .patterns import Group, Refusal, find_groups
+from .steps import Step
 from .surroundings import Read
 from .swap import record
 from .trace import Trace, Untraceable, is_opaque, trace
@@ -60,6 +61,15 @@ class Plan:
         """What keeps the plan from being used, whatever the mode."""
         return self._guards.obstacle(owner)
 
+    @property
+    def replaced(self) -> set[Module]:
+        """The modules besides the owner that are not called as such."""
+        return set(self._guards.replaced)
+
+    def calls(self) -> Iterator[tuple[str, Any]]:
+        """The steps and chains, and the names of their attributes."""
+        return ((name, call) for name, call in [*vars(self).items()] if isinstance(call, (Step, Chain)))
+
     def _add(self, prefix: str, value: Any) -> str:
         """The name of the attribute that holds ``value``."""
         for name, other in self.__dict__.items():
@@ -71,9 +81,10 @@ class Plan:
 
     def _insert(self, graph: Graph, group: Group) -> Node:
         """Replace the group's nodes by one that calls its step, and return it."""
-        nodes, step = group.nodes, self._add("s", group.pattern.step(*group.arguments))
+        nodes, step = group.nodes, group.pattern.step(*group.arguments)
+        step.members = tuple(op.member for op in group.ops)
         with graph.inserting_before(group.place):
-            call = graph.call_module(step, group.inputs)
+            call = graph.call_module(self._add("s", step), group.inputs)
         nodes[-1].replace_all_uses_with(call)
         for node in reversed(nodes):
             graph.erase_node(node)

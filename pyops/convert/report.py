@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from html import escape
+from operator import add
 
 from torch.nn import Module
 
-from .swap import TO_TORCH, Conversion, computing_type, conversion_of, why_left
+from .swap import TO_TORCH, Conversion, Cost, computing_type, conversion_of, why_left
 
 
 @dataclass(frozen=True)
@@ -18,48 +21,104 @@ class Entry:
     name: str
     #: Its class.
     module: str
-    #: ``"replaced"``, ``"fused"``, ``"not fused"``, ``"not traced"`` or ``"left"``.
+    #: ``"replaced"``, ``"fused"``, ``"kept torch"``, ``"not fused"``, ``"not traced"`` or ``"left"``.
     action: str
     #: What replaced it, what was fused, or why not.
     detail: str
+    #: What the layer, or the step that begins with it, takes in a step of the model, where that was measured.
+    cost: Cost | None = None
 
 
 _COLUMNS = ("module", "class", "what", "how or why")
-_ACTIONS = ("replaced", "fused", "not fused", "not traced", "left")
+_COST_COLUMNS = ("GFLOP", "MB", "ms", "saved ms")
+_ACTIONS = ("replaced", "fused", "kept torch", "not fused", "not traced", "left")
 
 
 class Report(list[Entry]):
-    """A list of entries that prints as a table, a coloured one with rich."""
+    """A list of entries that prints as a table, a coloured one with rich and in notebooks."""
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        return [(entry.name or ".", entry.module, entry.action, entry.detail) for entry in self]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The titles; those of costs where something was measured."""
+        return (*_COLUMNS[:3], *_COST_COLUMNS, _COLUMNS[3]) if self._total else _COLUMNS
+
+    def rows(self) -> list[tuple[str, ...]]:
+        measured = self._total is not None
+        return [
+            (e.name or ".", e.module, e.action, *(_cells(e.cost) if measured else ()), e.detail) for e in self
+        ]
+
+    @property
+    def _total(self) -> Cost | None:
+        costs = [entry.cost for entry in self if entry.cost is not None]
+        return reduce(add, costs) if costs else None
 
     def summary(self) -> str:
-        """How many there are of each action."""
+        """How many there are of each action, and what all measured parts take."""
         counts = {action: sum(entry.action == action for entry in self) for action in _ACTIONS}
-        return ", ".join(f"{n} {action}" for action, n in counts.items() if n) or "nothing was converted"
+        text = ", ".join(f"{n} {action}" for action, n in counts.items() if n) or "nothing was converted"
+        total = self._total
+        if total is None:
+            return text
+        before, now = f"{1e3 * total.before:.3g}", f"{1e3 * total.now:.3g}"
+        return f"{text}; the measured parts take {now} instead of {before} ms in a step"
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join((*map(str.ljust, row, widths), row[3])) for row in rows]
+        rows = [self.columns, *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+        lines = ["  ".join((*map(_justified, row, widths, range(9)), row[-1])) for row in rows]
         rule = "-" * max(map(len, lines))
         return "\n".join((lines[0], rule, *lines[1:], rule, self.summary()))
 
     def __rich__(self) -> object:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*_COLUMNS, caption=self.summary())
-        for name, kind, action, detail in self.rows():
-            table.add_row(name, kind, f"[{_STYLES[action]}]{action}[/]", detail)
+        table = Table(caption=self.summary())
+        for title in self.columns:
+            table.add_column(title, justify="right" if title in _COST_COLUMNS else "left")
+        for row in self.rows():
+            name, kind, action, *rest = row
+            table.add_row(Text(name), Text(kind), f"[{_STYLES[action]}]{action}[/]", *map(Text, rest))
         return table
 
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        lines = [f"<tr>{_cells_of('th', self.columns)}</tr>"]
+        for row in self.rows():
+            colour = _COLOURS[row[2]]
+            lines.append(f'<tr style="color: {colour}">{_cells_of("td", row)}</tr>')
+        table = "".join(lines)
+        return f"<table><caption>{escape(self.summary())}</caption>{table}</table>"
 
-_STYLES = dict(zip(_ACTIONS, ("green", "bold green", "yellow", "yellow", "dim"), strict=True))
+
+def _cells(cost: Cost | None) -> tuple[str, ...]:
+    """The numbers of one row, under :data:`_COST_COLUMNS`."""
+    if cost is None:
+        return ("",) * len(_COST_COLUMNS)
+    times = (1e3 * cost.now, 1e3 * (cost.before - cost.now))
+    return (f"{cost.flops / 1e9:.3f}", f"{cost.bytes / 1e6:.2f}", *(f"{ms:.3f}" for ms in times))
+
+
+def _justified(text: str, width: int, place: int) -> str:
+    """Numbers, behind the first three columns, to the right."""
+    return text.ljust(width) if place < 3 else text.rjust(width)
+
+
+def _cells_of(tag: str, row: Sequence[str]) -> str:
+    return "".join(f'<{tag} style="text-align: left">{escape(text)}</{tag}>' for text in row)
+
+
+_STYLES = dict(zip(_ACTIONS, ("green", "bold green", "cyan", "yellow", "yellow", "dim"), strict=True))
+_COLOURS = dict(zip(_ACTIONS, ("green", "darkgreen", "teal", "#b58900", "#b58900", "gray"), strict=True))
 
 
 def conversion_report(model: Module) -> Report:
     """What :func:`pyops.convert` has replaced, fused and left in ``model``, and why.
+
+    After a conversion with ``example_inputs`` it also says what each layer, or fused step that begins with
+    it, takes in a step of the model: operations of its products (as ``torch.utils.flop_counter`` counts),
+    bytes read and written at least, milliseconds, and how many were saved.
 
     Returns:
         A list of :class:`Entry`, in the order of ``model.named_modules()``; ``str()`` and ``rich.print`` make
@@ -72,8 +131,10 @@ def conversion_report(model: Module) -> Report:
         raise TypeError(f"conversion_report: model must be a torch.nn.Module, got {type(model).__name__}")
     report = Report()
     for name, module in model.named_modules():
-        for action, detail in _lines(module):
-            report.append(Entry(name, type(module).__name__, action, detail))
+        conversion = conversion_of(module)
+        cost = None if conversion is None else conversion.cost
+        for i, (action, detail) in enumerate(_lines(module)):
+            report.append(Entry(name, type(module).__name__, action, detail, None if i else cost))
     return report
 
 
@@ -81,7 +142,9 @@ def _lines(module: Module) -> Iterator[tuple[str, str]]:
     """Actions and details of one module."""
     conversion = conversion_of(module)
     kind = computing_type(module)
-    if conversion is not None and conversion.swapped and kind in TO_TORCH:
+    if conversion is not None and conversion.kept is not None:
+        yield "kept torch", conversion.kept
+    elif conversion is not None and conversion.swapped and kind in TO_TORCH:
         yield "replaced", f"torch.nn.{kind.__name__} by pyops.nn.{kind.__name__}"
     reason = why_left(module)
     if reason is not None:

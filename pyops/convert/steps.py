@@ -19,13 +19,16 @@ from ..nn.batch_norm import normalize
 from ..nn.conv2d import convolve
 from ..ops.tools.digest import digest_of
 from ..ops.tools.packed import constant
-from .ops import Op, activation_name
+from .ops import Member, Op, activation_name
 
 Parts = tuple[Op | None, ...]
 
 
 class Step:
     """The base class: the group's activation, and how to compute the group op by op."""
+
+    #: The ops of the group, in their order.
+    members: tuple[Member, ...] = ()
 
     def __init__(self, *ops: Op | None) -> None:
         modules: list[Any] = [op.module for op in ops if op is not None and op.kind == "activation"]

@@ -7,7 +7,7 @@ from elsewhere, and what an optimizer holds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -30,12 +30,33 @@ TO_TORCH = {ours: theirs for theirs, ours in TO_PYOPS.items()}
 _OF_OWN_CLASS = (torch.nn.SyncBatchNorm,)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a layer, or a fused step that begins with it, takes in one step of the model."""
+
+    #: Multiplications and additions, as ``torch.utils.flop_counter`` counts.
+    flops: int
+    #: Read and written at least, by the ops as they run now.
+    bytes: int
+    #: Seconds as it runs now, and as it was before the conversion.
+    now: float
+    before: float
+
+    def __add__(self, other: Cost) -> Cost:
+        mine, theirs = astuple(self), astuple(other)
+        return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
 @dataclass
 class Conversion:
     """What was done to one module; kept in its ``__dict__``, so that it moves and is copied with it."""
 
     #: Whether it computes as one of pyops.nn.
     swapped: bool = False
+    #: Times that decided that it stays torch's (``measure.py``).
+    kept: str | None = None
+    #: What it takes, where that was measured.
+    cost: Cost | None = None
     #: Reason why the forward of a module with children was not looked at for fusion.
     not_traced: str | None = None
     #: What was next to each other but not fused, and why.
@@ -99,8 +120,8 @@ def swap(module: Module) -> None:
     """Make a module of torch.nn compute as the pyops.nn one, if there is one for this very class."""
     if isinstance(module, torch.jit.ScriptModule) or has_own_forward(module) or is_converted(module):
         return
-    kind = plain_type(module)
-    if kind not in TO_PYOPS:
+    kind, conversion = plain_type(module), conversion_of(module)
+    if kind not in TO_PYOPS or (conversion is not None and conversion.kept is not None):
         return
     if kind in _OF_OWN_CLASS:
         change_class(module, TO_PYOPS.get)
@@ -115,6 +136,7 @@ def unswap(module: Module) -> None:
     conversion = conversion_of(module)
     if conversion is not None and conversion.swapped:
         change_class(module, TO_TORCH.get)
+        conversion.swapped = False
 
 
 def is_converted(module: Module) -> bool:
@@ -178,6 +200,9 @@ def why_left(module: Module) -> str | None:
         return "compiled by torch.jit.script"
     if isinstance(module, torch.fx.GraphModule):
         return "a graph that torch.fx made: convert the model before it is traced"
+    conversion = conversion_of(module)
+    if conversion is not None and conversion.kept is not None:
+        return None
     if kind in TO_PYOPS and has_own_forward(module):
         return "it has a forward of its own"
     if kind in TO_PYOPS:
