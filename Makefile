@@ -10,9 +10,11 @@ JOBS  ?= 2
 ifdef PYTHON
 PY := $(PYTHON)
 READY := build/.built-in-place
+DOCS_READY :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs
 endif
 
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -20,11 +22,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test nightly lint format stubs bench bench-16bit gpu gpu-dry-run build clean
+.PHONY: help demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test nightly lint format stubs bench bench-16bit gpu gpu-dry-run build clean"
+	@echo "targets: demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -64,6 +66,10 @@ format: $(READY) stubs
 stubs:
 	python3 .ci/stubs.py
 
+# The manual, to be opened at build/docs/index.html. A warning is an error: no link and no name leads nowhere.
+docs: $(READY) $(DOCS_READY)
+	PYTHONPATH=. $(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+
 # BENCH=--quick: 3 minutes instead of 20. The page to look at is runs/bench/report.html.
 bench: $(READY)
 	PYTHONPATH=. $(PY) -m pyops bench --html runs/bench/report.html --json runs/bench/report.json $(BENCH)
@@ -93,6 +99,12 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.ready: $(VENV)/.torch $(SOURCES)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	@touch $@
+
+# What `.[docs]` names, without another build of the libraries.
+$(VENV)/.docs: pyproject.toml | $(READY)
+	$(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" \
+	  | xargs $(PY) -m pip install --quiet --disable-pip-version-check
 	@touch $@
 
 build/.built-in-place: $(SOURCES)

@@ -166,7 +166,7 @@ def dropout(
         inplace: write the result into ``input``; not together with the fused arguments.
         bias: added to ``input`` before the activation, broadcast like ``input + bias``, with at most one
             dimension that is not 1: shape (C,) for the last dimension, (C, 1, 1) for the channels of images.
-        activation: a name as in :func:`pyops.ops.activation.parse`, or an ``Activation``.
+        activation: a name, such as ``"relu"``, or an :class:`~pyops.kinds.Activation`.
         residual: added last; of the shape of ``input``.
         generator: where the seed is drawn from, on the device of ``input``; torch's default one if None.
 

@@ -1,7 +1,7 @@
 """Products of float32 by tiles of bfloat16, in three parts: the errors are those of a float32 product.
 
 The tiles are those of the twin in software, whose arithmetic is the instructions' (test_gemm_amx.py compares
-the bits); ``python -m tests.ops.test_gemm_parts`` prints the errors of docs/gemm.md.
+the bits); ``python -m tests.ops.test_gemm_parts`` prints the errors of docs/inside/gemm.md.
 """
 
 from __future__ import annotations

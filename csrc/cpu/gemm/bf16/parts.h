@@ -3,7 +3,7 @@
 //
 // A float32 has 24 bits of significand, a bfloat16 8: x = high + middle + low exactly, each the rest before
 // it rounded. Of the nine products of parts six are formed; the three that are left out are below 2^-26 of
-// the whole, which float32 sums do not hold. docs/gemm.md has the errors, measured.
+// the whole, which float32 sums do not hold. docs/inside/gemm.md has the errors, measured.
 #pragma once
 
 #include <algorithm>
