@@ -2,9 +2,12 @@
 
 from .ops.activation import elu as elu
 from .ops.activation import gelu as gelu
+from .ops.activation import hardsigmoid as hardsigmoid
 from .ops.activation import hardswish as hardswish
+from .ops.activation import hardtanh as hardtanh
 from .ops.activation import leaky_relu as leaky_relu
 from .ops.activation import relu as relu
+from .ops.activation import relu6 as relu6
 from .ops.activation import selu as selu
 from .ops.activation import sigmoid as sigmoid
 from .ops.activation import silu as silu

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS, ELU, GELU, GELU_TANH, SILU, HARDSWISH = (
-    ACTIVATIONS
-) = range(12)
+IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, SOFTPLUS = range(7)
+ELU, GELU, GELU_TANH, SILU, HARDSWISH, HARDTANH, HARDSIGMOID = range(7, 14)
+ACTIVATIONS = range(14)
 
 MSE, L1, HUBER, SMOOTH_L1, BCE_WITH_LOGITS = LOSSES = range(5)
 
@@ -20,7 +20,7 @@ RNN_TANH, RNN_RELU, LSTM, GRU = CELLS = range(4)
 
 NONE, MEAN, SUM = REDUCTIONS = range(3)
 
-_FROM_OUTPUT = frozenset({IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, ELU})
+_FROM_OUTPUT = frozenset({IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SELU, ELU, HARDTANH})
 
 
 #: An activation in the schema of a raw op, in the order of :class:`Activation`.
@@ -30,7 +30,8 @@ ACTIVATION_SCHEMA = "int kind, float alpha, float beta"
 class Activation(NamedTuple):
     """An activation as the raw ops take it: its number and its parameters.
 
-    ``alpha`` is the slope of leaky_relu, alpha of elu and beta of softplus; ``beta`` is softplus's threshold.
+    ``alpha`` is the slope of leaky_relu, alpha of elu, beta of softplus and hardtanh's least value; ``beta``
+    is softplus's threshold and hardtanh's greatest value.
     """
 
     kind: int
@@ -45,6 +46,14 @@ class Activation(NamedTuple):
         leaky_relu and elu with a negative parameter, whose output does not tell the input's sign.
         """
         return self.kind in _FROM_OUTPUT and (self.alpha >= 0 or self.kind not in (LEAKY_RELU, ELU))
+
+    @property
+    def survives_scaling(self) -> bool:
+        """Whether an output that dropout has scaled still tells the derivative.
+
+        hardtanh's does not: scaled and scaled back, its ends are no longer met exactly.
+        """
+        return self.kind != HARDTANH
 
     def keeps_output(self, dtype: torch.dtype) -> bool:
         """Whether backward should get the output of this dtype, and not the input, as its saved tensor.
@@ -67,6 +76,9 @@ _BY_NAME = {
     "gelu_tanh": Activation(GELU_TANH),
     "silu": Activation(SILU),
     "hardswish": Activation(HARDSWISH),
+    "relu6": Activation(HARDTANH, 0.0, 6.0),
+    "hardtanh": Activation(HARDTANH, -1.0, 1.0),
+    "hardsigmoid": Activation(HARDSIGMOID),
 }
 _IDENTITY = Activation(IDENTITY)
 

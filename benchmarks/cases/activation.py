@@ -8,7 +8,19 @@ from ..measure.case import FORWARD, FORWARD_BACKWARD, Case
 from .tools.sizes import sweep
 from .tools.traffic import elementwise_traffic
 
-OPS = ("relu", "leaky_relu", "sigmoid", "tanh", "selu", "softplus", "elu", "gelu", "silu", "hardswish")
+OPS = (
+    "relu",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "selu",
+    "softplus",
+    "elu",
+    "gelu",
+    "silu",
+    "hardswish",
+    "relu6",
+)
 #: Measured at every size; the others are variations of these.
 MAIN = ("relu", "leaky_relu", "sigmoid", "tanh", "selu", "softplus", "gelu")
 

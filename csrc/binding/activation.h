@@ -29,7 +29,7 @@ void dispatch_typed_activation(ScalarType type, const math::ActivationParams& pa
     using T = decltype(tag);
     const bool known =
         math::dispatch_activation<acc_t<T>, T>(params, [&](const auto& functor) { f(tag, functor); });
-    PYOPS_CHECK(known, op, ": kind must be in [0, 11], got ", params.kind);
+    PYOPS_CHECK(known, op, ": kind must be in [0, 13], got ", params.kind);
   });
 }
 

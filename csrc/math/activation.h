@@ -28,6 +28,8 @@ enum class ActivationKind : int64_t {
   kGeluTanh = 9,
   kSilu = 10,
   kHardswish = 11,
+  kHardtanh = 12,  // alpha: least value; beta: greatest
+  kHardsigmoid = 13,
 };
 
 // Which activation, as callers pass it: any number may come, and dispatch_activation says whether it is one.
@@ -200,6 +202,47 @@ struct Silu {
   }
 };
 
+// min(max(x, least), greatest); ReLU6 is that of 0 and 6. The slope is 0 at both ends, and 1 at NaN.
+template <class T>
+struct Hardtanh {
+  static constexpr bool kFromOutput = true;
+  T least;
+  T greatest;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    const V above = select_greater(V(least), x, V(least), x);
+    return select_greater(above, V(greatest), V(greatest), above);
+  }
+  template <class V>
+  PYOPS_HD V backward(V y, V grad) const {
+    const V above = select_at_most(y, V(least), V(T(0)), grad);
+    return select_at_most(V(greatest), y, V(T(0)), above);
+  }
+};
+
+// min(max(x + 3, 0), 6): six times hardsigmoid.
+template <class T, class V>
+PYOPS_HD V hard_gate(V x) {
+  return Hardtanh<T>{T(0), T(6)}.forward(x + V(T(3)));
+}
+
+// min(max(x + 3, 0), 6) / 6 (Courbariaux et al. 2015, arXiv:1511.00363, with another slope). The slope is 0
+// at both ends and at NaN. Rounding takes outputs to an end before inputs are there: backward needs the
+// input.
+template <class T>
+struct Hardsigmoid {
+  static constexpr bool kFromOutput = false;
+  template <class V>
+  PYOPS_HD V forward(V x) const {
+    return hard_gate<T>(x) * T(1.0 / 6);
+  }
+  template <class V>
+  PYOPS_HD V backward(V x, V grad) const {
+    const V below = select_greater(V(T(3)), x, grad * T(1.0 / 6), V(T(0)));
+    return select_greater(x, V(T(-3)), below, V(T(0)));
+  }
+};
+
 // x min(max(x + 3, 0), 6) / 6 (Howard et al. 2019, arXiv:1905.02244). At -3 the slope is that of the left, at
 // 3 that of the right.
 template <class T>
@@ -207,10 +250,7 @@ struct Hardswish {
   static constexpr bool kFromOutput = false;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    V gate = x + V(T(3));
-    gate = select_greater(V(T(0)), gate, V(T(0)), gate);
-    gate = select_greater(gate, V(T(6)), V(T(6)), gate);
-    return x * gate * T(1.0 / 6);
+    return x * hard_gate<T>(x) * T(1.0 / 6);
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
@@ -287,6 +327,10 @@ PYOPS_HD bool dispatch_activation(const ActivationParams& params, const F& f) {
       return f(Silu<T>{}), true;
     case ActivationKind::kHardswish:
       return f(Hardswish<T>{}), true;
+    case ActivationKind::kHardtanh:
+      return f(Hardtanh<T>{T(alpha), T(beta)}), true;
+    case ActivationKind::kHardsigmoid:
+      return f(Hardsigmoid<T>{}), true;
     default:
       return false;
   }

@@ -33,7 +33,12 @@ _ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gelu": (nn.GELU, {"approximate": "none"}),
     "silu": (nn.SiLU, {}),
     "hardswish": (nn.Hardswish, {}),
+    "relu6": (nn.ReLU6, {"min_val": 0.0, "max_val": 6.0}),
+    "hardtanh": (nn.Hardtanh, {"min_val": -1.0, "max_val": 1.0}),
+    "hardsigmoid": (nn.Hardsigmoid, {}),
 }
+#: Other values of these attributes that kernels know by a name of their own.
+_VARIANTS = {("gelu", ("tanh",)): "gelu_tanh", ("hardtanh", (0.0, 6.0)): "relu6"}
 _ACTIVATION_OF = {kind: name for name, (kind, _) in _ACTIVATIONS.items()}
 
 _MODULES: dict[type[Module], str] = {
@@ -132,7 +137,7 @@ def op_of(node: Node, module: Module | None) -> Op | None:
         return None
     try:
         return _function_op(node)
-    except (TypeError, ValueError):  # the function itself will refuse the arguments
+    except (TypeError, ValueError, AssertionError):  # the function or the module refuses the arguments
         return None
 
 
@@ -157,7 +162,7 @@ def _activation(node: Node, input: Node, name: str, module: Module) -> Op:
     options = _ACTIVATIONS[name][1]
     given = {key: getattr(module, key) for key in options}
     different = [f"{key}={value}" for key, value in given.items() if value != options[key]]
-    if different == ["approximate=tanh"]:
+    if (name, tuple(given.values())) in _VARIANTS:
         different = []
     problem = f"kernels know {name} only with its default {', '.join(options)}, not {', '.join(different)}"
     return Op("activation", node, input, module, None, tuple(options), problem if different else None)
@@ -166,7 +171,8 @@ def _activation(node: Node, input: Node, name: str, module: Module) -> Op:
 def activation_name(module: Module) -> str:
     """The name by which kernels know what an activation module computes."""
     name = _ACTIVATION_OF[computing_type(module)]
-    return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
+    given = tuple(getattr(module, key) for key in _ACTIVATIONS[name][1])
+    return _VARIANTS.get((name, given), name)
 
 
 def _function_op(node: Node) -> Op | None:
@@ -177,8 +183,9 @@ def _function_op(node: Node) -> Op | None:
     if target in _ACTIVATION_CALLS:
         name = _ACTIVATION_CALLS[target]
         kind, options = _ACTIVATIONS[name]
-        given = _arguments(node, *options)
-        return None if given is None else _activation(node, input, name, kind(**(options | given)))
+        # ReLU6 has attributes that neither its function nor its constructor takes.
+        given = _arguments(node, *(options if name != "relu6" else ()))
+        return None if given is None else _activation(node, input, name, kind(**given))
     if target in _POOL_CALLS:
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         given = _arguments(node, *names)

@@ -67,6 +67,9 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, "tanh"),
     "silu": F.silu,
     "hardswish": F.hardswish,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": F.hardsigmoid,
 }
 
 

@@ -5,9 +5,12 @@ from typing import Any
 from .activation import ELU as ELU
 from .activation import GELU as GELU
 from .activation import SELU as SELU
+from .activation import Hardsigmoid as Hardsigmoid
 from .activation import Hardswish as Hardswish
+from .activation import Hardtanh as Hardtanh
 from .activation import LeakyReLU as LeakyReLU
 from .activation import ReLU as ReLU
+from .activation import ReLU6 as ReLU6
 from .activation import Sigmoid as Sigmoid
 from .activation import SiLU as SiLU
 from .activation import Softplus as Softplus

@@ -9,9 +9,12 @@ __all__ = [
     "ELU",
     "GELU",
     "SELU",
+    "Hardsigmoid",
     "Hardswish",
+    "Hardtanh",
     "LeakyReLU",
     "ReLU",
+    "ReLU6",
     "SiLU",
     "Sigmoid",
     "Softplus",
@@ -87,3 +90,25 @@ class Hardswish(torch.nn.Hardswish):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardswish(input, self.inplace)
+
+
+class Hardsigmoid(torch.nn.Hardsigmoid):
+    """:class:`torch.nn.Hardsigmoid` through :func:`pyops.functional.hardsigmoid`; any shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardsigmoid(input, self.inplace)
+
+
+class Hardtanh(torch.nn.Hardtanh):
+    """:class:`torch.nn.Hardtanh` through :func:`pyops.functional.hardtanh`; any shape, same shape out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
+
+
+class ReLU6(torch.nn.ReLU6):
+    """:class:`torch.nn.ReLU6` through :func:`pyops.functional.hardtanh`; any shape, same shape out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        # As torch's: of attributes, which may be changed.
+        return F.hardtanh(input, self.min_val, self.max_val, self.inplace)

@@ -19,7 +19,9 @@ from ..kinds import (
     ELU,
     GELU,
     GELU_TANH,
+    HARDSIGMOID,
     HARDSWISH,
+    HARDTANH,
     LEAKY_RELU,
     RELU,
     SELU,
@@ -35,7 +37,21 @@ from .tools.autograd import apply
 from .tools.checks import ArgumentError, check_floating, check_tensor, refuse_leaf
 from .tools.kept_output import keeps_input_in_torch
 
-__all__ = ["elu", "gelu", "hardswish", "leaky_relu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
+__all__ = [
+    "elu",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "tanh",
+]
 
 _library.define(
     "activation_forward",
@@ -255,3 +271,42 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     if backends.prefers_torch("hardswish", input):
         return torch.nn.functional.hardswish(input, inplace)
     return _activate("hardswish", input, HARDSWISH, 0.0, 0.0, inplace)
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""min(max(x + 3, 0), 6) / 6, as :func:`torch.nn.functional.hardsigmoid`; backward keeps the input.
+
+    Arguments, result and errors are those of :func:`relu`; ``input`` must be floating-point.
+    """
+    check_tensor("hardsigmoid", "input", input)
+    if backends.prefers_torch("hardsigmoid", input):
+        return torch.nn.functional.hardsigmoid(input, inplace)
+    return _activate("hardsigmoid", input, HARDSIGMOID, 0.0, 0.0, inplace)
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    r"""min(max(x, ``min_val``), ``max_val``), as :func:`torch.nn.functional.hardtanh`.
+
+    Backward keeps the input, as torch does, and the output of the op in place. Arguments, result and errors
+    are those of :func:`relu`.
+
+    Raises:
+        ValueError: ``min_val`` is greater than ``max_val``.
+    """
+    check_tensor("hardtanh", "input", input)
+    # torch's own refuses bounds in the wrong order, and takes NaN for one.
+    served = input.is_floating_point() and min_val <= max_val
+    if backends.prefers_torch("hardtanh", input) or not served:
+        return torch.nn.functional.hardtanh(input, min_val, max_val, inplace)
+    return _activate("hardtanh", input, HARDTANH, float(min_val), float(max_val), inplace)
+
+
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""min(max(x, 0), 6), as :func:`torch.nn.functional.relu6`.
+
+    Backward keeps what it does for :func:`hardtanh`. Arguments, result and errors are those of :func:`relu`.
+    """
+    check_tensor("relu6", "input", input)
+    if backends.prefers_torch("relu6", input) or not input.is_floating_point():
+        return torch.nn.functional.relu6(input, inplace)
+    return _activate("relu6", input, HARDTANH, 0.0, 6.0, inplace)

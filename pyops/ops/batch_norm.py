@@ -264,7 +264,7 @@ def batch_norm(
         eps: added to the variance.
         activation: name of the activation that follows, with its default parameters: ``"relu"``,
             ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
-            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+            ``"gelu_tanh"``, ``"silu"``, ``"hardswish"``, ``"relu6"``, ``"hardtanh"`` or ``"hardsigmoid"``.
         residual: added before the activation; shape and dtype of the input.
 
     Returns:

@@ -259,7 +259,7 @@ def conv2d(
         groups: the input's and the output's channels are cut into as many groups that do not mix.
         activation: name of the activation that follows, with its default parameters: ``"relu"``,
             ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
-            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+            ``"gelu_tanh"``, ``"silu"``, ``"hardswish"``, ``"relu6"``, ``"hardtanh"`` or ``"hardsigmoid"``.
         residual: added before the activation; the output's shape.
 
     Returns:

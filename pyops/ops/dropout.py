@@ -292,7 +292,9 @@ def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:
     """
     if activation.kind <= RELU:
         return True
-    return activation.from_output and (dtype.itemsize > 2 or activation.kind == LEAKY_RELU)
+    if not activation.from_output or not activation.survives_scaling:
+        return False
+    return dtype.itemsize > 2 or activation.kind == LEAKY_RELU
 
 
 def _matches(tensor: Tensor, input: Tensor) -> bool:

@@ -98,6 +98,7 @@ class LinearFunction(torch.autograd.Function):
         ops: SimpleNamespace,
     ) -> Tensor:
         keeps_output = activation.kind <= RELU or activation.keeps_output(input.dtype)
+        keeps_output = keeps_output and (seed is None or activation.survives_scaling)
         output, saved = ops.linear_forward(input, weight, bias, seed, p, *activation, not keeps_output)
         # Dropout, too, lets a caller change its output. A frozen layer has nothing to compute it from again.
         watched = may_be_changed(activation) or (
@@ -190,7 +191,7 @@ def linear(
         bias: shape (out_features), or ().
         activation: name of the activation that follows, with its default parameters: ``"relu"``,
             ``"leaky_relu"``, ``"sigmoid"``, ``"tanh"``, ``"selu"``, ``"softplus"``, ``"elu"``, ``"gelu"``,
-            ``"gelu_tanh"``, ``"silu"`` or ``"hardswish"``.
+            ``"gelu_tanh"``, ``"silu"``, ``"hardswish"``, ``"relu6"``, ``"hardtanh"`` or ``"hardsigmoid"``.
         dropout_p: probability of an element of the output to be zeroed; the others are scaled by
             1 / (1 - dropout_p). Only while ``training``.
         generator: where the mask's seed is drawn from; None is torch's own.

@@ -11,7 +11,9 @@ from ..kinds import (
     ELU,
     GELU,
     GELU_TANH,
+    HARDSIGMOID,
     HARDSWISH,
+    HARDTANH,
     IDENTITY,
     LEAKY_RELU,
     RELU,
@@ -42,6 +44,8 @@ _FORWARD: dict[int, Callable[..., Tensor]] = {
     GELU_TANH: lambda x, f, inplace: torch.nn.functional.gelu(x, approximate="tanh"),
     SILU: lambda x, f, inplace: torch.nn.functional.silu(x, inplace),
     HARDSWISH: lambda x, f, inplace: torch.nn.functional.hardswish(x, inplace),
+    HARDTANH: lambda x, f, inplace: torch.nn.functional.hardtanh(x, f.alpha, f.beta, inplace),
+    HARDSIGMOID: lambda x, f, inplace: torch.nn.functional.hardsigmoid(x, inplace),
 }
 # ... and its gradient of (grad, saved, activation, saved_is_output).
 _GRADIENT: dict[int, Callable[..., Tensor]] = {
@@ -58,6 +62,9 @@ _GRADIENT: dict[int, Callable[..., Tensor]] = {
     # aten's has no derivative
     SILU: lambda g, s, f, output: g * s.sigmoid() * (1 + s * (1 - s.sigmoid())),
     HARDSWISH: lambda g, s, f, output: _aten.hardswish_backward(g, s),
+    HARDTANH: lambda g, s, f, output: _aten.hardtanh_backward(g, s, f.alpha, f.beta),
+    # aten's has a sixth of float32
+    HARDSIGMOID: lambda g, s, f, output: torch.where((s > -3) & (s < 3), g / 6, 0.0),
 }
 
 

@@ -19,6 +19,7 @@ tf = nn.functional
 ACTIVATIONS = [
     nn.ReLU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Tanh(), nn.SELU(), nn.Softplus(), nn.ELU(), nn.GELU(),
     nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.ReLU(inplace=True), nn.SiLU(inplace=True),
+    nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(), nn.Hardtanh(0.0, 6.0), nn.Hardsigmoid(),
 ]  # fmt: skip
 
 
@@ -32,11 +33,28 @@ def test_every_activation(activation: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "activation", [nn.LeakyReLU(0.2), nn.ELU(0.5), nn.Softplus(2.0), nn.Softplus(1.0, 10.0)], ids=repr
+    "activation",
+    [nn.LeakyReLU(0.2), nn.ELU(0.5), nn.Softplus(2.0), nn.Softplus(1.0, 10.0), nn.Hardtanh(-2.0, 1.0)],
+    ids=repr,
 )
 def test_other_options_of_activations_are_not_fused(activation: nn.Module) -> None:
     converted = check(nn.Sequential(conv(), activation), images(), fused=0)
     assert "only with its default" in str(pyops.conversion_report(converted))
+
+
+def test_bounds_that_the_function_takes_and_the_module_refuses_do_not_stop_the_conversion() -> None:
+    check(Calls(lambda m, x: tf.hardtanh(m.conv(x), 1.0, 1.0), conv=conv()), images(), fused=0)
+
+
+def test_a_bound_that_changes_after_the_conversion_is_seen() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU6(inplace=True)).double().eval()
+    converted = pyops.convert(copy.deepcopy(model))
+    x = images() * 9
+    torch.testing.assert_close(converted(x), model(x))
+    assert fused_in(converted) == ["0 + 1 + 2"]
+    for changed in (model, converted):
+        changed[2].max_val = 0.5
+    torch.testing.assert_close(converted(x), model(x))
 
 
 FUNCTIONS = {
@@ -52,6 +70,11 @@ FUNCTIONS = {
     "tanh": lambda x: x.tanh(),
     "gelu": lambda x: tf.gelu(x, approximate="tanh"),
     "leaky_relu": lambda x: tf.leaky_relu(x),
+    "relu6": lambda x: tf.relu6(x),
+    "relu6_inplace_by_position": lambda x: tf.relu6(x, True),
+    "relu6_as_hardtanh": lambda x: tf.hardtanh(x, 0.0, max_val=6.0),
+    "hardtanh_": lambda x: tf.hardtanh_(x),
+    "hardsigmoid": lambda x: tf.hardsigmoid(x, inplace=True),
     "pyops": lambda x: F.silu(x),
 }
 

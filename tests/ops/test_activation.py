@@ -20,7 +20,7 @@ from tests.suite.torch_samples import check_torchs_samples, op_infos
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-INPLACE = ["relu", "leaky_relu", "selu", "elu", "silu", "hardswish"]
+INPLACE = ["relu", "leaky_relu", "selu", "elu", "silu", "hardswish", "relu6", "hardtanh", "hardsigmoid"]
 
 
 def functions(variant: str):
@@ -59,6 +59,9 @@ def test_accuracy_of_every_kind(backend: Backend, case: Case, dtype: torch.dtype
 _SPECIAL = [
     0.0,
     -0.0,
+    6.0,
+    1.0,
+    -1.0,
     3.0,
     -3.0,
     20.0,
@@ -92,6 +95,8 @@ def test_pitfall_30_boundaries_nan_and_infinity(backend: Backend, variant: str) 
         if variant.startswith("gelu"):  # torch's 1 + erf and 1 + tanh cancel
             exact["atol"] = 1e-6
         torch.testing.assert_close(found[i : i + 1].cpu(), wanted, msg=f"{variant}({value})", **exact)
+        if value == 0 and variant in ("relu", "relu6", "hardtanh"):
+            assert found[i].signbit().item() == wanted.signbit().item()
         torch.testing.assert_close(
             gradient[i : i + 1].cpu(), wanted_gradient, msg=f"{variant}'({value})", **exact
         )
@@ -146,6 +151,28 @@ def test_gelu_of_every_16_bit_number(kernels: Backend, dtype: torch.dtype) -> No
     error = (y.detach().double() - value).abs() / value.abs()
     assert error[normal].max() <= 0.51 * information.eps
     assert (grad.double() - slope).abs().max() <= information.eps
+
+
+def test_hardtanh_at_and_beside_its_bounds_for_every_16_bit_number(kernels: Backend) -> None:
+    """Among the bounds are some that 16 bits do not hold. At NaN torch's own loops differ."""
+    x = torch.arange(-(2**15), 2**15 - 1, dtype=torch.int16).view(torch.float16)
+    x = x[~x.isnan()].to(kernels.device)
+    for low, high in ((-0.1, 0.7), (0.0, 6.0), (-math.inf, 3.0), (1.0, 1.0)):
+        found, wanted = [], []
+        for function, results in ((F.hardtanh, found), (T.hardtanh, wanted)):
+            leaf = x.clone().requires_grad_()
+            y = function(leaf, low, high)
+            results += [y.detach(), *torch.autograd.grad(y, leaf, torch.ones_like(y))]
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+
+
+def test_hardtanh_refuses_bounds_in_the_wrong_order_and_takes_nan() -> None:
+    x = torch.randn(3, 5)
+    with pyops.use_backend("cpp"):
+        with pytest.raises(ValueError, match="min_val cannot be greater than max_val"):
+            F.hardtanh(x, 2.0, 1.0)
+        assert F.hardtanh(x, math.nan, 1.0).isnan().all()
 
 
 @pytest.mark.parametrize("name", ["elu", "selu"])
@@ -274,6 +301,7 @@ def test_compile_with_dynamic_shapes_compiles_once() -> None:
         *((v, torch.float32, 4) for v in ("relu", "sigmoid", "tanh")),
         *((v, dtype, 0) for v in ("selu", "elu", "leaky_relu") for dtype in (torch.float32, torch.bfloat16)),
         *((v, torch.float32, 0) for v in ("leaky_relu_negative", "elu_negative", "softplus", "gelu", "silu")),
+        *((v, torch.float32, 0) for v in ("relu6", "hardtanh", "hardsigmoid")),
     ],
 )
 def test_backward_keeps_one_tensor(
@@ -305,14 +333,18 @@ def test_other_dtypes_are_promoted_as_torch_does(backend: Backend, name: str, dt
     torch.testing.assert_close(getattr(F, name)(x), getattr(T, name)(x))
 
 
-def test_relu_takes_integers(backend: Backend) -> None:
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardtanh"])
+def test_what_rectifies_takes_integers(backend: Backend, name: str) -> None:
     x = torch.tensor([-2, 0, 3], device=backend.device)
-    assert torch.equal(F.relu(x), T.relu(x))
-    assert F.relu(x, inplace=True) is x
-    assert x.tolist() == [0, 0, 3]
+    wanted = getattr(T, name)(x)
+    assert torch.equal(getattr(F, name)(x), wanted)
+    assert getattr(F, name)(x, inplace=True) is x
+    assert torch.equal(x, wanted)
 
 
-@pytest.mark.parametrize("name", [n for n in FORMULAS if n not in ("relu", "sigmoid", "tanh")])
+@pytest.mark.parametrize(
+    "name", [n for n in FORMULAS if n not in ("relu", "relu6", "hardtanh", "sigmoid", "tanh")]
+)
 def test_integers_are_refused_where_torch_refuses_them(name: str) -> None:
     with pyops.use_backend("cpp"), pytest.raises(TypeError, match=f"{name}: input must be a floating.*int64"):
         getattr(F, name)(torch.tensor([1, 2]))
@@ -338,7 +370,9 @@ def test_parse_gives_torchs_default_parameters() -> None:
     assert parse("linear", "leaky_relu") == Activation(2, 0.01)
     assert parse("linear", "softplus") == Activation(6, 1.0, 20.0)
     assert parse("linear", "gelu_tanh").kind == 9
-    assert [k for k in range(12) if Activation(k, 1.0).from_output] == [0, 1, 2, 3, 4, 5, 7]
+    assert parse("linear", "relu6") == Activation(12, 0.0, 6.0)
+    assert parse("linear", "hardtanh") == Activation(12, -1.0, 1.0)
+    assert [k for k in range(14) if Activation(k, 1.0).from_output] == [0, 1, 2, 3, 4, 5, 7, 12]
     assert not Activation(2, -0.1).from_output
 
 

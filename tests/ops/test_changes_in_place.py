@@ -62,8 +62,8 @@ def alone(name: str) -> tuple[Function, Function]:
 
 
 CALLS = {
-    **{f"{name} alone": alone(name) for name in ("leaky_relu", "elu", "selu")},
-    **{f"conv2d, {name}": fused(name) for name in ("leaky_relu", "elu", "selu")},
+    **{f"{name} alone": alone(name) for name in ("leaky_relu", "elu", "selu", "relu6")},
+    **{f"conv2d, {name}": fused(name) for name in ("leaky_relu", "elu", "selu", "relu6")},
     **{f"conv2d, residual, {name}": residual(name) for name in ("leaky_relu", "selu")},
     **{f"conv2d, {name}, max_pool2d": pooled(name) for name in ("tanh", "sigmoid", "leaky_relu", "relu")},
     **{f"linear, {name}": linear(name) for name in ("leaky_relu", "elu")},

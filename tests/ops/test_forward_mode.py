@@ -23,6 +23,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         for name in (
             *("relu", "leaky_relu", "elu", "selu", "sigmoid"),
             *("tanh", "silu", "gelu", "softplus", "hardswish"),
+            *("relu6", "hardtanh", "hardsigmoid"),
         )
     },
     **{

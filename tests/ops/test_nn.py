@@ -96,6 +96,9 @@ def test_constructor_begins_with_torchs_arguments(name: str) -> None:
         "elu",
         "silu",
         "hardswish",
+        "relu6",
+        "hardtanh",
+        "hardsigmoid",
         "mse_loss",
         "l1_loss",
         "huber_loss",
@@ -111,7 +114,10 @@ def test_function_begins_with_torchs_arguments(name: str) -> None:
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-@pytest.mark.parametrize("name", ["ReLU", "LeakyReLU", "SELU", "ELU", "SiLU", "Hardswish"])
+@pytest.mark.parametrize(
+    "name",
+    ["ReLU", "LeakyReLU", "SELU", "ELU", "SiLU", "Hardswish", "ReLU6", "Hardtanh", "Hardsigmoid"],
+)
 def test_inplace_activation_overwrites_its_input(backend: Backend, name: str) -> None:
     x = torch.randn(5, 4, device=backend.device)
     wanted = getattr(torch.nn, name)()(x)

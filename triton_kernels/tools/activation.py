@@ -20,9 +20,11 @@ GELU: tl.constexpr = tl.constexpr(8)
 GELU_TANH: tl.constexpr = tl.constexpr(9)
 SILU: tl.constexpr = tl.constexpr(10)
 HARDSWISH: tl.constexpr = tl.constexpr(11)
+HARDTANH: tl.constexpr = tl.constexpr(12)
+HARDSIGMOID: tl.constexpr = tl.constexpr(13)
 
 # Applied to a matrix product's tile. Others, of many steps, would spill its registers: they take a pass.
-CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value)
+CHEAP = (IDENTITY.value, RELU.value, LEAKY_RELU.value, HARDTANH.value)
 
 _SELU_SCALE: tl.constexpr = tl.constexpr(1.0507009873554804934193349852946)
 _SELU_SATURATION: tl.constexpr = tl.constexpr(
@@ -38,8 +40,8 @@ NO_ACTIVATION = Activation(IDENTITY.value)
 def check_activation(activation: Activation, op: str, saved_is_output: bool = False) -> None:
     """Raise RuntimeError for a kind that does not exist, or whose derivative is no formula of the output."""
     kind = activation.kind
-    if not 0 <= kind <= 11:
-        raise RuntimeError(f"{op}: kind must be in [0, 11], got {kind}")
+    if not 0 <= kind <= 13:
+        raise RuntimeError(f"{op}: kind must be in [0, 13], got {kind}")
     if saved_is_output and not activation.from_output:
         raise RuntimeError(f"{op}: the derivative of kind {kind} needs the input, not the output")
 
@@ -75,10 +77,21 @@ def activate(x, ACTIVATION: tl.constexpr, storage: tl.constexpr):
         return x * logistic(x * (x * x * _GELU_CUBIC + 1.0) * _TWO_SQRT_2_OVER_PI, storage)
     elif KIND == SILU:
         return divide(x, exp(-x, storage) + 1.0)
+    elif KIND == HARDTANH:
+        return _clamp(x, ALPHA, ACTIVATION.beta)
+    elif KIND == HARDSIGMOID:
+        return divide(_clamp(x + 3.0, 0.0, 6.0), tl.zeros_like(x) + 6.0)
     else:
-        gate = tl.where(x + 3.0 < 0.0, 0.0, x + 3.0)
-        gate = tl.where(gate > 6.0, 6.0, gate)
-        return divide(x * gate, tl.zeros_like(x) + 6.0)
+        tl.static_assert(KIND == HARDSWISH)
+        return divide(x * _clamp(x + 3.0, 0.0, 6.0), tl.zeros_like(x) + 6.0)
+
+
+@triton.jit
+def _clamp(x, LEAST: tl.constexpr, GREATEST: tl.constexpr):
+    # A number by itself would be one of float32.
+    least, greatest = tl.zeros_like(x) + LEAST, tl.zeros_like(x) + GREATEST
+    above = tl.where(x < least, least, x)
+    return tl.where(above > greatest, greatest, above)
 
 
 @triton.jit
@@ -98,6 +111,9 @@ def derive_from_output(y, grad, ACTIVATION: tl.constexpr):
         return grad * (1.0 - y * y)
     elif KIND == SELU:
         return tl.where(y <= 0.0, grad * (y + _SELU_SATURATION), grad * _SELU_SCALE)
+    elif KIND == HARDTANH:
+        least, greatest = tl.zeros_like(y) + ALPHA, tl.zeros_like(y) + ACTIVATION.beta
+        return tl.where(y <= least, 0.0, tl.where(y >= greatest, 0.0, grad))
     else:
         tl.static_assert(KIND == ELU)
         return tl.where(y <= 0.0, grad * (y + ALPHA), grad)
@@ -129,5 +145,8 @@ def derive_from_input(x, grad, ACTIVATION: tl.constexpr, storage: tl.constexpr):
     elif KIND == HARDSWISH:
         inside = grad * (divide(x, tl.zeros_like(x) + 3.0) + 0.5)
         return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, inside, grad))
+    elif KIND == HARDSIGMOID:
+        slope = divide(grad, tl.zeros_like(x) + 6.0)
+        return tl.where(x > -3.0, tl.where(x < 3.0, slope, 0.0), 0.0)
     else:
         return derive_from_output(activate(x, ACTIVATION, storage), grad, ACTIVATION)

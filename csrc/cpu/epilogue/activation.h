@@ -16,6 +16,8 @@ inline int64_t activation_cost(const math::ActivationParams& params) {
     case math::ActivationKind::kRelu:
     case math::ActivationKind::kLeakyRelu:
     case math::ActivationKind::kHardswish:
+    case math::ActivationKind::kHardtanh:
+    case math::ActivationKind::kHardsigmoid:
       return 1;
     default:
       return 3;

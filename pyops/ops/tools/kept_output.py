@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kinds import ELU, LEAKY_RELU, SELU, Activation
+from ...kinds import ELU, HARDTANH, LEAKY_RELU, SELU, Activation
 
 #: Of these, torch keeps the input; of the others whose derivative is a formula of the output, the output.
-_INPUT_IS_TORCHS = frozenset({LEAKY_RELU, SELU, ELU})
+_INPUT_IS_TORCHS = frozenset({LEAKY_RELU, SELU, ELU, HARDTANH})
 
 
 def keeps_input_in_torch(activation: Activation) -> bool:

@@ -127,3 +127,14 @@ def test_compile_with_another_rate_and_in_evaluation() -> None:
         torch.manual_seed(1)
         assert torch.equal(found, F.dropout(x, p))
     assert torch.equal(compiled(x, 0.5, False), x)
+
+
+@pytest.mark.parametrize("name", ["hardtanh", "relu6"])
+def test_clipped_elements_that_dropout_scales_have_no_gradient(kernels: Backend, name: str) -> None:
+    """Backward formed the activation's output from the scaled one, and rounding took it from its end."""
+    x = torch.full((3, 40), 9.0, device=kernels.device, requires_grad=True)
+    weight = torch.eye(40, device=kernels.device)
+    for p in (0.1, 0.3, 0.47, 0.6, 0.7, 0.9):
+        for y in (F.dropout(x, p, activation=name), F.linear(x, weight, activation=name, dropout_p=p)):
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            assert gradient.count_nonzero() == 0

@@ -61,8 +61,21 @@ def hardswish(input: Tensor) -> Tensor:
     return input * (input + 3).clamp(0, 6) / 6
 
 
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return torch.where(input < min_val, min_val, torch.where(input > max_val, max_val, input))
+
+
+def relu6(input: Tensor) -> Tensor:
+    return hardtanh(input, 0.0, 6.0)
+
+
+def hardsigmoid(input: Tensor) -> Tensor:
+    return hardtanh(input + 3, 0.0, 6.0) / 6
+
+
+_SMOOTH = (sigmoid, tanh, selu, softplus, elu, gelu, silu)
 FORMULAS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (relu, leaky_relu, sigmoid, tanh, selu, softplus, elu, gelu, silu, hardswish)
+    f.__name__: f for f in (relu, leaky_relu, *_SMOOTH, hardswish, relu6, hardtanh, hardsigmoid)
 }
 OPS = {
     name: Op(getattr(F, name), getattr(torch.nn.functional, name), formula, ("input",))
@@ -78,6 +91,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "elu_0.5": ("elu", {"alpha": 0.5}),
     "elu_negative": ("elu", {"alpha": -0.5}),
     "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "hardtanh_-0.3_2.7": ("hardtanh", {"min_val": -0.3, "max_val": 2.7}),
 }
 
 
@@ -112,16 +126,17 @@ CONTRACT = Contract(
     autocast=over([case(v, (4, 7)) for v in FORMULAS], backends=THOROUGH),
     meta=over([case(v, (4, 7)) for v in FORMULAS]),
     raw_op_refuses=[
-        ("activation_forward", (_ROW, 12, 0.0, 0.0)),
+        ("activation_forward", (_ROW, 14, 0.0, 0.0)),
         ("activation_forward", (_ROW, -1, 0.0, 0.0)),
         ("activation_forward", (_ROW[:, ::2], 1, 0.0, 0.0)),
         ("activation_forward", (_ROW.expand(2, 3, 5), 1, 0.0, 0.0)),
         ("activation_forward", (_ROW.long(), 1, 0.0, 0.0)),
         ("activation_forward_", (_ROW[:, ::2], 1, 0.0, 0.0)),
         ("activation_forward_", (_ROW.bool(), 1, 0.0, 0.0)),
-        ("activation_backward", (_ROW, _ROW, 12, 0.0, 0.0, True)),
+        ("activation_backward", (_ROW, _ROW, 14, 0.0, 0.0, True)),
         ("activation_backward", (_ROW, _ROW, 6, 1.0, 20.0, True)),
         ("activation_backward", (_ROW, _ROW, 2, -1.0, 0.0, True)),
+        ("activation_backward", (_ROW, _ROW, 13, 0.0, 0.0, True)),
         ("activation_backward", (_ROW[:2], _ROW, 1, 0.0, 0.0, True)),
         ("activation_backward", (_ROW.double(), _ROW, 1, 0.0, 0.0, True)),
         ("activation_backward", (_ROW.view(5, 3).t(), _ROW, 1, 0.0, 0.0, True)),
@@ -141,6 +156,9 @@ LAYERS = {
     "GELU": [{}, {"approximate": "tanh"}],
     "SiLU": [{}],
     "Hardswish": [{}],
+    "ReLU6": [{}],
+    "Hardtanh": [{}, {"min_val": -0.3, "max_val": 2.7}],
+    "Hardsigmoid": [{}],
 }
 
 
@@ -175,10 +193,20 @@ TRITON_CASES = {
         (8, 0.0, 0.0, False),
     ),
     "activation-bfloat16": lambda: _triton(
-        (2048, 2048), BF16, (3, 0.0, 0.0, True), (5, 0.0, 0.0, False), (9, 0.0, 0.0, False)
+        (2048, 2048),
+        BF16,
+        (3, 0.0, 0.0, True),
+        (5, 0.0, 0.0, False),
+        (9, 0.0, 0.0, False),
+        (12, 0.0, 6.0, True),
     ),
     "activation-odd-float64": lambda: _triton(
-        (1001, 7), F64, (4, 0.0, 0.0, True), (6, 2.0, 20.0, False), (8, 0.0, 0.0, False)
+        (1001, 7),
+        F64,
+        (4, 0.0, 0.0, True),
+        (6, 2.0, 20.0, False),
+        (8, 0.0, 0.0, False),
+        (13, 0.0, 0.0, False),
     ),
 }
 
@@ -197,6 +225,18 @@ MUTANTS = {
         "math/activation.h",
         "grad * (normal.cdf + x *",
         "grad * (normal.cdf + V(T(0)) *",
+        ("epilogue/activation",),
+    ),
+    "hardtanh_gradient_passes_at_its_upper_end": Mutant(
+        "math/activation.h",
+        "return select_at_most(V(greatest), y, V(T(0)), above);",
+        "return select_greater(y, V(greatest), V(T(0)), above);",
+        ("epilogue/activation",),
+    ),
+    "hardsigmoid_gradient_ends_on_one_side_only": Mutant(
+        "math/activation.h",
+        "return select_greater(x, V(T(-3)), below, V(T(0)));",
+        "return below;",
         ("epilogue/activation",),
     ),
     "elementwise_loop_leaves_the_end_out": Mutant(

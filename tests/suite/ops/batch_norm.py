@@ -316,7 +316,7 @@ CONTRACT = Contract(
         (ValueError, "eps must be positive, got 0", (_IMAGE, _C, _C), {"training": True, "eps": 0.0}),
         (ValueError, "eps must be at least 0, got -1", (_IMAGE, _C, _C), {"eps": -1.0}),
         (TypeError, "momentum must be a number, got None", (_IMAGE, _C, _C), {"momentum": None}),
-        (ValueError, "activation must be None or one of", (_IMAGE, _C, _C), {"activation": "relu6"}),
+        (ValueError, "activation must be None or one of", (_IMAGE, _C, _C), {"activation": "relu7"}),
         (
             RuntimeError,
             "running_mean cannot be differentiated",

@@ -36,6 +36,8 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": torch.nn.functional.silu,
     "hardswish": torch.nn.functional.hardswish,
+    "relu6": torch.nn.functional.relu6,
+    "hardtanh": torch.nn.functional.hardtanh,
 }
 
 
@@ -255,7 +257,7 @@ CONTRACT = Contract(
         ("dropout", (_X.long(), _SEED, 0.5)),
         ("dropout_", (_X.t(), _SEED, 0.5)),
         ("dropout_", (_X, _SEED[::2], 0.5)),
-        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 12, 0.0, 0.0, 1)),
+        (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 14, 0.0, 0.0, 1)),
         (_FORWARD, (_X, _X[0], None, _SEED, 0.5, -1, 0.0, 0.0, 1)),
         (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 2)),
         (_FORWARD, (_X, _X[0], None, _SEED, 0.5, 1, 0.0, 0.0, 0)),

@@ -29,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": lambda x: x / (1 + (-x).exp()),
     "hardswish": torch.nn.functional.hardswish,
+    "relu6": lambda x: x.clamp(0, 6),
+    "hardtanh": lambda x: x.clamp(-1, 1),
+    "hardsigmoid": lambda x: (x + 3).clamp(0, 6) / 6,
 }
 TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: getattr(torch.nn.functional, name) for name in ACTIVATIONS if name != "gelu_tanh"},
