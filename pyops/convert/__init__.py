@@ -2,9 +2,9 @@
 
 Read ``forwards.py`` and ``swap.py`` (modules), ``trace.py``, ``surroundings.py`` and ``frames.py`` (what a
 forward does and reads), ``ops.py`` and ``patterns.py`` (what of it is fused), ``steps.py`` (into what),
-``links.py`` and ``chain.py`` (steps and layers as one node of autograd), ``plan.py`` (how it is run),
-``guards.py`` (as long as it is right), ``sample.py``, ``parts.py`` and ``measure.py`` (whether it pays), in
-this order.
+``links.py`` and ``chain.py`` (steps and layers as one node of autograd), ``plan.py`` and ``planned.py`` (how
+it is run), ``guards.py`` (as long as it is right), ``again.py`` (and then), ``sample.py``, ``parts.py`` and
+``measure.py`` (whether it pays), in this order.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch.nn
 
 from .measure import choose
 from .patterns import has_heads
-from .plan import install, make_plans, uninstall
+from .plan import make_plans
+from .planned import install, uninstall
 from .report import Entry, Report, conversion_report
 from .swap import conversion_of, forget, has_own_forward, is_leaf, record, swap, unswap
-from .trace import Untraceable
+from .trace import Untraceable, Untraced
 
 __all__ = ["Entry", "Report", "conversion_report", "convert", "revert"]
 
@@ -40,10 +41,11 @@ def convert(model: M, fuse: bool = True, *, example_inputs: Any = None, seconds:
     activation, max pooling; linear, activation, dropout; batch normalisation, addition, activation. On the
     CPU, what of this and of single layers follows each other is one node of autograd. A forward
     that cannot be traced faithfully runs as it is written, on the converted modules. Fusion needs no care
-    afterwards: forward runs as it is written with a hook on one of its modules, a ``forward`` put on one,
-    another module in the place of one, or when something else has changed that forward reads: an attribute,
-    a global variable, a helper function, an attribute of a class, the state of torch.distributed. A module
-    that has a ``forward`` of its own stays as it is. Copies and files keep fusion.
+    afterwards: forward runs as it is written with a hook on one of its modules. When something has changed
+    that forward reads (an attribute, a module in the place of another, a ``forward`` put on one, a global
+    variable, a helper function, an attribute of a class, the state of torch.distributed), it is looked at and
+    fused anew, up to three times for each module; later it runs as it is written. A module that has a
+    ``forward`` of its own stays as it is. Copies and files keep fusion.
 
     With ``example_inputs``, every part runs on what it gets of them, as converted and as it was, and so does
     the whole model: a training step without the optimizer in training mode, else an evaluation without
@@ -52,9 +54,8 @@ def convert(model: M, fuse: bool = True, *, example_inputs: Any = None, seconds:
     meanwhile. Buffers, gradients and random numbers stay what they were; hooks of the model run. Without
     ``example_inputs`` everything is converted, and what an earlier measurement kept stays so.
 
-    Call it again after changing the model: it does what is left to do, and fuses anew where forward runs as
-    it is written since. (It does not by itself: that would run forward once more.) :func:`revert` undoes it,
-    :func:`conversion_report` tells what was done.
+    Call it again after changing the model: it converts new modules, and fuses anew what runs as it is written
+    since. :func:`revert` undoes it, :func:`conversion_report` tells what was done, and what has changed.
 
     Args:
         model: any module.
@@ -87,8 +88,9 @@ def _plan(model: torch.nn.Module, fuse: bool) -> None:
     for module in modules:
         _clear_plans(module)
     if fuse:
+        untraced: Untraced = set()
         for module in reversed(modules):  # children first
-            _fuse(module)
+            _fuse(module, untraced)
 
 
 def revert(model: M) -> M:
@@ -120,16 +122,17 @@ def _clear_plans(module: torch.nn.Module) -> None:
     conversion = conversion_of(module)
     if conversion is not None:
         conversion.plans, conversion.not_traced, conversion.not_fused = (), None, []
+        conversion.changes, conversion.tries, conversion.looks = [], 0, 0
 
 
-def _fuse(module: torch.nn.Module) -> None:
+def _fuse(module: torch.nn.Module, untraced: Untraced) -> None:
     if is_leaf(module) or type(module).forward is torch.nn.Module.forward or not has_heads(module):
         return
     if has_own_forward(module):
         record(module).not_traced = "it has a forward of its own"
         return
     try:
-        make_plans(module)
+        make_plans(module, untraced)
     except Untraceable as error:
         record(module).not_traced = str(error)
         return

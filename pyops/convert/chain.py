@@ -198,7 +198,7 @@ class Chain:
             for link in self._links:
                 suits = suits and link.suits(input)
                 input = link.call(input)
-                size += input.nbytes
+                size += input.nbytes if isinstance(input, Tensor) else 0  # pooling may return a pair
         if len(self._learned) == _MOST_SIGNATURES:
             self._learned.clear()
         self._learned[signature] = (shapes, suits and size <= _MOST_BYTES)

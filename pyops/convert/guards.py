@@ -22,7 +22,9 @@ from .swap import OWN_FORWARD
 from .trace import Trace, hooks_of
 
 _MISSING = object()
-_OWN_FORWARD = "a forward, or another method, was put on a module: convert again"
+#: How an obstacle ends that does not go away by itself.
+CONVERT_AGAIN = ": convert again"
+_OWN_FORWARD = f"a forward, or another method, was put on a module{CONVERT_AGAIN}"
 #: Values whose comparison torch.compile can follow. Of functions and classes it sees changes by itself.
 _SIMPLE = (type(None), bool, int, float, complex, str)
 
@@ -122,7 +124,7 @@ class Guards:
             has_dict = isinstance(of, (Module, ModuleType, Namespace))
             now = variables_of(of).get(name, _MISSING) if has_dict else getattr(of, name, _MISSING)
             if name != "training" and not _equal(now, value):
-                return f"{name}, which forward reads, has changed: convert again"
+                return f"{name}, which forward reads, has changed{CONVERT_AGAIN}"
         return None
 
     def _changed(self, owner: Module) -> str | None:
@@ -131,14 +133,14 @@ class Guards:
         for module, names, children in self._children:
             modules = (owner if module is None else module)._modules
             if [*modules] != names or [*modules.values()] != children:
-                return "a module was added, replaced or removed: convert again"
+                return f"a module was added, replaced or removed{CONVERT_AGAIN}"
         return None
 
     def _taken_over(self, owner: Module) -> str | None:
         if list(map(type, self.replaced)) != self._kinds:
-            return "the class of a module was changed: convert again"
+            return f"the class of a module was changed{CONVERT_AGAIN}"
         if self._hidden_of_owner and any(map(contains, repeat(vars(owner)), self._hidden_of_owner)):
-            return "a method or constant of its class was replaced in the module: convert again"
+            return f"a method or constant of its class was replaced in the module{CONVERT_AGAIN}"
         if any(map(contains, self._hiding, self._hidden_names)):
             return _OWN_FORWARD
         return None

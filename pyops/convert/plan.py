@@ -18,13 +18,12 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from .chain import Chain, chains_in
-from .forwards import Method, attach, detach, gone
 from .guards import Guards
 from .patterns import Group, Refusal, find_groups
 from .steps import Step
 from .surroundings import Read
 from .swap import record
-from .trace import Trace, Untraceable, is_opaque, trace
+from .trace import Trace, Untraced, is_opaque, trace
 
 
 class Plan:
@@ -53,9 +52,11 @@ class Plan:
 
     def holds(self, owner: Module, inputs: tuple[Any, ...]) -> bool:
         """Whether nothing has changed since the plan was made, and it was made for such a call."""
-        if len(inputs) != self._inputs or not all(isinstance(input, Tensor) for input in inputs):
-            return False
-        return self._guards.hold(owner)
+        return self.takes(inputs) and self._guards.hold(owner)
+
+    def takes(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether it was made for such inputs."""
+        return len(inputs) == self._inputs and all(isinstance(input, Tensor) for input in inputs)
 
     def obstacle(self, owner: Module) -> str | None:
         """What keeps the plan from being used, whatever the mode."""
@@ -146,7 +147,7 @@ def _shared(callers: list[tuple[Module, ...]]) -> int:
     return sum(all(c is row[0] for c in row) for row in zip(*callers, strict=False))
 
 
-def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
+def make_plan(module: Module, untraced: Untraced) -> tuple[Trace, Plan | None, list[str]]:
     """The trace of ``module``'s forward, its plan if there is one, and what is not fused and why.
 
     A group whose ops are all in the forward of one submodule is left to the plan of that submodule. A
@@ -155,13 +156,13 @@ def make_plan(module: Module) -> tuple[Trace, Plan | None, list[str]]:
     Raises:
         Untraceable: the forward of ``module`` cannot be traced.
     """
-    traced = trace(module)
+    traced = trace(module, untraced=untraced)
     groups, refusals = _own(traced)
     if groups:
         callers = chain.from_iterable(node.meta["callers"] for group in groups for node in group.nodes)
         spare = set(traced.inlined).difference(callers)
         if spare:
-            less = trace(module, lambda m: m in spare or is_opaque(m))
+            less = trace(module, lambda m: m in spare or is_opaque(m), untraced)
             if sum(len(g.nodes) for g in _own(less)[0]) == sum(len(g.nodes) for g in groups):
                 traced = less
                 groups, refusals = _own(traced)
@@ -180,19 +181,20 @@ def _own(traced: Trace) -> tuple[list[Group], list[Refusal]]:
     return [g for g in found.groups if is_own(g.nodes)], [r for r in found.refusals if is_own(r.nodes)]
 
 
-def make_plans(module: Module) -> None:
+def make_plans(module: Module, untraced: Untraced | None = None) -> None:
     """Record the plans of ``module``, one per mode that its forward reads, and what was not fused.
 
     Raises:
         Untraceable: the forward of ``module`` cannot be traced.
     """
-    traced, plan, reasons = make_plan(module)
+    untraced = set() if untraced is None else untraced
+    traced, plan, reasons = make_plan(module, untraced)
     plans = [plan]
     read = {value for _, name, value in traced.reads if name == "training"}
     for mode in (True, False) if read else ():
         if read != {mode}:
             with _training(traced.visible, mode):
-                plans.append(make_plan(module)[1])
+                plans.append(make_plan(module, untraced)[1])
     conversion = record(module)
     conversion.not_fused = reasons
     conversion.plans = tuple(p for p in plans if p is not None)
@@ -208,59 +210,3 @@ def _training(modules: list[Module], mode: bool) -> Iterator[None]:
     finally:
         for module, was in zip(modules, before, strict=True):
             module.training = was
-
-
-def install(module: Module) -> None:
-    """Let ``module``, whose plans are recorded, run them."""
-    module.__dict__["forward"] = PlannedForward(module)
-
-
-def uninstall(module: Module) -> None:
-    """The inverse."""
-    if isinstance(module.__dict__.get("forward"), PlannedForward):
-        detach(module)
-
-
-class PlannedForward(Method):
-    """A forward that runs the module's first plan that holds, or else that of the module's class."""
-
-    def __init__(self, module: Module) -> None:
-        super().__init__(module, type(module).forward)
-        attach(module, {"extra_repr": _extra_repr})
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self.of()
-        if module is None:
-            gone()
-        if not kwargs:
-            for plan in module._pyops_conversion.plans:
-                if plan.holds(module, args):
-                    return plan.function(plan, module, *args)
-        return type(module).forward(module, *args, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return _of_copy, (self.of(),)
-
-
-def _of_copy(module: Module) -> PlannedForward:
-    """The forward of a copy, or of a module read from a file, whose state is still to come."""
-    if "_pyops_conversion" not in module.__dict__:
-        module.__dict__["__setstate__"] = Method(module, _set_state)
-    return PlannedForward(module)
-
-
-def _set_state(module: Module, state: Any) -> None:
-    """A plan belongs to one object and is not stored."""
-    del module.__dict__["__setstate__"]
-    module.__setstate__(state)
-    try:
-        make_plans(module)
-    except Untraceable as error:
-        record(module).not_traced = str(error)
-
-
-def _extra_repr(module: Module) -> str:
-    """What the class says, and what is fused now."""
-    groups = (plan.groups for plan in record(module).plans if plan.obstacle(module) is None)
-    fused = ", ".join(dict.fromkeys(chain.from_iterable(groups)))
-    return "\n".join(filter(None, (type(module).extra_repr(module), fused and f"fused: {fused}")))

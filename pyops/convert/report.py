@@ -21,7 +21,8 @@ class Entry:
     name: str
     #: Its class.
     module: str
-    #: ``"replaced"``, ``"fused"``, ``"kept torch"``, ``"not fused"``, ``"not traced"`` or ``"left"``.
+    #: ``"replaced"``, ``"fused"``, ``"fused anew"``, ``"kept torch"``, ``"not fused"``, ``"not traced"`` or
+    #: ``"left"``.
     action: str
     #: What replaced it, what was fused, or why not.
     detail: str
@@ -31,7 +32,7 @@ class Entry:
 
 _COLUMNS = ("module", "class", "what", "how or why")
 _COST_COLUMNS = ("GFLOP", "MB", "ms", "saved ms")
-_ACTIONS = ("replaced", "fused", "kept torch", "not fused", "not traced", "left")
+_ACTIONS = ("replaced", "fused", "fused anew", "kept torch", "not fused", "not traced", "left")
 
 
 class Report(list[Entry]):
@@ -109,8 +110,12 @@ def _cells_of(tag: str, row: Sequence[str]) -> str:
     return "".join(f'<{tag} style="text-align: left">{escape(text)}</{tag}>' for text in row)
 
 
-_STYLES = dict(zip(_ACTIONS, ("green", "bold green", "cyan", "yellow", "yellow", "dim"), strict=True))
-_COLOURS = dict(zip(_ACTIONS, ("green", "darkgreen", "teal", "#b58900", "#b58900", "gray"), strict=True))
+_STYLES = dict(
+    zip(_ACTIONS, ("green", "bold green", "green", "cyan", "yellow", "yellow", "dim"), strict=True)
+)
+_COLOURS = dict(
+    zip(_ACTIONS, ("green", "darkgreen", "green", "teal", "#b58900", "#b58900", "gray"), strict=True)
+)
 
 
 def conversion_report(model: Module) -> Report:
@@ -155,13 +160,18 @@ def _lines(module: Module) -> Iterator[tuple[str, str]]:
         yield "not traced", f"{conversion.not_traced}: layer by layer"
     for group, obstacle in _groups(module, conversion).items():
         yield ("fused", group) if obstacle is None else ("not fused", f"{group}: {obstacle}")
+    for change in conversion.changes:
+        yield "fused anew", f"because {change}"
     for reason in conversion.not_fused:
         yield "not fused", reason
 
 
 def _groups(module: Module, conversion: Conversion) -> dict[str, str | None]:
-    """What is fused in any mode, each once, and what keeps it from being used now."""
-    groups: dict[str, str | None] = {}
-    for plan in conversion.plans:
-        groups |= dict.fromkeys(plan.groups, plan.obstacle(module))
-    return groups
+    """What is fused in any mode, each once, and what keeps it from being used now.
+
+    Plans of before a change count where there are no others.
+    """
+    obstacles = [(plan, plan.obstacle(module)) for plan in conversion.plans]
+    if any(obstacle is None for _, obstacle in obstacles):
+        obstacles = [(plan, None) for plan, obstacle in obstacles if obstacle is None]
+    return {group: obstacle for plan, obstacle in obstacles for group in plan.groups}

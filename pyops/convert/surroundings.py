@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
@@ -30,9 +31,11 @@ class Questions:
         self._scopes: set[int] = set()
 
     def __enter__(self) -> Questions:
+        _tracing.add(get_ident())
         return self
 
     def __exit__(self, *_: Any) -> None:
+        _tracing.discard(get_ident())
         for scope, name, value in reversed(self._before):
             if value is _MISSING:
                 scope.pop(name, None)
@@ -58,8 +61,17 @@ class Questions:
 _MISSING = object()
 
 
-def _refuse_mode(*_: Any) -> bool:
-    raise RuntimeError("forward asks for autograd's or autocast's mode")
+#: The threads that trace a forward; others' questions get torch's answer.
+_tracing: set[int] = set()
+
+
+def _refuse(question: Callable[..., bool]) -> Callable[..., bool]:
+    def answer(*args: Any) -> bool:
+        if get_ident() not in _tracing:
+            return question(*args)
+        raise RuntimeError("forward asks for autograd's or autocast's mode")
+
+    return answer
 
 
 #: What a ``with`` around a call decides, and a graph does not see.
@@ -69,7 +81,7 @@ MODES: tuple[Any, ...] = (
     torch.is_autocast_enabled,
 )
 _ANSWERS: dict[Any, Callable[..., bool]] = {
-    **dict.fromkeys(MODES, _refuse_mode),
+    **{question: _refuse(question) for question in MODES},
     torch.is_tensor: lambda value: _isinstance(value, torch.Tensor),
 }
 

@@ -26,6 +26,8 @@ def _counterparts() -> dict[type[Module], type[Module]]:
 
 TO_PYOPS = _counterparts()
 TO_TORCH = {ours: theirs for theirs, ours in TO_PYOPS.items()}
+#: What these compute; a class may get another forward later, which is then not ours to replace.
+_FORWARDS = {kind: kind.forward for kind in (*TO_PYOPS, *TO_TORCH)}
 #: Of which a module gets the class, too: DistributedDataParallel refuses torch's outside of GPUs.
 _OF_OWN_CLASS = (torch.nn.SyncBatchNorm,)
 
@@ -63,9 +65,13 @@ class Conversion:
     not_fused: list[str] = field(default_factory=list)
     #: The fused ways to run forward (``plan.py``). They belong to one object: a copy makes its own.
     plans: tuple[Any, ...] = ()
+    #: What had changed when plans were made anew, how often that was tried, and looked for (``again.py``).
+    changes: list[str] = field(default_factory=list)
+    tries: int = 0
+    looks: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "plans": ()}
+        return {**self.__dict__, "plans": (), "changes": [], "tries": 0, "looks": 0}
 
 
 _KEY = "_pyops_conversion"
@@ -123,6 +129,8 @@ def swap(module: Module) -> None:
     kind, conversion = plain_type(module), conversion_of(module)
     if kind not in TO_PYOPS or (conversion is not None and conversion.kept is not None):
         return
+    if kind.forward is not _FORWARDS[kind]:
+        return
     if kind in _OF_OWN_CLASS:
         change_class(module, TO_PYOPS.get)
     else:
@@ -147,6 +155,8 @@ def is_converted(module: Module) -> bool:
 def computing_type(module: Module) -> type[Module]:
     """The class whose forward ``module`` runs: for a converted one that of pyops.nn."""
     kind = plain_type(module)
+    if kind in _FORWARDS and kind.forward is not _FORWARDS[kind]:
+        return Module
     return TO_PYOPS.get(kind, kind) if is_converted(module) else kind
 
 
@@ -205,6 +215,8 @@ def why_left(module: Module) -> str | None:
         return None
     if kind in TO_PYOPS and has_own_forward(module):
         return "it has a forward of its own"
+    if kind in _FORWARDS and kind.forward is not _FORWARDS[kind]:
+        return "its class was given another forward"
     if kind in TO_PYOPS:
         return f"not converted: pyops.convert makes it compute as pyops.nn.{kind.__name__}"
     for base in kind.__mro__[1:]:

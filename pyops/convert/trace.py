@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from threading import get_ident
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -95,22 +96,29 @@ def visible(module: Module, opaque: Callable[[Module], bool]) -> Iterator[Module
                 stack.append(child)
 
 
-def trace(module: Module, opaque: Callable[[Module], bool] = is_opaque) -> Trace:
+#: Modules that cannot be traced in this mode: each costs a trace to find.
+Untraced = set[tuple[Module, bool]]
+
+
+def trace(
+    module: Module, opaque: Callable[[Module], bool] = is_opaque, untraced: Untraced | None = None
+) -> Trace:
     """The graph of ``module``'s forward and of the forwards that it calls, except for opaque modules.
 
-    A submodule that cannot be traced is left as a call.
+    A submodule that cannot be traced is left as a call, and added to ``untraced``.
 
     Raises:
         Untraceable: ``module``'s own forward cannot be traced.
     """
-    also: set[Module] = set()
+    untraced = set() if untraced is None else untraced
     while True:
         try:
-            return _Tracer(lambda m: m in also or opaque(m)).run(module)
+            return _Tracer(lambda m: (m, m.training) in untraced or opaque(m)).run(module)
         except Untraceable as error:
-            if error.module is module or error.module in also:
+            found = (error.module, error.module.training)
+            if error.module is module or found in untraced:
                 raise Untraceable(module, str(error)) from error
-            also.add(error.module)
+            untraced.add(found)
 
 
 class _Proxy(Proxy):
@@ -173,6 +181,7 @@ class _Tracer(torch.fx.Tracer):
         self._reads: dict[tuple[int, str], Read] = {}
         self._inlined: dict[Module, None] = {}
         self._context: Any = None
+        self._thread = get_ident()
 
     def run(self, module: Module) -> Trace:
         self._callers = [module]
@@ -228,16 +237,26 @@ class _Tracer(torch.fx.Tracer):
                 module.__dict__.pop("_pyops_tracer", None)
                 object.__setattr__(module, "__class__", kind)
 
+    def is_of_another_thread(self) -> bool:
+        """Whether who calls is no forward that is traced: fx puts its wrappers in every thread's way."""
+        return get_ident() != self._thread
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.is_of_another_thread():
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def note_read(self, module: Module, name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):  # the graph looks it up itself
-            return
+        if isinstance(value, torch.Tensor) or self.is_of_another_thread():
+            return  # the graph looks tensors up itself
         if not _is_constant(value):
             kind = type(value).__name__
             raise Untraceable(self._callers[-1], f"forward reads self.{name}, a {kind}, which may change")
         self._reads[id(module), name] = (module, name, value)
 
     def note_write(self, name: str) -> None:
-        raise Untraceable(self._callers[-1], f"forward changes self.{name}")
+        if not self.is_of_another_thread():
+            raise Untraceable(self._callers[-1], f"forward changes self.{name}")
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -254,6 +273,8 @@ class _Tracer(torch.fx.Tracer):
     def call_module(
         self, m: Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self.is_of_another_thread():
+            return forward(*args, **kwargs)
         if m not in self._watched:
             return super().call_module(m, forward, args, kwargs)
         self._callers.append(m)
@@ -283,6 +304,10 @@ class _Tracer(torch.fx.Tracer):
         return any(tensor is other for other in known)
 
 
+def _tracer_of(module: Module) -> Any:
+    return object.__getattribute__(module, "__dict__")["_pyops_tracer"]
+
+
 @cache
 def _watched(kind: Any) -> type[Module]:
     """``kind`` whose instances tell their tracer what is read from and written to them."""
@@ -296,10 +321,12 @@ def _watched(kind: Any) -> type[Module]:
         return value
 
     def __setattr__(self: Module, name: str, value: Any) -> None:
-        object.__getattribute__(self, "__dict__")["_pyops_tracer"].note_write(name)
+        _tracer_of(self).note_write(name)
+        kind.__setattr__(self, name, value)
 
     def __delattr__(self: Module, name: str) -> None:
-        object.__getattribute__(self, "__dict__")["_pyops_tracer"].note_write(name)
+        _tracer_of(self).note_write(name)
+        kind.__delattr__(self, name)
 
     members = {
         "__getattribute__": __getattribute__,
