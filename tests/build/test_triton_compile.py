@@ -61,6 +61,15 @@ _READS_16_BYTES = re.compile(r"ld\.global\S*\.v(4\.\w32|2\.\w64)|cp\.async\S* [^
 _READS_2_BYTES = re.compile(r"ld\.global(\.\w+)*\.b16 ")
 _PRODUCT_KERNELS = {"_gemm_kernel", "_correlate_kernel", "_weight_kernel"}
 
+# Of a GPU's few float64 units, and a function of a hundred instructions.
+_COSTLY = re.compile(r"(?:add|mul|fma\.rn|div\.rn|sqrt\.rn|setp\.\w+)\.f64|(?:div|rem)\.[su]64")
+
+# Kernels in which every element has its thread, by a pattern of cases without float64 and 2^31 elements.
+_PASSES = {
+    "batch_norm-": {"normalize_kernel", "input_gradient_kernel"},
+    "(max|avg)_pool2d-": {"_forward_kernel", "_backward_kernel"},
+}
+
 # The assembler at times gives up a few registers outside a loop so that more warps fit.
 TOLERATED_SPILL = 16
 
@@ -117,6 +126,7 @@ def _compile(job: tuple[str, int]) -> list[dict[str, Any]]:
                 "rounds_to_tf32": "cvt.rna.tf32.f32" in ptx,
                 "reads_16_bytes": bool(_READS_16_BYTES.search(ptx)),
                 "reads_2_bytes": bool(_READS_2_BYTES.search(ptx)),
+                "costly": sorted(set(_COSTLY.findall(ptx))),
                 "cubin_bytes": len(compiled.asm["cubin"]),
                 "spilled_bytes": _spilled_bytes[compiled.hash],
                 "shared_bytes": compiled.metadata.shared,
@@ -240,6 +250,22 @@ def test_products_read_vectors_where_sizes_are_multiples_of_8(
         assert kernel["reads_16_bytes"], kernel["kernel"]
         # Of channels x pixels, an epilogue reads the bias element by element.
         assert not kernel["reads_2_bytes"] or "pointwise" in case, kernel["kernel"]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("pattern", _PASSES)
+def test_passes_over_elements_compute_nothing_in_64_bits(
+    compiled: dict[str, list[dict[str, Any]]], pattern: str, capability: int
+) -> None:
+    kernels = [
+        (case, kernel["kernel"], kernel["costly"])
+        for case in CASES
+        if re.match(pattern, case) and "float64" not in case
+        for kernel in compiled[f"{case}-sm_{capability}"]
+        if kernel["kernel"] in _PASSES[pattern]
+    ]
+    assert {name for _case, name, _costly in kernels} == _PASSES[pattern]
+    assert not [kernel for kernel in kernels if kernel[2]]
 
 
 _PRODUCTS = {

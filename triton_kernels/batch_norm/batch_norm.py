@@ -18,7 +18,7 @@ from ..tools.activation import IDENTITY, RELU, check_activation
 from ..tools.checks import acc_dtype, check_dense, check_floating
 from ..tools.launch import cdiv, launch, next_power_of_2
 from . import backward, forward
-from .backward import add_kernel, affine_gradients_kernel, gradient_sums_kernel, input_gradient_kernel
+from .backward import add_kernel, finish_gradients_kernel, gradient_sums_kernel, input_gradient_kernel
 from .forward import (
     GIVEN,
     OF_BATCH,
@@ -28,11 +28,16 @@ from .forward import (
     normalize_kernel,
     statistics_kernel,
 )
+from .tiles import MAP_ALIGN, Tiling
 
 _LONG_RUN = 64  # as in csrc/binding/batch_norm.h: the mask's rows depend on it
 _TILE = 2048
 _PROGRAMS = 1024  # that sum, at most: some for each multiprocessor
-_FINISH_TILE = (64, 32)  # partial results of one channel, and channels, that a program merges at once
+# Partial results of one channel, and channels, that a program merges at once: there are few channels, and
+# four float64 numbers are as much as memory gives at once.
+_FINISH_TILE = (256, 4)
+# Offsets below it are computed in 32 bits; tiles may reach beyond tensors.
+NARROW_ELEMENTS = 2**31 - 2 * _TILE
 
 
 class _Shape(NamedTuple):
@@ -111,12 +116,21 @@ class _Tiles(NamedTuple):
         self, kernel: Any, slices: int, device: torch.device, *args: Any, num_warps: int = 4, **meta: Any
     ) -> None:
         s = self.shape
+        stride = s.channels * s.inner
+        wide = self.row_blocks * self.block_rows * stride >= NARROW_ELEMENTS
+        tiling = Tiling(s.runs, s.inner == 1, self.align, wide, self.block_rows, self.block_width)
         launch(
             kernel, self.groups * self.strips * slices, device, *args,
-            s.outer, s.channels, s.inner, s.channels * s.inner // self.align, self.width // self.align,
-            self.strips, slices, cdiv(self.row_blocks, slices),
-            RUNS=s.runs, ALIGN=self.align, BLOCK_R=self.block_rows, BLOCK_W=self.block_width,
-            num_warps=num_warps, **meta,
+            s.outer, s.channels, s.inner, stride // self.align, self.width // self.align,
+            self.strips, slices, cdiv(self.row_blocks, slices), TILING=tiling, num_warps=num_warps, **meta,
+        )  # fmt: skip
+
+    def finish(self, kernel: Any, device: torch.device, *args: Any, **meta: Any) -> None:
+        """Launch ``kernel`` over the channels, of which partial results are to be merged."""
+        (parts, distance), channels, (rows, columns) = self.parts, self.shape.channels, _FINISH_TILE
+        launch(
+            kernel, cdiv(channels, columns), device, *args, channels, parts, distance, cdiv(parts, rows),
+            ROWS=rows, COLUMNS=columns, num_warps=4, **meta,
         )  # fmt: skip
 
 
@@ -157,6 +171,11 @@ def _check_backward(tensors: backward.Tensors, dim: int, activation: Activation,
 
 
 # ---------------------------------------------------------------------------------------------- launchers
+
+
+def _new_map(rstd: torch.Tensor, numbers: int) -> torch.Tensor:
+    """Memory for so many ``numbers`` of each channel, of the dtype of ``rstd`` [channels]."""
+    return rstd.new_empty((numbers, cdiv(rstd.numel(), MAP_ALIGN.value) * MAP_ALIGN.value))
 
 
 def _partial_moments(input: torch.Tensor, tiles: _Tiles) -> torch.Tensor:
@@ -213,17 +232,15 @@ def batch_norm_forward(
         source = GIVEN
     elif training:
         source, partial = OF_BATCH, _partial_moments(input, tiles)
-    parts, distance = tiles.parts
-    rows, columns = _FINISH_TILE
-    launch(
-        finish_statistics_kernel, cdiv(s.channels, columns), device, partial, statistics, running_mean,
-        running_var, mean, rstd, s.channels, parts, distance, cdiv(parts, rows), momentum, eps,
-        SOURCE=source, ROWS=rows, COLUMNS=columns, num_warps=4,
+    norm_map = _new_map(rstd, 3)
+    tiles.finish(
+        finish_statistics_kernel, device, momentum, eps, partial, statistics, running_mean, running_var,
+        weight, bias, mean, rstd, norm_map, SOURCE=source,
     )  # fmt: skip
     tiles.launch(
         normalize_kernel, tiles.row_blocks, device,
-        forward.Tensors(input, weight, bias, residual, mean, rstd, output, mask if save_mask else None),
-        s.mask[1], ACTIVATION=activation,
+        forward.Tensors(input, residual, norm_map, output, mask if save_mask else None), s.mask[1],
+        ACTIVATION=activation,
     )  # fmt: skip
     return output, mean, rstd, mask
 
@@ -236,34 +253,21 @@ def batch_norm_statistics(input: torch.Tensor, dim: int) -> torch.Tensor:
         return torch.zeros((2, s.channels), dtype=torch.float64, device=input.device)
     result = torch.empty((2, s.channels), dtype=torch.float64, device=input.device)
     tiles = _Tiles.of(s)
-    parts, distance = tiles.parts
-    rows, columns = _FINISH_TILE
-    launch(
-        merge_kernel, cdiv(s.channels, columns), input.device, _partial_moments(input, tiles), result,
-        s.channels, parts, distance, cdiv(parts, rows), ROWS=rows, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
+    tiles.finish(merge_kernel, input.device, _partial_moments(input, tiles), result)
     return result
 
 
-def _gradient_sums(tensors: backward.Tensors, s: _Shape, activation: Activation) -> torch.Tensor:
-    """Each channel's sums of g and of g (x - mean); g is the gradient of the activation's input."""
-    device = tensors.x.device
-    result = torch.empty((2, s.channels), dtype=torch.float64, device=device)
-    tiles = _Tiles.of(s)
-    parts, distance = tiles.parts
+def _partial_sums(tensors: backward.Tensors, tiles: _Tiles, activation: Activation) -> torch.Tensor:
+    """Every part's sums of g and of g (x - mean); g is the gradient of the activation's input."""
+    s, device = tiles.shape, tensors.x.device
+    parts, _ = tiles.parts
     partial = torch.empty((2, parts, s.channels), dtype=torch.float64, device=device)
     simple = activation.kind in (IDENTITY.value, RELU.value)  # others need registers of their own
     tiles.launch(
         gradient_sums_kernel, tiles.slices, device, tensors, partial, parts * s.channels, s.mask[1],
-        ACTIVATION=activation, MASKED=tensors.mask is not None,
-        num_warps=4 if simple else 8,
+        ACTIVATION=activation, num_warps=4 if simple else 8,
     )  # fmt: skip
-    rows, columns = _FINISH_TILE
-    launch(
-        add_kernel, cdiv(s.channels, columns), device, partial, result, s.channels, parts, distance,
-        cdiv(parts, rows), ROWS=rows, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
-    return result
+    return partial
 
 
 @implement("pyops_triton", "batch_norm_backward")
@@ -299,22 +303,21 @@ def batch_norm_backward(
     if s.numel == 0:
         return grad_input, like.new_zeros(size), like.new_zeros(size), grad_residual
     grad_weight, grad_bias = like.new_empty(size), like.new_empty(size)
-    sums, through = None, needs_input and training
+    tiles, through = _Tiles.of(s), needs_input and training
+    partial = None
     if needs_affine or (through and mean_gradients is None):
-        sums = _gradient_sums(tensors, s, activation)
-    if needs_affine:
-        columns = _FINISH_TILE[1]
-        launch(
-            affine_gradients_kernel, cdiv(s.channels, columns), input.device, sums, rstd, grad_weight,
-            grad_bias, s.channels, COLUMNS=columns, num_warps=1,
-        )  # fmt: skip
+        partial = _partial_sums(tensors, tiles, activation)
+    map_and_slopes = _new_map(rstd, 5)
+    tiles.finish(
+        finish_gradients_kernel, input.device, tensors, partial, mean_gradients,
+        grad_weight if needs_affine else None, grad_bias if needs_affine else None, map_and_slopes,
+        s.outer * s.inner, THROUGH=through,
+    )  # fmt: skip
     if needs_input or needs_residual:
-        means, count = (sums, s.outer * s.inner) if mean_gradients is None else (mean_gradients, 1)
-        tiles = _Tiles.of(s)
         tiles.launch(
-            input_gradient_kernel, tiles.row_blocks, input.device, tensors, means if through else None,
-            grad_input if needs_input else None, grad_residual if needs_residual else None, count, s.mask[1],
-            ACTIVATION=activation, MASKED=mask is not None,
+            input_gradient_kernel, tiles.row_blocks, input.device, tensors, map_and_slopes,
+            grad_input if needs_input else None, grad_residual if needs_residual else None, s.mask[1],
+            ACTIVATION=activation, THROUGH=through,
         )  # fmt: skip
     return grad_input, grad_weight, grad_bias, grad_residual
 
@@ -340,4 +343,7 @@ def batch_norm_backward_sums(
     s = _check_backward(tensors, dim, activation, "batch_norm_backward_sums")
     if s.numel == 0:
         return torch.zeros((2, s.channels), dtype=torch.float64, device=input.device)
-    return _gradient_sums(tensors, s, activation)
+    tiles = _Tiles.of(s)
+    result = torch.empty((2, s.channels), dtype=torch.float64, device=input.device)
+    tiles.finish(add_kernel, input.device, _partial_sums(tensors, tiles, activation), result)
+    return result

@@ -12,7 +12,7 @@ import pyops
 import pyops.functional as F
 from pyops.ops.tools.batch_norm import mask_elements
 from tests.suite import checks
-from tests.suite.backends import Backend, raw
+from tests.suite.backends import TRITON, Backend, raw
 from tests.suite.layouts import LAYOUTS, channels_last
 from tests.suite.ops.batch_norm import check_running_statistics
 
@@ -254,3 +254,27 @@ def test_mask_is_the_same_on_every_backend(kernels: Backend, shape: tuple) -> No
         x.to(kernels.device), *(a.to(kernels.device) if isinstance(a, torch.Tensor) else a for a in arguments)
     )
     assert torch.equal(mask_elements(mask, output.shape), output > 0)
+
+
+# -------------------------------------------------------------------------------------------------- Triton
+
+
+@pytest.mark.parametrize("backend", [TRITON], indirect=True, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (5, 6, 3, 2)])
+@pytest.mark.parametrize("last", [False, True])
+def test_triton_offsets_of_64_bits(
+    backend: Backend, shape: tuple, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels.batch_norm import batch_norm
+
+    x, residual = (channels_last(torch.randn(shape)) if last else torch.randn(shape) for _ in range(2))
+    results = []
+    for narrow in (batch_norm.NARROW_ELEMENTS, 1):
+        monkeypatch.setattr(batch_norm, "NARROW_ELEMENTS", narrow)
+        leaf = x.to(backend.device).requires_grad_()
+        y = F.batch_norm(leaf, None, None, training=True, activation="relu", residual=residual.to(leaf))
+        results.append(
+            (y.detach(), *torch.autograd.grad(y, leaf, torch.arange(1.0, y.numel() + 1).view(shape).to(y)))
+        )
+    for narrow, wide in zip(*results, strict=True):
+        assert torch.equal(narrow, wide)
