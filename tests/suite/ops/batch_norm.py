@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyops import functional as F
+from pyops.kinds import ACTIVATIONS
 from pyops.ops.tools.batch_norm import mask_shape
 
 from ..backends import CPP, THOROUGH, TRITON, Backend
@@ -239,7 +240,7 @@ CONTRACT = Contract(
         _forward(s=_PAIR[:1]),
         _forward(m=None, v=None, training=False),
         _forward(m=None, training=False),
-        _forward(tail=(12, 0.0, 0.0)),
+        _forward(tail=(len(ACTIVATIONS), 0.0, 0.0)),
         _forward(tail=(0, 0.0, 0.0), mask=True),
         _backward(g=_X[:2]),
         _backward(g=_X.double()),
