@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib
 from collections.abc import Iterable
@@ -65,7 +66,18 @@ def of_networks(names: list[str]) -> str | None:
         row, (ours, best) = group.rows[0], _ours_and_best(group)
         cells = [f"{row.op.replace('_', ' ')} {row.case} {row.dtype}", _time(ours.microseconds)]
         rows.append([*cells, f"{_time(best.microseconds)} ({best.contender})", f"{ours.speedup:.2f}x"])
-    return _table(["what", "pyops", "torch or JAX, fastest way", "speed"], rows) if rows else None
+    return _table(["what", "pyops", "torch or JAX, fastest way", "speed"], rows, 1) if rows else None
+
+
+def of_ladder(name: str) -> str:
+    """The figures that ``docs/learn/ladder.py NAME --write`` has left."""
+    path = FOLDER.parents[1] / "docs" / "learn" / name / "measured.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    machine_name = rows[0]["machine"]
+    cells = [[value for key, value in row.items() if key != "machine"] for row in rows]
+    header = [key for key in rows[0] if key != "machine"]
+    return f"{_table(header, cells, texts=1)}\n\nMeasured on {machine_name}, all versions in turns."
 
 
 def _key(group: Group) -> tuple[str, str, str]:
@@ -110,8 +122,8 @@ def _time(microseconds: float | None) -> str:
     return f"{microseconds:.3g}{_SPACE}µs" if microseconds < 1000 else f"{microseconds / 1e3:.3g}{_SPACE}ms"
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    texts = ["| " + " | ".join(header) + " |", "|---" * 2 + "|---:" * (len(header) - 2) + "|"]
-    if len(header) == 4:
-        texts[1] = "|---|---:|---:|---:|"
-    return "\n".join([*texts, *("| " + " | ".join(cells) + " |" for cells in rows)])
+def _table(header: list[str], rows: Iterable[list[str]], texts: int = 2) -> str:
+    """A table whose first ``texts`` columns are text; the others are numbers."""
+    rule = "|" + "---|" * texts + "---:|" * (len(header) - texts)
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in (header, *rows))
+    return "\n".join([head, rule, *lines])

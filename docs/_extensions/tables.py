@@ -117,9 +117,11 @@ class OpFigures(_Markdown):
 
     def text(self) -> str:
         note = (
-            "Bytes and FLOPs are what the mathematics needs (each operand once per pass); the floor is the "
-            "time that they take at the machine's measured bandwidth or rate of products. Over 100 % the "
-            "data lay in the caches. Times are medians, all ways measured in turns in one process."
+            "Bytes and FLOPs are what the formula needs, each operand once per pass. The floor is the time "
+            "that they take at the machine's measured bandwidth and the rate of torch's product of large "
+            "matrices. Over 100 %, the data lay in the caches, the algorithm forms fewer products than the "
+            "formula has, or its products are faster than torch's. Times are medians, all ways in turns in "
+            "one process."
         )
         return "\n\n".join((figures.machine_line(), figures.of_op(self.arguments[0]), note))
 
@@ -130,6 +132,13 @@ class Conv2dAlgorithms(_Markdown):
     def text(self) -> str:
         names = algorithm_names()[self.arguments[0]]
         return ", ".join(f"`{name}`" for name in names) + "."
+
+
+class Ladder(_Markdown):
+    """``{ladder} NAME``: the measured times of its versions."""
+
+    def text(self) -> str:
+        return figures.of_ladder(self.arguments[0])
 
 
 class WholeReport(_Markdown):
@@ -214,6 +223,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         ("op-backends", OpBackends),
         ("op-figures", OpFigures),
         ("results", WholeReport),
+        ("ladder", Ladder),
         ("conv2d-algorithms", Conv2dAlgorithms),
         ("network", NetworkFacts),
         ("module-text", ModuleText),
