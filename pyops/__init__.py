@@ -20,6 +20,7 @@ from .backends import (  # noqa: E402
     use_backend,
 )
 from .convert import conversion_report, convert, revert  # noqa: E402
+from .cuda_graph import graphed_step  # noqa: E402
 
 _load_libraries()
 _bind_loaded()
@@ -33,6 +34,7 @@ __all__ = [
     "convert",
     "functional",
     "get_backend",
+    "graphed_step",
     "info",
     "memory",
     "nn",

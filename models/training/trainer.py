@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyops.cuda_graph import GraphedStep
+
 from ..data.dataset import Dataset
 from ..errors import TrainError
 from ..recipe import Recipe
 from ..tasks import Task
 from .checkpoint import random_states, restore_random_states
-from .cuda_graph import GraphedStep
 from .distributed import ALONE, Workers
 from .optimization import Updater
 

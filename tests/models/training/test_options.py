@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyops.models.data.load import load_data
 from pyops.models.recipe import Recipe
-from pyops.models.training import cuda_graph, plots
+from pyops.models.training import plots
 from pyops.models.training.optimization import Updater
 from torch import nn
 
@@ -133,65 +133,6 @@ def test_compile_trains_the_same():
         batch = trainer.data.train_batch(torch.arange(20))
         losses[compiled] = [trainer._step(*batch)[0].item() for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], abs=1e-5)
-
-
-class FakeGraph:
-    """Stands for CUDA in the module: a recording does nothing, and a replay repeats the step."""
-
-    def __init__(self, monkeypatch):
-        self.recorded = self.replayed = 0
-        monkeypatch.setattr(cuda_graph, "on_side_stream", lambda step: step())
-        monkeypatch.setattr(cuda_graph, "record", self.record)
-
-    def record(self, step):
-        self.recorded += 1
-        results = (torch.zeros(()), torch.zeros((), dtype=torch.float64))
-
-        def replay():
-            self.replayed += 1
-            for ours, theirs in zip(results, step(), strict=True):
-                ours.copy_(theirs)
-
-        return replay, results
-
-
-def test_graphed_steps_are_the_steps(monkeypatch):
-    """Warm-up, recording, replays and the short last batch of an epoch: together the same training."""
-    recipe = Recipe(num_epochs=1, lr=0.1, batch_size=200, decay_every=1, lr_decay=0.5)
-    plain, graphed = trainer_of(recipe), trainer_of(recipe)
-    fake = FakeGraph(monkeypatch)
-    graphed._graphed_step = cuda_graph.GraphedStep(graphed._step)
-    for trainer in (plain, graphed):
-        trainer.train_epoch()
-        trainer.train_epoch()
-    assert graphed.progress.step_losses == plain.progress.step_losses
-    assert graphed.progress.history == plain.progress.history
-    # Of 16 steps 3 warm up, and 2 have but 37 samples.
-    assert (fake.recorded, fake.replayed) == (1, 16 - 3 - 2)
-
-
-def test_recorded_steps_see_the_learning_rate_change():
-    recipe = Recipe(num_epochs=1, lr=1.0, batch_size=1, cuda_graph=True, decay_every=1, lr_decay=0.5)
-    updater = Updater(nn.Linear(1, 1), recipe, CPU)
-    rate = updater.optimizer.param_groups[0]["lr"]
-    updater.optimizer.step()
-    updater.end_epoch(1.0)
-    assert (rate.item(), updater.lr) == (0.5, 0.5)
-    state = updater.state_dict()
-    other = Updater(nn.Linear(1, 1), recipe, CPU)
-    rate = other.optimizer.param_groups[0]["lr"]
-    other.load_state_dict(state)
-    assert other.optimizer.param_groups[0]["lr"] is rate
-    assert rate.item() == 0.5
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_cuda_graph(tmp_path, optimizer):
-    options = {"device": "cuda", "epochs": 2, "optimizer": optimizer, "decay_every": 1, "lr": 0.01}
-    plain = run(tmp_path / "plain", "mlp", **options)
-    graphed = run(tmp_path / "graphed", "mlp", cuda_graph=True, **options)
-    assert graphed["step_losses"] == pytest.approx(plain["step_losses"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
