@@ -168,6 +168,11 @@ def test_names_in_order() -> None:
         ((32, 128, 28, 28), (128, 128, 3, 3), {"padding": 1}, "winograd"),
         ((8, 96, 27, 27), (256, 96, 5, 5), {"padding": 2}, "winograd"),
         ((64, 512, 2, 2), (512, 512, 3, 3), {"padding": 1}, "small_image"),
+        ((4, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, "small_image"),
+        ((8, 256, 5, 5), (256, 256, 3, 3), {"padding": 1}, "small_image"),
+        ((4, 512, 2, 2), (2048, 512, 1, 1), {}, "small_image"),
+        ((32, 512, 8, 8), (512, 512, 3, 3), {"padding": 1}, "winograd"),
+        ((4, 1024, 8, 8), (256, 1024, 1, 1), {}, "direct"),
         ((4, 32, 28, 28), (32, 1, 3, 3), {"padding": 1, "groups": 32}, "depthwise"),
         ((4, 32, 28, 28), (64, 1, 3, 3), {"padding": 1, "groups": 32}, "direct"),
         ((4, 3, 28, 28), (3, 1, 3, 3), {"padding": 1, "groups": 3}, "direct"),
@@ -216,7 +221,10 @@ def test_directions_choose_for_themselves() -> None:
     """The outputs are images of few pixels, the input's gradient is one of more."""
     expected = ("winograd", "direct", "direct")
     assert _chosen((8, 64, 28, 28), (64, 64, 3, 3), stride=2, padding=1) == expected
-    assert _chosen((8, 64, 14, 14), (64, 64, 3, 3), stride=2, padding=1) == ("direct",) * 3  # 7 x 7
+    expected = ("direct", "direct", "small_image")
+    assert _chosen((8, 64, 14, 14), (64, 64, 3, 3), stride=2, padding=1) == expected  # 7 x 7
+    # Weights that nothing else has to be read for are read as they lie.
+    assert _chosen((4, 512, 4, 4), (2048, 512, 1, 1)) == expected
     found = _chosen((16, 32, 5, 5), (64, 32, 3, 3))
     assert found == ("small_image", "winograd", "small_image")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import pyops
 from pyops import _library
+from pyops.ops.conv2d import algorithms
 from pyops.ops.tools import packed
 
 pytestmark = pytest.mark.skipif(
@@ -218,3 +220,14 @@ def test_the_raw_op_takes_nothing_but_its_own(kind: str) -> None:
     output, was_read = call(input, weight, bad, None, None, *geometry, 0, 0.0, 0.0, unchanged)
     assert not was_read
     assert torch.equal(output, right)
+
+
+def test_small_images_keep_packed_weights() -> None:
+    """Read as they lie is how weights are used once: of those that are used again, packed ones are faster."""
+    if os.environ.get("PYOPS_CONV2D"):
+        pytest.skip("PYOPS_CONV2D is set")
+    x, weight = torch.randn(2, 64, 4, 4), torch.randn(64, 64, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    assert algorithms(x, weight, padding=1).forward == "small_image"
+    kept = torch.ops.pyops.conv2d_pack_weight(x, weight, *geometry)
+    assert kept.numel() > weight.nbytes
