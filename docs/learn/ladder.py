@@ -50,10 +50,13 @@ def versions(name: str) -> list[Path]:
 
 
 def build(source: Path, folder: Path) -> ctypes.CDLL:
-    """Compile one file, which includes nothing of ours, and load it."""
+    """Compile one file, which includes nothing of ours, unless it is as it was, and load it."""
     library = folder / f"{source.parent.name}_{source.stem}.so"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    subprocess.run([*compiler.split(), *FLAGS, str(source), "-o", str(library)], check=True)
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+        compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
+        unfinished = library.with_suffix(".part")
+        subprocess.run([*compiler.split(), *FLAGS, str(source), "-o", str(unfinished)], check=True)
+        unfinished.replace(library)
     return ctypes.CDLL(str(library))
 
 
