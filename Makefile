@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs
 endif
 
-CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests docs -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executable('clang-format'))")
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
