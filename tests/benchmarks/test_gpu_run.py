@@ -101,7 +101,7 @@ def test_an_item_that_fails_crashes_or_breaks_the_gpu_is_told_and_the_rest_run(t
 
 
 def test_an_item_that_hangs_is_ended_and_the_rest_run(tmp_path):
-    rows = outcomes([job("op", tmp_path, "hang", "pass", item_limit_s=1.0)], tmp_path)
+    rows = outcomes([job("op", tmp_path, "hang", "pass", item_limit_s=4.0)], tmp_path)
     assert [(row["item"], row["outcome"]) for row in rows] == [("0 hang", "HUNG"), ("1 pass", "passed")]
 
 
@@ -116,14 +116,14 @@ def test_a_program_that_only_crashes_comes_to_an_end(tmp_path):
 
 def test_a_child_that_keeps_the_output_open_holds_up_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(pool, "_FAREWELL_S", 0.5)
-    program = "import subprocess; subprocess.Popen(['sleep', '30'], start_new_session=True)"
+    program = "import subprocess; subprocess.Popen(['sleep', '120'], start_new_session=True)"
     start = time.monotonic()
     (row,) = outcomes([pool.Job("parent", [sys.executable, "-c", program])], tmp_path)
     assert row["outcome"] == "passed"
-    jobs = [pool.Job("hangs", [sys.executable, "-c", f"{program}; import time; time.sleep(30)"])]
+    jobs = [pool.Job("hangs", [sys.executable, "-c", f"{program}; import time; time.sleep(120)"])]
     (row,) = outcomes(jobs, tmp_path, seconds=2.0)
     assert row["outcome"] == "cut off"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 100
 
 
 def test_a_crash_in_the_preparation_costs_the_preparation(tmp_path):
@@ -135,8 +135,8 @@ def test_a_crash_in_the_preparation_costs_the_preparation(tmp_path):
 def test_the_deadline_ends_what_runs_and_says_what_was_not_reached(tmp_path):
     jobs = [job("first", tmp_path, "pass", "hang"), job("second", tmp_path, "pass")]
     start = time.monotonic()
-    rows = outcomes(jobs, tmp_path, at_once=1, seconds=2.0)
-    assert time.monotonic() - start < 10
+    rows = outcomes(jobs, tmp_path, at_once=1, seconds=8.0)
+    assert time.monotonic() - start < 50
     assert [(row["job"], row["item"], row["outcome"]) for row in rows] == [
         ("first", "0 pass", "passed"),
         ("first", "1 hang", "cut off"),

@@ -78,6 +78,9 @@ def build_mutant(folder: Path, originals: dict[str, Path], mutant: Mutant, heade
     )
 
 
+# glibc fills new memory with 0x7f: what a mutant forgets to write is else what the run before left there.
+FILLED = {"MALLOC_PERTURB_": str(0xFF ^ 0x7F)}
+
 # Forks one child per library, given with the module whose checks come first, after slow imports (the last is
 # what an op's first call would import); it loads the library in place of the real one.
 _JUDGE = """
@@ -114,7 +117,7 @@ def test_every_mutant_fails_the_suite_and_the_original_passes(tmp_path: Path) ->
         objects = dict(zip(SOURCES, compiled, strict=True))
         built = pool.map(lambda n: build_mutant(tmp_path / n, objects, MUTANTS[n], headers), MUTANTS)
         libraries = [link(list(objects.values()), tmp_path / "liboriginal.so"), *built]
-    environment = {"PYOPS_BACKEND": None, "TRITON_INTERPRET": None}
+    environment = {"PYOPS_BACKEND": None, "TRITON_INTERPRET": None, **FILLED}
     arguments = [word for pair in zip(map(str, libraries), ["", *OP.values()], strict=True) for word in pair]
     output = run_python("-c", _JUDGE, *arguments, environment=environment).stdout
     verdicts = {Path(line.split()[0]): line.split()[1:] for line in output.splitlines()}
@@ -162,7 +165,7 @@ def test_every_triton_mutant_fails_its_case(tmp_path: Path) -> None:
         if mutant is not None:
             (copy / mutant.file).write_text(mutant.path.read_text().replace(mutant.old, mutant.new))
         arguments += [str(tmp_path / name), mutant.case if mutant else "conv2d_tiny_whole_images"]
-    environment = {"PYOPS_BACKEND": None, "TRITON_INTERPRET": "1"}
+    environment = {"PYOPS_BACKEND": None, "TRITON_INTERPRET": "1", **FILLED}
     output = run_python("-W", "ignore", "-c", _TRITON_JUDGE, *arguments, environment=environment).stdout
     verdicts = {Path(line.split()[0]).name: line.split()[1] for line in output.splitlines()}
     assert verdicts.pop("original") == "survives", "the original fails"

@@ -120,13 +120,14 @@ runpy.run_path({str(ROOT / "setup.py")!r}, run_name="__main__")
     assert "pip install 'torch>=2.11'" in result.stderr
 
 
-def test_import_costs_less_than_a_third_of_a_second_beyond_torch() -> None:
+def test_import_costs_less_than_a_third_of_torchs() -> None:
+    """Of processor time, in one process: both take longer on a slow machine and on a busy one."""
     script = (
-        "import time, torch; start = time.process_time(); import pyops; print(time.process_time() - start)"
+        "from time import process_time as now; start = now(); import torch; middle = now(); import pyops;"
+        "print((now() - middle) / (middle - start))"
     )
-    environment = {"PYOPS_BACKEND": None}
-    seconds = min(float(run_python("-c", script, environment=environment).stdout) for _ in range(3))
-    assert seconds < 0.3
+    shares = [float(run_python("-c", script, environment={"PYOPS_BACKEND": None}).stdout) for _ in range(3)]
+    assert min(shares) < 1 / 3
 
 
 def test_import_does_not_import_what_only_some_users_need() -> None:

@@ -283,7 +283,7 @@ def test_ctrl_c_on_the_command_line(tmp_path):
         if line.startswith("epoch 2/"):
             break
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "is saved: continue with --resume" in rest
     assert "Traceback" not in rest
