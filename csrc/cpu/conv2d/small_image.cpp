@@ -312,21 +312,24 @@ namespace {
 
 // Outputs of an image up to which this is the fastest algorithm for wide float32 layers. Others pack or
 // transform the weights first, which takes as long as the products of a few images; where they may keep them
-// packed, they are the faster ones. Measured on 2 cores of an AMD EPYC (Zen 5), 1 to 32 images, 3 x 3 and
-// 1 x 1 kernels: 1.1 to 4 times as fast.
+// packed, they are the faster ones. Measured on 2 cores of an AMD EPYC (Zen 5), 1 to 128 images, kernels of 1
+// to 25 taps: 1.1 to 4 times as fast.
 template <class T>
 int64_t most_pixels(const CorrelationProblem<T>& p) {
-  const int64_t weights = p.weights.inputs * p.weights.outputs;
+  const int64_t weights = p.weights.inputs * p.weights.outputs, taps = p.weights.taps();
   if (p.packed != nullptr || p.images > 16) return 0;
-  if (p.weights.taps() < 9) return weights >= (1 << 20) ? 9 : weights >= (1 << 17) ? 4 : 0;
-  return p.weights.outputs < 64 ? 9 : p.images < 3 ? 16 : 25;
+  if (taps < 3) return weights >= (1 << 20) ? 9 : weights >= (1 << 17) ? 4 : 0;
+  if (taps < 7) return weights >= (1 << 14) ? 16 : 9;
+  if (taps >= 25 && p.images <= 8) return 64;
+  return p.weights.outputs < 64 ? 9 : p.images < 2 ? 16 : 25;
 }
 
 template <class T>
 int64_t most_pixels(const WeightGradientProblem<T>& p) {
-  const int64_t weights = p.weights.inputs * p.weights.outputs;
-  if (p.weights.taps() < 9) return std::min<int64_t>(16, 100 / p.images);
-  if (weights <= (1 << 14)) return 64;
+  const int64_t weights = p.weights.inputs * p.weights.outputs, taps = p.weights.taps();
+  if (taps < 3) return std::min<int64_t>(16, 100 / p.images);
+  if (weights <= (taps == 9 ? 1 << 14 : 1 << 16)) return p.images <= 32 ? 64 : 36;
+  if (weights > (1 << 16) && p.images > 32) return 0;
   return weights >= (1 << 18) && p.images <= 4 ? 49 : 25;
 }
 
@@ -337,7 +340,7 @@ template <class Problem>
 bool SmallImage::suits(const Problem& p) {
   constexpr int64_t kMostPixels = 12;    // outputs of an image
   constexpr int64_t kFewestImages = 12;  // to be worth the order of their values
-  constexpr int64_t kWideInputs = 64, kWideOutputs = 32;
+  constexpr int64_t kWideInputs = 48, kWideOutputs = 32;
   // Values of the source, which is brought into another order: a copy that stays in the caches.
   constexpr int64_t kMostValues = int64_t{1} << 21;
   constexpr int64_t kMostTaps = 64;
