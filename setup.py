@@ -4,9 +4,11 @@ Sources and packages are globbed, so adding an op or a folder never edits this f
   pyops/_lib/libpyops_cpu_{baseline,avx2,avx512}.so   the same csrc/cpu sources, one loaded at run time;
                                                       by default only this machine's (PYOPS_CPU_VARIANTS)
   pyops/_lib/libpyops_cuda.so                         csrc/cuda, when asked for or when torch has CUDA
-  pyops/_build_info.*.so                              pybind11 module that says what was built, and how
+  pyops/_lib/build_facts.json                         what was built, and how
 against LibTorch's Stable ABI: one build runs on every torch >= 2.11, and the CUDA library builds on a
-machine without a GPU and with a CPU-only torch (PYOPS_WITH_CUDA=1).
+machine without a GPU and with a CPU-only torch (PYOPS_WITH_CUDA=1). torch loads the libraries, so a wheel
+(`make wheel`) serves every Python. Builds in place have pyops/_build_info.*.so as well: a pybind11 module,
+which would tie a wheel to one Python, with the facts as the compiler saw them.
 """
 
 import json
@@ -19,10 +21,11 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -34,6 +37,8 @@ PACKAGE_FOLDERS = {
     "pyops.triton_kernels": "triton_kernels",
     "pyops.benchmarks": "benchmarks",
 }
+#: What was built, beside the libraries: `pyops info` shows it.
+FACTS = "build_facts.json"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11
 #: The compiler's flags of each variant of the CPU library, the least demanding first.
 CPU_FLAGS = {"baseline": ""}
@@ -97,6 +102,21 @@ def find_nvcc(torch_has_cuda: bool) -> str | None:
     return nvcc
 
 
+def nvcc_release(nvcc: str) -> str:
+    """Version of CUDA that ``nvcc`` compiles for."""
+    text = subprocess.check_output([nvcc, "--version"], text=True)
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else text.strip()
+
+
+def compiler_version(cxx: str) -> str:
+    """The C++ compiler's name and version, as it tells its sources."""
+    query = [*shlex.split(cxx), "-dM", "-E", "-x", "c++", os.devnull]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = re.search(r'^#define __VERSION__ "(.*)"$', answer.stdout, re.MULTILINE)
+    return f"{Path(shlex.split(cxx)[0]).name} {found[1] if found else 'of unknown version'}"
+
+
 def cuda_archs(nvcc: str) -> list[str]:
     """Compute capabilities as in TORCH_CUDA_ARCH_LIST; by default all we tune for that nvcc knows."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
@@ -149,6 +169,12 @@ def embedded_ptx(archs: list[str]) -> list[str]:
     return [f"{name[:-1]}.{name[-1]}" for name in re.findall(r"code=compute_(\d+)(?!\w)", gencode(archs))]
 
 
+def write_if_changed(file: Path, text: str) -> None:
+    """Leave the file's time alone where nothing has changed: ninja builds again what is older."""
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+
+
 class BuildKernels(build_ext):
     def run(self) -> None:
         self.targets: list[str] = []
@@ -166,9 +192,11 @@ class BuildKernels(build_ext):
             "cpu": self.cpu_flags,
             "cuda_archs": archs,
             "cuda_ptx": embedded_ptx(archs),
-            "nvcc": nvcc,
+            "cuda": nvcc_release(nvcc) if nvcc else None,
+            "compiler": compiler_version(self.cxx),
         }
-        (self.work / "build_facts.h").write_text(f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')
+        write_if_changed(self.work / "build_facts.h", f'#define PYOPS_BUILD_FACTS R"({json.dumps(facts)})"\n')
+        write_if_changed(self.out / "_lib" / FACTS, json.dumps(facts, indent=2) + "\n")
         print(f"pyops: torch {facts['torch']}; CPU: {', '.join(self.cpu_flags)}; CUDA: {archs}", flush=True)
         (self.work / "build.ninja").write_text("\n".join(self.ninja_lines(torch_dir, nvcc, archs)) + "\n")
         ninja = shutil.which("ninja") or sys.exit("pyops: building needs ninja: pip install ninja")
@@ -216,18 +244,39 @@ class BuildKernels(build_ext):
             library(f"_lib/libpyops_cpu_{variant}.so", "cpu", "cxx", "link", flags)
         if nvcc:
             library("_lib/libpyops_cuda.so", "cuda", "nvcc", "link_cuda")
+        if self.inplace or self.editable_mode:
+            self.link_info_module(lines, link)
+        return lines
+
+    def link_info_module(self, lines: list[str], link: Callable[[str, str, list[Path]], None]) -> None:
+        """The facts as a module, whose compiler and headers are those of the interpreter at hand."""
         module = f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
         info = self.work / f"{module}.o"
         lines.append(f"build {info}: cxx {CSRC}/build_info.cpp")
         lines.append(f" flags = -isystem {sysconfig.get_path('include')} -I{self.work}")
         link(module, "link_module", [info])
-        return lines
 
     def get_outputs(self) -> list[str]:
-        return list(getattr(self, "targets", []))
+        targets = getattr(self, "targets", [])
+        return [*targets, f"{self.out}/_lib/{FACTS}"] if targets else []
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+class AnyPythonWheel(bdist_wheel):
+    """Of this platform, for every Python: torch loads the libraries, and they call nothing of Python's."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def version() -> str:
+    """The package's own, and what tells wheels of it apart: PYOPS_LOCAL_VERSION=cu130 makes 0.1.0+cu130."""
+    facts: dict = {}
+    exec((ROOT / "pyops" / "_version.py").read_text(), facts)
+    local = os.environ.get("PYOPS_LOCAL_VERSION")
+    return facts["__version__"] + (f"+{local}" if local else "")
 
 
 def find_all_packages() -> list[str]:
@@ -236,10 +285,28 @@ def find_all_packages() -> list[str]:
     return [*below, *(f"{package}.{name}" for package, names in below.items() for name in names)]
 
 
+def editable_layout() -> dict:
+    """Packages and their folder for an editable install: a folder that holds a link to ``pyops`` only.
+
+    setuptools then puts that folder on Python's path, where type checkers and editors find the package; of
+    several folders it would make an import hook, which they do not follow. ``pyops`` itself finds the others
+    (``pyops/__init__.py``), which must not be importable by their bare names.
+    """
+    home = ROOT / ".editable"
+    home.mkdir(exist_ok=True)
+    if not (home / "pyops").is_symlink():
+        (home / "pyops").symlink_to(Path("..", "pyops"), target_is_directory=True)
+    return {"packages": ["pyops"], "package_dir": {"": home.name}}
+
+
+def installed_layout() -> dict:
+    return {"packages": find_all_packages(), "package_dir": PACKAGE_FOLDERS}
+
+
 find_torch()  # say so now, before pip starts to download a torch of its own choice
 setup(
-    packages=find_all_packages(),
-    package_dir=PACKAGE_FOLDERS,
+    version=version(),
+    **(editable_layout() if "editable_wheel" in sys.argv else installed_layout()),
     ext_modules=[Extension("pyops._build_info", [])],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
 )

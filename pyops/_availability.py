@@ -17,10 +17,11 @@ from . import _library
 def build_facts() -> dict[str, Any]:
     """What the build says of itself (setup.py), or ``missing`` with the reason why it does not."""
     try:
-        from ._build_info import compiler, facts_json
-    except ImportError as error:
+        text = (_library.LIBRARY_DIR / "build_facts.json").read_text(encoding="utf-8")
+    except OSError as error:
         return {"missing": f"the build facts are not available: {error}"}
-    return {**json.loads(facts_json), "compiler": compiler}
+    facts: dict[str, Any] = json.loads(text)
+    return facts
 
 
 # ----------------------------------------------------------------------------------------------- CUDA C++

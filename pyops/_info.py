@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from . import _availability, _library, backends
-
-__version__ = "0.1.0"
+from ._version import __version__
 
 
 def _triton_version() -> str | None:

@@ -6,15 +6,21 @@ A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+import pyops
+
+from . import _command
 
 app = typer.Typer(
     help="Fused training kernels for PyTorch: train, measure, inspect.",
@@ -22,6 +28,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _command_of_kernels(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` as a command that needs torch and the kernels, which its help does not."""
+
+    @app.command()
+    @functools.wraps(function)
+    def started(**options: Any) -> None:
+        _command.start()
+        function(**options)
+
+    return function
+
 
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
@@ -44,8 +63,6 @@ def use_huge_pages(wanted: bool) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import pyops
-
         print(f"pyops {pyops.__version__}")
         raise typer.Exit()
 
@@ -60,7 +77,7 @@ def _common(
     """What stands before a command."""
 
 
-@app.command()
+@_command_of_kernels
 def train(
     network: Annotated[str | None, typer.Argument(help="A name that `pyops list` shows.")] = None,
     config: Annotated[
@@ -138,15 +155,9 @@ def list_networks(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """The networks: parameters, default data, and where the notes have them."""
-    from dataclasses import asdict
-
-    from pyops.models.commands.catalog import catalog
-    from pyops.models.data.load import data_names
-    from pyops.models.examples import example_names
-
-    entries = catalog()
+    found = _catalog()
     if as_json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        print(json.dumps(found["networks"], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -156,15 +167,25 @@ def list_networks(
         right = column in ("parameters", "in the notes")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     table.add_column("notes")
-    for entry in entries:
-        in_the_notes = "" if entry.notes_parameters is None else f"{entry.notes_parameters:,}"
-        data = f"{entry.data} {'x'.join(map(str, entry.input_shape))}"
-        table.add_row(entry.name, f"{entry.parameters:,}", in_the_notes, data, entry.notes)
-    Console().print(table)
-    print(f"\nData: {', '.join(data_names())}\nExamples: {', '.join(example_names())}")
+    for entry in found["networks"]:
+        in_the_notes = "" if entry["notes_parameters"] is None else f"{entry['notes_parameters']:,}"
+        data = f"{entry['data']} {'x'.join(map(str, entry['input_shape']))}"
+        table.add_row(entry["name"], f"{entry['parameters']:,}", in_the_notes, data, entry["notes"])
+    console = Console()
+    console.print(table)
+    for name in ("data", "examples"):
+        console.print(f"\n{name.capitalize()}: {', '.join(found[name])}", highlight=False)
 
 
-@app.command()
+def _catalog() -> dict[str, Any]:
+    """What `make stubs` has written down of the networks, which take seconds to build."""
+    files = (Path(folder, "models", "catalog.json") for folder in pyops.__path__)
+    text = next(file for file in files if file.is_file()).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@_command_of_kernels
 def predict(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run.")],
     more: Annotated[list[Path] | None, typer.Argument(help="Further images.", metavar="[IMAGES]...")] = None,
@@ -183,7 +204,7 @@ def predict(
     print(f"picture: {output or run / PICTURE}", file=sys.stderr)
 
 
-@app.command()
+@_command_of_kernels
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Output folders of two or more runs.")],
     output: Annotated[Path, typer.Option(help="PNG of the curves.")] = Path("runs/compare.png"),
@@ -204,7 +225,7 @@ def compare(
     print(f"picture: {output}", file=sys.stderr)
 
 
-@app.command()
+@_command_of_kernels
 def example(
     name: Annotated[str, typer.Argument(help="A name that `pyops list` shows.")],
     output: Annotated[Path, typer.Option(help="Folder of the picture.")] = Path("runs/examples"),
@@ -217,7 +238,7 @@ def example(
     print(f"picture: {output / f'{name}.png'}", file=sys.stderr)
 
 
-@app.command()
+@_command_of_kernels
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the two runs.")] = Path("runs/demo"),
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -230,7 +251,7 @@ def demo(
     run_demo(output, epochs)
 
 
-@app.command()
+@_command_of_kernels
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; all by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write raw results here.")] = None,
@@ -289,13 +310,11 @@ def bench(
     )
 
 
-@app.command()
+@_command_of_kernels
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Versions, what is built, which instruction set is loaded, and why a backend is missing."""
-    import pyops
-
     facts = pyops.info()
     if as_json:
         print(json.dumps(facts, indent=2))
@@ -353,6 +372,7 @@ def _with_flags(message: str) -> str:
 
 def _is_user_error(error: Exception) -> bool:
     """Errors of the models package, and a backend that is not there."""
+    _command.start()
     from pyops.backends import BackendError
     from pyops.models.errors import ModelsError
 

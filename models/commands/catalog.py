@@ -1,17 +1,25 @@
-"""What networks there are: sizes, where the notes have them, and what they are trained on."""
+"""What networks there are: sizes, where the notes have them, and what they are trained on.
+
+``python -m pyops.models.commands.catalog`` writes it down in ``models/catalog.json`` (`make stubs`), which
+`pyops list` shows without building a network.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.dataset import Dataset
-from ..data.load import load_data
+from ..data.load import data_names, load_data
+from ..examples import example_names
 from ..registry import Network, get_network, layer_library, network_names
 
+FILE = Path(__file__).parents[1] / "catalog.json"
 _FASHION_SIDE, _FASHION_CLASSES = 28, 10
 
 
@@ -69,3 +77,13 @@ def _parameters(
     with torch.device("meta"):  # shapes without values: no memory, no time
         net = network.make(input_shape, outputs, layer_library("pyops"), options)
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+def listing() -> dict[str, Any]:
+    """What `pyops list` shows: all networks, data sets and examples."""
+    networks = [asdict(entry) for entry in catalog()]
+    return {"networks": networks, "data": data_names(), "examples": example_names()}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(listing(), indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ stays. So the model is not slower than it was, as far as a measurement tells.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from tqdm import tqdm
 
 from .chain import Chain
 from .costs import flops_and_bytes
@@ -123,13 +123,22 @@ class _Timing:
 def _time_parts(parts: Sequence[Part], sample: Sample, end: float) -> list[_Timing]:
     """The timings of the parts; of those for which time was left."""
     timings = []
-    with tqdm(parts, "pyops.convert: measuring", delay=2, leave=False, disable=None) as bar:
+    with _with_a_bar(parts) as bar:
         for done, part in enumerate(bar):
             left = end - sample.now()
             if left <= 0:
                 break
             timings.append(_time_part(part, sample, left / (len(parts) - done)))
     return timings
+
+
+def _with_a_bar(parts: Sequence[Part]) -> contextlib.AbstractContextManager[Iterable[Part]]:
+    """The parts, with a bar of progress where tqdm is installed, which pyops does not need."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return contextlib.nullcontext(parts)
+    return tqdm(parts, "pyops.convert: measuring", delay=2, leave=False, disable=None)
 
 
 def _time_part(part: Part, sample: Sample, limit: float) -> _Timing:

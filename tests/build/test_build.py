@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import runpy
@@ -140,6 +141,13 @@ def test_unknown_variant_to_build_is_refused(
     monkeypatch.setenv("PYOPS_CPU_VARIANTS", "avx2,sse9")
     with pytest.raises(SystemExit, match=r"native, all or some of baseline.*'sse9'"):
         setup_functions["cpu_variants"]("g++")
+
+
+def test_module_of_a_build_in_place_has_the_facts_beside_the_libraries() -> None:
+    info = pytest.importorskip("pyops._build_info", reason="only builds in place have it")
+    facts = json.loads(info.facts_json)
+    assert facts == json.loads((ROOT / "pyops/_lib/build_facts.json").read_text())
+    assert facts["compiler"].split(" ", 1)[1] == info.compiler
 
 
 # ------------------------------------------------------------------------------------------- architectures

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import shutil
 import subprocess
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -25,24 +28,47 @@ done
 """
 
 
+def copy_source(target: Path) -> None:
+    """The tree without what was built or written in it."""
+
+    def generated(folder: str, names: list[str]) -> list[str]:
+        kept = {".ci", ".clang-format", ".github", ".gitignore"}
+        at_the_root = {"build", "dist", "runs", *(n for n in names if n.startswith("."))} - kept
+        written = at_the_root if Path(folder) == ROOT else {"_lib", "__pycache__"}
+        return [name for name in names if name in written or name.endswith((".so", ".egg-info"))]
+
+    shutil.copytree(ROOT, target, ignore=generated)
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this source tree, built by pip with a compiler that compiles nothing."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of this source tree."""
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("sdist")
+    copy_source(folder / "source")
+    run_python("setup.py", "-q", "sdist", "-d", str(folder), directory=folder / "source")
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of the source distribution, built by pip with a compiler that compiles nothing."""
     for module in ("setuptools", "ninja", "pip"):
         pytest.importorskip(module)
     if shutil.which("ninja") is None:
         pytest.skip("ninja is not on PATH")
     folder = tmp_path_factory.mktemp("wheel")
-    generated = shutil.ignore_patterns("build", "_lib", "*.so", "__pycache__", ".*", "results", "*.egg-info")
-    tree = folder / "source"
-    shutil.copytree(ROOT, tree, ignore=generated)
     compiler = folder / "fake-c++"
     compiler.write_text(_FAKE_COMPILER)
     compiler.chmod(0o755)
     run_python(
         "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
-        "--disable-pip-version-check", "-w", str(folder), str(tree),
-        environment={"CXX": str(compiler), "PYOPS_WITH_CUDA": "0", "PYOPS_CPU_VARIANTS": "all"},
+        "--disable-pip-version-check", "-w", str(folder), str(sdist),
+        environment={
+            "CXX": str(compiler), "PYOPS_WITH_CUDA": "0", "PYOPS_CPU_VARIANTS": "all",
+            "PYOPS_LOCAL_VERSION": "cu130",
+        },
         directory=folder,
     )  # fmt: skip
     (path,) = folder.glob("*.whl")
@@ -67,6 +93,49 @@ def test_wheel_has_two_top_level_folders_and_is_of_this_platform(wheel: Path) ->
     assert info.startswith("pyops_kernels-")
     assert info.endswith(".dist-info")
     assert "none-any" not in wheel.name
+
+
+def test_wheel_was_of_one_python_for_the_sake_of_its_build_facts(wheel: Path, installed: Path) -> None:
+    """A pybind11 module had them. They are data now, and torch loads the libraries, whatever Python it is."""
+    assert wheel.name.startswith("pyops_kernels-0.1.0+cu130-py3-none-")
+    assert not list(installed.rglob("*_build_info*"))
+    facts = json.loads((installed / "pyops/_lib/build_facts.json").read_text())
+    assert list(facts["cpu"]) == [*pyops._library.CPU_VARIANTS] or platform.machine() != "x86_64"
+    assert facts["cuda"] is None
+
+
+def test_source_distribution_had_no_file_of_csrc(sdist: Path) -> None:
+    """So nothing was built from it. It has what the repository has: its tests run as well."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"csrc/exports.map", "csrc/build_info.cpp", "Makefile", "setup.py", "pyproject.toml"} <= names
+    here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert not here - names
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert not {name for name in tracked - names if not name.startswith(".git")}
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_type_checkers_did_not_find_an_editable_install(tmp_path: Path) -> None:
+    """It was an import hook, since the packages are in several folders: only Python follows that."""
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    copy_source(source)
+    (tmp_path / "c++").write_text(_FAKE_COMPILER)
+    (tmp_path / "c++").chmod(0o755)
+    backend = "from setuptools.build_meta import build_editable; print(build_editable('..'))"
+    environment: dict[str, str | None] = {"CXX": str(tmp_path / "c++"), "PYOPS_WITH_CUDA": "0"}
+    run_python("-c", backend, directory=source, environment=environment)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        paths = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".pth")]
+        assert not [name for name in archive.namelist() if name.endswith(".py")]
+    folder = Path(paths[0].strip())
+    assert len(paths) == 1
+    assert [path.name for path in folder.iterdir()] == ["pyops"]  # no bare `models`
+    assert (folder / "pyops").resolve() == source / "pyops"
+    assert (folder / "pyops/py.typed").exists()
 
 
 def test_wheel_holds_every_module_and_library_and_no_rubbish(wheel: Path) -> None:
@@ -138,9 +207,10 @@ def test_import_does_not_import_what_only_some_users_need() -> None:
     assert not [name for name in new if name.startswith(("pyops.models", "pyops.triton_kernels"))]
 
 
-def test_version_is_the_same_everywhere() -> None:
+def test_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project.get("version", pyops.__version__) == pyops.__version__
+    assert "version" not in project
+    assert run_python("setup.py", "--version").stdout.split()[-1] == pyops.__version__
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
