@@ -1,4 +1,4 @@
-"""Finds the modules of a package, and the names that they declare, so that no list of them is kept."""
+"""Finds the modules of a package, the names that they declare, and torch's own, so that no list is kept."""
 
 from __future__ import annotations
 
@@ -30,3 +30,19 @@ def public_names(modules: Iterable[ModuleType]) -> dict[str, Any]:
                 raise ImportError(f"{module.__name__} declares {name!r}, which another module has already")
             found[name] = getattr(module, name)
     return dict(sorted(found.items()))
+
+
+def torchs(module: ModuleType, asked: str, name: str) -> Any:
+    """What torch's ``module`` calls ``name``, for the module named ``asked``, which has nothing of that name.
+
+    Raises:
+        AttributeError: it has nothing either, or ``name`` is private.
+    """
+    if name.startswith("_") or not hasattr(module, name):
+        raise AttributeError(f"module {asked!r} has no attribute {name!r}")
+    return getattr(module, name)
+
+
+def names_of_both(module: ModuleType, own: dict[str, Any]) -> list[str]:
+    """For ``dir()``: the names of ``own`` and torch's ``module``'s public ones."""
+    return sorted({*own, *(name for name in dir(module) if not name.startswith("_"))})

@@ -5,19 +5,29 @@ editors (``make stubs``). What has no kernel here is torch's own: ``pyops.nn.X``
 that a network can take its layer library as a parameter (``layers=pyops.nn`` or ``layers=torch.nn``).
 """
 
+import sys
 from typing import Any
 
 import torch.nn
 
+from .. import functional
 from .._modules import load as _load
+from .._modules import names_of_both as _names_of_both
 from .._modules import public_names as _public_names
+from .._modules import torchs as _torchs
 
 _classes = _public_names(_load(__name__))
 globals().update(_classes)
 __all__ = list(_classes)
 
 
+# As torch.nn.functional, so that `import pyops.nn.functional as F` works.
+sys.modules[f"{__name__}.functional"] = functional
+
+
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(torch.nn, name)
+    return _torchs(torch.nn, __name__, name)
+
+
+def __dir__() -> list[str]:
+    return _names_of_both(torch.nn, globals())
