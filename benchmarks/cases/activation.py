@@ -9,17 +9,8 @@ from .tools.sizes import sweep
 from .tools.traffic import elementwise_traffic
 
 OPS = (
-    "relu",
-    "leaky_relu",
-    "sigmoid",
-    "tanh",
-    "selu",
-    "softplus",
-    "elu",
-    "gelu",
-    "silu",
-    "hardswish",
-    "relu6",
+    *("relu", "leaky_relu", "sigmoid", "tanh", "selu", "softplus", "elu", "gelu", "silu"),
+    *("hardswish", "relu6", "hardtanh", "hardsigmoid"),
 )
 #: Measured at every size; the others are variations of these.
 MAIN = ("relu", "leaky_relu", "sigmoid", "tanh", "selu", "softplus", "gelu")
