@@ -192,15 +192,17 @@ def test_what_torch_cannot_do_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert actions_of(model) == {"0": "replaced"}
 
 
+@pytest.mark.parametrize("short_chain", [0.0, 1e9])
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_report_tells_costs(mode: bool) -> None:
+def test_the_report_tells_costs(mode: bool, short_chain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_SHORT_CHAIN", short_chain)
     model = Net().train(mode)
     x = torch.randn(3, 3, 14, 13)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(mode):
         y = model(x)
         if mode:
             y.sum().backward()
-    converted = pyops.convert(model, example_inputs=x, seconds=0.5)
+    converted = pyops.convert(model, example_inputs=x, seconds=1e6)  # of every part, however busy
     report = pyops.conversion_report(converted)
     costs = [entry.cost for entry in report if entry.cost is not None]
     assert sum(cost.flops for cost in costs) == counter.get_total_flops()

@@ -115,7 +115,7 @@ _HUGE = 0xFF ^ 0x7F
 
 @contextlib.contextmanager
 def _new_memory_filled() -> Iterator[None]:
-    """What a kernel reads too early, or does not write, is else what the run before left there: it is right."""
+    """What a kernel reads too early, or does not write, is else what the run before left: it is right."""
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_PERTURB, _HUGE)
     try:
