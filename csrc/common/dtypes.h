@@ -97,4 +97,14 @@ PYOPS_HD T from_acc(Acc x) {
   }
 }
 
+// Two of them as they lie in memory, `low` first; a GPU rounds both by one instruction.
+template <class T>
+PYOPS_HD uint32_t pair_from_acc(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, bfloat16>) return bit_cast<uint32_t>(__floats2bfloat162_rn(low, high));
+  if constexpr (std::is_same_v<T, float16>) return bit_cast<uint32_t>(__floats2half2_rn(low, high));
+#endif
+  return static_cast<uint32_t>(from_acc<T>(low).bits) | static_cast<uint32_t>(from_acc<T>(high).bits) << 16;
+}
+
 }  // namespace pyops

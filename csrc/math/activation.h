@@ -83,17 +83,17 @@ struct LeakyRelu {
   }
 };
 
-template <class T, class V>
+template <class T, class Storage = T, class V>
 PYOPS_HD V logistic(V x) {
-  return V(T(1)) / (exp(-x) + V(T(1)));
+  return divide_as<Storage>(V(T(1)), exp_as<Storage>(-x) + V(T(1)));
 }
 
-template <class T>
+template <class T, class Storage = T>
 struct Sigmoid {
   static constexpr bool kFromOutput = true;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return logistic<T>(x);
+    return logistic<T, Storage>(x);
   }
   template <class V>
   PYOPS_HD V backward(V y, V grad) const {
@@ -116,24 +116,24 @@ struct Tanh {
 
 // scale * x above 0, scale * alpha * (exp(x) - 1) below; the slope below is scale * alpha * exp(x), which is
 // output + scale * alpha. Clevert et al. 2015 (arXiv:1511.07289); SELU: Klambauer et al. 2017 (1706.02515).
-template <class T, bool kOutput>
+template <class T, bool kOutput, class Storage = T>
 struct Elu {
   static constexpr bool kFromOutput = kOutput;
   T scale;
   T saturation;  // scale * alpha
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return select_greater(V(T(0)), x, expm1(x) * saturation, x * scale);
+    return select_greater(V(T(0)), x, expm1_as<Storage>(x) * saturation, x * scale);
   }
   template <class V>
   PYOPS_HD V backward(V saved, V grad) const {
-    const V below = kOutput ? saved + V(saturation) : exp(saved) * saturation;
+    const V below = kOutput ? saved + V(saturation) : exp_as<Storage>(saved) * saturation;
     return select_at_most(saved, V(T(0)), grad * below, grad * scale);
   }
 };
 
 // log(1 + exp(beta x)) / beta. Neither exp overflows. Above the threshold it is x, and the slope 1.
-template <class T>
+template <class T, class Storage = T>
 struct Softplus {
   static constexpr bool kFromOutput = false;
   T beta;
@@ -142,13 +142,13 @@ struct Softplus {
   PYOPS_HD V forward(V x) const {
     const V t = x * beta;
     const V above = select_greater(t, V(T(0)), t, V(T(0)));
-    const V smooth = (above + log1p(exp(-abs(t)))) / V(beta);
+    const V smooth = (above + log1p_as<Storage>(exp_as<Storage>(-abs(t)))) / V(beta);
     return select_greater(t, V(threshold), x, smooth);
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
     const V t = x * beta;
-    return select_greater(t, V(threshold), grad, grad * logistic<T>(t));
+    return select_greater(t, V(threshold), grad, grad * logistic<T, Storage>(t));
   }
 };
 
@@ -169,35 +169,35 @@ struct Gelu {
 
 // x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), written as x s(2 u) with the logistic s: the
 // sum would cancel for negative x.
-template <class T>
+template <class T, class Storage = T>
 struct GeluTanh {
   static constexpr bool kFromOutput = false;
   static constexpr T kScale = T(1.5957691216057307117);  // 2 sqrt(2 / pi)
   static constexpr T kCubic = T(0.044715);
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return x * logistic<T>(x * (x * x * kCubic + V(T(1))) * kScale);
+    return x * logistic<T, Storage>(x * (x * x * kCubic + V(T(1))) * kScale);
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
     const V square = x * x;
-    const V s = logistic<T>(x * (square * kCubic + V(T(1))) * kScale);
+    const V s = logistic<T, Storage>(x * (square * kCubic + V(T(1))) * kScale);
     const V slope = (square * (T(3) * kCubic) + V(T(1))) * kScale;
     return grad * (s + x * (s * (V(T(1)) - s)) * slope);
   }
 };
 
 // x s(x) with the logistic s (Elfwing et al. 2017, arXiv:1702.03118).
-template <class T>
+template <class T, class Storage = T>
 struct Silu {
   static constexpr bool kFromOutput = false;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return x / (exp(-x) + V(T(1)));
+    return divide_as<Storage>(x, exp_as<Storage>(-x) + V(T(1)));
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {
-    const V s = logistic<T>(x);
+    const V s = logistic<T, Storage>(x);
     return grad * s * (x * (V(T(1)) - s) + V(T(1)));
   }
 };
@@ -309,22 +309,22 @@ PYOPS_HD bool dispatch_activation(const ActivationParams& params, const F& f) {
       alpha >= 0 ? f(LeakyRelu<T, true>{T(alpha)}) : f(LeakyRelu<T, false>{T(alpha)});
       return true;
     case ActivationKind::kSigmoid:
-      return f(Sigmoid<T>{}), true;
+      return f(Sigmoid<T, Storage>{}), true;
     case ActivationKind::kTanh:
       return f(Tanh<T>{}), true;
     case ActivationKind::kSelu:
-      return f(Elu<T, true>{T(kSeluScale), T(kSeluScale * kSeluAlpha)}), true;
+      return f(Elu<T, true, Storage>{T(kSeluScale), T(kSeluScale * kSeluAlpha)}), true;
     case ActivationKind::kSoftplus:
-      return f(Softplus<T>{T(alpha), T(beta)}), true;
+      return f(Softplus<T, Storage>{T(alpha), T(beta)}), true;
     case ActivationKind::kElu:
-      alpha >= 0 ? f(Elu<T, true>{T(1), T(alpha)}) : f(Elu<T, false>{T(1), T(alpha)});
+      alpha >= 0 ? f(Elu<T, true, Storage>{T(1), T(alpha)}) : f(Elu<T, false, Storage>{T(1), T(alpha)});
       return true;
     case ActivationKind::kGelu:
       return f(Gelu<T, Storage>{}), true;
     case ActivationKind::kGeluTanh:
-      return f(GeluTanh<T>{}), true;
+      return f(GeluTanh<T, Storage>{}), true;
     case ActivationKind::kSilu:
-      return f(Silu<T>{}), true;
+      return f(Silu<T, Storage>{}), true;
     case ActivationKind::kHardswish:
       return f(Hardswish<T>{}), true;
     case ActivationKind::kHardtanh:

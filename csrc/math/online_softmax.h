@@ -9,7 +9,8 @@
 
 namespace pyops::math {
 
-template <class T>
+// T is what sums are in, Storage what the logits are stored as.
+template <class T, class Storage = T>
 struct OnlineSoftmax {
   T max = -infinity<T>();
   T sum = T(0);  // of exp(x - shift_of(max))
@@ -17,23 +18,23 @@ struct OnlineSoftmax {
   // Moves the sum to a maximum at least as large. The old maximum is not shifted: its -inf says that the sum
   // is empty and exp(-inf) keeps it so.
   PYOPS_HD void raise(T new_max) {
-    sum *= exp(max - shift_of(new_max));
+    sum *= exp_as<Storage>(max - shift_of(new_max));
     max = new_max;
   }
 
   template <int kCount>
   PYOPS_HD void add(const T (&x)[kCount]) {
     T new_max = max;
-    for (int k = 0; k < kCount; ++k) new_max = select_greater(x[k], new_max, x[k], new_max);
+    for (int k = 0; k < kCount; ++k) new_max = larger_number(x[k], new_max);
     raise(new_max);
     const T shift = shift_of(max);
-    for (int k = 0; k < kCount; ++k) sum += exp(x[k] - shift);
+    for (int k = 0; k < kCount; ++k) sum += exp_as<Storage>(x[k] - shift);
   }
 };
 
-template <class T>
+template <class T, class Storage = T>
 struct WeightedOnlineSoftmax {
-  OnlineSoftmax<T> softmax;
+  OnlineSoftmax<T, Storage> softmax;
   T weighted = T(0);  // sum_c q_c (x_c - shift_of(max))
   T weight = T(0);    // sum_c q_c
 
@@ -47,12 +48,12 @@ struct WeightedOnlineSoftmax {
   template <int kCount>
   PYOPS_HD void add(const T (&x)[kCount], const T (&q)[kCount]) {
     T new_max = softmax.max;
-    for (int k = 0; k < kCount; ++k) new_max = select_greater(x[k], new_max, x[k], new_max);
+    for (int k = 0; k < kCount; ++k) new_max = larger_number(x[k], new_max);
     raise(new_max);
     const T shift = shift_of(new_max);
     for (int k = 0; k < kCount; ++k) {
       const T centred = x[k] - shift;
-      softmax.sum += exp(centred);
+      softmax.sum += exp_as<Storage>(centred);
       weighted += q[k] * centred;
       weight += q[k];
     }

@@ -21,15 +21,16 @@ struct SoftmaxStats {
   PYOPS_HD T lse() const { return max + log_sum; }
 };
 
-// V is T, or a vector of T on the CPU.
+// V is T, or a vector of T on the CPU. Storage: what the logits and results of a function are stored as,
+// where a short exp may do (exp_as); double stands for any.
 template <class V, class T>
 PYOPS_HD V log_probability(V x, SoftmaxStats<T> stats) {
   return (x - stats.max) - stats.log_sum;
 }
 
-template <class V, class T>
+template <class Storage = double, class V, class T>
 PYOPS_HD V probability(V x, SoftmaxStats<T> stats) {
-  return exp(log_probability(x, stats));
+  return exp_as<Storage>(log_probability(x, stats));
 }
 
 // What to subtract from the logits before exp: their maximum, except that a maximum of -inf (all
@@ -60,9 +61,9 @@ PYOPS_HD SoftmaxNormaliser<T> softmax_normaliser(T max, T sum, bool log) {
 }
 
 // V and R are a number, or vectors on the CPU: of one row's elements, or of one element of several rows.
-template <class V, class R>
+template <class Storage = double, class V, class R>
 PYOPS_HD V normalised(V x, const SoftmaxNormaliser<R>& row, bool log) {
-  return log ? (x - row.max) - row.sum_term : exp(x - row.max) * row.sum_term;
+  return log ? (x - row.max) - row.sum_term : exp_as<Storage>(x - row.max) * row.sum_term;
 }
 
 template <class V>
@@ -70,9 +71,9 @@ PYOPS_HD V softmax_gradient(V y, V grad, V dot) {
   return y * (grad - dot);
 }
 
-template <class V>
+template <class Storage = double, class V>
 PYOPS_HD V log_softmax_gradient(V y, V grad, V grad_sum) {
-  return grad - exp(y) * grad_sum;
+  return grad - exp_as<Storage>(y) * grad_sum;
 }
 
 }  // namespace pyops::math

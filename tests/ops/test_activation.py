@@ -102,6 +102,29 @@ def test_pitfall_30_boundaries_nan_and_infinity(backend: Backend, variant: str) 
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["sigmoid", "silu", "gelu", "gelu_tanh", "selu", "elu_0.5", "softplus"])
+def test_short_forms_of_16_bits_lose_nothing(backend: Backend, variant: str, dtype: torch.dtype) -> None:
+    """Far tails and values near 0 keep their relative accuracy: one rounding to 16 bits, and hardly more."""
+    if backend.name not in ("ptx", "emulated", "cuda"):
+        pytest.skip("GPUs' short forms are those of CUDA C++")
+    sizes = torch.logspace(-10, 6, 97, base=2.0, dtype=torch.float64)
+    x = torch.cat([-sizes, sizes]).to(dtype)
+    leaf = x.to(backend.device).requires_grad_()
+    found = functions(variant)[0](leaf)
+    (gradient,) = torch.autograd.grad(found, leaf, torch.ones_like(found))
+    name, options = VARIANTS[variant]
+    exact = x.double().requires_grad_()
+    wanted = FORMULAS[name](exact, **options)
+    (wanted_gradient,) = torch.autograd.grad(wanted, exact, torch.ones_like(wanted))
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    torch.testing.assert_close(found.double().cpu(), wanted.detach(), rtol=0.6 * eps, atol=tiny)
+    if variant in ("silu", "gelu", "softplus"):  # the others' is formed of the rounded output
+        # Where the slope crosses 0 no float32 formula keeps its relative accuracy.
+        slopes = {"rtol": 0.6 * eps, "atol": max(tiny, 1e-5)}
+        torch.testing.assert_close(gradient.double().cpu(), wanted_gradient, **slopes)
+
+
 def test_relu_passes_the_gradient_at_nan_and_keeps_the_sign_of_zero(kernels: Backend) -> None:
     x = torch.tensor([math.nan, -0.0, 0.0], device=kernels.device, requires_grad=True)
     y = F.relu(x)

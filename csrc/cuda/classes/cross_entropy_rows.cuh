@@ -58,7 +58,7 @@ template <class T, class Layout>
 __device__ __forceinline__ CrossEntropySums<acc_t<T>> plain_sums(Layout& layout, const Row& row,
                                                                  const CrossEntropyProblem<T>& p) {
   using Acc = acc_t<T>;
-  math::OnlineSoftmax<Acc> softmax;
+  math::OnlineSoftmax<Acc, T> softmax;
   const T* const inputs[1] = {p.logits};
   layout.template for_each<4>(row, inputs, [&](ClassRange, auto& x) { softmax.add(x[0]); });
   Acc max[1] = {softmax.max};
@@ -73,7 +73,7 @@ template <bool kProbabilities, class T, class Layout>
 __device__ __forceinline__ CrossEntropySums<acc_t<T>> weighted_sums(Layout& layout, const Row& row,
                                                                     const CrossEntropyProblem<T>& p) {
   using Acc = acc_t<T>;
-  math::WeightedOnlineSoftmax<Acc> w;
+  math::WeightedOnlineSoftmax<Acc, T> w;
   const auto join = [&](ClassRange at, auto& v) {
     constexpr int kCount = count_of<decltype(v)>;
     Acc q[kCount];
@@ -207,7 +207,7 @@ __device__ __forceinline__ void write_gradient(const Layout& layout, const Row& 
     for (int k = 0; k < kCount; ++k) {
       Acc q = kWeights == ClassWeights::kSame ? Acc(1) : p.class_weight(at[k]);
       q = kProbabilities ? q * p.params.smoothed(v[kProbabilities][k]) : math::index_q(p.params, q, false);
-      out[k] = math::logit_gradient(gradient, math::probability(v[0][k], stats), q);
+      out[k] = math::logit_gradient(gradient, math::probability<T>(v[0][k], stats), q);
     }
     // One thread of the row has the target.
     const int64_t past = target - at.first;
@@ -216,7 +216,7 @@ __device__ __forceinline__ void write_gradient(const Layout& layout, const Row& 
       for (int k = 0; k < kCount; ++k) {
         if (past != k * at.step) continue;
         const Acc q = math::index_q(p.params, p.class_weight(target), true);
-        out[k] = math::logit_gradient(gradient, math::probability(v[0][k], stats), q);
+        out[k] = math::logit_gradient(gradient, math::probability<T>(v[0][k], stats), q);
       }
     }
     layout.store(grad, row, at, out);

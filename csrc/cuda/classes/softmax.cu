@@ -13,6 +13,12 @@ namespace {
 
 constexpr int kCachedPacks = 8;  // per thread, over all inputs: 32 registers
 
+// Calls f with `log` as a constant: a loop asks once, and not for each of its elements.
+template <class F>
+__device__ __forceinline__ void with_constant(bool log, const F& f) {
+  log ? f(std::true_type{}) : f(std::false_type{});
+}
+
 template <class T, class Layout>
 __global__ void __launch_bounds__(Layout::kMaxThreads, Layout::kMinBlocks)
     softmax_forward_kernel(RowShape shape, const T* input, T* output, bool log) {
@@ -22,7 +28,7 @@ __global__ void __launch_bounds__(Layout::kMaxThreads, Layout::kMinBlocks)
   const T* const inputs[1] = {input};
   layout.for_each_row([&](const Row& row) {
     layout.load(row, inputs);
-    math::OnlineSoftmax<Acc> softmax;
+    math::OnlineSoftmax<Acc, T> softmax;
     layout.template for_each<4>(row, inputs, [&](ClassRange, auto& x) { softmax.add(x[0]); });
     Acc max[1] = {softmax.max};
     layout.template reduce<Max>(max);
@@ -30,9 +36,11 @@ __global__ void __launch_bounds__(Layout::kMaxThreads, Layout::kMinBlocks)
     Acc sum[1] = {softmax.sum};
     layout.template reduce<Sum>(sum);
     const math::SoftmaxNormaliser<Acc> normaliser = math::softmax_normaliser(max[0], sum[0], log);
-    layout.template for_each<2>(row, inputs, [&](ClassRange at, auto& x) {
-      for (Acc& value : x[0]) value = math::normalised(value, normaliser, log);
-      layout.store(output, row, at, x[0]);
+    with_constant(log, [&](auto logarithm) {
+      layout.template for_each<2>(row, inputs, [&](ClassRange at, auto& x) {
+        for (Acc& value : x[0]) value = math::normalised<T>(value, normaliser, logarithm());
+        layout.store(output, row, at, x[0]);
+      });
     });
   });
 }
@@ -47,18 +55,22 @@ __global__ void __launch_bounds__(Layout::kMaxThreads, Layout::kMinBlocks)
   layout.for_each_row([&](const Row& row) {
     layout.load(row, inputs);
     Acc total[1] = {Acc(0)};
-    layout.template for_each<2>(row, inputs, [&](ClassRange, auto& v) {
-      constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(v)>, 1>;
-      for (int k = 0; k < kCount; ++k) total[0] += log ? v[1][k] : v[0][k] * v[1][k];
+    with_constant(log, [&](auto logarithm) {
+      layout.template for_each<2>(row, inputs, [&](ClassRange, auto& v) {
+        constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(v)>, 1>;
+        for (int k = 0; k < kCount; ++k) total[0] += logarithm() ? v[1][k] : v[0][k] * v[1][k];
+      });
     });
     layout.template reduce<Sum>(total);
-    layout.template for_each<2>(row, inputs, [&](ClassRange at, auto& v) {
-      constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(v)>, 1>;
-      for (int k = 0; k < kCount; ++k) {
-        v[0][k] = log ? math::log_softmax_gradient(v[0][k], v[1][k], total[0])
-                      : math::softmax_gradient(v[0][k], v[1][k], total[0]);
-      }
-      layout.store(grad_input, row, at, v[0]);
+    with_constant(log, [&](auto logarithm) {
+      layout.template for_each<2>(row, inputs, [&](ClassRange at, auto& v) {
+        constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(v)>, 1>;
+        for (int k = 0; k < kCount; ++k) {
+          v[0][k] = logarithm() ? math::log_softmax_gradient<T>(v[0][k], v[1][k], total[0])
+                                : math::softmax_gradient(v[0][k], v[1][k], total[0]);
+        }
+        layout.store(grad_input, row, at, v[0]);
+      });
     });
   });
 }

@@ -40,7 +40,9 @@ __device__ __forceinline__ void widen(const Pack<T>& pack, acc_t<T> (&values)[kS
   const uint32_t words[4] = {pack.bits.x, pack.bits.y, pack.bits.z, pack.bits.w};
 #pragma unroll
   for (int k = 0; k < kSize; ++k) {
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (std::is_same_v<T, bfloat16>) {  // one instruction each: no 16-bit number in between
+      values[k] = bit_cast<float>(k % 2 == 0 ? words[k / 2] << 16 : words[k / 2] & 0xffff0000u);
+    } else if constexpr (sizeof(T) == 2) {
       values[k] = to_acc(T{static_cast<uint16_t>(words[k / 2] >> (k % 2 * 16))});
     } else if constexpr (sizeof(T) == 4) {
       values[k] = bit_cast<T>(words[k]);
@@ -57,7 +59,7 @@ __device__ __forceinline__ uint4 narrow(const acc_t<T> (&values)[kSize]) {
 #pragma unroll
   for (int k = 0; k < kSize; ++k) {
     if constexpr (sizeof(T) == 2) {
-      words[k / 2] |= static_cast<uint32_t>(from_acc<T>(values[k]).bits) << (k % 2 * 16);
+      if (k % 2 == 0) words[k / 2] = pair_from_acc<T>(values[k], values[k + 1]);
     } else if constexpr (sizeof(T) == 4) {
       words[k] = bit_cast<uint32_t>(values[k]);
     } else {

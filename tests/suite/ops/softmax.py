@@ -172,7 +172,7 @@ MUTANTS = {
     ),
     "log_softmax_gradient_uses_the_log": Mutant(
         "math/softmax.h",
-        "return grad - exp(y) * grad_sum;",
+        "return grad - exp_as<Storage>(y) * grad_sum;",
         "return grad - y * grad_sum;",
         ("classes/softmax",),
     ),
