@@ -47,15 +47,15 @@ PYOPS_HD Int quotient_up(Int a, Int b) {
 }
 
 // Windows of `kernel` taps, `dilation` apart, beginning every `stride` elements. A tap may lie in the padding
-// or, at the end of the last window in ceil mode, behind it.
-template <class Int>
+// or, at the end of the last window in ceil mode, behind it. Number is Int, or what a GPU divides by faster.
+template <class Int, class Number = Int>
 struct SlidingAxisOf {
   Int in;
   Int out;
   Int kernel;
-  Int stride;
+  Number stride;
   Int padding;
-  Int dilation;
+  Number dilation;
 
   // Number of windows; below 1 when not even one fits. In ceil mode a last window may hang over the end, but
   // must begin inside the image or the padding before it.
@@ -97,9 +97,9 @@ using SlidingAxis = SlidingAxisOf<int64_t>;
 
 // What averages ask of an axis: the elements of a window, what it contributes to the divisor, and the windows
 // that hold an element.
-template <class Int>
+template <class Int, class Number = Int>
 struct AverageSlidingOf {
-  SlidingAxisOf<Int> axis;  // of dilation 1
+  SlidingAxisOf<Int, Number> axis;  // of dilation 1
   bool count_padding;
 
   PYOPS_HD RangeOf<Int> elements(Int window) const {
@@ -136,9 +136,9 @@ struct AverageAdaptiveOf {
 };
 
 // Index in an image of `width.in` columns of the element at `position` of a window.
-template <class Int>
-PYOPS_HD int64_t flat_index(const SlidingAxisOf<Int>& height, const SlidingAxisOf<Int>& width, Int row_window,
-                            Int column_window, int64_t position) {
+template <class Int, class Number>
+PYOPS_HD int64_t flat_index(const SlidingAxisOf<Int, Number>& height, const SlidingAxisOf<Int, Number>& width,
+                            Int row_window, Int column_window, int64_t position) {
   const int64_t tap = quotient<int64_t>(position, width.kernel);
   const int64_t row = height.start(row_window) + tap * height.dilation;
   return row * width.in + width.start(column_window) + (position - tap * width.kernel) * width.dilation;

@@ -6,32 +6,12 @@
 #include <vector>
 
 #include "binding/conv2d.h"
+#include "cuda/device/divide.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
 #include "math/pooling.h"
 
 namespace pyops::cuda {
-
-// n / divisor for 0 <= n < 2^31 and a divisor known on the host, by one multiplication (Granlund and
-// Montgomery 1994, "Division by Invariant Integers using Multiplication").
-struct Divisor {
-  int divisor = 1;
-  uint32_t multiplier = 1;
-  int shift = 0;
-
-  static Divisor of(int divisor) {
-    Divisor d{divisor, 0, 0};
-    while ((int64_t{1} << d.shift) < divisor) ++d.shift;
-    const uint64_t excess = (uint64_t{1} << d.shift) - static_cast<uint64_t>(divisor);
-    d.multiplier = static_cast<uint32_t>((excess << 32) / static_cast<uint64_t>(divisor) + 1);
-    return d;
-  }
-  PYOPS_HD int divide(int n) const {
-    const auto high =
-        static_cast<uint32_t>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier >> 32);
-    return static_cast<int>((high + static_cast<uint32_t>(n)) >> shift);
-  }
-};
 
 // Elements that move in 16 bytes.
 template <class T>

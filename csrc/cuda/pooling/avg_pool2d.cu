@@ -1,12 +1,12 @@
 // Average pooling on CUDA, with sliding and with adaptive windows. A thread sums the elements of a window or,
 // in backward, the windows of an element. For a global average over contiguous planes, a warp sums a plane.
 #include "cuda/device/reduce.cuh"
-#include "cuda/pooling/pooling.cuh"
+#include "cuda/pooling/planes.cuh"
 
 namespace pyops::cuda {
 namespace {
 
-using Sliding = math::AverageSlidingOf<int>;
+using Sliding = math::AverageSlidingOf<int, Divisor>;
 using Adaptive = math::AverageAdaptiveOf<int>;
 
 // Window is Sliding or Adaptive.
@@ -17,10 +17,10 @@ struct AverageAxes {
   int inner;
   int64_t divisor;  // 0: the elements are counted
 
+  // Of a window that counts so many rows and columns.
   template <class Acc>
-  __device__ __forceinline__ Acc divisor_of(int row_window, int column_window) const {
-    return static_cast<Acc>(
-        divisor != 0 ? divisor : static_cast<int64_t>(height.count(row_window)) * width.count(column_window));
+  __device__ __forceinline__ Acc divisor_of(int64_t rows, int64_t columns) const {
+    return static_cast<Acc>(divisor != 0 ? divisor : rows * columns);
   }
 };
 
@@ -28,7 +28,7 @@ template <class T, class Window, int kSize>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     avg_pool2d_forward_kernel(PoolRows rows, AverageAxes<Window> axes, const T* input, T* output) {
   using Acc = acc_t<T>;
-  for_each_place<kSize>(rows, axes.height_out, [&](const PoolPlace& at) {
+  for_each_place<kSize>(rows, [&](const PoolPlace& at) {
     const AxisRange down = axes.height.elements(at.row), along = axes.width.elements(at.column);
     Acc sum[kSize] = {};
     for (int i = down.first; i < down.end; ++i) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
 #pragma unroll
       for (int k = 0; k < kSize; ++k) sum[k] += row_sum[k];
     }
-    const Acc divisor = axes.template divisor_of<Acc>(at.row, at.column);
+    const Acc divisor = axes.template divisor_of<Acc>(axes.height.count(at.row), axes.width.count(at.column));
 #pragma unroll
     for (int k = 0; k < kSize; ++k) sum[k] /= divisor;
     const int64_t pixel = (at.image * axes.height_out + at.row) * axes.width_out + at.column;
@@ -55,13 +55,16 @@ template <class T, class Window, int kSize>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     avg_pool2d_backward_kernel(PoolRows rows, AverageAxes<Window> axes, const T* grad_output, T* grad_input) {
   using Acc = acc_t<T>;
-  for_each_place<kSize>(rows, axes.height_in, [&](const PoolPlace& at) {
+  for_each_place<kSize>(rows, [&](const PoolPlace& at) {
     const AxisRange down = axes.height.windows(at.row), along = axes.width.windows(at.column);
     Acc sum[kSize] = {};
+#pragma unroll 1  // one or two windows, mostly
     for (int i = down.first; i < down.end; ++i) {
       const int64_t row = (at.image * axes.height_out + i) * axes.width_out;
+      const int counted = axes.height.count(i);
+#pragma unroll 1
       for (int j = along.first; j < along.end; ++j) {
-        const Acc divisor = axes.template divisor_of<Acc>(i, j);
+        const Acc divisor = axes.template divisor_of<Acc>(counted, axes.width.count(j));
         Acc grad[kSize];
         load_elements(grad_output + (row + j) * axes.inner + at.channel, grad);
 #pragma unroll
@@ -70,6 +73,57 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     }
     const int64_t pixel = (at.image * axes.height_in + at.row) * axes.width_in + at.column;
     store_elements(grad_input + pixel * axes.inner + at.channel, sum);
+  });
+}
+
+// The same of contiguous planes.
+template <class T, class Window>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    avg_pool2d_planes_forward_kernel(Planes planes, AverageAxes<Window> axes, const T* input, T* output) {
+  using Acc = acc_t<T>;
+  for_each_plane_place(planes, [&](const PlanePlace& at, uint32_t i) {
+    const AxisRange down = axes.height.elements(at.row), along = axes.width.elements(at.item);
+    const T* row = input + (at.plane * axes.height_in + down.first) * axes.width_in;
+    Acc sum = 0;
+    for (int y = down.first; y < down.end; ++y, row += axes.width_in) {
+      Acc row_sum = 0;
+      for (int x = along.first; x < along.end; ++x) row_sum += to_acc(row[x]);
+      sum += row_sum;
+    }
+    const Acc divisor = axes.template divisor_of<Acc>(axes.height.count(at.row), axes.width.count(at.item));
+    output[i] = from_acc<T>(sum / divisor);
+  });
+}
+
+// A run of elements of a row: the windows that hold the first to the last of them are gone through once.
+template <class T, class Window>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
+    avg_pool2d_planes_backward_kernel(Planes planes, AverageAxes<Window> axes, bool aligned,
+                                      const T* grad_output, T* grad_input) {
+  using Acc = acc_t<T>;
+  constexpr int kSize = Pack<T>::kSize;
+  for_each_plane_place(planes, [&](const PlanePlace& at, uint32_t) {
+    const int first = at.item * kSize, last = math::smaller(first + kSize, axes.width_in) - 1;
+    const AxisRange down = axes.height.windows(at.row);
+    const AxisRange along{axes.width.windows(first).first, axes.width.windows(last).end};
+    Acc sum[kSize] = {};
+#pragma unroll 1
+    for (int i = down.first; i < down.end; ++i) {
+      const T* const row = grad_output + (at.plane * axes.height_out + i) * axes.width_out;
+      const int counted = axes.height.count(i);
+#pragma unroll 1
+      for (int j = along.first; j < along.end; ++j) {
+        const Acc grad = to_acc(row[j]) / axes.template divisor_of<Acc>(counted, axes.width.count(j));
+        const AxisRange held = axes.width.elements(j);
+        const unsigned length = held.end - held.first;
+#pragma unroll
+        for (int k = 0; k < kSize; ++k) {
+          sum[k] += static_cast<unsigned>(first + k - held.first) < length ? grad : Acc(0);
+        }
+      }
+    }
+    T* const row = grad_input + (at.plane * axes.height_in + at.row) * axes.width_in;
+    store_run(row, first, axes.width_in, aligned, sum);
   });
 }
 
@@ -117,6 +171,9 @@ Tensor forward(const Tensor& input, const Image& in, const AverageAxes<Window>& 
     const T* x = data<T>(input);
     T* y = mutable_data<T>(output);
     if (is_global(axes) && out.elements() > 0) return average_planes(axes, in.outer, x, y, device.stream);
+    if (are_planes(in, out)) {
+      return launch_planes(avg_pool2d_planes_forward_kernel<T, Window>, out, 1, device.stream, axes, x, y);
+    }
     const auto kernel_of = [](auto size) { return avg_pool2d_forward_kernel<T, Window, size()>; };
     const bool aligned = is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes);
     launch_pool<T>(out, aligned, device.stream, kernel_of, axes, x, y);
@@ -134,6 +191,10 @@ Tensor backward(const Tensor& grad_output, const Image& out, const AverageAxes<W
     using T = decltype(tag);
     const T* g = data<T>(grad_output);
     T* dx = mutable_data<T>(grad_input);
+    if (are_planes(in, out)) {
+      return launch_planes(avg_pool2d_planes_backward_kernel<T, Window>, in, Pack<T>::kSize, device.stream,
+                           axes, has_whole_runs(in, dx), g, dx);
+    }
     const auto kernel_of = [](auto size) { return avg_pool2d_backward_kernel<T, Window, size()>; };
     const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes);
     launch_pool<T>(in, aligned, device.stream, kernel_of, axes, g, dx);
@@ -168,6 +229,18 @@ AverageAxes<Adaptive> adaptive_axes(const Image& in, const Image& out) {
           0};
 }
 
+// Calls f with the axes. Windows of one size are those of sliding axes, whose places are found without
+// division.
+template <class F>
+Tensor with_adaptive_axes(const Image& in, const Image& out, const char* op, const F& f) {
+  constexpr int64_t kLargest = 1 << 29;  // sums of three sizes are less than 2^31
+  const auto slides = [](int64_t in, int64_t out) { return out > 0 && in % out == 0 && in < kLargest; };
+  if (!slides(in.height, out.height) || !slides(in.width, out.width)) return f(adaptive_axes(in, out));
+  const int64_t h = in.height / out.height, w = in.width / out.width;
+  const Windows windows{{{in.height, out.height, h, h, 0, 1}, {in.width, out.width, w, w, 0, 1}}};
+  return f(sliding_axes(windows, false, in, 0, op));
+}
+
 Tensor avg_pool2d_forward(Tensor input, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode,
                           bool count_include_pad, std::optional<int64_t> divisor_override,
                           bool channels_last) {
@@ -193,14 +266,16 @@ Tensor adaptive_avg_pool2d_forward(Tensor input, Sizes output_size, bool channel
   const char* op = "adaptive_avg_pool2d_forward";
   const Image in = Image::of(input, channels_last, op, "input");
   check_adaptive({in.height, in.width}, output_size, op);
-  return forward(input, in, adaptive_axes(in, in.resized(output_size[0], output_size[1])), op);
+  return with_adaptive_axes(in, in.resized(output_size[0], output_size[1]), op,
+                            [&](const auto& axes) { return forward(input, in, axes, op); });
 }
 
 Tensor adaptive_avg_pool2d_backward(Tensor grad_output, Sizes input_size, bool channels_last) {
   const char* op = "adaptive_avg_pool2d_backward";
   const Image out = Image::of(grad_output, channels_last, op, "grad_output");
   check_adaptive(input_size, {out.height, out.width}, op);
-  return backward(grad_output, out, adaptive_axes(out.resized(input_size[0], input_size[1]), out), op);
+  return with_adaptive_axes(out.resized(input_size[0], input_size[1]), out, op,
+                            [&](const auto& axes) { return backward(grad_output, out, axes, op); });
 }
 
 }  // namespace

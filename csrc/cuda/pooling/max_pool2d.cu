@@ -1,17 +1,23 @@
 // Max pooling on CUDA. Forward keeps the position of each maximum in its window. Backward gathers: every
 // element of the input sums the gradients of the windows whose maximum it is, in the order of the windows.
-#include "common/fast_math.h"
-#include "cuda/pooling/pooling.cuh"
+#include "cuda/pooling/max_pool_planes.cuh"
 
 namespace pyops::cuda {
 namespace {
 
-// kKernel: the window's height and width, known so that its loads are issued together; 0: known at run time.
+__device__ __forceinline__ WindowAxes without_dilation(WindowAxes axes) {
+  axes.height.dilation = axes.width.dilation = Divisor{};
+  return axes;
+}
+
+// kKernel: the window's height and width, known so that its loads are issued together, without dilation; 0:
+// known at run time.
 template <class T, class A, int kSize, int kKernel>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    max_pool2d_forward_kernel(PoolRows rows, WindowAxes axes, const T* input, T* output, A* argmax) {
+    max_pool2d_forward_kernel(PoolRows rows, WindowAxes given, const T* input, T* output, A* argmax) {
   using Acc = acc_t<T>;
-  for_each_place<kSize>(rows, axes.height.out, [&](const PoolPlace& at) {
+  const WindowAxes axes = kKernel > 0 ? without_dilation(given) : given;
+  for_each_place<kSize>(rows, [&](const PoolPlace& at) {
     const AxisRange down = axes.height.taps(at.row), along = axes.width.taps(at.column);
     const int64_t image = at.image * axes.height.in;
     const int top = axes.height.start(at.row), left = axes.width.start(at.column);
@@ -59,7 +65,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_backward_kernel(PoolRows rows, WindowAxes axes, const T* grad_output, const A* argmax,
                                T* grad_input) {
   using Acc = acc_t<T>;
-  for_each_place<kSize>(rows, axes.height.in, [&](const PoolPlace& at) {
+  for_each_place<kSize>(rows, [&](const PoolPlace& at) {
     const AxisRange down = axes.height.windows(at.row), along = axes.width.windows(at.column);
     Acc sum[kSize] = {};
     for (int i = down.first; i < down.end; ++i) {
@@ -86,27 +92,34 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
 template <class A>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     max_pool2d_indices_kernel(PoolRows rows, WindowAxes axes, const A* argmax, int64_t* indices) {
-  for_each_place<1>(rows, axes.height.out, [&](const PoolPlace& at) {
+  for_each_place<1>(rows, [&](const PoolPlace& at) {
     const int64_t pixel = (at.image * axes.height.out + at.row) * axes.width.out + at.column;
     const int64_t element = pixel * axes.inner + at.channel;
     indices[element] = math::flat_index(axes.height, axes.width, at.row, at.column, argmax[element]);
   });
 }
 
+bool has_dilation(const WindowAxes& axes) { return axes.height.dilation > 1 || axes.width.dilation > 1; }
+
 template <class T, class A>
-void forward(const Tensor& input, const Image& out, const WindowAxes& axes, Tensor& output, Tensor& argmax,
-             cudaStream_t stream) {
+void forward(const Tensor& input, const Image& in, const Windows& windows, const WindowAxes& axes,
+             Tensor& output, Tensor& argmax, cudaStream_t stream) {
+  const Image out = windows.output_of(in);
   const T* x = data<T>(input);
+  T* y = mutable_data<T>(output);
+  A* positions = mutable_data<A>(argmax);
+  if constexpr (std::is_same_v<A, uint8_t>) {
+    if (are_common_planes(windows, in)) return max_pool_planes_forward(axes, out, x, y, positions, stream);
+  }
   const auto kernel_of = [&](auto size) {
     if constexpr (std::is_same_v<A, uint8_t>) {  // positions in windows so small are bytes
-      const int kernel = axes.height.kernel == axes.width.kernel ? axes.height.kernel : 0;
+      const bool plain = axes.height.kernel == axes.width.kernel && !has_dilation(axes);
+      const int kernel = plain ? axes.height.kernel : 0;
       if (kernel == 2) return max_pool2d_forward_kernel<T, A, size(), 2>;
       if (kernel == 3) return max_pool2d_forward_kernel<T, A, size(), 3>;
     }
     return max_pool2d_forward_kernel<T, A, size(), 0>;
   };
-  T* y = mutable_data<T>(output);
-  A* positions = mutable_data<A>(argmax);
   const bool aligned = is_aligned(x, kPackBytes) && is_aligned(y, kPackBytes) && is_aligned(positions, 8);
   launch_pool<T>(out, aligned, stream, kernel_of, axes, x, y, positions);
 }
@@ -124,7 +137,7 @@ std::tuple<Tensor, Tensor> max_pool2d_forward(Tensor input, Sizes kernel, Sizes 
   Tensor argmax = new_tensor(input, out.shape, windows.argmax_type());
   dispatch_argmax(input.scalar_type(), windows, op, [&](auto tag, auto position) {
     const auto axes = WindowAxes::of(windows, in, op);
-    forward<decltype(tag), decltype(position)>(input, out, axes, output, argmax, device.stream);
+    forward<decltype(tag), decltype(position)>(input, in, windows, axes, output, argmax, device.stream);
   });
   return {output, argmax};
 }
@@ -139,9 +152,13 @@ void max_pool_gradient(const Windows& windows, const Image& in, const Tensor& gr
     const T* g = data<T>(grad_output);
     const A* positions = data<A>(argmax);
     T* dx = mutable_data<T>(grad_input);
-    const auto kernel_of = [](auto size) { return max_pool2d_backward_kernel<T, A, size()>; };
-    const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes) && is_aligned(positions, 8);
     const auto axes = WindowAxes::of(windows, in, op);
+    const auto kernel_of = [](auto size) { return max_pool2d_backward_kernel<T, A, size()>; };
+    if constexpr (std::is_same_v<A, uint8_t>) {
+      if (are_common_planes(windows, in) && max_pool_planes_backward(axes, in, g, positions, dx, stream))
+        return;
+    }
+    const bool aligned = is_aligned(g, kPackBytes) && is_aligned(dx, kPackBytes) && is_aligned(positions, 8);
     launch_pool<T>(in, aligned, stream, kernel_of, axes, g, positions, dx);
   });
 }

@@ -9,6 +9,7 @@
 
 #include "binding/pooling.h"
 #include "cuda/device/blocks.cuh"
+#include "cuda/device/divide.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/tensor.cuh"
 
@@ -17,7 +18,7 @@ namespace pyops::cuda {
 constexpr int kPoolThreads = 256;
 constexpr int kPoolBlocks = 2;  // per multiprocessor, at least: 128 registers per thread, and no spills
 
-using Axis = math::SlidingAxisOf<int>;
+using Axis = math::SlidingAxisOf<int, Divisor>;
 using AxisRange = math::RangeOf<int>;
 
 // The axis in 32 bits.
@@ -27,8 +28,9 @@ inline Axis narrow(const math::SlidingAxis& axis, const char* op) {
   const int64_t extent = axis.in + 2 * axis.padding + (axis.kernel - 1) * axis.dilation + stride;
   PYOPS_CHECK(extent <= std::numeric_limits<int>::max(), op,
               ": height and width must be less than 2^31 with padding and a window, got ", axis.in);
+  const auto divisor = [](int64_t value) { return Divisor::of(static_cast<int>(value)); };
   return {static_cast<int>(axis.in), static_cast<int>(axis.out),     static_cast<int>(axis.kernel),
-          static_cast<int>(stride),  static_cast<int>(axis.padding), static_cast<int>(axis.dilation)};
+          divisor(stride),           static_cast<int>(axis.padding), divisor(axis.dilation)};
 }
 
 struct WindowAxes {
@@ -43,9 +45,10 @@ struct WindowAxes {
 // The rows of the tensor that a kernel makes.
 struct PoolRows {
   int64_t rows;
-  int packs;   // per pixel
-  int places;  // packs per row
-  int lanes;   // threads that share a row
+  Divisor height;  // of an image
+  Divisor packs;   // per pixel
+  int places;      // packs per row
+  int lane_bits;   // 2^lane_bits threads share a row
 };
 
 // Where an element or pack is.
@@ -57,15 +60,18 @@ struct PoolPlace {
 };
 
 template <int kSize, class F>
-__device__ __forceinline__ void for_each_place(const PoolRows& shape, int height, const F& f) {
-  const int lane = threadIdx.x % shape.lanes, rows_per_block = kPoolThreads / shape.lanes;
+__device__ __forceinline__ void for_each_place(const PoolRows& shape, const F& f) {
+  const int lanes = 1 << shape.lane_bits, lane = threadIdx.x & (lanes - 1);
+  const int rows_per_block = kPoolThreads >> shape.lane_bits;
   const int64_t step = static_cast<int64_t>(gridDim.x) * rows_per_block;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + threadIdx.x / shape.lanes;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + (threadIdx.x >> shape.lane_bits);
        row < shape.rows; row += step) {
-    const int64_t image = math::quotient<int64_t>(row, height);
-    for (int place = lane; place < shape.places; place += shape.lanes) {
-      const int column = shape.packs == 1 ? place : math::quotient(place, shape.packs);
-      f(PoolPlace{image, static_cast<int>(row - image * height), column,
+    const int64_t image = shape.rows <= std::numeric_limits<int>::max()
+                              ? quotient(static_cast<int>(row), shape.height)
+                              : row / static_cast<int>(shape.height);
+    for (int place = lane; place < shape.places; place += lanes) {
+      const int column = quotient(place, shape.packs);
+      f(PoolPlace{image, static_cast<int>(row - image * shape.height), column,
                   (place - column * shape.packs) * kSize});
     }
   }
@@ -121,10 +127,10 @@ __device__ __forceinline__ void load_positions(const A* p, int (&positions)[kSiz
   }
 }
 
-inline int lanes_for(int64_t places) {
-  int lanes = 1;
-  while (lanes < kPoolThreads && lanes < places) lanes *= 2;
-  return lanes;
+inline int lane_bits_for(int64_t places) {
+  int bits = 0;
+  while (1 << bits < kPoolThreads && 1 << bits < places) ++bits;
+  return bits;
 }
 
 // Launches kernel_of(integral_constant<elements per thread>)(rows, arguments...) to make `image`; `aligned`
@@ -138,8 +144,12 @@ void launch_pool(const Image& image, bool aligned, cudaStream_t stream, const Ke
     const int64_t packs = image.inner / size(), places = image.width * packs;
     PYOPS_CHECK(image.row_elements() < std::numeric_limits<int>::max() - kPoolThreads,
                 "pooling: a row must have less than 2^31 elements, got ", image.row_elements());
-    const PoolRows rows{image.rows(), static_cast<int>(packs), static_cast<int>(places), lanes_for(places)};
-    const int64_t per_block = kPoolThreads / rows.lanes;
+    PYOPS_CHECK(image.height <= std::numeric_limits<int>::max(),
+                "pooling: an image must have less than 2^31 rows");
+    const auto divisor = [](int64_t value) { return Divisor::of(static_cast<int>(value)); };
+    const PoolRows rows{image.rows(), divisor(image.height), divisor(packs), static_cast<int>(places),
+                        lane_bits_for(places)};
+    const int64_t per_block = kPoolThreads >> rows.lane_bits;
     launch(kernel_of(size), blocks_for(rows.rows, per_block), kPoolThreads, 0, stream, rows, arguments...);
   };
   aligned&& image.inner % kSize == 0 ? run(std::integral_constant<int, kSize>{})

@@ -48,6 +48,26 @@ def test_triton_offsets_of_64_bits(backend: Backend, last: bool, monkeypatch: py
 # ------------------------------------------------------------------------------------- values and indices
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_rows_of_any_width(kernels: Backend, kernel: int, dtype: torch.dtype) -> None:
+    """Gradients are made in runs of 16 bytes of a row, the last of which may be cut short."""
+    if kernels.thinned:
+        pytest.skip("too slow: every combination is compiled")
+    for width in (3, 15, 16):
+        for stride, padding in ((2, 0), (2, 1), (1, 1), (3, 0)):
+            x = torch.randint(-4, 5, (2, 2, 5, width)).to(dtype)  # with ties
+            leaf, plain = x.to(kernels.device).requires_grad_(), x.clone().requires_grad_()
+            found = F.max_pool2d(leaf, kernel, stride, padding, return_indices=True)
+            wanted = torch.nn.functional.max_pool2d(plain, kernel, stride, padding, return_indices=True)
+            assert torch.equal(found[0].detach().cpu(), wanted[0].detach())
+            assert torch.equal(found[1].cpu(), wanted[1])
+            upstream = torch.randint(-8, 8, found[0].shape).to(dtype)
+            (gradient,) = torch.autograd.grad(found[0], leaf, upstream.to(kernels.device))
+            (expected,) = torch.autograd.grad(wanted[0], plain, upstream)
+            assert torch.equal(gradient.cpu(), expected)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 9, 23), (1, 18, 5, 6), (3, 7, 8)])
 @pytest.mark.parametrize("values", EXTREMES)
 def test_pitfall_27_ties_nan_and_infinities(backend: Backend, values: str, shape: tuple[int, ...]) -> None:
