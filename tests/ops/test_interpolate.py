@@ -67,6 +67,27 @@ def test_many_small_gradients_are_not_lost_in_16_bits(kernels: Backend, dtype: t
         assert torch.equal(x.grad.cpu(), torch.full(shape, 900.0, dtype=dtype))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows_that_are_doubled(kernels: Backend, dtype: torch.dtype, mode: str) -> None:
+    """Whole packs of a row twice as wide, with other factors in the other dimensions, and ragged rows."""
+    if kernels.thinned:
+        pytest.skip("too slow: every combination is compiled")
+    for sizes, scaled in [((5, 8), (10, 16)), ((3, 16), (7, 32)), ((4, 12), (2, 24)), ((3, 5), (6, 10))]:
+        for depth in ((), (2,)):
+            x = torch.randn(2, 3, *depth, *sizes).to(dtype)
+            leaf = x.to(kernels.device).requires_grad_()
+            found = interpolate(leaf, size=(*(3 for _ in depth), *scaled), mode=mode)
+            wanted = torch.nn.functional.interpolate(x, size=found.shape[2:], mode=mode)
+            assert torch.equal(found.detach().cpu(), wanted)
+            upstream = torch.randint(-8, 8, found.shape).to(dtype)  # whose sums are exact
+            (gradient,) = torch.autograd.grad(found, leaf, upstream.to(kernels.device))
+            exact = x.double().requires_grad_()
+            copied = torch.nn.functional.interpolate(exact, size=found.shape[2:], mode=mode)
+            (expected,) = torch.autograd.grad(copied, exact, upstream.double())
+            assert torch.equal(gradient.double().cpu(), expected)
+
+
 def test_values_are_copied_bit_by_bit(kernels: Backend) -> None:
     x = torch.tensor([-0.0, torch.inf, -torch.inf, 1e-45], device=kernels.device).view(1, 1, 4)
     found = interpolate(x, scale_factor=2.0)
