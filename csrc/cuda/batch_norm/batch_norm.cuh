@@ -178,8 +178,14 @@ struct GroupMap {
 template <int kStrip>
 constexpr int kSumScratch = (kNormThreads / kWarpSize) * kStrip * kGroup;
 
-// Sums the threads' values by column of the strip. Thread t of the block gets the sum of column t. Lanes of
-// one column are added first, then the warps in order.
+// The column of the strip whose sum this thread gets. Neighbouring threads take the same place of
+// neighbouring groups: as they were stored, so that no two of a warp meet in a bank of shared memory.
+__device__ __forceinline__ int column_of_thread(int strip) {
+  return static_cast<int>(threadIdx.x) % strip * kGroup + static_cast<int>(threadIdx.x) / strip;
+}
+
+// Sums the threads' values by column of the strip. Lanes of one column are added first, then the warps in
+// order.
 __device__ __forceinline__ double column_sum(double (&values)[kGroup], int strip, double* scratch) {
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
@@ -191,7 +197,7 @@ __device__ __forceinline__ double column_sum(double (&values)[kGroup], int strip
   __syncthreads();  // the scratch may have been used before
   if (lane < strip) {
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) scratch[warp * columns + lane * kGroup + k] = values[k];
+    for (int k = 0; k < kGroup; ++k) scratch[warp * columns + k * strip + lane] = values[k];
   }
   __syncthreads();
   double sum = 0;
@@ -211,8 +217,8 @@ __device__ __forceinline__ double run_sum(const double (&values)[kGroup], double
   return sum[0];
 }
 
-// Two sums per channel or column, a.first and a.second, as thread `index` holds them (of column() + index of
-// the strip's first, or, in a run, in every thread).
+// Two sums per channel or column, a.first and a.second, as a thread holds them (of its column_of_thread, or,
+// in a run, in every thread).
 struct PairOfSums {
   double first;
   double second;
@@ -229,17 +235,17 @@ __device__ __forceinline__ PairOfSums block_sums(const NormShare& share, double 
   return {first, column_sum(b, strip, scratch)};
 }
 
-// Calls f(place, channel, index) in the threads that hold a result: its place among the results of all
-// blocks.
+// Calls f(place, channel) in the threads that hold a result: its place among the results of all blocks.
 template <class F>
 __device__ __forceinline__ void for_result(const NormShare& share, const F& f) {
-  const int64_t slice = share.slice, index = threadIdx.x;
+  const int64_t slice = share.slice;
   if (share.runs) {
-    if (index == 0) f(slice * share.plan.shape.channels + share.part, share.part);
+    if (threadIdx.x == 0) f(slice * share.plan.shape.channels + share.part, share.part);
     return;
   }
-  const int64_t column = share.first * kGroup + index;
-  if (index < share.plan.strip * kGroup && column < share.columns()) {
+  const int strip = static_cast<int>(share.plan.strip);
+  const int64_t column = share.first * kGroup + column_of_thread(strip);
+  if (static_cast<int>(threadIdx.x) < strip * kGroup && column < share.columns()) {
     f(slice * share.columns() + column, column / share.plan.shape.inner);
   }
 }

@@ -124,11 +124,11 @@ struct ThreadMoments {
     const NormPlan& plan = share.plan;
     const int64_t begin = share.slice * plan.share;
     const int64_t end = begin + plan.share < plan.total() ? begin + plan.share : plan.total();
-    // Thread t reports column t, whose shift the thread of that group holds.
+    // The shift of the column that a thread reports is held by the thread of that column's group.
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < plan.strip) {
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) scratch[threadIdx.x * kGroup + k] = shift[k];
+      for (int k = 0; k < kGroup; ++k) scratch[k * plan.strip + threadIdx.x] = shift[k];
     }
     __syncthreads();
     const double reported = static_cast<int>(threadIdx.x) < plan.strip * kGroup ? scratch[threadIdx.x] : 0;
