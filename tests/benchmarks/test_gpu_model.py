@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from pyops.benchmarks.gpu_model import __main__ as command
-from pyops.benchmarks.gpu_model import model, record, table
+from pyops.benchmarks.gpu_model import model, record, results, table
 from pyops.benchmarks.gpu_model.gpus import A100, GPUS, H100, H200
 
 from tests.ptx_machine import machine
@@ -176,3 +176,28 @@ def test_the_command_shows_relu_as_one_pass_over_memory(tmp_path):
         assert launch["counts"]["load_sectors"] == 16 * launch["counts"]["load_requests"]
         assert launch["bounds"]["H200"]["resource"] == "DRAM"
         assert launch["bounds"]["H200"]["seconds"] == pytest.approx(launch["dram_bytes"] / 4.8e12)
+
+
+# ---- the table of all families ---------------------------------------------------------------------------
+
+
+def test_committed_page_is_made_of_the_committed_table():
+    rows = results.read(results.RESULTS / "gpu-model.csv")
+    assert results.page(rows) == (results.RESULTS / "gpu-model.md").read_text(encoding="utf-8")
+    assert {row["case"] for row in rows} == set(results.CASES)
+    for case, mode in results.selected():
+        assert {row["when"] for row in rows if results.case_key(row) == (case.name, mode)} == {
+            "before",
+            "now",
+        }
+
+
+def test_page_compares_a_case_with_what_was_before():
+    before = dict.fromkeys(results.FIELDS, "1") | {
+        "when": "before", "case": "relu", "mode": "forward", "kernel": "f", "floor_megabytes": "4.8",
+        "microseconds": "2.0", "resource": "issue", "limit": "threads",
+    }  # fmt: skip
+    now = before | {"when": "now", "microseconds": "1.25", "instructions": "0.25"}
+    page = results.page([before, now])
+    assert "| relu, forward | 1.0 | 0.2 | 1.00 | 1.00 | 4.80 | 2.00 | 1.25 | 50% | 80% |" in page
+    assert "no GPU measured this" in page
