@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import pyops.functional
 from pyops import _library
 from pyops.ops.conv2d import Algorithms, algorithm_names, algorithms
 from tests.suite import checks
@@ -63,6 +64,8 @@ _CASES_OF_SOME = [
     case("some_depthwise_dilated", (1, 33, 9, 13), 33, 3, dilation=(1, 3), stride=(3, 1), groups=33),
     case("some_depthwise_rows", (2, 16, 67, 131), 16, 3, padding=1, groups=16, activation="relu"),
     case("some_depthwise_wide", (2, 150, 7, 7), 150, 3, padding=1, groups=150, activation="relu"),
+    case("some_depthwise_plane", (3, 70, 14, 14), 70, 3, padding=1, groups=70, residual=True),
+    case("some_depthwise_column", (5, 33, 19, 1), 33, 3, padding=1, groups=33),
     case("some_depthwise_square", (2, 20, 9, 14), 20, 5, padding=2, groups=20, activation="relu"),
     case("some_depthwise_point", (2, 19, 5, 6), 19, 1, stride=2, groups=19),
 ]
@@ -98,6 +101,40 @@ def test_tiles_of_16_outputs_for_any_number_of_threads(
     assert _FORCED is not None or found in {("winograd_4x4",) * 3, ("amx",) * 3}
     checks.check_determinism(squares, CPP, dtype, (1, 2, 3))
     checks.check_accuracy(squares, CPP, dtype, layout=layout)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_depthwise_planes_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    """Fewer channels than a task has, so that a channel's images are in several chunks, and more."""
+    for channels in (9, 43):
+        planes = case("planes", (11, channels, 7, 5), channels, 3, padding=1, groups=channels)
+        checks.check_determinism(planes, CPP, dtype, (1, 2, 3, 7))
+
+
+def test_depthwise_weight_gradients_of_infinite_inputs() -> None:
+    """A plane's last vector reaches behind it: what its taps read there must not be multiplied by zero."""
+    x, weight = torch.ones(1, 16, 5, 5), torch.ones(16, 1, 3, 3, requires_grad=True)
+    x[:, :, 4, 4] = torch.inf
+    y = pyops.functional.conv2d(x, weight, padding=1, groups=16)
+    (gradient,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+    inside = torch.tensor([4.0, 5.0, 4.0])  # rows or columns of outputs that read inside of the image
+    expected = torch.outer(inside, inside)
+    expected[1:, 1:] = torch.inf
+    assert torch.equal(gradient, expected.expand(16, 1, 3, 3))
+
+
+@pytest.mark.parametrize(("side", "padding"), [((9, 5), 1), ((7, 7), 0), ((1, 1), 1)])
+def test_depthwise_planes_are_pooled_with_padding(side: tuple[int, int], padding: int) -> None:
+    """Rows of pooled outputs were taken from the wrong channels: planes of sums had gaps between them."""
+    x, weight = torch.randn(3, 20, *side, dtype=torch.float64), torch.randn(20, 1, 3, 3, dtype=torch.float64)
+    sums = torch.nn.functional.conv2d(x, weight, padding=1, groups=20).relu()
+    expected = torch.nn.functional.max_pool2d(sums, 3, 2, padding)
+    found = pyops.functional.conv2d_max_pool2d(
+        x.float(), weight.float(), padding=1, groups=20, activation="relu",
+        kernel_size=3, pool_stride=2, pool_padding=padding,
+    )  # fmt: skip
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("threads")

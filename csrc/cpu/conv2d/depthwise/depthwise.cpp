@@ -1,6 +1,7 @@
 // The depthwise convolution: groups of one input and one output channel.
 #include "cpu/conv2d/algorithms.h"
 #include "cpu/conv2d/depthwise/correlation.h"
+#include "cpu/conv2d/depthwise/planes.h"
 #include "cpu/conv2d/depthwise/weight_gradient.h"
 
 namespace pyops::cpu {
@@ -19,6 +20,11 @@ bool Depthwise::suits(const Problem& p) {
 template <class Problem>
 void Depthwise::run(const Problem& p) {
   using T = typename Problem::Value;
+  if constexpr (kHasDepthwisePlanes && std::is_same_v<acc_t<T>, float>) {
+    using Planes =
+        std::conditional_t<kIsCorrelation<Problem>, DepthwisePlanes<T>, DepthwisePlanesGradient<T>>;
+    if (Planes::serves(p)) return Planes(p).run();
+  }
   if constexpr (kIsCorrelation<Problem>) {
     DepthwiseCorrelation<T>(p).run();
   } else {
