@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.suite import checks
-from tests.suite.backends import CPP, CUDA_SOURCES, Backend, raw
+from tests.suite.backends import CPP, CUDA_SOURCES, TRITON, Backend, raw
 from tests.suite.cases import DTYPES
 from tests.suite.layouts import offset
 
@@ -176,3 +176,55 @@ def test_out_that_overlaps_an_operand_is_refused() -> None:
     square = torch.zeros(4, 4)
     with pytest.raises(RuntimeError, match="out must not share memory with"):
         raw(CPP, "gemm_")(square, square, torch.zeros(4, 4), 0.0)
+
+
+# -------------------------------------------------------------------------------------------------- Triton
+
+
+@pytest.mark.parametrize("backend", [TRITON], indirect=True, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_triton_adds_up_the_parts_of_long_products(
+    backend: Backend, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of integers, so that every order of the sums has one result."""
+    from pyops.triton_kernels import gemm
+
+    from pyops.kinds import RELU, Activation
+
+    programs = []
+    run = gemm.launch
+    monkeypatch.setattr(
+        gemm, "launch", lambda kernel, n, *a, **k: (programs.append(n), run(kernel, n, *a, **k))
+    )
+    k = 2190 if dtype.itemsize == 2 else 1100  # neither is a multiple of the steps, nor these of the parts
+    for a_t, b_t in ((True, False), (False, True)):
+        a, b = (t.sign() * (t.abs() > 1) for t in operands(5, 20, k, dtype, a_t, b_t, backend.device))
+        bias, before = (torch.randint(-9, 9, shape).to(b) for shape in ((20,), (5, 20)))
+        product = a.double() @ b.double()
+        out = before.clone()
+        gemm.matmul(out, a, b, 2.0, bias=bias, activation=Activation(RELU))
+        assert torch.equal(out.double(), (product + 2 * before + bias).relu())
+        gemm.matmul(out, a, b)
+        assert torch.equal(out.double(), product)
+    assert programs == [8, 1] * 4
+
+
+@pytest.mark.parametrize("backend", [TRITON], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "size", [(1024, 1024, 1024), (512, 512, 16384), (128, 28, 16384), (1024, 1024, 8192), (256, 784, 8192)]
+)
+def test_triton_occupies_half_a_gpu_with_small_products(
+    backend: Backend, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyops.triton_kernels import gemm
+    from pyops.triton_kernels.tools.launch import record_launches
+
+    programs = []
+    monkeypatch.setattr(gemm, "launch", lambda kernel, n, *_args, **_meta: programs.append(n))
+    m, n, k = size
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b, out = (torch.empty(s, dtype=dtype, device="meta") for s in ((m, k), (k, n), (m, n)))
+        programs.clear()
+        with record_launches((9, 0)):
+            gemm.matmul(out, a, b)
+        assert 64 <= programs[0] <= 264

@@ -44,6 +44,7 @@ TRITON_CASES = {
     "gemm-vocabulary-bfloat16": lambda: _triton(4096, 2048, 50257, BF16, "nn", F32),
     "gemm-odd-float16": lambda: _triton(1001, 777, 333, F16, "tt", F16, 0.5),
     "gemm-small-bfloat16": lambda: _triton(64, 64, 128, BF16, "nt", F32),
+    "gemm-split-tn-bfloat16": lambda: _triton(512, 512, 16384, BF16, "tn"),
     "gemm-nt-float32": lambda: _triton(4096, 4096, 4096, F32, "nt", beta=1.0),
     "gemm-small-float32": lambda: _triton(64, 100, 64, F32),
     "gemm-nt-tf32": lambda: _triton(4096, 4096, 4096, F32, "nt", tf32=True),
