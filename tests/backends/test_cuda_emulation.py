@@ -369,7 +369,7 @@ def run_sanitized(task: str, library: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1800,
     )
 
 

@@ -51,7 +51,7 @@ def run_python(
     *arguments: str,
     environment: dict[str, str | None] | None = None,
     directory: Path = ROOT,
-    timeout: float = 300,
+    timeout: float = 1800,  # for one that hangs, not for one on a busy machine
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python *arguments``; None in ``environment`` removes a variable.

@@ -84,7 +84,7 @@ def pair(tmp_path_factory) -> tuple[Path, str]:
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
         if _TORCH_FELL_DOWN not in done.stderr:
