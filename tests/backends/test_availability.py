@@ -156,6 +156,21 @@ def test_triton_where_the_library_was_never_built_is_worth_no_warning(
     assert chosen("cuda:0") == ("triton", [])
 
 
+def test_triton_alone_serves_every_op() -> None:
+    """Where nothing was built by nvcc, no op falls back to torch's formulas."""
+    pytest.importorskip("triton")
+    script = """
+import pyops
+pyops.set_backend("triton")
+handles = pyops.backends._bound.triton
+names = set(vars(handles)) - {"backend", "without_kernel"}
+assert len(names) > 40, names
+print(sorted(handles.without_kernel))
+"""
+    found = run_python("-c", script, environment={"PYOPS_BACKEND": None, "TRITON_INTERPRET": "1"})
+    assert found.stdout.strip() == "[]"
+
+
 def test_a_request_that_no_device_can_fulfil_raises_with_every_reason(
     gpus: MakeGpus, library: Callable[..., None], triton: Callable[[str | None], None]
 ) -> None:
