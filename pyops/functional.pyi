@@ -48,15 +48,12 @@ from torch.nn.functional import fractional_max_pool3d_with_indices as fractional
 from torch.nn.functional import gaussian_nll_loss as gaussian_nll_loss
 from torch.nn.functional import glu as glu
 from torch.nn.functional import grid_sample as grid_sample
-from torch.nn.functional import group_norm as group_norm
 from torch.nn.functional import grouped_mm as grouped_mm
 from torch.nn.functional import gumbel_softmax as gumbel_softmax
 from torch.nn.functional import hardshrink as hardshrink
 from torch.nn.functional import hardtanh_ as hardtanh_
 from torch.nn.functional import hinge_embedding_loss as hinge_embedding_loss
-from torch.nn.functional import instance_norm as instance_norm
 from torch.nn.functional import kl_div as kl_div
-from torch.nn.functional import layer_norm as layer_norm
 from torch.nn.functional import leaky_relu_ as leaky_relu_
 from torch.nn.functional import local_response_norm as local_response_norm
 from torch.nn.functional import logsigmoid as logsigmoid
@@ -127,6 +124,9 @@ from .ops.conv2d_max_pool2d import conv2d_max_pool2d as conv2d_max_pool2d
 from .ops.dropout import dropout as dropout
 from .ops.embedding import embedding as embedding
 from .ops.interpolate import interpolate as interpolate
+from .ops.layer_norm import group_norm as group_norm
+from .ops.layer_norm import instance_norm as instance_norm
+from .ops.layer_norm import layer_norm as layer_norm
 from .ops.linear import linear as linear
 from .ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .ops.loss import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
@@ -160,14 +160,17 @@ __all__ = [
     "elu",
     "embedding",
     "gelu",
+    "group_norm",
     "gru",
     "gru_cell",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
     "huber_loss",
+    "instance_norm",
     "interpolate",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",

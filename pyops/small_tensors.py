@@ -45,6 +45,8 @@ TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
     "batch_norm, images": (16384, 65536),
     "batch_norm, rows": (KEPT, KEPT),
     "batch_norm, relu": (1024, 8192),
+    "layer_norm": (KEPT, 65536),
+    "group_norm": (KEPT, KEPT),
     "rnn_tanh_cell": (65536, 65536),
     "rnn_relu_cell": (65536, 65536),
     "gru_cell": (49152, 0),

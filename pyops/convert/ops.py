@@ -50,6 +50,8 @@ _MODULES: dict[type[Module], str] = {
     nn.BatchNorm2d: "batch_norm",
     nn.LazyBatchNorm1d: "batch_norm",
     nn.LazyBatchNorm2d: "batch_norm",
+    nn.LayerNorm: "row_norm",
+    nn.GroupNorm: "row_norm",
     nn.MaxPool2d: "max_pool2d",
     nn.Dropout: "dropout",
 }

@@ -23,6 +23,7 @@ from .steps import (
     Conv2dMaxPool2dStep,
     Conv2dStep,
     LinearStep,
+    RowNormStep,
     Step,
 )
 from .surroundings import Read
@@ -57,6 +58,7 @@ PATTERNS = sorted(
         *_patterns("conv2d add? activation?", Conv2dStep),
         *_patterns("linear activation? dropout?", LinearStep),
         *_patterns("batch_norm add? activation?", BatchNormStep),
+        Pattern(("row_norm", "activation"), (0, 1), 2, RowNormStep),
     ),
     key=lambda pattern: -len(pattern.kinds),
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import functional as F
 from ..nn.batch_norm import normalize
 from ..nn.conv2d import convolve
+from ..nn.layer_norm import group_normalize, layer_normalize
 from ..ops.tools.digest import digest_of
 from ..ops.tools.packed import constant
 from .ops import Member, Op, activation_name
@@ -176,6 +177,21 @@ class BatchNormStep(Step):
         if residual is None or (residual.shape == input.shape and residual.dtype is input.dtype):
             return normalize(norm, input, self.activation, residual)
         return self._then(normalize(norm, input, None, None), residual)
+
+
+class RowNormStep(Step):
+    """Layer or group normalisation, activation."""
+
+    def __init__(self, norm: Op, activation: Op | None) -> None:
+        super().__init__(activation)
+        self.norm: Any = norm.module
+
+    def __call__(self, input: Tensor) -> Tensor:
+        norm = self.norm
+        normalize_rows = group_normalize if isinstance(norm, torch.nn.GroupNorm) else layer_normalize
+        if self._in_one_dtype(input, None):
+            return normalize_rows(norm, input, self.activation)
+        return self._activate(normalize_rows(norm, input))
 
 
 class Conv2dBatchNormStep(BatchNormStep):

@@ -47,15 +47,11 @@ from torch.nn.modules import Fold as Fold
 from torch.nn.modules import FractionalMaxPool2d as FractionalMaxPool2d
 from torch.nn.modules import FractionalMaxPool3d as FractionalMaxPool3d
 from torch.nn.modules import GaussianNLLLoss as GaussianNLLLoss
-from torch.nn.modules import GroupNorm as GroupNorm
 from torch.nn.modules import Hardshrink as Hardshrink
 from torch.nn.modules import HingeEmbeddingLoss as HingeEmbeddingLoss
 from torch.nn.modules import Identity as Identity
-from torch.nn.modules import InstanceNorm1d as InstanceNorm1d
-from torch.nn.modules import InstanceNorm2d as InstanceNorm2d
 from torch.nn.modules import InstanceNorm3d as InstanceNorm3d
 from torch.nn.modules import KLDivLoss as KLDivLoss
-from torch.nn.modules import LayerNorm as LayerNorm
 from torch.nn.modules import LazyBatchNorm3d as LazyBatchNorm3d
 from torch.nn.modules import LazyConv1d as LazyConv1d
 from torch.nn.modules import LazyConv3d as LazyConv3d
@@ -154,6 +150,10 @@ from .dropout import Dropout as Dropout
 from .embedding import Embedding as Embedding
 from .interpolate import Upsample as Upsample
 from .interpolate import UpsamplingNearest2d as UpsamplingNearest2d
+from .layer_norm import GroupNorm as GroupNorm
+from .layer_norm import InstanceNorm1d as InstanceNorm1d
+from .layer_norm import InstanceNorm2d as InstanceNorm2d
+from .layer_norm import LayerNorm as LayerNorm
 from .linear import LazyLinear as LazyLinear
 from .linear import Linear as Linear
 from .loss import BCEWithLogitsLoss as BCEWithLogitsLoss
@@ -194,12 +194,16 @@ __all__ = [
     "Dropout",
     "Embedding",
     "GRUCell",
+    "GroupNorm",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
     "HuberLoss",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
     "L1Loss",
     "LSTMCell",
+    "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyConv2d",

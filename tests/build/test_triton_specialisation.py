@@ -161,6 +161,15 @@ def _elementwise(n: int, features: int, dtype: torch.dtype) -> None:
     _backward(F.prelu(image, _tensor(6, dtype=dtype)), F.prelu(_tensor(n, 3, 20, 20), _tensor(3)))
 
 
+def _layer_norm(n: int) -> None:
+    import pyops.functional as F
+
+    x, weight, bias = _tensor(n, 96), _tensor(96), _tensor(96)
+    _backward(F.layer_norm(x, (96,), weight, bias), F.layer_norm(_tensor(n, 33), (33,), activation="gelu"))
+    image, scale = _tensor(n, 24, 7, 7, dtype=BF16), _tensor(24)
+    _backward(F.group_norm(image, 4, scale, scale, activation="silu"), F.instance_norm(_tensor(n, 3, 20, 20)))
+
+
 def _linear(n: int) -> None:
     import pyops.functional as F
 
@@ -198,6 +207,7 @@ CALLS: dict[str, Callable[[int], None]] = {
     "pooling-channels_last": lambda n: _pooling(n, True),
     "elementwise": lambda n: _elementwise(n, 33, F32),
     "elementwise-aligned": lambda n: _elementwise(n, 64, BF16),
+    "layer_norm": _layer_norm,
     "linear": _linear,
 }
 
