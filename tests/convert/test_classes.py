@@ -24,7 +24,7 @@ from tests.suite.processes import run_python
 REQUIRED: dict[str, Any] = {
     "num_features": 4, "num_embeddings": 5, "embedding_dim": 4, "in_features": 4, "out_features": 3,
     "in_channels": 2, "out_channels": 3, "kernel_size": 3, "output_size": 2, "input_size": 4,
-    "hidden_size": 3, "num_classes": 3,
+    "hidden_size": 3, "num_classes": 3, "normalized_shape": 4, "num_groups": 1, "num_channels": 4,
 }  # fmt: skip
 KINDS = [name for name in pyops.nn.__all__ if hasattr(torch.nn, name)]
 
