@@ -72,7 +72,7 @@ stubs:
 
 # The manual, to be opened at build/docs/index.html. A warning is an error: no link and no name leads nowhere.
 docs: $(READY) $(DOCS_READY)
-	PYTHONPATH=. $(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+	PYTHONPATH=. $(PY) -m sphinx -q -E -W --keep-going -b html -d build/doctrees docs build/docs
 
 # BENCH=--quick: 3 minutes instead of 20. The page to look at is runs/bench/report.html.
 bench: $(READY)
