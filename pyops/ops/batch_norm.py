@@ -28,10 +28,12 @@ from .tools.autograd import apply, differentiable_gradients
 from .tools.batch_norm import (
     check_arguments,
     check_residual,
+    dense_in_order,
     in_order,
     mask_elements,
     mask_shape,
     memory_order,
+    out_of_order,
 )
 from .tools.checks import check_floating
 
@@ -159,30 +161,36 @@ class _BatchNorm(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         options: Options,
+        order: list[int] | None,
         ops: SimpleNamespace,
     ) -> Tensor:
         masked = options.needs_mask(residual)
+        laid_out = (in_order(input, order), weight, bias, in_order(residual, order))
         output, mean, rstd, mask = ops.batch_norm_forward(
-            input, weight, bias, residual, running_mean, running_var, None, *options, masked
+            *laid_out, running_mean, running_var, None, *options, masked
         )
         residual = options.kept_residual(residual)
         ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd)
-        ctx.options, ctx.ops = options, ops
-        return output
+        ctx.options, ctx.order, ctx.ops = options, order, ops
+        return out_of_order(output, order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight, bias, residual, mask, mean, rstd = ctx.saved_tensors
-        options, needs = ctx.options, ctx.needs_input_grad[:4]
+        options, order, needs = ctx.options, ctx.order, ctx.needs_input_grad[:4]
+        grad = in_order(grad, order)
+        saved = (in_order(input, order), weight, bias, in_order(residual, order), mask, mean, rstd)
         if torch.is_grad_enabled():
-            return *_differentiable(grad, ctx.saved_tensors, options, needs), None, None, None, None
-        found = ctx.ops.batch_norm_backward(
-            grad.contiguous(),
-            *(input, weight, bias, residual, mask, mean, rstd, None),
-            *(options.dim, options.training, *options.activation),
-            *(needs[0], needs[1] or needs[2], needs[3]),
-        )
-        return (*(g if n else None for g, n in zip(found, needs, strict=True)), None, None, None, None)
+            found = _differentiable(grad, saved, options, needs)
+        else:
+            found = ctx.ops.batch_norm_backward(
+                *(grad.contiguous(), *saved, None),
+                *(options.dim, options.training, *options.activation),
+                *(needs[0], needs[1] or needs[2], needs[3]),
+            )
+        d_input, d_weight, d_bias, d_residual = (g if n else None for g, n in zip(found, needs, strict=True))
+        back = None if order is None else inverse(order)
+        return in_order(d_input, back), d_weight, d_bias, in_order(d_residual, back), *[None] * 5
 
 
 def _differentiable(
@@ -303,12 +311,12 @@ def batch_norm(
     order = memory_order(input)
     if order is not None:
         options = options._replace(dim=order.index(1))
-    laid_out = (in_order(input, order), weight, bias, in_order(residual, order))
-    output = _normalize(*laid_out, mean, var, options, ops)
+    dense = (dense_in_order(input, order), weight, bias, dense_in_order(residual, order))
+    output = _normalize(*dense, mean, var, options, order, ops)
     if training:
         _note_update(running_mean, mean)
         _note_update(running_var, var)
-    return output if order is None else output.permute(inverse(order))
+    return output
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -316,19 +324,22 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
 
 
 def _normalize(
-    input: Tensor,
+    input: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     options: Options,
+    order: list[int] | None,
     ops: SimpleNamespace,
 ) -> Tensor:
     tensors = (input, weight, bias, residual)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return apply(_BatchNorm, *tensors, running_mean, running_var, options, ops)
-    return ops.batch_norm_forward(*tensors, running_mean, running_var, None, *options, False)[0]
+        return apply(_BatchNorm, *tensors, running_mean, running_var, options, order, ops)
+    laid_out = (in_order(input, order), weight, bias, in_order(residual, order))
+    output = ops.batch_norm_forward(*laid_out, running_mean, running_var, None, *options, False)[0]
+    return out_of_order(output, order)
 
 
 def _note_update(running: Tensor | None, updated: Tensor | None) -> None:

@@ -21,7 +21,14 @@ from ..layouts import inverse
 from ..reference import batch_norm as reference
 from .batch_norm import Options
 from .tools.autograd import apply
-from .tools.batch_norm import check_residual, check_vectors, in_order, memory_order
+from .tools.batch_norm import (
+    check_residual,
+    check_vectors,
+    dense_in_order,
+    in_order,
+    memory_order,
+    out_of_order,
+)
 from .tools.checks import check_floating
 
 
@@ -52,29 +59,30 @@ class _SyncBatchNorm(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         options: Options,
+        order: list[int] | None,
         group: Any,
         ops: SimpleNamespace,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = input.numel() // input.shape[options.dim]
-        local = ops.batch_norm_statistics(input, options.dim)
+        laid_out = (in_order(input, order), weight, bias, in_order(residual, order))
+        count = input.numel() // input.shape[1]
+        local = ops.batch_norm_statistics(laid_out[0], options.dim)
         statistics, total = _global_statistics(local, count, group)
         masked = options.needs_mask(residual)
-        output, mean, rstd, mask = ops.batch_norm_forward(
-            input, weight, bias, residual, None, None, statistics, *options, masked
-        )
+        output, mean, rstd, mask = ops.batch_norm_forward(*laid_out, None, None, statistics, *options, masked)
         residual = options.kept_residual(residual)
         ctx.save_for_backward(input, weight, bias, residual, mask if masked else None, mean, rstd, total)
-        ctx.options, ctx.group, ctx.ops = options, group, ops
+        ctx.options, ctx.order, ctx.group, ctx.ops = options, order, group, ops
         ctx.mark_non_differentiable(statistics, total)
-        return output, statistics, total
+        return out_of_order(output, order), statistics, total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("SyncBatchNorm: there is no second derivative (create_graph=True)")
-        *saved, total = ctx.saved_tensors
-        options, needs = ctx.options, ctx.needs_input_grad[:4]
-        grad = grad.contiguous()
+        input, weight, bias, residual, *rest, total = ctx.saved_tensors
+        options, order, needs = ctx.options, ctx.order, ctx.needs_input_grad[:4]
+        saved = [in_order(input, order), weight, bias, in_order(residual, order), *rest]
+        grad = in_order(grad, order).contiguous()
         sums = means = None
         if any(needs[:3]):
             sums = ctx.ops.batch_norm_backward_sums(grad, *saved, options.dim, *options.activation)
@@ -84,7 +92,10 @@ class _SyncBatchNorm(torch.autograd.Function):
         dx, _weight, _bias, dresidual = ctx.ops.batch_norm_backward(
             *(grad, *saved, means, options.dim, True, *options.activation, needs[0], False, needs[3])
         )
-        found = [dx if needs[0] else None, None, None, dresidual if needs[3] else None]
+        back = None if order is None else inverse(order)
+        found = [in_order(dx, back) if needs[0] else None, None, None, None]
+        if needs[3]:
+            found[3] = in_order(dresidual, back)
         if sums is not None:
             # Of this process alone: DistributedDataParallel averages the gradients of all parameters.
             like = next((t for t in saved[1:3] if t is not None), saved[6])
@@ -92,7 +103,7 @@ class _SyncBatchNorm(torch.autograd.Function):
                 found[1] = (sums[1] * saved[6]).to(like.dtype)
             if needs[2]:
                 found[2] = sums[0].to(like.dtype)
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 def sync_batch_norm(
@@ -132,7 +143,7 @@ def sync_batch_norm(
     if order is not None:
         options = options._replace(dim=order.index(1))
     vectors = [None if v is None else v.contiguous() for v in (weight, bias)]
-    tensors = (in_order(input, order), *vectors, in_order(residual, order))
-    output, statistics, total = apply(_SyncBatchNorm, *tensors, options, group, ops)
+    tensors = (dense_in_order(input, order), *vectors, dense_in_order(residual, order))
+    output, statistics, total = apply(_SyncBatchNorm, *tensors, options, order, group, ops)
     reference.update_running(running_mean, running_var, statistics[0], statistics[1], total, momentum)
-    return output if order is None else output.permute(inverse(order))
+    return output

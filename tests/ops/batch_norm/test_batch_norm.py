@@ -278,3 +278,26 @@ def test_triton_offsets_of_64_bits(
         )
     for narrow, wide in zip(*results, strict=True):
         assert torch.equal(narrow, wide)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_change_in_place_of_a_channels_last_output_copied_its_gradient(
+    kernels: Backend, with_residual: bool
+) -> None:
+    """The output was a view, and a change of a view copies the whole gradient (CopySlices)."""
+    x, residual = (
+        channels_last(torch.randn(3, 5, 20, 17, device=kernels.device)).requires_grad_() for _ in range(2)
+    )
+    tensors = [x, residual] if with_residual else [x]
+    for training in (True, False):
+        vectors = torch.randn(5, device=kernels.device), torch.rand(5, device=kernels.device)
+        y = F.batch_norm(x, *vectors, training=training, residual=residual if with_residual else None)
+        assert not y._is_view()
+        assert y.stride() == x.stride()
+        expected = torch.autograd.grad(y.relu().sum(), tensors, retain_graph=True)
+        norm = y.grad_fn
+        z = y.relu_()
+        assert z.grad_fn.next_functions[0][0] is norm
+        for found, wanted in zip(torch.autograd.grad(z.sum(), tensors), expected, strict=True):
+            assert torch.equal(found, wanted)
+            assert found.stride() == x.stride()
