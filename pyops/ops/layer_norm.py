@@ -1,7 +1,7 @@
 """Layer, group and instance normalisation: schemas, autograd and public functions.
 
-Kernels: ``csrc/cpu/layer_norm.cpp``, ``triton_kernels/layer_norm.py``; the formulas are in
-``csrc/math/layer_norm.h``. CUDA C++ has none: torch's formula is computed there.
+Kernels: ``csrc/cpu/layer_norm.cpp``, ``csrc/cuda/layer_norm.cu``, ``triton_kernels/layer_norm.py``; the
+formulas are in ``csrc/math/layer_norm.h``.
 
 The three are one op on the rows of a contiguous tensor (:class:`pyops.reference.layer_norm.Rows`): of the
 last dimensions, of a group's channels and pixels, of one channel's pixels. Weight and bias come in the dtype

@@ -10,19 +10,12 @@ from torch import nn
 
 import pyops
 import pyops.functional as F
-from tests.suite.backends import Backend, has_kernel
+from tests.suite.backends import Backend
 from tests.suite.conversion import fused_in
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 T = torch.nn.functional
-
-
-@pytest.fixture
-def kernels(kernels: Backend) -> Backend:
-    if not has_kernel(kernels, "layer_norm_forward"):
-        pytest.skip("computed by torch's formula")
-    return kernels
 
 
 def test_a_mean_far_from_zero_does_not_drown_the_deviations(kernels: Backend) -> None:

@@ -13,6 +13,7 @@ from pyops.kinds import ACTIVATIONS as KINDS
 from ..backends import CPP, THOROUGH, TRITON
 from ..cases import Case, Op, normal
 from ..contract import BOTH, FLOAT, Contract, bad, over, spoiled
+from ..cuda_code import PACKS
 from ..mutants import Mutant
 from ..triton_cases import BF16, F32, F64, meta
 
@@ -146,7 +147,6 @@ CONTRACT = Contract(
     gradcheck=over(
         [*SMALL, rows((3, 5), activation="gelu"), rows((3, 4), affine=False)], backends=[CPP, TRITON]
     ),
-    opcheck=over(SMALL, backends=[CPP, TRITON]),
     compile=over([*SMALL, rows((4, 7), activation="silu")], FLOAT, [CPP]),
     same_bits=over([*_LARGE, *SMALL], FLOAT, [CPP]),
     autocast=over(SMALL, backends=THOROUGH),
@@ -234,6 +234,9 @@ def valid_arguments() -> dict[str, tuple]:
         "layer_norm_forward": (x, weight, weight, 6, 1, 1, 1e-5, 1, 0.0, 0.0),
         "layer_norm_backward": (x, x, weight, weight, mean, rstd, 6, 1, 1, 1, 0.0, 0.0, True),
     }
+
+
+CUDA_CODE = {"layer_norm": [PACKS]}
 
 
 def _triton(shape: tuple[int, ...], inner: int, groups: int, kind: int, dtype: torch.dtype) -> None:
