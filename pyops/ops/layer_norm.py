@@ -185,7 +185,7 @@ def group_norm(
         activation: name of the activation that follows, as for :func:`linear`.
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        Tensor of the shape and dtype of ``input``: channels_last where that is, else contiguous.
 
     Raises:
         As :func:`layer_norm`.
@@ -233,7 +233,7 @@ def instance_norm(
         activation: name of the activation that follows, as for :func:`linear`.
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``input``.
+        Contiguous tensor of the shape and dtype of ``input``, as torch's.
 
     Raises:
         As :func:`layer_norm`; ValueError for a single element in a channel.
