@@ -76,7 +76,9 @@ def measure(name: str, folder: Path) -> list[dict[str, str]]:
         source.stem: module.timed(build(source, folder), inputs) for source in versions(name)
     }
     calls |= {"pyops": module.ours(inputs), "torch": module.theirs(inputs)}
-    floor = module.BYTES(inputs) / _copy_bandwidth(torch)
+    machine = build(HERE / "machine.cpp", folder)
+    hertz, arithmetic = _clock(machine), module.FLOPS(inputs) / _arithmetic_rate(machine)
+    floor = max(module.BYTES(inputs) / _copy_bandwidth(torch), arithmetic)
     seconds: dict[str, list[float]] = {key: [] for key in calls}
     for round_ in range(ROUNDS + 2):  # the first two warm up
         for key, call in calls.items():
@@ -90,6 +92,7 @@ def measure(name: str, folder: Path) -> list[dict[str, str]]:
             "version": key,
             "ms": f"{1e3 * value:.3g}",
             "times faster than the first": f"{first / value:.3g}",
+            "cycles": f"{hertz * value / module.UNITS(inputs):.3g} per {module.UNIT}",
             "GFLOP/s": f"{module.FLOPS(inputs) / value / 1e9:.3g}",
             "of the floor": f"{floor / value:.0%}",
         }
@@ -107,15 +110,42 @@ def _block(call: Callable[[], object]) -> float:
 
 
 def _copy_bandwidth(torch: ModuleType) -> float:
-    """Bytes per second of a copy far beyond the caches, read and written: what all versions run against."""
+    """Bytes per second, read and written, of a copy far beyond the caches: what most versions run against."""
     source = torch.rand(32 * 2**20)
     target = torch.empty_like(source).fill_(0)
-    best = float("inf")
+    return 2 * source.nbytes / _best(lambda: target.copy_(source))
+
+
+def _arithmetic_rate(machine: ctypes.CDLL) -> float:
+    """FLOPs per second of all cores that only multiply and add: what bounds versions that compute much."""
+    count = 2_000_000
+    machine.multiply_adds.restype = ctypes.c_int64
+    operations: int = machine.multiply_adds(ctypes.c_int64(count))
+    return operations / _best(lambda: machine.multiply_adds(ctypes.c_int64(count)))
+
+
+def _clock(machine: ctypes.CDLL) -> float:
+    """Cycles per second of a core that is busy: a turn of the loop takes one."""
+    count = 10_000_000
+    return count / _best(lambda: machine.turns(ctypes.c_int64(count)))
+
+
+def _best(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls."""
+    times = []
     for _ in range(8):
         began = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - began)
-    return 2 * source.nbytes / best
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed: whether it does by itself depends on what the process has freed before,
+    and with it, up to a factor of 3, the times of whoever allocates at each call."""
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    for option, value in ((trim_threshold, 2**31 - 1), (mmap_threshold, 2**25)):
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def main() -> None:
@@ -124,6 +154,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write measured.csv beside the versions")
     arguments = parser.parse_args()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_memory()
     sys.path.insert(0, str(HERE.parents[1]))
     folder = HERE.parents[1] / "build" / "ladders"
     folder.mkdir(parents=True, exist_ok=True)

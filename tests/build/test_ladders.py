@@ -25,26 +25,32 @@ def ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return ladder
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the libraries: an exercise is compiled once for both of its tests."""
+    return tmp_path_factory.mktemp("ladders")
+
+
 @pytest.mark.parametrize(("name", "version"), VERSIONS)
 def test_a_version_passes_the_test_of_its_ladder(
-    name: str, version: str, ladder: ModuleType, tmp_path: Path
+    name: str, version: str, ladder: ModuleType, built: Path
 ) -> None:
-    ladder.task(name).check(ladder.build(FOLDER / name / version, tmp_path))
+    ladder.task(name).check(ladder.build(FOLDER / name / version, built))
 
 
 @pytest.mark.parametrize("name", LADDERS)
-def test_the_exercise_starts_right_and_compiles(name: str, ladder: ModuleType, tmp_path: Path) -> None:
+def test_the_exercise_starts_right_and_compiles(name: str, ladder: ModuleType, built: Path) -> None:
     task = ladder.task(name)
-    task.check(ladder.build(FOLDER / name / "exercise.cpp", tmp_path), *task.EXERCISE_AS_GIVEN)
+    task.check(ladder.build(FOLDER / name / "exercise.cpp", built), *task.EXERCISE_AS_GIVEN)
 
 
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="left to the reader: who solves it deletes this"
 )
 @pytest.mark.parametrize("name", LADDERS)
-def test_the_exercise_is_solved(name: str, ladder: ModuleType, tmp_path: Path) -> None:
+def test_the_exercise_is_solved(name: str, ladder: ModuleType, built: Path) -> None:
     task = ladder.task(name)
-    task.check(ladder.build(FOLDER / name / "exercise.cpp", tmp_path), *task.EXERCISE)
+    task.check(ladder.build(FOLDER / name / "exercise.cpp", built), *task.EXERCISE)
 
 
 @pytest.mark.parametrize("name", LADDERS)

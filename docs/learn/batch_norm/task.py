@@ -13,6 +13,7 @@ from torch import Tensor
 SHAPE = (16, 64, 56 * 56)
 #: Arguments of the exercise beside the library: as it is given, and solved.
 EXERCISE_AS_GIVEN, EXERCISE = (0.0,), (1e4,)
+UNIT = "element"
 #: Images, the gradient of the result, weight and bias of the channels.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -29,6 +30,10 @@ def BYTES(inputs: Inputs) -> int:
 def FLOPS(inputs: Inputs) -> int:
     """5 operations for each element forward, 8 backward."""
     return 13 * inputs[0].numel()
+
+
+def UNITS(inputs: Inputs) -> int:
+    return inputs[0].numel()
 
 
 def large_case() -> Inputs:

@@ -14,6 +14,7 @@ SHAPE = (256, 112, 112)
 WINDOW = {"kernel_size": 3, "stride": 2, "padding": 1}
 #: Arguments of the exercise beside the library: as it is given, and solved.
 EXERCISE_AS_GIVEN, EXERCISE = (False,), (True,)
+UNIT = "element"
 #: Planes [planes, height, width] and the gradient of what is pooled from them.
 Inputs = tuple[Tensor, Tensor]
 
@@ -33,6 +34,10 @@ def BYTES(inputs: Inputs) -> int:
 def FLOPS(inputs: Inputs) -> int:
     """A comparison for each element of a window in either direction."""
     return 2 * 9 * inputs[1].numel()
+
+
+def UNITS(inputs: Inputs) -> int:
+    return inputs[0].numel()
 
 
 def large_case() -> Inputs:
