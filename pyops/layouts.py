@@ -11,6 +11,7 @@ torch's ops do not agree on when an output is channels_last, so there are three 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,38 @@ def copied_densely(tensor: Tensor) -> Tensor:
 def inverse(order: list[int]) -> list[int]:
     """The permutation that undoes ``order``."""
     return sorted(range(len(order)), key=order.__getitem__)
+
+
+def in_order(tensor: Tensor | None, order: list[int] | None) -> Any:
+    """``tensor`` with its dimensions in that order, a view."""
+    return tensor if tensor is None or order is None else tensor.permute(order)
+
+
+def dense_in_order(tensor: Tensor | None, order: list[int] | None) -> Tensor | None:
+    """``tensor`` such that :func:`in_order` copies nothing."""
+    if tensor is None or order is None:
+        return None if tensor is None else tensor.contiguous()
+    laid_out = tensor.permute(order)
+    return tensor if laid_out.is_contiguous() else laid_out.contiguous().permute(inverse(order))
+
+
+def out_of_order(result: Tensor, order: list[int] | None) -> Tensor:
+    """A kernel's result in the order of the argument's dimensions, and no view for autograd.
+
+    To be called where autograd does not look: within ``forward`` of an autograd function, or without a
+    gradient.
+    """
+    return result if order is None else no_view(result.permute(inverse(order)))
+
+
+def no_view(result: Tensor) -> Tensor:
+    """A kernel's result as a tensor of its own, on the same memory.
+
+    A change in place of a view (``relu_`` behind the op) is an error where the view was made within an
+    autograd function, and elsewhere copies whole gradients (CopySlices). Nobody else has the kernel's tensor,
+    so no view is needed.
+    """
+    return result.detach()
 
 
 def laid_out_as(gradient: Tensor, like: Tensor) -> Tensor:
@@ -121,6 +154,11 @@ def in_memory_order(tensor: Tensor, channels_last: bool) -> Tensor:
 def in_torch_order(tensor: Tensor, channels_last: bool) -> Tensor:
     """The inverse of :func:`in_memory_order`."""
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor
+
+
+def result_in_torch_order(result: Tensor, channels_last: bool) -> Tensor:
+    """The same of a kernel's result, and no view for autograd (:func:`out_of_order`)."""
+    return no_view(in_torch_order(result, True)) if channels_last else result
 
 
 def image_size(shape: Sequence[int], channels_last: bool) -> Sequence[int]:

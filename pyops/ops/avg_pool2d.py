@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
+from ..layouts import image_size, in_memory_order, lies_channels_last, resized, result_in_torch_order
 from ..reference import pooling as reference
 from .tools.autograd import apply
 from .tools.checks import ArgumentError, as_integer
@@ -63,7 +63,7 @@ _Op = Callable[..., Tensor]
 
 
 class AverageFunction(torch.autograd.Function):
-    """A linear map in memory order, given as the calls that do it and its transpose.
+    """A linear map of images, given as the calls that do it and its transpose, in memory order.
 
     ``forward_options`` and ``backward_options`` end with whether tensors are channels_last. Both ways are
     this class, so that derivatives of every order are exact.
@@ -79,28 +79,26 @@ class AverageFunction(torch.autograd.Function):
         backward_options: tuple[Any, ...],
     ) -> Tensor:
         ctx.transposed = backward_op, backward_options, forward_op, forward_options
-        return forward_op(input, *forward_options)
+        return _in_memory_order(input, forward_op, forward_options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        grad = grad.contiguous()
         if torch.is_grad_enabled():
             return apply(AverageFunction, grad, *ctx.transposed), None, None, None, None
-        backward_op, backward_options = ctx.transposed[:2]
-        return backward_op(grad, *backward_options), None, None, None, None
+        return _in_memory_order(grad, *ctx.transposed[:2]), None, None, None, None
 
 
-def _apply(
-    input: Tensor, channels_last: bool, forward_op: _Op, backward_op: _Op, first: tuple, rest: tuple
-) -> Tensor:
+def _in_memory_order(image: Tensor, op: _Op, options: tuple[Any, ...]) -> Tensor:
+    channels_last = options[-1]
+    return result_in_torch_order(op(in_memory_order(image, channels_last), *options), channels_last)
+
+
+def _apply(input: Tensor, forward_op: _Op, backward_op: _Op, first: tuple, rest: tuple) -> Tensor:
     """``forward_op(input, *first, *rest)`` on ``input`` as it lies, with its gradient if one is needed."""
-    size = list(image_size(input.shape, False))
-    input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        output = apply(AverageFunction, input, forward_op, (*first, *rest), backward_op, (size, *rest))
-    else:
-        output = forward_op(input, *first, *rest)
-    return in_torch_order(output, channels_last)
+        size = list(image_size(input.shape, False))
+        return apply(AverageFunction, input, forward_op, (*first, *rest), backward_op, (size, *rest))
+    return _in_memory_order(input, forward_op, (*first, *rest))
 
 
 def avg_pool2d(
@@ -151,7 +149,7 @@ def avg_pool2d(
         return reference.avg_pool2d(input, kernel, strides, paddings, *options)
     channels_last = lies_channels_last(input)
     rest = (kernel, strides, paddings, *options, channels_last)
-    return _apply(input, channels_last, ops.avg_pool2d_forward, ops.avg_pool2d_backward, (), rest)
+    return _apply(input, ops.avg_pool2d_forward, ops.avg_pool2d_backward, (), rest)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -185,4 +183,4 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         return reference.adaptive_avg_pool2d(input, size)
     channels_last = lies_channels_last(input)
     forward, backward = ops.adaptive_avg_pool2d_forward, ops.adaptive_avg_pool2d_backward
-    return _apply(input, channels_last, forward, backward, (size,), (channels_last,))
+    return _apply(input, forward, backward, (size,), (channels_last,))

@@ -22,18 +22,15 @@ from torch import Tensor
 from .. import _library, backends
 from ..dtypes import acc_dtype
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
-from ..layouts import inverse
+from ..layouts import dense_in_order, in_order, inverse, out_of_order
 from ..reference import batch_norm as reference
 from .tools.autograd import apply, differentiable_gradients
 from .tools.batch_norm import (
     check_arguments,
     check_residual,
-    dense_in_order,
-    in_order,
     mask_elements,
     mask_shape,
     memory_order,
-    out_of_order,
 )
 from .tools.checks import check_floating
 

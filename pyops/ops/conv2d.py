@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _library, backends
 from ..dtypes import autocast
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, Activation, parse
-from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last
+from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last, no_view
 from ..reference import conv2d as reference
 from .tools.autograd import apply
 from .tools.checks import (
@@ -198,6 +198,8 @@ class Conv2dFunction(torch.autograd.Function):
         output, saved = ops.conv2d_forward(
             input, weight, bias, residual, *geometry, *activation, not keeps_output
         )
+        ctx.channels_last = is_channels_last(output)
+        output = no_view(output) if ctx.channels_last else output
         ctx.kept = KeptOutput(output) if keeps_output and watched else None
         if ctx.kept is not None:
             ctx.save_for_backward(input, weight, bias, None, output.data)
@@ -207,7 +209,6 @@ class Conv2dFunction(torch.autograd.Function):
             ctx.save_for_backward(input, weight, bias, residual, saved)
         ctx.geometry, ctx.activation = geometry, activation
         ctx.keeps_output, ctx.ops = keeps_output, ops
-        ctx.channels_last = is_channels_last(output)
         return output
 
     @staticmethod
@@ -306,7 +307,8 @@ def conv2d(
         output = _with_packed_weight(input, weight, bias, residual, geometry, function)
         if output is not None:
             return output
-    return ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
+    output = ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
+    return no_view(output) if is_channels_last(output) else output
 
 
 def _with_packed_weight(
@@ -327,7 +329,7 @@ def _with_packed_weight(
     output, was_read = call(input, weight, kept, bias, residual, *geometry, *function, unchanged)
     if not was_read:
         forget(weight)
-    return output
+    return no_view(output) if is_channels_last(output) else output
 
 
 def prepare(

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
-from ..layouts import dense, empty_image, is_channels_last
+from ..layouts import dense, empty_image, is_channels_last, no_view
 from ..reference import conv2d_max_pool2d as reference
 from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
 from .max_pool2d import max_pool2d
@@ -138,6 +138,7 @@ class Conv2dMaxPool2dFunction(torch.autograd.Function):
         output, argmax, saved = ops.conv2d_max_pool2d_forward(
             input, weight, bias, *geometry, *activation, *pool, True, not keeps_output
         )
+        output = no_view(output) if is_channels_last(output) else output
         kept = None
         if activation.kind in (IDENTITY, RELU):  # argmax tells all
             saved = None
@@ -265,4 +266,5 @@ def conv2d_max_pool2d(
         else:
             options = (*geometry, *function, *pool, False, False)
             output = ops.conv2d_max_pool2d_forward(images, weight, bias, *options)[0]
+            output = no_view(output) if is_channels_last(output) else output
     return output[0] if input.dim() == 3 else output

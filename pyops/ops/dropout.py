@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, LEAKY_RELU, RELU, Activation, parse
-from ..layouts import copied_densely, dense_order, inverse
+from ..layouts import copied_densely, dense_order, in_order, inverse, out_of_order
 from ..reference import dropout as reference
 from .tools.autograd import apply
 from .tools.checks import (
@@ -77,24 +77,29 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 
 
 class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
-        ctx.save_for_backward(seed)
-        ctx.p, ctx.ops = p, ops
-        return ops.dropout(input, seed, p)
+    """Of an input in the order of its memory; the result is in that of the dimensions, ``order`` undone."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def forward(
+        ctx: Any, input: Tensor, seed: Tensor, p: float, order: list[int] | None, ops: SimpleNamespace
+    ) -> Tensor:
+        ctx.save_for_backward(seed)
+        ctx.p, ctx.order, ctx.ops = p, order, ops
+        return out_of_order(ops.dropout(input, seed, p), order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         # Dropout is linear: its gradient, to any order, is dropout by the same mask.
         (seed,) = ctx.saved_tensors
-        return _apply(grad.contiguous(), seed, ctx.p, ctx.ops), None, None, None
+        grad = in_order(grad, ctx.order).contiguous()
+        return _apply(grad, seed, ctx.p, None, ctx.ops), None, None, None, None
 
 
 class _InplaceDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+    def forward(ctx: Any, input: Tensor, seed: Tensor, p: float, order: None, ops: SimpleNamespace) -> Tensor:
         ctx.save_for_backward(seed)
-        ctx.p, ctx.ops = p, ops
+        ctx.p, ctx.order, ctx.ops = p, order, ops
         ctx.mark_dirty(input)
         ops.dropout_(input, seed, p)
         return input
@@ -114,6 +119,7 @@ class _FusedDropout(torch.autograd.Function):
         activation: Activation,
         dim: int,
         keeps_output: bool,
+        order: list[int] | None,
         ops: SimpleNamespace,
     ) -> Tensor:
         output = ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
@@ -123,11 +129,12 @@ class _FusedDropout(torch.autograd.Function):
             ctx.save_for_backward(output, None, seed)
         else:
             ctx.save_for_backward(input, bias, seed)
-        ctx.call = p, activation, dim, keeps_output, ops
-        return output
+        ctx.call, ctx.order = (p, activation, dim, keeps_output, ops), order
+        return out_of_order(output, order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        grad = in_order(grad, ctx.order)
         _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         p, activation, dim, keeps_output, ops = ctx.call
         tensors, rest = ctx.saved_tensors, (dim, keeps_output, needs_bias)
@@ -136,7 +143,7 @@ class _FusedDropout(torch.autograd.Function):
             dx, db = reference.bias_activation_dropout_gradient(grad, *arguments)
         else:
             dx, db = ops.bias_activation_dropout_backward(grad.contiguous(), *tensors, p, *activation, *rest)
-        return dx, db if needs_bias else None, grad if needs_residual else None, *(None,) * 6
+        return dx, db if needs_bias else None, grad if needs_residual else None, *(None,) * 7
 
 
 def dropout(
@@ -204,24 +211,29 @@ def dropout(
     if ops is None or not input.is_contiguous() or torch.compiler.is_compiling():
         return input.copy_(_plain(input, seed, p, ops))
     if needs_grad:
-        return apply(_InplaceDropout, input, seed, p, ops)
+        return apply(_InplaceDropout, input, seed, p, None, ops)
     ops.dropout_(input, seed, p)
     return input
 
 
 def _plain(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace | None) -> Tensor:
+    order = None
     if not input.is_contiguous():
-        order = dense_order(input)
-        if order is None:
+        if (order := dense_order(input)) is None:
             return _plain(copied_densely(input), seed, p, ops)
-        return _plain(input.permute(order), seed, p, ops).permute(inverse(order))
-    return reference.dropout(input, seed, p) if ops is None else _apply(input, seed, p, ops)
+        input = input.permute(order)
+    return _apply(input, seed, p, order, ops)
 
 
-def _apply(input: Tensor, seed: Tensor, p: float, ops: SimpleNamespace) -> Tensor:
+def _apply(
+    input: Tensor, seed: Tensor, p: float, order: list[int] | None, ops: SimpleNamespace | None
+) -> Tensor:
+    """Dropout of an input in the order of its memory, the result in that of the dimensions."""
+    if ops is None:
+        return in_order(reference.dropout(input, seed, p), None if order is None else inverse(order))
     if input.requires_grad and torch.is_grad_enabled():
-        return apply(_Dropout, input, seed, p, ops)
-    return ops.dropout(input, seed, p)
+        return apply(_Dropout, input, seed, p, order, ops)
+    return out_of_order(ops.dropout(input, seed, p), order)
 
 
 def _fused(
@@ -258,8 +270,7 @@ def _fused(
         residual = None if residual is None else residual.permute(order)
     if residual is not None:
         residual = residual.contiguous()
-    output = _apply_fused(input, bias, residual, seed, p, activation, dim)
-    return output if order is None else output.permute(inverse(order))
+    return _apply_fused(input, bias, residual, seed, p, activation, dim, order)
 
 
 def _apply_fused(
@@ -270,18 +281,22 @@ def _apply_fused(
     p: float,
     activation: Activation,
     dim: int,
+    order: list[int] | None,
 ) -> Tensor:
     ops = backends.resolve(input)
     if ops is None:
-        return reference.bias_activation_dropout(input, bias, residual, seed, p, activation, dim)
+        output = reference.bias_activation_dropout(input, bias, residual, seed, p, activation, dim)
+        return in_order(output, None if order is None else inverse(order))
     if torch.is_grad_enabled() and (
         input.requires_grad
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
         keeps_output = residual is None and _keeps_output(activation, input.dtype)
-        return apply(_FusedDropout, input, bias, residual, seed, p, activation, dim, keeps_output, ops)
-    return ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+        arguments = (input, bias, residual, seed, p, activation, dim, keeps_output, order, ops)
+        return apply(_FusedDropout, *arguments)
+    output = ops.bias_activation_dropout_forward(input, bias, residual, seed, p, *activation, dim)
+    return out_of_order(output, order)
 
 
 def _keeps_output(activation: Activation, dtype: torch.dtype) -> bool:

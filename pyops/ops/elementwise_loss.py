@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _library, backends
 from ..dtypes import acc_dtype
 from ..kinds import BCE_WITH_LOGITS
-from ..layouts import dense_order, inverse
+from ..layouts import dense_order, in_order, out_of_order
 from ..reference import loss as reference
 from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
 
@@ -78,6 +78,8 @@ _library.define(
 
 
 class _ElementwiseLoss(torch.autograd.Function):
+    """Of tensors in the order of memory; losses of elements are in that of the dimensions."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -89,20 +91,21 @@ class _ElementwiseLoss(torch.autograd.Function):
         pos_weight_inner: int,
         options: Options,
         result_dtype: torch.dtype,
+        order: list[int] | None,
         ops: SimpleNamespace,
     ) -> Tensor:
         tensors = (input, target, weight, weight_inner, pos_weight, pos_weight_inner)
         loss, divisor = ops.elementwise_loss_forward(*tensors, *options)
         ctx.save_for_backward(input, target, weight, pos_weight, divisor)
-        ctx.call = (weight_inner, pos_weight_inner, options, ops)
-        return loss.to(result_dtype)
+        ctx.call, ctx.order = (weight_inner, pos_weight_inner, options, ops), order
+        return out_of_order(loss.to(result_dtype), order)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         if saved[0].is_cpu and saved[0].dtype.itemsize == 2 and ctx.call[2][2] != 0:
             is_one(grad_loss, saved[0].dtype)  # for the next call
-        return *_gradients(ctx, grad_loss, saved), *_NONES
+        return *_gradients(ctx, in_order(grad_loss, ctx.order), saved), *_NONES
 
 
 class _ElementwiseLossWithGrad(torch.autograd.Function):
@@ -119,6 +122,7 @@ class _ElementwiseLossWithGrad(torch.autograd.Function):
         pos_weight_inner: int,
         options: Options,
         result_dtype: torch.dtype,
+        order: None,
         ops: SimpleNamespace,
     ) -> Tensor:
         both = ctx.needs_input_grad[1]
@@ -145,7 +149,7 @@ class _ElementwiseLossWithGrad(torch.autograd.Function):
         return gradients[0], gradients[1] if len(gradients) > 1 else None, *_NONES
 
 
-_NONES = (None,) * 7
+_NONES = (None,) * 8
 
 
 def _gradients(ctx: Any, grad_loss: Tensor, saved: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
@@ -199,7 +203,7 @@ def elementwise_loss(
         and target.is_contiguous()
         and not (kind == BCE_WITH_LOGITS and target.requires_grad)
     ):  # the usual call: there is nothing to convert
-        return _apply(input, target, (None, 1, None, 1), options, result_dtype, ops)
+        return _apply(input, target, (None, 1, None, 1), options, result_dtype, None, ops)
     dtype = input.dtype
     for tensor in (target, weight, pos_weight):
         if tensor is not None and tensor.dtype is not dtype:
@@ -240,10 +244,8 @@ def _in_memory_order(
         *_repeated(weight, input.dtype, leading.shape, order),
         *_repeated(pos_weight, input.dtype, leading.shape, order),
     )
-    loss = _apply(input.contiguous(), target.contiguous(), factors, options, result_dtype, ops)
-    if options[2] == 0 and order is not None:
-        loss = loss.permute(inverse(order))
-    return loss
+    order = order if options[2] == 0 else None
+    return _apply(input.contiguous(), target.contiguous(), factors, options, result_dtype, order, ops)
 
 
 def _repeated(
@@ -275,10 +277,12 @@ def _apply(
     factors: Factors,
     options: Options,
     result_dtype: torch.dtype,
+    order: list[int] | None,
     ops: SimpleNamespace,
 ) -> Tensor:
     if not (torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)):
-        return ops.elementwise_loss_forward(input, target, *factors, *options)[0].to(result_dtype)
+        loss = ops.elementwise_loss_forward(input, target, *factors, *options)[0].to(result_dtype)
+        return out_of_order(loss, order)
     if not input.requires_grad:
         input, target = target, input  # the losses of a difference are symmetric
     writes_gradient = (
@@ -288,4 +292,4 @@ def _apply(
         and expects_one(input.dtype, factors[0])
     )
     function = _ElementwiseLossWithGrad if writes_gradient else _ElementwiseLoss
-    return apply(function, input, target, *factors, options, result_dtype, ops)
+    return apply(function, input, target, *factors, options, result_dtype, order, ops)

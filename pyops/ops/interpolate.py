@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..layouts import strides_are_channels_last
+from ..layouts import no_view, strides_are_channels_last
 from ..reference import interpolate as reference
 from .tools.autograd import apply
 from .tools.checks import ArgumentError, as_integer, check_tensor
@@ -56,16 +56,17 @@ class _Interpolate(torch.autograd.Function):
         channels_last: bool,
         ops: SimpleNamespace,
     ) -> Tensor:
-        ctx.sizes = (input.shape[1:-1] if channels_last else input.shape[2:], output_size)
+        ctx.sizes = (input.shape[2:], output_size)
         ctx.options, ctx.ops = (scale_factors, exact, channels_last), ops
-        return ops.interpolate_nearest_forward(input, output_size, scale_factors, exact, channels_last)
+        return _in_memory_order(ops.interpolate_nearest_forward, input, output_size, *ctx.options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             result = apply(_InterpolateGradient, grad, ctx.sizes, ctx.options, ctx.ops)
         else:
-            result = ctx.ops.interpolate_nearest_backward(grad.contiguous(), ctx.sizes[0], *ctx.options)
+            op = ctx.ops.interpolate_nearest_backward
+            result = _in_memory_order(op, grad, ctx.sizes[0], *ctx.options)
         return result, None, None, None, None, None
 
 
@@ -75,12 +76,21 @@ class _InterpolateGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, sizes: Any, options: Any, ops: SimpleNamespace) -> Tensor:
         ctx.sizes, ctx.options, ctx.ops = sizes, options, ops
-        return ops.interpolate_nearest_backward(grad.contiguous(), sizes[0], *options)
+        return _in_memory_order(ops.interpolate_nearest_backward, grad, sizes[0], *options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        result = apply(_Interpolate, grad.contiguous(), ctx.sizes[1], *ctx.options, ctx.ops)
-        return result, None, None, None
+        return apply(_Interpolate, grad, ctx.sizes[1], *ctx.options, ctx.ops), None, None, None
+
+
+def _in_memory_order(
+    op: Any, input: Tensor, size: Sequence[int], factors: Sequence[float], exact: bool, channels_last: bool
+) -> Tensor:
+    """``op`` of the tensor as it is to lie; its result is in torch's order, and no view for autograd."""
+    if not channels_last:
+        return op(input.contiguous(), size, factors, exact, False)
+    output = op(input.movedim(1, -1).contiguous(), size, factors, exact, True)
+    return no_view(output.movedim(-1, 1))
 
 
 def interpolate(
@@ -134,31 +144,15 @@ def interpolate(
         raise RuntimeError(f"{name}: input must be non-empty but for its batch, got {tuple(input.shape)}")
     exact = mode == "nearest-exact"
     ops = backends.resolve(input)
-    if ops is not None and input.is_contiguous():
-        return _apply(input, sizes, factors, exact, False, ops)
     channels_last = strides_are_channels_last(input)
     if ops is None:
         output = reference.interpolate_nearest(input, sizes, factors, exact)
         if not channels_last:
             return output.contiguous()
         return output.movedim(1, -1).contiguous().movedim(-1, 1)
-    if channels_last:
-        permuted = input.movedim(1, -1).contiguous()
-        return _apply(permuted, sizes, factors, exact, True, ops).movedim(-1, 1)
-    return _apply(input.contiguous(), sizes, factors, exact, False, ops)
-
-
-def _apply(
-    input: Tensor,
-    sizes: Sequence[int],
-    factors: Sequence[float],
-    exact: bool,
-    channels_last: bool,
-    ops: SimpleNamespace,
-) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
         return apply(_Interpolate, input, sizes, factors, exact, channels_last, ops)
-    return ops.interpolate_nearest_forward(input, sizes, factors, exact, channels_last)
+    return _in_memory_order(ops.interpolate_nearest_forward, input, sizes, factors, exact, channels_last)
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -195,7 +189,9 @@ def _output_size(
         sizes = _per_dimension(name, "size", size, spatial)
         integers = [as_integer(value) for value in sizes]
         if None in integers:
-            raise TypeError(f"{name}: size must be integers, got {sizes[integers.index(None)]!r}")
+            raise TypeError(
+                f"{name}: size must be integers, got {sizes[integers.index(None)]!r}"
+            )
         return integers, [0.0] * spatial
     factors = [float(factor) for factor in _per_dimension(name, "scale_factor", scale_factor, spatial)]
     sizes = [int(input.shape[i + 2] * factor) for i, factor in enumerate(factors)]

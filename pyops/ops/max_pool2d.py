@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..layouts import image_size, in_memory_order, in_torch_order, lies_channels_last, resized
+from ..layouts import (
+    image_size,
+    in_memory_order,
+    in_torch_order,
+    lies_channels_last,
+    resized,
+    result_in_torch_order,
+)
 from ..reference import pooling as reference
 from .tools.autograd import apply
 from .tools.windows import IntOrPair, Pair, check_image, check_windows, output_sizes, pair, stride_pair
@@ -132,15 +139,13 @@ class MaxPool2dFunction(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, windows: Windows, with_indices: bool, ops: SimpleNamespace
     ) -> Tensor | tuple[Tensor, Tensor]:
-        output, argmax = ops.max_pool2d_forward(input, *windows)
+        ctx.size, ctx.windows, ctx.ops = image_size(input.shape, False), windows, ops
+        result, argmax = _forward(input, windows, with_indices, ops)
         ctx.save_for_backward(argmax)
-        ctx.size, ctx.windows, ctx.ops = image_size(input.shape, windows.channels_last), windows, ops
-        if not with_indices:
-            return output
-        indices = ops.max_pool2d_indices(argmax, ctx.size, *windows)
-        ctx.mark_non_differentiable(indices)
-        ctx.set_materialize_grads(False)
-        return output, indices
+        if with_indices:
+            ctx.mark_non_differentiable(result[1])
+            ctx.set_materialize_grads(False)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
@@ -148,16 +153,22 @@ class MaxPool2dFunction(torch.autograd.Function):
             return None, None, None, None
         (argmax,) = ctx.saved_tensors
         windows = ctx.windows
-        if not torch.is_grad_enabled():
-            return (
-                ctx.ops.max_pool2d_backward(grad.contiguous(), argmax, ctx.size, *windows),
-                None,
-                None,
-                None,
-            )
-        grad = in_torch_order(grad, windows.channels_last)
-        grad = apply(_Scatter, grad, argmax, ctx.size, windows, ctx.ops)
-        return in_memory_order(grad, windows.channels_last), None, None, None
+        if torch.is_grad_enabled():
+            return apply(_Scatter, grad, argmax, ctx.size, windows, ctx.ops), None, None, None
+        grad = in_memory_order(grad, windows.channels_last)
+        grad = ctx.ops.max_pool2d_backward(grad, argmax, ctx.size, *windows)
+        return in_torch_order(grad, windows.channels_last), None, None, None
+
+
+def _forward(input: Tensor, windows: Windows, with_indices: bool, ops: SimpleNamespace) -> tuple[Any, Tensor]:
+    """The result, a pair if there are indices, and where in its window each maximum is, in memory order."""
+    last = windows.channels_last
+    output, argmax = ops.max_pool2d_forward(in_memory_order(input, last), *windows)
+    output = result_in_torch_order(output, last)
+    if not with_indices:
+        return output, argmax
+    indices = ops.max_pool2d_indices(argmax, image_size(input.shape, False), *windows)
+    return (output, result_in_torch_order(indices, last)), argmax
 
 
 def max_pool2d(
@@ -205,14 +216,6 @@ def max_pool2d(
         return reference.max_pool2d(input, kernel, strides, paddings, dilations, ceil_mode, return_indices)
     channels_last = lies_channels_last(input)
     windows = Windows(kernel, strides, paddings, dilations, ceil_mode, channels_last)
-    input = in_memory_order(input, channels_last)
     if input.requires_grad and torch.is_grad_enabled():
-        result = apply(MaxPool2dFunction, input, windows, return_indices, ops)
-    else:
-        result, argmax = ops.max_pool2d_forward(input, *windows)
-        if return_indices:
-            size = image_size(input.shape, channels_last)
-            result = result, ops.max_pool2d_indices(argmax, size, *windows)
-    if return_indices:
-        return in_torch_order(result[0], channels_last), in_torch_order(result[1], channels_last)
-    return in_torch_order(result, channels_last)
+        return apply(MaxPool2dFunction, input, windows, return_indices, ops)
+    return _forward(input, windows, return_indices, ops)[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocast
-from ..layouts import copied_densely, dense_order, inverse
+from ..layouts import copied_densely, dense_order, in_order, inverse, out_of_order
 from ..reference import prelu as reference
 from .tools.autograd import apply
 from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, check_tensor
@@ -35,19 +35,22 @@ _library.define(
 
 class _PReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, dim: int, order: list[int] | None, ops: SimpleNamespace
+    ) -> Tensor:
         ctx.save_for_backward(input, weight)
-        ctx.dim, ctx.ops = dim, ops
-        return ops.prelu_forward(input, weight, dim)
+        ctx.dim, ctx.order, ctx.ops = dim, order, ops
+        return _forward(input, weight, dim, order, ops)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         input, weight = ctx.saved_tensors
+        order, dim = ctx.order, ctx.dim
         if torch.is_grad_enabled():
-            found = reference.prelu_gradient(grad, input, weight, ctx.dim)
-        else:
-            found = ctx.ops.prelu_backward(grad.contiguous(), input, weight, ctx.dim)
-        return *found, None, None
+            return *reference.prelu_gradient(grad, input, weight, dim), None, None, None
+        tensors = in_order(grad, order).contiguous(), in_order(input, order), weight
+        d_input, d_weight = ctx.ops.prelu_backward(*tensors, dim if order is None else order.index(dim))
+        return in_order(d_input, None if order is None else inverse(order)), d_weight, None, None, None
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -81,11 +84,20 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if ops is None:
         return torch.nn.functional.prelu(input, weight)
     weight = weight.contiguous()
-    if input.is_contiguous():
-        return _apply_prelu(input, weight, dim, ops)
-    if (order := dense_order(input)) is None:
+    order = None
+    if not input.is_contiguous() and (order := dense_order(input)) is None:
         return prelu(copied_densely(input), weight)
-    return _apply_prelu(input.permute(order), weight, order.index(dim), ops).permute(inverse(order))
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        return apply(_PReLU, input, weight, dim, order, ops)
+    return _forward(input, weight, dim, order, ops)
+
+
+def _forward(
+    input: Tensor, weight: Tensor, dim: int, order: list[int] | None, ops: SimpleNamespace
+) -> Tensor:
+    if order is None:
+        return ops.prelu_forward(input, weight, dim)
+    return out_of_order(ops.prelu_forward(input.permute(order), weight, order.index(dim)), order)
 
 
 def _check_slopes(input: Tensor, weight: Tensor) -> None:
@@ -97,9 +109,3 @@ def _check_slopes(input: Tensor, weight: Tensor) -> None:
     if weight.numel() not in (1, channels):
         wanted = "1 element" if channels == 1 else f"1 or {channels} elements, one per channel"
         raise ArgumentError(f"prelu: weight must have {wanted}, got {weight.numel()}")
-
-
-def _apply_prelu(input: Tensor, weight: Tensor, dim: int, ops: SimpleNamespace) -> Tensor:
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        return apply(_PReLU, input, weight, dim, ops)
-    return ops.prelu_forward(input, weight, dim)

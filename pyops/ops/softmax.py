@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _library, backends
 from ..dtypes import autocasts_to_float32
-from ..layouts import dense_order, inverse
+from ..layouts import dense_order, in_order, inverse, out_of_order
 from ..reference import softmax as reference
 from .tools.autograd import apply
 from .tools.checks import check_floating
@@ -37,21 +37,30 @@ _library.define(
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:
-        output = ops.softmax_forward(input, dim, log)
+    def forward(
+        ctx: Any, input: Tensor, dim: int, log: bool, order: list[int] | None, ops: SimpleNamespace
+    ) -> Tensor:
+        output = _forward(input, dim, log, order, ops)
         ctx.save_for_backward(output)
-        ctx.dim, ctx.log, ctx.ops = dim, log, ops
+        ctx.dim, ctx.log, ctx.order, ctx.ops = dim, log, order, ops
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (output,) = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return ctx.ops.softmax_backward(grad.contiguous(), output, ctx.dim, ctx.log), None, None, None
-        # As a formula of the output, which carries the graph that double backward needs.
-        if ctx.log:
-            return grad - output.exp() * grad.sum(ctx.dim, keepdim=True), None, None, None
-        return output * (grad - (grad * output).sum(ctx.dim, keepdim=True)), None, None, None
+        dim, order = ctx.dim, ctx.order
+        if torch.is_grad_enabled():
+            # As a formula of the output, which carries the graph that double backward needs.
+            if ctx.log:
+                found = grad - output.exp() * grad.sum(dim, keepdim=True)
+            else:
+                found = output * (grad - (grad * output).sum(dim, keepdim=True))
+        elif order is None:
+            found = ctx.ops.softmax_backward(grad.contiguous(), output, dim, ctx.log)
+        else:
+            tensors = in_order(grad, order).contiguous(), in_order(output, order)
+            found = in_order(ctx.ops.softmax_backward(*tensors, order.index(dim), ctx.log), inverse(order))
+        return found, None, None, None, None
 
 
 def softmax(
@@ -108,11 +117,18 @@ def _softmax(
     ops = backends.resolve(input)
     if ops is None:
         return reference.softmax(input, dim, log)
-    if input.is_contiguous():
-        return _apply(input, dim % rank, log, ops)
-    if (order := dense_order(input)) is None:
-        return _apply(input.contiguous(), dim % rank, log, ops)
-    return _apply(input.permute(order), order.index(dim % rank), log, ops).permute(inverse(order))
+    order = None
+    if not input.is_contiguous() and (order := dense_order(input)) is None:
+        input = input.contiguous()
+    if input.requires_grad and torch.is_grad_enabled():
+        return apply(_Softmax, input, dim % rank, log, order, ops)
+    return _forward(input, dim % rank, log, order, ops)
+
+
+def _forward(input: Tensor, dim: int, log: bool, order: list[int] | None, ops: SimpleNamespace) -> Tensor:
+    if order is None:
+        return ops.softmax_forward(input, dim, log)
+    return out_of_order(ops.softmax_forward(input.permute(order), order.index(dim), log), order)
 
 
 def _kind(input: Tensor, dim: int) -> str:
@@ -122,9 +138,3 @@ def _kind(input: Tensor, dim: int) -> str:
     if input.dim() > 0 and input.stride(dim) != 1:
         return "softmax, strided"
     return by_classes("softmax", input, dim)
-
-
-def _apply(input: Tensor, dim: int, log: bool, ops: SimpleNamespace) -> Tensor:
-    if input.requires_grad and torch.is_grad_enabled():
-        return apply(_Softmax, input, dim, log, ops)
-    return ops.softmax_forward(input, dim, log)

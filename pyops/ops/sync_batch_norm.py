@@ -17,17 +17,14 @@ from torch import Tensor
 
 from .. import backends
 from ..kinds import parse
-from ..layouts import inverse
+from ..layouts import dense_in_order, in_order, inverse, out_of_order
 from ..reference import batch_norm as reference
 from .batch_norm import Options
 from .tools.autograd import apply
 from .tools.batch_norm import (
     check_residual,
     check_vectors,
-    dense_in_order,
-    in_order,
     memory_order,
-    out_of_order,
 )
 from .tools.checks import check_floating
 

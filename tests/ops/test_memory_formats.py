@@ -51,3 +51,52 @@ def test_fused_dropout_of_images_with_gaps() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     kept = (y - x) != 0
     torch.testing.assert_close(y, x + kept * torch.relu(x + bias) * 2)
+
+
+_CHANGED_AFTERWARDS: dict[str, Callable] = {
+    **_CALLS,
+    "adaptive_avg_pool2d": lambda f, x: f.adaptive_avg_pool2d(x, 4),
+    "max_pool2d with indices": lambda f, x: f.max_pool2d(x, 2, return_indices=True)[0],
+    "mse_loss": lambda f, x: f.mse_loss(x, torch.zeros(x.shape), reduction="none"),
+    "softmax": lambda f, x: f.softmax(x, 1),
+    "log_softmax": lambda f, x: f.log_softmax(x, 1),
+}
+
+
+@pytest.mark.parametrize("name", _CHANGED_AFTERWARDS)
+def test_results_of_channels_last_images_are_no_views(name: str) -> None:
+    """``relu_`` behind them raised (conv2d), or copied the whole gradient (CopySlices)."""
+    call = _CHANGED_AFTERWARDS[name]
+    x = torch.randn(4, 8, 16, 16).contiguous(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with pyops.use_backend("cpp"):
+        assert not call(F, x)._is_view()
+        torch.manual_seed(0)
+        result = call(F, ours)
+    assert not result._is_view()
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    if "softmax" in name:  # backward needs it
+        return
+    kept = result.detach().clone() > 0
+    result.relu_()
+    assert "CopySlices" not in str(result.grad_fn)
+    result.sum().backward()
+    if name == "dropout":
+        wanted = kept * 2.0
+    else:
+        (wanted,) = torch.autograd.grad(call(torch.nn.functional, theirs).relu_().sum(), theirs)
+    torch.testing.assert_close(ours.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_results_of_channels_last_images_are_no_views() -> None:
+    x = torch.randn(4, 8, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(6, 8, 3, 3, requires_grad=True)
+    for result in (
+        F.conv2d(x, weight, activation="leaky_relu"),
+        F.conv2d_max_pool2d(x, weight, kernel_size=2, activation="leaky_relu"),
+        F.dropout(x, 0.5, activation="leaky_relu", residual=torch.zeros_like(x)),
+    ):
+        result.mul_(2.0).sum().backward()
+    with torch.no_grad():
+        kept = F.conv2d(x, weight), F.conv2d_max_pool2d(x, weight, kernel_size=2)
+    assert not any(result._is_view() for result in kept)

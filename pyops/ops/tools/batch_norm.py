@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import acc_dtype
-from ...layouts import dense_order, inverse, is_channels_last
+from ...layouts import dense_order, is_channels_last
 from .checks import ArgumentError, DtypeError, check_device, check_shape, check_tensor
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
@@ -37,27 +37,6 @@ def memory_order(input: Tensor) -> list[int] | None:
     if input.dim() == 4 and is_channels_last(input):
         return [0, 2, 3, 1]
     return None if input.is_contiguous() else dense_order(input)
-
-
-def dense_in_order(tensor: Tensor | None, order: list[int] | None) -> Tensor | None:
-    """``tensor`` such that :func:`in_order` copies nothing."""
-    if tensor is None or order is None:
-        return None if tensor is None else tensor.contiguous()
-    laid_out = tensor.permute(order)
-    return tensor if laid_out.is_contiguous() else laid_out.contiguous().permute(inverse(order))
-
-
-def in_order(tensor: Tensor | None, order: list[int] | None) -> Any:
-    return tensor if tensor is None or order is None else tensor.permute(order)
-
-
-def out_of_order(result: Tensor, order: list[int] | None) -> Tensor:
-    """A kernel's result in the order of the argument's dimensions, and no view for autograd.
-
-    A change in place of a view (``relu_`` after the norm) copies whole gradients (CopySlices). Nobody else
-    has the kernel's tensor, so no view is needed.
-    """
-    return result if order is None else result.permute(inverse(order)).detach()
 
 
 def check_arguments(
