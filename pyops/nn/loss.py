@@ -159,7 +159,7 @@ class LinearCrossEntropyLoss(_Base):
             )
         if not 0.0 <= label_smoothing <= 1.0:
             raise RuntimeError(
-                f"LinearCrossEntropyLoss: label_smoothing must be between 0 and 1, got {label_smoothing}"
+                f"LinearCrossEntropyLoss: label_smoothing must be between 0.0 and 1.0, got {label_smoothing}"
             )
         self.num_classes, self.out_features = num_classes, out_features
         self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options

@@ -116,9 +116,6 @@ class RNN(_Layers, torch.nn.RNN):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"RNN: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-        _refuse_projection("RNN", kwargs)
         super().__init__(input_size, hidden_size, num_layers, nonlinearity, *args, **kwargs)
 
 
@@ -133,13 +130,7 @@ class GRU(_Layers, torch.nn.GRU):
     """:class:`torch.nn.GRU` through :func:`pyops.functional.gru`."""
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection("GRU", kwargs)
         super().__init__(input_size, hidden_size, *args, **kwargs)
-
-
-def _refuse_projection(name: str, options: dict[str, Any]) -> None:
-    if "proj_size" in options:
-        raise ValueError(f"{name}: proj_size is an argument of LSTM only")
 
 
 def _arguments(
@@ -168,7 +159,9 @@ class RNNCell(torch.nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"RNNCell: nonlinearity must be 'tanh' or 'relu', got {self.nonlinearity!r}")
+            raise RuntimeError(
+                f"RNNCell: Unknown nonlinearity: {self.nonlinearity!r}; it must be 'tanh' or 'relu'"
+            )
         function = F.rnn_tanh_cell if self.nonlinearity == "tanh" else F.rnn_relu_cell
         x, states = _arguments(self, input, None if hx is None else (hx,))
         output = function(x, states[0], *_weights(self))

@@ -179,7 +179,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         raise ArgumentError(f"{name}: output_size must be one number or two, got {output_size!r}")
     size = pair(name, "output_size", given, 0)
     ops = backends.resolve(input)
-    if ops is None:
+    if ops is None or 0 in size:  # of an output without elements torch refuses the gradient
         return reference.adaptive_avg_pool2d(input, size)
     channels_last = lies_channels_last(input)
     forward, backward = ops.adaptive_avg_pool2d_forward, ops.adaptive_avg_pool2d_backward

@@ -282,9 +282,8 @@ def batch_norm(
     name = "batch_norm"
     function = parse(name, activation)
     check_floating(name, "input", input)
-    if (
-        input.shape == (0,) and activation is None and residual is None
-    ):  # of a wrong shape, but torch takes it
+    if input.numel() == 0 and activation is None and residual is None:
+        # Of the shape (0,), or with statistics of another dtype: torch takes it.
         tensors = (input, running_mean, running_var, weight, bias)
         return torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
     check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -275,7 +275,7 @@ def cross_entropy(
     if input.dim() == 0:
         raise ArgumentError(f"{name}: input must have at least one dimension, got a 0-d tensor")
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ArgumentError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise ArgumentError(f"{name}: label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     check_device(name, "target", target, input)
     row_shape = without_class_dim(input.shape)
     result_dtype = torch.float32 if autocasts_to_float32(input) else input.dtype

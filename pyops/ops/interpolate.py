@@ -190,7 +190,7 @@ def _output_size(
         integers = [as_integer(value) for value in sizes]
         if None in integers:
             raise TypeError(
-                f"{name}: size must be integers, got {sizes[integers.index(None)]!r}"
+                f"{name}: expected size to be one of int or several ints, got {sizes[integers.index(None)]!r}"
             )
         return integers, [0.0] * spatial
     factors = [float(factor) for factor in _per_dimension(name, "scale_factor", scale_factor, spatial)]

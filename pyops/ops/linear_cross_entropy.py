@@ -308,7 +308,7 @@ def linear_cross_entropy(
                 return apply(_SmallLinearCrossEntropy, *tensors, options, ops)
     _check_linear(name, input, linear_weight, linear_bias)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ArgumentError(f"{name}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise ArgumentError(f"{name}: label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"{name}: chunk_size must be at least 1, got {chunk_size}")
     check_device(name, "target", target, input)

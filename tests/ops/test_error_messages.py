@@ -126,3 +126,46 @@ def test_linear_takes_a_bias_of_every_row() -> None:
 def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
     for functional in (torch.nn.functional, F):
         assert functional.cross_entropy(_X[0], torch.zeros(1).long()).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "call"),
+    [
+        ("Unknown nonlinearity", ValueError, lambda nn: nn.RNN(3, 4, nonlinearity="garbage")),
+        (
+            "Unknown nonlinearity",
+            RuntimeError,
+            lambda nn: nn.RNNCell(3, 4, nonlinearity="garbage")(torch.zeros(2, 3)),
+        ),
+        ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.RNN(3, 4, proj_size=2)),
+        ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.GRU(3, 4, proj_size=2)),
+        (
+            "expected size to be one of int or",
+            TypeError,
+            lambda nn: nn.functional.interpolate(_IMAGES, size=(1.5, 2.0)),
+        ),
+        (
+            r"label_smoothing must be between 0\.0",
+            RuntimeError,
+            lambda nn: nn.functional.cross_entropy(_X, torch.zeros(300).long(), label_smoothing=1.2),
+        ),
+        (
+            "Expected grad_output to have non-zero size",
+            RuntimeError,
+            lambda nn: (
+                nn.functional.adaptive_avg_pool2d(_IMAGES.double().requires_grad_(), 0).sum().backward()
+            ),
+        ),
+    ],
+)
+def test_errors_have_torchs_words(words: str, error: type, call: Callable) -> None:
+    """Suites that look for them in the message did not find them; the last one was no error at all."""
+    for nn in (torch.nn, pyops.nn):
+        with pytest.raises(error, match=words):
+            call(nn)
+
+
+def test_batch_norm_takes_an_empty_batch_of_another_dtype() -> None:
+    x = torch.zeros(0, 3, 2, 2, dtype=torch.float64)
+    for nn in (torch.nn, pyops.nn):
+        assert nn.BatchNorm2d(3)(x).shape == x.shape

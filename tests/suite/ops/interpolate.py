@@ -157,7 +157,7 @@ CONTRACT = Contract(
         (ValueError, "either size or scale_factor must be given, got neither", {"size": None}),
         (ValueError, r"size must have one value for each of the input's 2 .* got \(3,\)", {"size": (3,)}),
         (ValueError, "scale_factor must have one value for each", {"size": None, "scale_factor": [2.0]}),
-        (TypeError, "size must be integers, got 2.5", {"size": (3, 2.5)}),
+        (TypeError, "expected size to be one of int or several ints, got 2.5", {"size": (3, 2.5)}),
         (ValueError, "recompute_scale_factor needs a scale_factor", {"recompute_scale_factor": True}),
         (RuntimeError, r"output size must be at least 1, got \(0, 5000\)", {"size": (0, 5000)}),
         (

@@ -204,7 +204,7 @@ CONTRACT = Contract(
         (TypeError, "target must be a Tensor, got list", {"target": [0, 1, 2]}),
         (ValueError, r"weight must have shape \(5,\)", {"weight": torch.zeros(4)}),
         (ValueError, r"sample_weight must have shape \(3,\)", {"sample_weight": _X[:2, 0]}),
-        (ValueError, "label_smoothing must be between 0 and 1", {"label_smoothing": 2.0}),
+        (ValueError, "label_smoothing must be between 0.0 and 1.0", {"label_smoothing": 2.0}),
         (ValueError, "chunk_size must be at least 1, got 0", {"chunk_size": 0}),
         (ValueError, "ignore_index is not supported", {"target": torch.zeros(3, 5), "ignore_index": 1}),
         (RuntimeError, "target must be on cpu", {"target": _Y.to("meta")}),
