@@ -136,7 +136,7 @@ def interpolate(
         option = "antialias" if align_corners is None else "align_corners"
         raise ArgumentError(f"{name}: {option} is an option of the linear modes, mode is {mode!r}")
     sizes, factors = _output_size(name, input, size, scale_factor, recompute_scale_factor)
-    if backends.prefers_torch(name, input):
+    if backends.prefers_torch(name, input) or not input.is_floating_point():
         return torch.nn.functional.interpolate(*arguments)
     if min(sizes) < 1:
         raise RuntimeError(f"{name}: output size must be at least 1, got {tuple(sizes)}")

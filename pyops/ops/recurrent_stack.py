@@ -335,9 +335,10 @@ def _check_layers(
     for at, state in enumerate(hx):
         wanted = (num_layers * directions, rows, size if at == 0 else hidden)
         if state.shape != wanted:
+            which = f"hidden[{at}]" if kind == LSTM else "hidden"
             raise RuntimeError(
-                f"{name}: {_state_name(kind, at)} must have shape {wanted} (layers x directions, batch, "
-                f"hidden), got {tuple(state.shape)}"
+                f"{name}: {_state_name(kind, at)}: Expected {which} size {wanted} "
+                f"(layers x directions, batch, hidden), got {tuple(state.shape)}"
             )
     features = x.shape[-1]
     for at, weights in enumerate(layers):

@@ -140,6 +140,16 @@ def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
         ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.RNN(3, 4, proj_size=2)),
         ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.GRU(3, 4, proj_size=2)),
         (
+            r"Expected hidden.*size.*got",
+            RuntimeError,
+            lambda nn: nn.LSTM(3, 4)(torch.zeros(2, 1, 3), (torch.zeros(1, 1, 5), torch.zeros(1, 1, 5))),
+        ),
+        (
+            "not implemented for",
+            RuntimeError,
+            lambda nn: nn.functional.interpolate(_IMAGES.short(), scale_factor=2),
+        ),
+        (
             "expected size to be one of int or",
             TypeError,
             lambda nn: nn.functional.interpolate(_IMAGES, size=(1.5, 2.0)),
@@ -159,7 +169,7 @@ def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
     ],
 )
 def test_errors_have_torchs_words(words: str, error: type, call: Callable) -> None:
-    """Suites that look for them in the message did not find them; the last one was no error at all."""
+    """Suites that look for them in the message did not find them; two of them were no errors at all."""
     for nn in (torch.nn, pyops.nn):
         with pytest.raises(error, match=words):
             call(nn)

@@ -244,9 +244,9 @@ def test_bad_input_is_refused() -> None:
     x = torch.randn(2, 2, 3)
     with pytest.raises(RuntimeError, match="sequence length must be larger than 0"):
         gru(torch.randn(0, 2, 3))
-    with pytest.raises(RuntimeError, match=r"hx must have shape \(1, 2, 4\).*got \(1, 3, 4\)"):
+    with pytest.raises(RuntimeError, match=r"hx: Expected hidden size \(1, 2, 4\).*got \(1, 3, 4\)"):
         gru(x, torch.randn(1, 3, 4))
-    with pytest.raises(RuntimeError, match=r"hx\[1\] must have shape \(1, 2, 4\)"):
+    with pytest.raises(RuntimeError, match=r"hx\[1\]: Expected hidden\[1\] size \(1, 2, 4\)"):
         lstm(x, (torch.randn(1, 2, 4), torch.randn(1, 2, 5)))
     with pytest.raises(ValueError, match="pair of h and c"):
         lstm(x, torch.randn(1, 2, 4))
