@@ -1,19 +1,23 @@
 // The cache of large output buffers; see output_cache.h for why it exists.
 #include "cpu/runtime/output_cache.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace pyops::cpu {
 namespace {
 
+constexpr size_t kPage = size_t{4} << 10;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLargest = size_t{1} << 46;
 constexpr int64_t kDefaultLimit = int64_t{512} << 20;
 
-// Whole huge pages at a huge page's boundary: the system can then use one throughout.
+// Whole pages from a huge page's boundary on: the system can use huge ones for all but the end. Up to the
+// next huge page an output of a megabyte would be twice as large as it has to be.
 void* map_aligned(size_t bytes, bool huge_pages) {
   void* raw = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
@@ -40,17 +44,40 @@ OutputCache& OutputCache::instance() {
   return *cache;
 }
 
-OutputCache::OutputCache() : limit_(kDefaultLimit), huge_pages_(environment_is_set("THP_MEM_ALLOC_ENABLE")) {}
+// Whoever forks holds the lock meanwhile: of another thread that held it there would be no copy in the new
+// process to give it back.
+OutputCache::OutputCache() : limit_(kDefaultLimit), huge_pages_(environment_is_set("THP_MEM_ALLOC_ENABLE")) {
+  pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                 [] { instance().mutex_.unlock(); });
+}
+
+namespace {
+
+const OutputCache& made_before_there_are_threads = OutputCache::instance();
+
+}  // namespace
 
 void* OutputCache::acquire(size_t bytes) {
-  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  bytes = (bytes + kPage - 1) / kPage * kPage;
   std::lock_guard<std::mutex> lock(mutex_);
+  idle_.reserve(idle_.size() + in_use_.size() + 1);  // release() must not throw for want of memory
   Block block;
   if (!take_idle(bytes, block)) {
     block = {map_aligned(bytes, huge_pages_), bytes};
+    if (block.data == nullptr && idle_bytes_ > 0) {  // what lies idle may be what is wanting
+      const int64_t limit = std::exchange(limit_, 0);
+      trim();
+      limit_ = limit;
+      block.data = map_aligned(bytes, huge_pages_);
+    }
     if (block.data == nullptr) return nullptr;
   }
-  in_use_[block.data] = block.bytes;
+  try {
+    in_use_[block.data] = block.bytes;
+  } catch (...) {
+    munmap(block.data, block.bytes);
+    throw;
+  }
   in_use_bytes_ += block.bytes;
   peak_in_use_ = std::max(peak_in_use_, in_use_bytes_);
   return block.data;
