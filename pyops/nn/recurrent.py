@@ -68,8 +68,8 @@ def _check_dtype(layers: torch.nn.RNNBase, x: Tensor) -> None:
     dtype = getattr(layers, layers._flat_weights_names[0]).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(
-            f"{type(layers).__name__}: input has dtype {x.dtype}, the weights have {dtype}; convert the "
-            f"input by input.to({dtype}) or the module by module.to({x.dtype})"
+            f"{type(layers).__name__}: RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"
         )
 
 
@@ -138,9 +138,10 @@ def _arguments(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Input and states with a batch dimension; states of zeros if there are none."""
     name = type(cell).__name__
-    for what, tensor in (("input", input), *(("hx", state) for state in states or ())):
+    names = ("hx[0]", "hx[1]") if isinstance(cell, torch.nn.LSTMCell) else ("hidden",)
+    for what, tensor in (("input", input), *zip(names, states or (), strict=False)):
         if tensor.dim() not in (1, 2):
-            raise ValueError(f"{name}: {what} must have 1 or 2 dimensions, got {tensor.dim()}")
+            raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {tensor.dim()}D instead")
     if input.dim() == 1:
         input = input.unsqueeze(0)
         states = None if states is None else tuple(state.unsqueeze(0) for state in states)

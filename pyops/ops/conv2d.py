@@ -380,10 +380,14 @@ def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> l
 
 def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     check_device(name, "weight", weight, input)
-    if input.dim() != 4 or weight.dim() != 4:
+    if input.dim() != 4:
         raise ArgumentError(
-            f"{name}: input must have shape (N, C, H, W) or (C, H, W) and weight (K, C / groups, R, S), "
-            f"got {tuple(input.shape)} and {tuple(weight.shape)}"
+            f"{name}: Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
+            f"{list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise ArgumentError(
+            f"{name}: weight must have shape (K, C / groups, R, S), got {tuple(weight.shape)}"
         )
     if weight.dtype is not input.dtype:
         raise DtypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")

@@ -313,8 +313,8 @@ def _with_probabilities(
 ) -> tuple[Tensor, Tensor]:
     if not target.is_floating_point():
         raise DtypeError(
-            f"{name}: target of the input's shape means class probabilities and must be floating-point, "
-            f"got {target.dtype}"
+            f"{name}: Expected floating point type for target with class probabilities (it has the input's "
+            f"shape), got {target.dtype}"
         )
     if ignore_index >= 0:
         raise ArgumentError(

@@ -432,7 +432,10 @@ def _check_target(
 ) -> Tensor:
     if target.shape != full_shape:
         return class_indices(name, target, without_class_dim(full_shape))
-    check_floating(name, "target (class probabilities)", target)
+    if not target.is_floating_point():
+        raise DtypeError(
+            f"{name}: Expected floating point type for target with class probabilities, got {target.dtype}"
+        )
     if ignore_index is not None:
         raise ArgumentError(
             f"{name}: ignore_index is not supported for class probabilities, got {ignore_index}"

@@ -352,7 +352,7 @@ def _check_weights(name: str, kind: int, weights: Weights, features: int, hidden
     meaning = f"{GATES[kind]} gates of {hidden} units"
     if weights.weight_ih.dim() == 2 and weights.weight_ih.shape[1] != features:
         raise RuntimeError(
-            f"{name}: input must have {weights.weight_ih.shape[1]} features as weight_ih has, got {features}"
+            f"{name}: input has inconsistent input_size: got {features} expected {weights.weight_ih.shape[1]}"
         )
     check_shape(name, "weight_ih", weights.weight_ih, (gates, features), meaning + ", input features")
     check_shape(name, "weight_hh", weights.weight_hh, (gates, size), meaning + ", features of h")

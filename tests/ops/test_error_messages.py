@@ -140,6 +140,36 @@ def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
         ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.RNN(3, 4, proj_size=2)),
         ("proj_size argument is only supported for LSTM", ValueError, lambda nn: nn.GRU(3, 4, proj_size=2)),
         (
+            r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv2d, .* size: \[1, 9, 9, 9, 9\]",
+            RuntimeError,
+            lambda nn: nn.functional.conv2d(torch.zeros(1, 9, 9, 9, 9), torch.zeros(6, 1, 5, 5)),
+        ),
+        (
+            r"Expected hx\[0\] to be 1D or 2D, got 4D instead",
+            ValueError,
+            lambda nn: nn.LSTMCell(3, 4)(torch.zeros(2, 3), (torch.zeros(1, 1, 2, 4),) * 2),
+        ),
+        (
+            "Expected hidden to be 1D or 2D, got 4D instead",
+            ValueError,
+            lambda nn: nn.GRUCell(3, 4)(torch.zeros(2, 3), torch.zeros(1, 1, 2, 4)),
+        ),
+        (
+            "input has inconsistent input_size: got 5 expected 3",
+            RuntimeError,
+            lambda nn: nn.GRUCell(3, 4)(torch.zeros(2, 5), torch.zeros(2, 4)),
+        ),
+        (
+            "RNN input dtype .* does not match weight dtype .* Convert input: .*, or convert model: ",
+            ValueError,
+            lambda nn: nn.LSTM(3, 4)(torch.zeros(2, 1, 3).double()),
+        ),
+        (
+            "Expected floating point type for target with class probabilities",
+            RuntimeError,
+            lambda nn: nn.functional.cross_entropy(_X, _X.long()),
+        ),
+        (
             r"Expected hidden.*size.*got",
             RuntimeError,
             lambda nn: nn.LSTM(3, 4)(torch.zeros(2, 1, 3), (torch.zeros(1, 1, 5), torch.zeros(1, 1, 5))),

@@ -249,7 +249,7 @@ CONTRACT = Contract(
         (TypeError, "input must be a Tensor, got list", ([1.0], _W), {}),
         (TypeError, "input must be a floating.*torch.int64", (_X.long(), _W), {}),
         (TypeError, "weight must have the input's dtype.*float32, got torch.float64", (_X, _W.double()), {}),
-        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", (_X[:, :, 0, 0], _W), {}),
+        (ValueError, r".*3D.*or 4D.*input of size: \[2, 4\]", (_X[:, :, 0, 0], _W), {}),
         (ValueError, ".*input must have 8 channels", (_X, _W), {"groups": 2}),
         (ValueError, ".*input must have 3 channels.*got shape", (_X, _W[:, :3]), {}),
         (ValueError, "groups must divide the weight's 6 .*, got 4", (_X, _W[:, :1]), {"groups": 4}),

@@ -222,7 +222,7 @@ CONTRACT = Contract(
     bad_arguments=bad(
         "conv2d_max_pool2d",
         (TypeError, "input must be a floating.*torch.int64", {"input": _X.long()}),
-        (ValueError, r"input must have shape \(N, C, H, W\).*got \(2, 4\)", {"input": _X[:, :, 0, 0]}),
+        (ValueError, r".*3D.*or 4D.*input of size: \[2, 4\]", {"input": _X[:, :, 0, 0]}),
         (ValueError, "groups must be at least 1, got 0", {"groups": 0}),
         (ValueError, r"bias must have shape \(6,\)", {"bias": torch.zeros(4)}),
         (ValueError, "activation must be None or one of", {"activation": "swish2"}),
