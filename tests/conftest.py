@@ -26,10 +26,13 @@ from tests.suite.backends import (
     BACKENDS,
     COMPILED_TRITON,
     TRITON_IS_COMPILED,
+    TWINS,
     WITH_KERNELS,
     Backend,
     activate,
     compile_triton,
+    is_of_its_twin,
+    missing_reason,
 )
 
 #: Markers of tests that run only where an option of the same name asks for them, and why.
@@ -74,10 +77,13 @@ def _for_compiled_triton(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[i for i in items if _for_compiled_triton(i) != TRITON_IS_COMPILED])
     items[:] = [item for item in items if _for_compiled_triton(item) == TRITON_IS_COMPILED]
+    tests = set() if any(map(missing_reason, TWINS)) else {item.nodeid for item in items}
     for item in items:
         for value in _parameters(item):
             if isinstance(value, Backend) and value.name not in ("cpp", "reference"):
                 item.add_marker("gpu" if value.device == "cuda" else "stand_in")
+            if isinstance(value, Backend) and is_of_its_twin(item.nodeid, value, tests):
+                item.add_marker("nightly")
             if value == COMPILED_TRITON and zlib.crc32(item.nodeid.encode()) % 2:
                 item.add_marker("nightly")  # by chance, as the options of cases alternate
         if "gpu" in item.keywords and not torch.cuda.is_available():

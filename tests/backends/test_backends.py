@@ -10,7 +10,7 @@ import torch
 
 import pyops
 from pyops import backends, small_tensors
-from tests.suite.backends import Backend
+from tests.suite.backends import TWINS, Backend, is_of_its_twin
 from tests.suite.processes import ROOT, run_python
 
 _X = torch.zeros(2, 3)
@@ -247,3 +247,12 @@ def test_library_that_cannot_be_loaded_is_said(unbuilt: Path) -> None:
 def test_raw_ops_with_spoiled_arguments_do_not_crash(kernels: Backend) -> None:
     rounds = {"cpp": 3000, "cuda": 1000}.get(kernels.name, 300)
     run_python("-m", "tests.suite.fuzz", str(kernels), str(rounds))
+
+
+def test_emulator_and_ptx_machine_share_the_tests_that_both_have() -> None:
+    ptx = TWINS[1]
+    names = [f"t.py::test[{{}}-case{i}]" for i in range(64)]
+    tests = {name.format(twin.name) for name in names for twin in TWINS} | {"t.py::test_alone[ptx]"}
+    left = {tuple(is_of_its_twin(name.format(twin.name), twin, tests) for twin in TWINS) for name in names}
+    assert left == {(True, False), (False, True)}
+    assert not is_of_its_twin("t.py::test_alone[ptx]", ptx, tests)

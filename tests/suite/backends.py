@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
+import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -23,8 +26,9 @@ class Backend:
     ``thorough`` backends are fast enough for every case. The emulator, the PTX machine (``ptx``: the kernels
     as nvcc compiled them) and Triton's interpreter are about 1000 times slower, and Triton on a GPU compiles
     each combination of options: they get the ``quick`` cases, which cover every pair of options and every
-    shape of code path. Where ``thinned``, because each kernel is compiled on the CPU as well, a quick case
-    runs in one of its dtypes and layouts, the next one in another, and half of them nightly.
+    shape of code path; the emulator and the PTX machine share them, but nightly. Where ``thinned``, because
+    each kernel is compiled on the CPU as well, a quick case runs in one of its dtypes and layouts, the next
+    one in another, and half of them nightly.
     """
 
     name: str
@@ -69,6 +73,7 @@ CUDA_SOURCES = [b for b in BACKENDS if b.name in ("emulated", "ptx", "cuda")]
 
 #: What loads the backends that are built by the tests.
 _LOADERS = {"emulated": "tests.cuda_emulation.build", "ptx": "tests.ptx_machine.nvcc"}
+TWINS = [b for b in BACKENDS if b.name in _LOADERS]
 
 
 @functools.cache
@@ -82,6 +87,18 @@ def missing_reason(backend: Backend) -> str | None:
     """Why ``backend`` cannot be loaded here; None when it can."""
     loader = _LOADERS.get(backend.name)
     return importlib.import_module(loader).missing_reason() if loader else None
+
+
+def is_of_its_twin(nodeid: str, backend: Backend, tests: Collection[str]) -> bool:
+    """Whether the emulator leaves a test of ``tests`` to the PTX machine, or the other way round.
+
+    They run the same sources: of what is asked of both each takes half, by chance.
+    """
+    if backend not in TWINS:
+        return False
+    emulated, ptx = (re.sub(rf"\b{backend.name}\b", twin.name, nodeid) for twin in TWINS)
+    both = emulated != ptx and emulated in tests and ptx in tests
+    return both and zlib.crc32(emulated.encode()) % 2 == TWINS.index(backend)
 
 
 def compile_triton() -> None:
