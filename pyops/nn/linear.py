@@ -41,7 +41,8 @@ class Linear(torch.nn.Linear):
             self.weight,
             self.bias,
             activation=self.activation,
-            dropout_p=self.dropout_p if self.training else 0.0,
+            # As torch's, it does not look at its mode unless there is something to drop.
+            dropout_p=self.dropout_p if self.dropout_p and self.training else 0.0,
         )
 
     def extra_repr(self) -> str:

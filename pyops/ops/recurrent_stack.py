@@ -335,6 +335,11 @@ def _check_layers(
     for at, state in enumerate(hx):
         wanted = (num_layers * directions, rows, size if at == 0 else hidden)
         if state.shape != wanted:
+            if name.endswith("_cell") and state.shape[-1] != wanted[-1]:
+                raise RuntimeError(
+                    f"{name}: hidden{at} has inconsistent hidden_size: got {state.shape[-1]}, "
+                    f"expected {wanted[-1]}"
+                )
             which = f"hidden[{at}]" if kind == LSTM else "hidden"
             raise RuntimeError(
                 f"{name}: {_state_name(kind, at)}: Expected {which} size {wanted} "

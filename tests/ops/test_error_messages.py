@@ -160,6 +160,21 @@ def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
             lambda nn: nn.GRUCell(3, 4)(torch.zeros(2, 5), torch.zeros(2, 4)),
         ),
         (
+            "hidden1 has inconsistent hidden_size: got 5, expected 4",
+            RuntimeError,
+            lambda nn: nn.LSTMCell(3, 4)(torch.zeros(2, 3), (torch.zeros(2, 4), torch.zeros(2, 5))),
+        ),
+        (
+            r"Expected input batch_size .* to match target batch_size",
+            ValueError,
+            lambda nn: nn.functional.cross_entropy(_X, torch.zeros(7).long()),
+        ),
+        (
+            "expected target dtype to be Long or Byte",
+            RuntimeError,
+            lambda nn: nn.functional.cross_entropy(_X, torch.zeros(300).int()),
+        ),
+        (
             "RNN input dtype .* does not match weight dtype .* Convert input: .*, or convert model: ",
             ValueError,
             lambda nn: nn.LSTM(3, 4)(torch.zeros(2, 1, 3).double()),
@@ -209,3 +224,10 @@ def test_batch_norm_takes_an_empty_batch_of_another_dtype() -> None:
     x = torch.zeros(0, 3, 2, 2, dtype=torch.float64)
     for nn in (torch.nn, pyops.nn):
         assert nn.BatchNorm2d(3)(x).shape == x.shape
+
+
+def test_linear_without_dropout_does_not_look_at_its_mode() -> None:
+    """A module without ``training``, as torch's test of modules makes it, raised."""
+    layer = pyops.nn.Linear(3, 4)
+    del layer.training
+    assert layer(torch.zeros(2, 3)).shape == (2, 4)

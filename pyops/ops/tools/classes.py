@@ -40,9 +40,15 @@ def class_indices(function: str, target: Tensor, shape: tuple[int, ...]) -> Tens
     """``target`` as int64 class indices of ``shape``; uint8 is widened as torch does."""
     if target.dtype is not torch.int64:
         if target.dtype is not torch.uint8:
-            raise DtypeError(f"{function}: target must hold int64 class indices, got {target.dtype}")
+            raise DtypeError(
+                f"{function}: target must hold int64 class indices (expected target dtype to be Long or "
+                f"Byte), got {target.dtype}"
+            )
         target = target.long()
-    check_shape(function, "target", target, shape, "the input's shape without its class dimension")
+    meaning = "the input's shape without its class dimension"
+    if len(shape) > 0 and target.dim() > 0 and target.shape[0] != shape[0]:
+        meaning += f"; Expected input batch_size ({shape[0]}) to match target batch_size ({target.shape[0]})"
+    check_shape(function, "target", target, shape, meaning)
     return target.contiguous()
 
 
