@@ -3,6 +3,10 @@
 torch's CPU allocator returns large buffers to the system as soon as a tensor dies, and the next one pays
 for every page again; in a training step that costs more than most kernels do. Outputs of 1 MiB and more of
 the CPU kernels are therefore kept for reuse when they die, up to a limit of idle bytes.
+
+Storages of these outputs cannot be resized: torch lets only memory of its own allocator grow or shrink. What
+frees activations by ``untyped_storage().resize_(0)``, or calls ``resize_`` on an output, needs
+``set_output_cache_limit(0)``: outputs are then torch's own.
 """
 
 from __future__ import annotations

@@ -146,3 +146,16 @@ assert torch.equal(F.softmax(large, 1), wanted)
 
 def test_idle_memory_was_kept_while_an_output_found_none() -> None:
     run_python("-c", _NO_ROOM, environment={"PYOPS_BACKEND": None})
+
+
+def test_without_the_cache_outputs_can_be_resized() -> None:
+    """Frameworks free activations by resizing their storage, which memory of the cache refuses."""
+    x = torch.randn(LARGE)
+    cached = F.softmax(x, 1)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        cached.untyped_storage().resize_(0)
+    set_output_cache_limit(0)
+    y = F.softmax(x, 1)
+    y.untyped_storage().resize_(0)
+    y.untyped_storage().resize_(x.nbytes)
+    assert y.resize_(2 * x.numel()).numel() == 2 * x.numel()
