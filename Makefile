@@ -57,6 +57,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) .ci/audit.py
 	$(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES)
 
 format: $(READY) stubs

@@ -18,16 +18,15 @@ _ATTEMPTS, _TIMEOUT = 4, 30.0
 _FIRST_PAUSE = 1.0  # seconds, doubled after every failure
 
 
-def md5_sum(content: bytes) -> str:
-    """The checksum that data sets are published with: it detects accidents, not forgery."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def sha256_sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
+def fetch(urls: Sequence[str], path: Path, sha256: str) -> None:
     """Download one of ``urls``, which all lead to the same file, to ``path``.
 
     Each is tried in turn, several times over, with growing pauses. ``path`` appears once its content is
-    complete and has the MD5 sum ``md5``.
+    complete and has the SHA-256 sum ``sha256``.
 
     Raises:
         DataError: no attempt succeeded, or the file cannot be written.
@@ -44,11 +43,11 @@ def fetch(urls: Sequence[str], path: Path, md5: str) -> None:
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 fault = f"{url}: {first_line(error)}"
                 continue
-            found = md5_sum(content)
-            if found == md5:
+            found = sha256_sum(content)
+            if found == sha256:
                 _write(path, content)
                 return
-            fault = f"{url}: wrong checksum: MD5 {found}, expected {md5}"
+            fault = f"{url}: wrong checksum: SHA-256 {found}, expected {sha256}"
     raise DataError(f"{path.name} could not be downloaded in {_ATTEMPTS} attempts; the last: {fault}")
 
 

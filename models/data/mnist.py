@@ -12,7 +12,7 @@ import torch
 
 from ..errors import DataError
 from .dataset import Dataset
-from .download import fetch, md5_sum
+from .download import fetch, sha256_sum
 from .idx import read_idx
 from .images import scaled
 
@@ -30,20 +30,20 @@ FASHION_NAMES = (
     "ankle boot",
 )
 _OFFICIAL_SIZES = {"train": 60_000, "t10k": 10_000}
-#: MD5 sums of the published files, by data set and file name: Fashion-MNIST's are in its README, MNIST's in
-#: the readers of torchvision and others.
-MD5_SUMS = {
+#: SHA-256 sums of the published files, by data set and file name. The MD5 sums that are published with them
+#: would not tell a forged file, and one of the sources is plain HTTP.
+SHA256_SUMS = {
     "mnist": {
-        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     },
     "fashion_mnist": {
-        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     },
 }
 #: Where these files are, by data set: each of the folders has all of them.
@@ -105,10 +105,10 @@ def _find(name: str, stem: str, folders: tuple[Path, ...]) -> Path:
 
 def _fetch_missing(name: str, folders: tuple[Path, ...]) -> None:
     """Download the files that are in none of ``folders`` to the first of them."""
-    for file_name, md5 in MD5_SUMS[name].items():
+    for file_name, sha256 in SHA256_SUMS[name].items():
         names = (file_name, file_name.removesuffix(".gz"))
         if not any((folder / one).is_file() for folder in folders for one in names):
-            fetch([source + file_name for source in SOURCES[name]], folders[0] / file_name, md5)
+            fetch([source + file_name for source in SOURCES[name]], folders[0] / file_name, sha256)
 
 
 def _check_pair(
@@ -123,13 +123,13 @@ def _check_pair(
 
 
 def _check_sum(name: str, path: Path) -> None:
-    """Compare a gzipped file of the official size with the MD5 sum published with it.
+    """Compare a gzipped file of the official size with the SHA-256 sum of the published one.
 
     Sums are published for the gzipped files alone; a raw one is checked by its header and length.
     """
     if path.suffix != ".gz":
         return
-    found = md5_sum(path.read_bytes())
-    expected = MD5_SUMS[name][path.name]
+    found = sha256_sum(path.read_bytes())
+    expected = SHA256_SUMS[name][path.name]
     if found != expected:
-        raise DataError(f"{path}: wrong checksum: MD5 {found}, the file of {name} has {expected}")
+        raise DataError(f"{path}: wrong checksum: SHA-256 {found}, the file of {name} has {expected}")

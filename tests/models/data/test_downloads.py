@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pyops.models.data import download, mnist
-from pyops.models.data.download import fetch, md5_sum
+from pyops.models.data.download import fetch, sha256_sum
 from pyops.models.data.load import load_data
 from pyops.models.errors import DataError
 
@@ -68,7 +68,7 @@ def server(monkeypatch):
     server = Server(mnist_files())
     monkeypatch.setattr(download, "_FIRST_PAUSE", 0.0)
     monkeypatch.setitem(mnist.SOURCES, "mnist", (server.url,))
-    monkeypatch.setitem(mnist.MD5_SUMS, "mnist", {name: md5_sum(c) for name, c in server.files.items()})
+    monkeypatch.setitem(mnist.SHA256_SUMS, "mnist", {name: sha256_sum(c) for name, c in server.files.items()})
     yield server
     server.http.shutdown()
 
@@ -127,7 +127,7 @@ def test_a_download_that_breaks_off_is_no_file(tmp_path, monkeypatch):
     longer = lambda self, key, value: original(self, key, "2000" if key == "Content-Length" else value)  # noqa: E731
     monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "send_header", longer)
     with pytest.raises(DataError, match="IncompleteRead"):
-        fetch([server.url + "file"], tmp_path / "file", md5_sum(b"a" * 1000))
+        fetch([server.url + "file"], tmp_path / "file", sha256_sum(b"a" * 1000))
     assert not list(tmp_path.iterdir())
     server.http.shutdown()
 
@@ -146,9 +146,7 @@ def test_wrong_checksum_of_an_official_file(tmp_path):
         ("train-labels-idx1-ubyte.gz", np.zeros(60_000)),
     ):
         (tmp_path / name).write_bytes(idx_bytes(values))
-    with pytest.raises(
-        DataError, match=r"train-images.*wrong checksum: MD5 .*f68b3c2dcbeaaa9fbdd348bbdeb94873"
-    ):
+    with pytest.raises(DataError, match=r"train-images.*wrong checksum: SHA-256 .*440fcabf73cc546fa214"):
         load_data("mnist", tmp_path)
 
 
