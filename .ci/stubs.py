@@ -25,6 +25,8 @@ _OF_NN = {
     "torch.nn.parallel": ("DataParallel",),
     "torch.nn.parameter": ("Buffer", "Parameter", "UninitializedBuffer", "UninitializedParameter"),
 }
+#: Those of them that are modules of ``pyops.nn`` as well.
+_MODULES_OF_NN = ("init", "parallel", "parameter", "utils")
 
 
 def stubs(root: Path = ROOT) -> dict[Path, str]:
@@ -41,6 +43,10 @@ def stubs(root: Path = ROOT) -> dict[Path, str]:
         root / "pyops/functional.pyi": _stub({"torch.nn.functional": torchs_functions}, functions, overloads),
         root / "pyops/nn/functional.pyi": _HEAD + _imports({"..functional": sorted(all_functions)}),
         root / "pyops/nn/__init__.pyi": _stub(torchs_nn, {"..": ["functional"], **classes}),
+        **{
+            root / f"pyops/nn/{name}.pyi": f"{_HEAD}from torch.nn.{name} import *  # noqa: F403\n"
+            for name in _MODULES_OF_NN
+        },
     }
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from . import _command
+from ._command import is_command as _is_command
 from ._version import __version__
 
 _root = _Path(__file__).resolve().parents[1]
@@ -11,26 +12,24 @@ if (_root / "csrc").is_dir() and (_root / "models").is_dir():
     # A source checkout: pyops.models, pyops.triton_kernels and pyops.benchmarks are its top-level folders.
     __path__.append(str(_root))
 
-if _TYPE_CHECKING or not _command.waits:
-    from . import functional, memory, nn, ops, optim, precision
-    from ._flops import watch as _watch_flop_counter
-    from ._info import info
-    from ._library import load_libraries as _load_libraries
-    from .backends import (
-        _bind_loaded,
-        _from_environment,
+if _TYPE_CHECKING:
+    from ._public import (
         available_backends,
+        conversion_report,
+        convert,
+        functional,
         get_backend,
+        graphed_step,
+        info,
+        memory,
+        nn,
+        ops,
+        optim,
+        precision,
+        revert,
         set_backend,
         use_backend,
     )
-    from .convert import conversion_report, convert, revert
-    from .cuda_graph import graphed_step
-
-    _load_libraries()
-    _bind_loaded()
-    _from_environment()
-    _watch_flop_counter()
 
 __all__ = [
     "__version__",
@@ -50,3 +49,25 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
+
+
+def _make_public() -> None:
+    """Import what is public: torch and the kernels, which take a second."""
+    from . import _public
+
+    # Set here, since `convert` is a module, too, which takes the place of the function where it is imported.
+    globals().update({name: getattr(_public, name) for name in _public.__all__})
+
+
+if not _TYPE_CHECKING:  # checkers would take every name for one that there is
+
+    def __getattr__(name: str) -> _Any:
+        """What is public, in the ``pyops`` command, which begins without it."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _make_public()
+        return globals()[name]
+
+
+if not _is_command():
+    _make_public()

@@ -1,13 +1,12 @@
-"""The ``pyops`` command shows its help without torch and the kernels, which take a second to import."""
+"""Whether this process is the ``pyops`` command, which shows its help without torch and the kernels."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Whether Python was started as ``pyops ...``, the installed script, or as ``python -m pyops ...``."""
     # What the interpreter was given before the arguments: processes that Python starts itself have other
     # words there, although their sys.argv may be a copy of this process's.
@@ -18,15 +17,3 @@ def _is_command() -> bool:
         return False
     folder, name = os.path.split(os.path.abspath(sys.argv[0]))
     return name == "pyops" and folder == os.path.dirname(os.path.abspath(sys.executable))
-
-
-#: Whether ``pyops/__init__.py`` has not yet imported what it makes public.
-waits = _is_command()
-
-
-def start() -> None:
-    """Make all of ``pyops`` public, which it is in other processes."""
-    global waits
-    if waits:
-        waits = False
-        importlib.reload(sys.modules[__package__])

@@ -20,8 +20,6 @@ import typer
 
 import pyops
 
-from . import _command
-
 app = typer.Typer(
     help="Fused training kernels for PyTorch: train, measure, inspect.",
     no_args_is_help=True,
@@ -36,7 +34,7 @@ def _command_of_kernels(function: Callable[..., None]) -> Callable[..., None]:
     @app.command()
     @functools.wraps(function)
     def started(**options: Any) -> None:
-        _command.start()
+        pyops._make_public()
         function(**options)
 
     return function
@@ -372,7 +370,6 @@ def _with_flags(message: str) -> str:
 
 def _is_user_error(error: Exception) -> bool:
     """Errors of the models package, and a backend that is not there."""
-    _command.start()
     from pyops.backends import BackendError
     from pyops.models.errors import ModelsError
 

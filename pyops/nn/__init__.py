@@ -5,6 +5,7 @@ editors (``make stubs``). What has no kernel here is torch's own: ``pyops.nn.X``
 that a network can take its layer library as a parameter (``layers=pyops.nn`` or ``layers=torch.nn``).
 """
 
+import re
 import sys
 from typing import Any
 
@@ -23,6 +24,11 @@ __all__ = list(_classes)
 
 # As torch.nn.functional, so that `import pyops.nn.functional as F` works.
 sys.modules[f"{__name__}.functional"] = functional
+
+# What holds no layers is torch's: `from pyops.nn.utils import clip_grad_norm_` works.
+for _name, _module in list(sys.modules.items()):
+    if re.match(r"torch\.nn\.(init|parallel|parameter|utils)(\.|$)", _name):
+        sys.modules[_name.replace("torch.nn", __name__, 1)] = _module
 
 
 def __getattr__(name: str) -> Any:

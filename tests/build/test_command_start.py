@@ -49,6 +49,12 @@ def test_a_command_that_needs_kernels_has_them(tmp_path: Path) -> None:
     assert {"torch", "pyops.nn"} <= modules
 
 
+def test_the_command_took_the_module_convert_for_the_function(tmp_path: Path) -> None:
+    """Both are called ``pyops.convert``: importing the module hides the function that training calls."""
+    imported(tmp_path, "train", "linear_regression", "--max-steps", "1", "--quiet", "--output", str(tmp_path))
+    assert (tmp_path / "metrics.json").is_file()
+
+
 def test_the_installed_script_starts_as_the_module_does(tmp_path: Path) -> None:
     """And a program of somebody's that is called the same imports all of pyops."""
     lines = "import sys\nfrom pyops.__main__ import main\nprint('torch' in sys.modules)\nmain()\n"

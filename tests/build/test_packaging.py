@@ -104,16 +104,27 @@ def test_wheel_was_of_one_python_for_the_sake_of_its_build_facts(wheel: Path, in
     assert facts["cuda"] is None
 
 
+def _all_are_in(distribution: set[str], files: set[str]) -> None:
+    missing = sorted(files - distribution)
+    assert not missing, f"not in the source distribution; MANIFEST.in has to name: {', '.join(missing)}"
+
+
+def test_a_file_that_the_source_distribution_lacked_was_not_named() -> None:
+    """It said that a set is not empty, and not what to do."""
+    with pytest.raises(AssertionError, match=r"MANIFEST\.in has to name: NEW\.md, new/file\.txt"):
+        _all_are_in({"Makefile"}, {"new/file.txt", "NEW.md", "Makefile"})
+
+
 def test_source_distribution_had_no_file_of_csrc(sdist: Path) -> None:
     """So nothing was built from it. It has what the repository has: its tests run as well."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"csrc/exports.map", "csrc/build_info.cpp", "Makefile", "setup.py", "pyproject.toml"} <= names
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
-    assert not here - names
+    _all_are_in(names, here)
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
-    assert not {name for name in tracked - names if not name.startswith(".git")}
+    _all_are_in(names, {name for name in tracked if not name.startswith(".git")})
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_what_has_no_kernel_was_missing_or_of_no_type(module: ModuleType, path: 
     assert {*names, *module.__all__} <= set(dir(module))
     with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'no_such_name'"):
         module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["init", "parallel", "parameter", "utils", "utils.rnn", "utils.parametrize"])
+def test_what_holds_no_layers_could_not_be_imported_from(name: str) -> None:
+    """`from pyops.nn.utils import clip_grad_norm_` said that there is no such module."""
+    assert importlib.import_module(f"pyops.nn.{name}") is importlib.import_module(f"torch.nn.{name}")
 
 
 def test_functional_of_nn_was_torchs() -> None:

@@ -10,6 +10,7 @@ import pyops
 import pyops.functional as F
 import pyops.nn.functional as same
 from pyops import nn
+from pyops.nn.utils import clip_grad_norm_
 
 x, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 
@@ -36,6 +37,7 @@ def modules() -> None:
     assert_type(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), nn.Sequential)
     assert_type(nn.Parameter(x), torch.nn.Parameter)
     assert_type(nn.init.zeros_(x), Tensor)
+    assert_type(clip_grad_norm_([x], 1.0), Tensor)
     assert_type(pyops.convert(nn.Conv2d(1, 2, 3)), nn.Conv2d)
     assert_type(pyops.info(), dict[str, Any])
     made: Callable[[int, int], torch.nn.Module] = nn.Linear
