@@ -12,6 +12,7 @@ from .errors import TrainError, unknown_name
 OPTIMIZERS = ("adam", "adamw", "sgd")
 INIT_RULES = ("constant", "he", "normal", "xavier")
 AMP_DTYPES = ("bfloat16", "float16")
+SCHEDULES = ("cosine",)
 _DECAY = 0.1
 
 
@@ -28,6 +29,9 @@ class Recipe:
         decay_every: multiply the learning rate by ``lr_decay`` after every so many epochs.
         decay_patience: or when the loss has not fallen for more than so many epochs (the validation loss
             where there is a validation part, else the training loss).
+        schedule: ``"cosine"`` lets the learning rate fall to 0 along half a cosine, step by step, until the
+            end of the run.
+        warm_up: let it rise linearly from 0 in the first so many epochs.
         clip_norm: scale the gradients down to this norm where theirs is larger.
         accumulate: process a batch in so many parts and add up their gradients: less memory, same step.
         amp: compute in this 16-bit type where autocast allows it; ``float16`` scales the loss.
@@ -51,6 +55,8 @@ class Recipe:
     lr_decay: float = _DECAY
     decay_every: int | None = None
     decay_patience: int | None = None
+    schedule: str | None = None
+    warm_up: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
     amp: str | None = None
@@ -72,7 +78,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise TrainError(f"{name} must be a positive number, got {value}")
-        for name in ("weight_decay", "l1"):
+        for name in ("weight_decay", "l1", "warm_up"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise TrainError(f"{name} must be a number of at least 0, got {value}")
@@ -89,6 +95,8 @@ class Recipe:
             raise TrainError(unknown_name("optimizer", self.optimizer, OPTIMIZERS))
         if self.init is not None and self.init not in INIT_RULES:
             raise TrainError(unknown_name("init rule", self.init, INIT_RULES))
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise TrainError(unknown_name("schedule", self.schedule, SCHEDULES))
         if self.amp is not None and self.amp not in AMP_DTYPES:
             raise TrainError(unknown_name("amp type", self.amp, AMP_DTYPES))
 
@@ -99,6 +107,11 @@ class Recipe:
             raise TrainError("nesterov needs a momentum above 0")
         if self.decay_every is not None and self.decay_patience is not None:
             raise TrainError("decay_every and decay_patience exclude each other")
+        decays = self.decay_every is not None or self.decay_patience is not None
+        if decays and (self.schedule or self.warm_up):
+            raise TrainError("schedule and warm_up exclude decay_every and decay_patience")
+        if self.cuda_graph and (self.schedule or self.warm_up):
+            raise TrainError("cuda_graph excludes schedule and warm_up, which change the rate at every step")
         if self.lr_decay != _DECAY and self.decay_every is None and self.decay_patience is None:
             raise TrainError("lr_decay does nothing without decay_every or decay_patience")
         if self.cuda_graph and (self.compile or self.amp == "float16"):

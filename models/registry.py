@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -42,8 +46,14 @@ class Network:
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the builder's own arguments, such as ``width``."""
+        return tuple(self.defaults)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What :attr:`options` are where they are not given."""
         parameters = inspect.signature(self.build).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers")
+        own = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers"]
+        return {p.name: None if p.default is p.empty else p.default for p in own}
 
     def make(
         self, input_shape: Sequence[int], num_outputs: int, layers: ModuleType, options: Mapping[str, Any]
@@ -99,14 +109,54 @@ def network_names() -> list[str]:
 
 
 def get_network(name: str) -> Network:
-    """The network registered as ``name``.
+    """The network registered as ``name``, or that ``module:function`` builds (:func:`imported_network`).
 
     Raises:
         NetworkError: (a ValueError) no such network; the message suggests the nearest names.
     """
+    if ":" in name:
+        return imported_network(name)
     if name not in _networks:
         raise NetworkError(unknown_name("network", name, _networks))
     return _networks[name]
+
+
+#: Of networks that are imported: moderate on most data.
+_RECIPE = Recipe(num_epochs=10, lr=0.001, batch_size=64, optimizer="adam")
+
+
+def imported_network(name: str) -> Network:
+    """The network whose builder is called ``name``, ``module:function``, found from the working directory.
+
+    It is called as those of this package are, ``function(input_shape, num_outputs, **options)``, and returns
+    a module of torch's or of pyops' layers; torch's are converted. Where it takes ``layers``, it is given
+    the library. Its recipe and its task are the attributes ``recipe`` and ``task`` of the function, if any.
+
+    Raises:
+        NetworkError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise NetworkError(f"network {name!r} cannot be imported: {first_line(error)}") from None
+    if not callable(function):
+        raise NetworkError(f"network {name!r} is no function")
+
+    @functools.wraps(function)
+    def build(input_shape: Sequence[int], num_outputs: int, **options: Any) -> nn.Module:
+        if "layers" not in inspect.signature(function).parameters:
+            options.pop("layers", None)
+        net = function(input_shape, num_outputs, **options)
+        if not isinstance(net, nn.Module):
+            raise NetworkError(f"{name} returned {type(net).__name__}, and no module")
+        return net
+
+    recipe = getattr(function, "recipe", _RECIPE)
+    return Network(name, build, recipe, task=getattr(function, "task", CLASSIFICATION))
 
 
 def layer_library(name: str) -> ModuleType:

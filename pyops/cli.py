@@ -1,5 +1,5 @@
-"""The command line: ``pyops list``, ``train``, ``predict``, ``compare``, ``example``, ``demo``, ``bench``
-and ``info``.
+"""The command line: ``pyops list``, ``train``, ``predict``, ``generate``, ``compare``, ``example``,
+``demo``, ``bench`` and ``info``.
 
 A mistake of the user is one line on stderr and exit code 2; an interrupt (Ctrl-C) is exit code 130.
 """
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,9 @@ def _common(
 
 @_command_of_kernels
 def train(
-    network: Annotated[str | None, typer.Argument(help="A name that `pyops list` shows.")] = None,
+    network: Annotated[
+        str | None, typer.Argument(help="A name that `pyops list` shows, or MODULE:FUNCTION of yours.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of these options, with _ for -; flags win over it.")
     ] = None,
@@ -103,6 +106,8 @@ def train(
     lr_decay: Annotated[float | None, typer.Option(help="Factor of the learning rate at a decay.")] = None,
     decay_every: Annotated[int | None, typer.Option(help="Epochs between decays.")] = None,
     decay_patience: Annotated[int | None, typer.Option(help="Or: decay after a plateau so long.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine: the rate falls to 0.")] = None,
+    warm_up: Annotated[float | None, typer.Option(help="Epochs in which it rises.")] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Process a batch in so many parts.")] = None,
     amp: Annotated[str | None, typer.Option(help="Mixed precision: bfloat16 or float16.")] = None,
@@ -119,6 +124,7 @@ def train(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="cpp, cuda, triton or reference.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, ...")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores to compute on.")] = None,
     layers: Annotated[str | None, typer.Option(help="pyops (default), or torch for the plain twin.")] = None,
     seed: Annotated[int | None, typer.Option(help="0 by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/NETWORK-DATA.")] = None,
@@ -150,29 +156,25 @@ def train(
 
 @app.command("list")
 def list_networks(
+    network: Annotated[str | None, typer.Argument(help="Show this one: recipes and options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """The networks: parameters, default data, and where the notes have them."""
-    found = _catalog()
-    if as_json:
-        print(json.dumps(found["networks"], indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    from . import _listing
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("network", "parameters", "in the notes", "default data"):
-        right = column in ("parameters", "in the notes")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    table.add_column("notes")
-    for entry in found["networks"]:
-        in_the_notes = "" if entry["notes_parameters"] is None else f"{entry['notes_parameters']:,}"
-        data = f"{entry['data']} {'x'.join(map(str, entry['input_shape']))}"
-        table.add_row(entry["name"], f"{entry['parameters']:,}", in_the_notes, data, entry["notes"])
-    console = Console()
-    console.print(table)
-    for name in ("data", "examples"):
-        console.print(f"\n{name.capitalize()}: {', '.join(found[name])}", highlight=False)
+    found = _catalog()
+    networks = {entry["name"]: entry for entry in found["networks"]}
+    if network is not None and network not in networks:
+        near = get_close_matches(network, networks, n=3)
+        raise typer.BadParameter(
+            f"unknown network {network!r}" + (f"; near: {', '.join(near)}" if near else "")
+        )
+    if as_json:
+        print(json.dumps(found["networks"] if network is None else networks[network], indent=2))
+    elif network is not None:
+        _listing.show_network(networks[network])
+    else:
+        _listing.show_networks(found)
 
 
 def _catalog() -> dict[str, Any]:
@@ -200,6 +202,20 @@ def predict(
     for one in found:
         print(f"{one.path}\t{one.label}\t{one.probability:.4f}")
     print(f"picture: {output or run / PICTURE}", file=sys.stderr)
+
+
+@_command_of_kernels
+def generate(
+    run: Annotated[Path, typer.Argument(help="Output folder of a run of rnn, lstm or gru.")],
+    prompt: Annotated[str, typer.Argument(help="The beginning of the text.")],
+    length: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 300,
+    temperature: Annotated[float, typer.Option(help="Below 1: likelier, above: wilder.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+) -> None:
+    """Continue a text with a trained language model."""
+    from pyops.models.commands.generate import generate as run_generation
+
+    print(prompt + run_generation(run, prompt, length=length, temperature=temperature, seed=seed))
 
 
 @_command_of_kernels

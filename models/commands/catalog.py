@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import torch
 from ..data.dataset import Dataset
 from ..data.load import data_names, load_data
 from ..examples import example_names
+from ..recipe import Recipe
 from ..registry import Network, get_network, layer_library, network_names
 
 FILE = Path(__file__).parents[1] / "catalog.json"
+#: What the recipe of the notes is called among the others.
+NOTES = "the notes"
 _FASHION_SIDE, _FASHION_CLASSES = 28, 10
 
 
@@ -28,7 +33,9 @@ class Entry:
     """A network as its default recipe trains it: ``input_shape`` is what it sees of its default data.
 
     ``notes_parameters`` is the number of parameters that a network of images has in the notes, where it is
-    trained on Fashion-MNIST and not made narrower; None for the others. ``notes`` says where it is there.
+    trained on Fashion-MNIST and not made narrower; None for the others. ``notes`` says where it is there,
+    ``about`` what it is. ``options`` are its own with their defaults. ``recipes`` are by data set, that of
+    the notes first; each has what differs from the default in one of them.
     """
 
     name: str
@@ -38,6 +45,9 @@ class Entry:
     data: str
     input_shape: tuple[int, ...]
     notes: str
+    about: str
+    options: dict[str, Any]
+    recipes: dict[str, dict[str, Any]]
 
 
 def catalog() -> list[Entry]:
@@ -68,7 +78,31 @@ def _entry(name: str, data: Dataset) -> Entry:
         network.data,
         data.input_shape,
         network.notes,
+        _about(network),
+        network.defaults,
+        _recipes(network),
     )
+
+
+def _about(network: Network) -> str:
+    """The first paragraph of the module that builds the network."""
+    build = getattr(network.build, "func", network.build)  # of a partial function
+    text = inspect.getdoc(sys.modules[build.__module__]) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _recipes(network: Network) -> dict[str, dict[str, Any]]:
+    recipes = {NOTES: network.recipe, **network.recipes}
+    defaults = {field.name: field.default for field in fields(Recipe)} | {"options": {}}
+    names = [
+        name
+        for name, default in defaults.items()
+        if name == "optimizer" or any(getattr(recipe, name) != default for recipe in recipes.values())
+    ]
+    found = {data: {name: getattr(recipe, name) for name in names} for data, recipe in recipes.items()}
+    for entries in found.values():
+        entries |= {"options": dict(entries["options"])} if "options" in entries else {}
+    return found
 
 
 def _parameters(

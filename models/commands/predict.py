@@ -13,7 +13,7 @@ from ..errors import DataError, NetworkError
 from ..files import prepare_folder
 from ..registry import get_network
 from ..training.finished_run import FinishedRun, read_run
-from ..training.plots import Tile, save_tiles
+from ..training.plots import Tile, save_tiles, shortened
 
 PICTURE = "predicted.png"
 _BATCH = 256
@@ -60,7 +60,7 @@ def predict(
     path = run.folder / PICTURE if output is None else output
     prepare_folder(path.parent)
     tiles = [
-        Tile(image, f"{_shortened(one.path.name)}\n{one.label} ({one.probability:.0%})")
+        Tile(image, f"{shortened(one.path.name, 18)}\n{shortened(one.label)} ({one.probability:.0%})")
         for image, one in zip(pixels, found, strict=True)
     ]
     left_out = f", the first {_MOST_TILES} of {len(tiles)}" if len(tiles) > _MOST_TILES else ""
@@ -96,7 +96,3 @@ def _classify(run: FinishedRun, images: torch.Tensor) -> tuple[list[int], list[f
     else:
         chances = outputs.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
     return labels.tolist(), chances.tolist()
-
-
-def _shortened(name: str, length: int = 18) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}\N{HORIZONTAL ELLIPSIS}"

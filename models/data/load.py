@@ -54,6 +54,11 @@ def data_names() -> list[str]:
     return sorted((*_BUILT_IN, *_FILES, *_TABLES, *_PUBLIC))
 
 
+def reads_no_files(name: str) -> bool:
+    """Whether the data set called ``name`` is there without files of yours."""
+    return name in _BUILT_IN
+
+
 #: They need no files.
 _BUILT_IN: dict[str, Callable[[], Dataset]] = {
     "breast_cancer": load_breast_cancer,

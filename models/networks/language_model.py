@@ -74,15 +74,20 @@ class LanguageModel(nn.Module):
         return self.output(hidden), state
 
     @torch.no_grad()
-    def continued(self, prompt: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
-        """``length`` characters drawn from the model, one by one, to continue ``prompt`` [T]."""
+    def continued(
+        self, prompt: torch.Tensor, length: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """``length`` characters drawn from the model, one by one, to continue ``prompt`` [T].
+
+        Logits are divided by ``temperature``: the lower it is, the likelier the likely ones become.
+        """
         was_training = self.training
         self.eval()
         logits, state = self.advance(prompt.unsqueeze(1))
         drawn = []
         for _ in range(length):
             # On the CPU: the same text on every device.
-            chances = logits[-1, 0].double().cpu().softmax(0)
+            chances = (logits[-1, 0].double().cpu() / temperature).softmax(0)
             token = torch.multinomial(chances, 1, generator=generator)
             drawn.append(token)
             logits, state = self.advance(token.to(prompt.device).unsqueeze(1), state)

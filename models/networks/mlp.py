@@ -5,6 +5,9 @@
 Without the non-linearity the two layers would compose to a single linear map, that is, to softmax
 regression. The network returns the logits o; softmax and cross-entropy are one operation, the loss.
 
+Several hidden layers, such as the 784-200-200-10 of the notes, are
+``--option num_hidden_layers=2 --option num_hiddens=200``.
+
 With dropout after each hidden layer the network cannot rely on single units, and overfits less:
 784-256-256-10 with 0.2 after the first and 0.5 after the second.
 
@@ -15,6 +18,7 @@ Shapes: images [N, C, H, W] -> hidden [N, num_hiddens] -> logits [N, num_classes
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,9 +27,10 @@ from torch import nn
 
 import pyops.nn
 
+from ..errors import NetworkError
 from ..recipe import Recipe
 from ..registry import register
-from .tools.initialization import init_normal
+from .tools.initialization import RULES, init_normal
 
 
 @register(
@@ -40,20 +45,27 @@ def mlp(
     num_classes: int,
     *,
     num_hiddens: int = 256,
+    num_hidden_layers: int = 1,
     layers: ModuleType = pyops.nn,
 ) -> nn.Module:
-    """Perceptron with one hidden ReLU layer on images [N, *image_shape].
+    """Perceptron with hidden ReLU layers of ``num_hiddens`` units on images [N, *image_shape].
 
-    All weights start from N(0, 0.01^2), biases at zero.
+    One hidden layer starts from weights of N(0, 0.01^2), as in the notes. Through more of them a signal would
+    fade away: each then has the deviation sqrt(2 / inputs) of He. Biases start at zero.
+
+    Raises:
+        NetworkError: fewer than one hidden layer.
     """
-    num_inputs = math.prod(image_shape)
-    net = layers.Sequential(
-        layers.Flatten(),
-        layers.Linear(num_inputs, num_hiddens),
-        layers.ReLU(),
-        layers.Linear(num_hiddens, num_classes),
-    )
-    return init_normal(net, std=0.01)
+    if num_hidden_layers < 1:
+        raise NetworkError(f"mlp: num_hidden_layers must be at least 1, got {num_hidden_layers}")
+    sizes = [math.prod(image_shape), *[num_hiddens] * num_hidden_layers]
+    hidden = [
+        layer
+        for inputs, outputs in itertools.pairwise(sizes)
+        for layer in (layers.Linear(inputs, outputs), layers.ReLU())
+    ]
+    net = layers.Sequential(layers.Flatten(), *hidden, layers.Linear(num_hiddens, num_classes))
+    return init_normal(net, std=0.01) if num_hidden_layers == 1 else RULES["he"](net)
 
 
 @register(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.load import reads_no_files
 from ..errors import TrainError, first_line, unknown_name
 from ..files import atomic_write
 from ..recipe import Recipe
@@ -26,7 +27,8 @@ class TrainConfig:
     """What to train and how. None stands for the default of the network on that data set.
 
     Args:
-        network: name in :func:`pyops.models.network_names`.
+        network: name in :func:`pyops.models.network_names`, or ``module:function`` for a builder of your
+            own (:func:`pyops.models.registry.imported_network`).
         data: name in :func:`pyops.models.data.load.data_names`; data_root: the folder of its files or, for
             text or a table, the file.
         target: column of a CSV table that is to be predicted; the last by default.
@@ -39,6 +41,7 @@ class TrainConfig:
         options: arguments of the network's builder, such as ``width`` (divides the channels).
         backend: of pyops' kernels, as in :func:`pyops.use_backend`; None chooses by device.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        threads: cores that a process computes on; all by default.
         layers: ``"pyops"``, or ``"torch"`` for the same network of torch's own layers.
         seed: decides the initial weights, the order of the samples and the validation part.
         output: folder of the results, ``runs/NETWORK-DATA`` by default; results of an earlier run
@@ -68,6 +71,8 @@ class TrainConfig:
     lr_decay: float | None = None
     decay_every: int | None = None
     decay_patience: int | None = None
+    schedule: str | None = None
+    warm_up: float | None = None
     clip_norm: float | None = None
     accumulate: int | None = None
     amp: str | None = None
@@ -80,6 +85,7 @@ class TrainConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: str | None = None
     device: str = "cpu"
+    threads: int | None = None
     layers: str = "pyops"
     seed: int = 0
     output: str | Path | None = None
@@ -92,17 +98,20 @@ class TrainConfig:
         if self.data is not None:
             return self.data
         network = get_network(self.network)
-        from_files = None if self.data_root is None else network.data_of_files
-        return from_files or network.data
+        if self.data_root is None or not reads_no_files(network.data):
+            return network.data
+        if network.data_of_files is not None:
+            return network.data_of_files
+        return "csv" if Path(self.data_root).suffix.lower() == ".csv" else "images"
 
     @property
     def folder(self) -> Path:
         """The output folder."""
-        return Path(self.output or Path("runs", f"{self.network}-{self.data_name}"))
+        return Path(self.output or Path("runs", f"{self.network.replace(':', '.')}-{self.data_name}"))
 
     def check(self) -> None:
         """Raises TrainError for options that make no sense for any network and data."""
-        for name in ("epochs", "max_steps"):
+        for name in ("epochs", "max_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TrainError(f"{name} must be at least 1, got {value}")

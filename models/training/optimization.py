@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Updater:
             options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
         self.optimizer = _OPTIMIZERS[recipe.optimizer](self._parameters, **options)
         self._schedule = _schedule(self.optimizer, recipe)
+        self._by_step, self._recipe = False, recipe
         # bfloat16 has float32's exponents: its gradients do not vanish, and need no scale.
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
 
@@ -42,6 +44,24 @@ class Updater:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def plan(self, steps: int, steps_per_epoch: int) -> None:
+        """Say how long the run is, which the cosine of the learning rate and its warm-up ask for."""
+        recipe = self._recipe
+        if recipe.schedule is None and not recipe.warm_up:
+            return
+        rising = round(recipe.warm_up * steps_per_epoch)
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / (rising + 1)
+            if recipe.schedule is None:
+                return 1.0
+            done = min(1.0, (step - rising) / max(1, steps - rising))
+            return (1 + math.cos(math.pi * done)) / 2
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self._by_step = True
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -62,12 +82,14 @@ class Updater:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        if self._by_step:
+            self._schedule.step()
 
     def end_epoch(self, loss: float) -> None:
         """Adapt the learning rate; ``loss`` is what a plateau is judged by."""
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self._schedule.step(loss)
-        elif self._schedule is not None:
+        elif self._schedule is not None and not self._by_step:
             self._schedule.step()
 
     def state_dict(self) -> dict[str, Any]:

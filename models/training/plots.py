@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -20,6 +22,7 @@ _WRONG_COLOR, _RIGHT_COLOR = "#c81e1e", "#333333"
 #: Of the largest loss to the smallest, from which on the axis is logarithmic.
 _DECADES = 30
 _COLUMNS, _SAMPLE_ROWS = 8, 4
+_LEAST_COLUMNS = 4  # wide enough for a title
 # In units of a column's width.
 _GAP, _CAPTION_HEIGHT = 0.08, 0.36
 _ROW_HEIGHT = 1 + _CAPTION_HEIGHT - 0.04
@@ -40,14 +43,16 @@ def save_curves(
     drawn, of which ``loss`` has to be one, to their labels. ``best_epoch``, whose weights are kept, is
     marked.
     """
-    figure = Figure(figsize=(0.5 + 4.75 * len(panels), 4), dpi=120, layout="constrained")
     panels = {"loss": panels["loss"], **panels}  # first
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    rates = history.get("lr", [])
+    count = len(panels) + (len(set(rates)) > 1)
+    figure = Figure(figsize=(0.5 + 4.75 * count, 4), dpi=120, layout="constrained")
+    all_axes = figure.subplots(1, count, squeeze=False)[0]
     epochs = history["epoch"]
     steps = [epochs[-1] * (i + 1) / len(step_losses) for i in range(len(step_losses))]
     all_axes[0].plot(steps, step_losses, color=_COLORS["train"], alpha=0.25, lw=0.8, label="train, step")
     shown = -1 if best_epoch is None else best_epoch - 1
-    for axes, (key, label) in zip(all_axes, panels.items(), strict=True):
+    for axes, (key, label) in zip(all_axes, panels.items(), strict=False):
         for part, color in _COLORS.items():
             if f"{part}_{key}" in history:
                 axes.plot(epochs, history[f"{part}_{key}"], color=color, marker="o", ms=3, label=part)
@@ -60,6 +65,10 @@ def save_curves(
         if key == "accuracy":
             axes.set_ylim(top=1.005)
     _scale_losses(all_axes[0], [value for part in _COLORS for value in history.get(f"{part}_loss", [])])
+    if count > len(panels):
+        all_axes[-1].plot(epochs, rates, color="C4", marker="o", ms=3, label="of the last step")
+        _finish_axes(all_axes[-1], "learning rate")
+        _scale_losses(all_axes[-1], rates)
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
@@ -83,21 +92,24 @@ def _finish_axes(axes: Axes, label: str) -> None:
 
 
 def save_comparison(
-    path: Path, runs: Mapping[str, Mapping[str, Sequence[float]]], quantities: Sequence[str]
+    path: Path,
+    runs: Mapping[str, Mapping[str, Sequence[float]]],
+    quantities: Sequence[str],
+    part: str = "test",
 ) -> None:
     """Draw ``quantities`` of histories (as of :func:`save_curves`) over each other into the PNG ``path``.
 
-    A run has one colour; test curves are solid, training curves dashed.
+    A run has one colour; curves of the ``part`` of the data are solid, training curves dashed.
     """
     figure = Figure(figsize=(0.5 + 4.75 * len(quantities), 4.4), dpi=120, layout="constrained")
     all_axes = figure.subplots(1, len(quantities), squeeze=False)[0]
     for axes, quantity in zip(all_axes, quantities, strict=True):
         for number, (name, history) in enumerate(runs.items()):
             style = {"color": f"C{number}", "marker": "o", "ms": 3}
-            axes.plot(history["epoch"], history[f"test_{quantity}"], label=name, **style)
+            axes.plot(history["epoch"], history[f"{part}_{quantity}"], label=name, **style)
             axes.plot(history["epoch"], history[f"train_{quantity}"], ls="--", alpha=0.5, **style)
         _finish_axes(axes, quantity.replace("_", " "))
-    figure.suptitle("test, and training dashed")
+    figure.suptitle(f"{part}, and training dashed")
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
@@ -165,7 +177,7 @@ def save_predictions(
 
     def tile(i: int) -> Tile:
         truth, prediction = int(labels[i]), int(predictions[i])
-        text = f"true {class_names[truth]}\npredicted {class_names[prediction]}"
+        text = f"true {shortened(class_names[truth])}\npredicted {shortened(class_names[prediction], 9)}"
         return Tile(images[i], text, truth != prediction)
 
     last_row = "; last row: further wrong ones" if mistakes else ""
@@ -182,14 +194,15 @@ def save_tiles(
     """
     rows = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
     rows += [last_row] if last_row else []
+    columns = max(_LEAST_COLUMNS, *map(len, rows))
     # All tiles share one axes: forty axes of their own take a second to draw.
-    figure = Figure(figsize=(_COLUMNS * 1.2, len(rows) * _ROW_HEIGHT * 1.2 + 0.5), dpi=110)
+    figure = Figure(figsize=(columns * 1.2, len(rows) * _ROW_HEIGHT * 1.2 + 0.5), dpi=110)
     axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
     axes.set_axis_off()
     for row, in_row in enumerate(rows):
         for column, tile in enumerate(in_row):
             _draw_tile(axes, tile, column * 1.0, row * _ROW_HEIGHT, "gray_r" if ink else "gray")
-    axes.set(xlim=(-0.08, _COLUMNS), ylim=(len(rows) * _ROW_HEIGHT - _CAPTION_HEIGHT, -_CAPTION_HEIGHT))
+    axes.set(xlim=(-0.08, columns), ylim=(len(rows) * _ROW_HEIGHT - _CAPTION_HEIGHT, -_CAPTION_HEIGHT))
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
@@ -209,4 +222,41 @@ def _draw_tile(axes: Axes, tile: Tile, left: float, top: float, gray_map: str) -
     )
     width = 2.5 if tile.wrong else 0.8
     axes.add_patch(Rectangle((left, top), size, size, fill=False, ec=color, lw=width))
-    axes.text(left + size / 2, top - 0.04, tile.caption, color=color, fontsize=8, ha="center", va="bottom")
+    axes.text(
+        left + size / 2, top - 0.04, tile.caption, color=color, fontsize=8, ha="center", va="bottom",
+        family=font_families(tile.caption),
+    )  # fmt: skip
+
+
+#: Fonts that have what matplotlib's own lacks, in the order in which they are asked for.
+_WIDE_FONTS = (
+    "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei",
+    "PingFang SC", "Hiragino Sans GB", "SimHei", "Arial Unicode MS", "Droid Sans Fallback",
+)  # fmt: skip
+
+
+def font_families(text: str) -> list[str]:
+    """Fonts for ``text``: matplotlib's own, and behind it what is installed for characters it lacks."""
+    if text.isascii():
+        return ["sans-serif"]
+    return ["sans-serif", *(name for name in _WIDE_FONTS if name in get_font_names())]
+
+
+def shortened(text: str, length: int = 14) -> str:
+    """``text`` where it fits under a picture of its width, else its beginning and end."""
+    if _columns(text) <= length:
+        return text
+    head = tail = ""
+    for left, right in zip(text, reversed(text), strict=True):
+        if _columns(head + left + tail) >= length:
+            break
+        head += left
+        if _columns(head + right + tail) >= length:
+            break
+        tail = right + tail
+    return f"{head}\N{HORIZONTAL ELLIPSIS}{tail}"
+
+
+def _columns(text: str) -> int:
+    """How wide ``text`` is; Chinese characters count twice."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -18,6 +18,7 @@ from ..data.text import decoded
 from ..files import atomic_write
 from ..networks.language_model import LanguageModel
 from ..tasks import Task
+from .class_pictures import save_boundary, save_confusion
 from .plots import save_curves, save_predictions
 from .trainer import Trainer
 
@@ -74,6 +75,11 @@ def _write_files(
         path = folder / "predictions.png"
         targets = data.test_targets
         save_predictions(path, title, data.test_inputs, targets, predictions, data.class_names)
+    if data.class_names and data.kind != "text":
+        path = folder / "confusion.png"
+        save_confusion(path, f"{title}: test samples", data.test_targets, predictions, data.class_names)
+        if data.kind == "rows" and data.input_shape == (2,):
+            save_boundary(folder / "boundary.png", title, trainer.net, task, data)
     if data.unlabelled is not None:
         _write_submission(folder / "submission.csv", trainer, data.unlabelled, data.class_names)
     if isinstance(trainer.net, LanguageModel):
@@ -113,6 +119,18 @@ def in_words(task: Task, results: dict[str, Any], part: str, *, spread: bool = F
         deviation = f" +- {results[f'{key}_std']:.4f}" if spread else ""
         words.append(f"{part} {name.replace('_', ' ')} {results[key]:.4f}{deviation}")
     return ", ".join(words)
+
+
+def learned(trainer: Trainer, most: int = 16) -> str | None:
+    """The parameters in words, where they are so few that they can be read."""
+    parameters = dict(trainer.net.named_parameters())
+    if sum(value.numel() for value in parameters.values()) > most:
+        return None
+    words = []
+    for name, value in parameters.items():
+        numbers = ", ".join(f"{number:.4g}" for number in value.detach().flatten().tolist())
+        words.append(f"{name.rpartition('.')[2]} {numbers}")
+    return "learned " + "; ".join(words)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from .config import CONFIG, RECIPE_OPTIONS, TrainConfig, write_toml
 from .distributed import Workers
 from .interrupts import deferred_interrupt
 from .progress_bar import ProgressDisplay
-from .results import event_writer, in_words, log_epoch, log_steps, write_results
+from .results import event_writer, in_words, learned, log_epoch, log_steps, write_results
 from .trainer import Interrupted, Report
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class Run:
             "class_names": list(data.class_names),
         }
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
+        steps_per_epoch = self.trainer.steps_per_epoch
+        whole = self.max_steps if config.epochs is None else self.num_epochs * steps_per_epoch
+        self.trainer.updater.plan(whole, steps_per_epoch)
         if state is not None:
             self._restore(state, saved)
         self._first_step = self.trainer.progress.step
@@ -128,6 +131,8 @@ class Run:
             metrics = self.write_results()
             shown = in_words(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
+            if parameters := learned(trainer):
+                display.note(parameters)
         return metrics
 
     def write_results(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,19 +24,24 @@ from ..registry import Network, get_network
 from .checkpoint import load_checkpoint
 from .config import CONFIG, TrainConfig, write_toml
 from .distributed import ALONE, Workers, process_group
+from .plots import save_comparison
 from .results import METRICS, in_words, write_json
 from .run import CHECKPOINT, Run
+
+#: The picture of a cross-validation.
+FOLDS = "folds.png"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, write the results into ``config.folder``, and return what ``metrics.json`` holds.
 
-    Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (images), ``continuation.txt`` (of a language
+    Files: ``metrics.json``, ``curves.png``, ``predictions.png`` (images), ``confusion.png`` (images or rows
+    with classes), ``boundary.png`` (rows of two numbers with classes), ``continuation.txt`` (of a language
     model: the beginning of the test text and what the model continues it with), ``submission.csv`` (of rows
     without targets), ``model.safetensors``, ``checkpoint.pt`` (after every epoch), ``config.toml`` (a config
     file that repeats the run) and TensorBoard events. All but the events, which grow as training goes, are
     replaced as a whole, so a crash leaves the last good ones. With ``folds`` they go to folders ``fold-1``
-    and so on, and ``metrics.json`` holds means and standard deviations.
+    and so on, ``metrics.json`` holds means and standard deviations, and ``folds.png`` has the curves of all.
 
     Raises:
         ModelsError: bad names, data, options or checkpoint, a backend that is not available, or an
@@ -46,7 +52,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with process_group(config.device) as (workers, device_name):
         if not workers.is_main:
             config = replace(config, quiet=True)
-        return _train(replace(config, device=device_name), workers)
+        with _threads(config.threads):
+            return _train(replace(config, device=device_name), workers)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute on so many threads, then on as many as before."""
+    before = torch.get_num_threads()
+    if count is not None and count >= 1:  # other numbers are refused with the rest of the options
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def new_run(config: TrainConfig) -> Run:
@@ -115,6 +134,8 @@ def _cross_validate(
     if workers.is_main:
         write_toml(config.folder / CONFIG, config.resolved(run.trainer.recipe, run.num_epochs))
         write_json(config.folder / METRICS, summary)
+        histories = {f"fold {i}": result["history"] for i, result in enumerate(results, start=1)}
+        save_comparison(config.folder / FOLDS, histories, network.task.shown, "validation")
     if not config.quiet:
         shown = in_words(network.task, summary, "validation", spread=True)
         print(f"{config.folds} folds: {shown}; results in {config.folder}", file=sys.stderr)

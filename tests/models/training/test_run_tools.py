@@ -62,6 +62,42 @@ def one_line(caught) -> str:
     return message
 
 
+# ---- generate
+
+
+def test_text_is_written_from_a_prompt(tmp_path):
+    """In one way for a seed; a low temperature writes what the model thinks likeliest."""
+    (tmp_path / "text.txt").write_text("abcd" * 500)
+    options = {"data_root": tmp_path / "text.txt", "options": {"width": 8}, "epochs": 60, "lr": 0.01}
+    run(tmp_path / "run", "rnn", **options)
+    arguments = ["generate", tmp_path / "run", "ab", "--length", 12, "--temperature", 0.01]
+    assert invoke(*arguments).output == "abcdabcdabcdab\n"
+    wild = [invoke(*arguments[:-1], 100, "--seed", seed).output for seed in (1, 1, 2)]
+    assert wild[0] == wild[1] != wild[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "message"),
+    [
+        ("linear", "a", "linear_regression on linear, which does not write text"),
+        ("text", "", "the prompt is empty"),
+        ("text", "xaé", "characters that the model has never read: x é"),
+    ],
+)
+def test_generate_refuses(runs, tmp_path, name, prompt, message):
+    from pyops.models.commands.generate import generate
+
+    (tmp_path / "text.txt").write_text("abcd" * 500)
+    if name == "text":
+        folder = tmp_path / "run"
+        run(folder, "rnn", data_root=tmp_path / "text.txt", options={"width": 64}, max_steps=1)
+    else:
+        folder = runs[name]
+    with pytest.raises(ModelsError) as caught:
+        generate(folder, prompt)
+    assert message in one_line(caught)
+
+
 # ---- list
 
 
@@ -89,6 +125,20 @@ def test_catalog_on_file_is_that_of_the_networks():
         if one["name"] in text:
             assert one.pop("parameters") == pytest.approx(other.pop("parameters"), rel=0.2)
     assert here == on_file, "run `make stubs`"
+
+
+def test_recipes_and_options_of_a_network_were_listed_nowhere():
+    shown = invoke("list", "alexnet")
+    assert shown.exit_code == 0
+    rows = {row.split()[0]: row.split()[1:] for row in shown.stdout.splitlines() if row.strip()}
+    assert rows["lr"] == ["0.01", "0.001"]  # of the notes, and on the digits
+    assert rows["options"] == ["-", "width=4"]
+    assert "--option width=1" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert json.loads(invoke("list", "alexnet", "--json").stdout)["recipes"]["digits"]["resize"] == 65
+    wrong = invoke("list", "alexnett")
+    assert wrong.exit_code == 2
+    assert "alexnet" in wrong.output
 
 
 def test_list_command():
