@@ -13,7 +13,7 @@ from importlib.metadata import version as _version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]
+sys.path[:0] = [str(HERE / "_extensions"), str(HERE / "networks"), str(HERE.parent)]
 
 import math_font  # noqa: E402
 

@@ -8,16 +8,14 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import figures
+import pictures
 from docutils import nodes
 from pyops.models import get_network
-from pyops.models.commands.catalog import catalog
-from pyops.models.recipe import Recipe
+from pyops.models.commands.catalog import NOTES, catalog
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -164,13 +162,22 @@ class NetworkFacts(_Markdown):
         parts = [
             "\n".join(f"- {_size(network.name)}" for network in networks),
             "```\n" + "\n".join(f"pyops train {network.name}" for network in networks) + "\n```",
-            _recipes(first.recipe, dict(first.recipes)),
+            _recipes(_entries()[first.name].recipes),
         ]
-        if options := _options(first.build):
+        if options := [f"`{name}` ({default})" for name, default in first.defaults.items()]:
             parts.append("Options of the network: " + ", ".join(options) + ".")
         if table := figures.of_networks(self.arguments):
             parts += [table, figures.machine_line()]
+        for name in self.arguments:
+            parts += _pictures(name)
         return "\n\n".join(parts)
+
+
+def _pictures(network: str) -> list[str]:
+    """What a run of the network has drawn, with the command that does the same."""
+    found = pictures.pictures(network)
+    lines = [f"![{pictures.SHOWN[kind]}](../pictures/networks/{path.name})" for kind, path in found.items()]
+    return [f"What `{pictures.command(network)}` draws:", *lines] if lines else []
 
 
 _entries = functools.cache(lambda: {entry.name: entry for entry in catalog()})
@@ -191,16 +198,12 @@ class ModuleText(_Markdown):
         return text.replace("\nShapes:", "\n\nShapes:")
 
 
-def _recipes(notes: Recipe, others: dict[str, Recipe]) -> str:
+def _recipes(recipes: dict[str, dict[str, Any]]) -> str:
     """A column for each recipe, a row for each entry that is not the default in all of them."""
-    columns = {"as the notes have it": notes, **{f"on `{data}`": recipe for data, recipe in others.items()}}
+    columns = ["as the notes have it" if name == NOTES else f"on `{name}`" for name in recipes]
     rows = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    defaults: dict[str, Any] = {"options": {}, "num_epochs": None, "lr": None, "batch_size": None}
-    for field in fields(Recipe):
-        values = [getattr(recipe, field.name) for recipe in columns.values()]
-        default = defaults.get(field.name, field.default)
-        if field.name == "optimizer" or any(value != default for value in values):
-            rows.append(f"| {field.name} | " + " | ".join(_shown(value) for value in values) + " |")
+    for entry in recipes[NOTES]:
+        rows.append(f"| {entry} | " + " | ".join(_shown(recipe[entry]) for recipe in recipes.values()) + " |")
     return "\n".join(rows)
 
 
@@ -208,13 +211,6 @@ def _shown(value: Any) -> str:
     if hasattr(value, "items"):
         return ", ".join(f"`--option {key}={item}`" for key, item in value.items()) or "-"
     return "-" if value is None else f"{value}"
-
-
-def _options(build: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(build).parameters.values()
-    return [
-        f"`{p.name}` ({p.default})" for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "layers"
-    ]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -65,3 +65,17 @@ def test_the_files_that_a_page_names_exist(page: Path) -> None:
     paths = re.findall(rf"`((?:{tops})/(?!_lib/)[\w./<>*-]+)`", page.read_text(encoding="utf-8"))
     patterns = {path: re.sub(r"<\w+>", "*", path).rstrip("/") for path in paths}
     assert not [path for path, pattern in patterns.items() if not any(ROOT.glob(pattern))]
+
+
+def test_every_family_of_networks_shows_what_a_run_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page has several networks, one of which is trained for it; files stay small."""
+    monkeypatch.syspath_prepend(str(DOCS / "networks"))
+    import pictures
+
+    for page in (DOCS / "networks").glob("*.md"):
+        named = re.findall(r"^```\{network\} (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        shown = [network for network in " ".join(named).split() if pictures.pictures(network)]
+        assert len(shown) == 1 or not named, name(page)
+    kept = [path for network in pictures.RUNS for path in pictures.pictures(network).values()]
+    assert sorted(kept) == sorted(pictures.FOLDER.glob("*.png"))
+    assert max(path.stat().st_size for path in kept) < 150_000
