@@ -356,8 +356,11 @@ def _check_weights(name: str, kind: int, weights: Weights, features: int, hidden
     gates = GATES[kind] * hidden
     meaning = f"{GATES[kind]} gates of {hidden} units"
     if weights.weight_ih.dim() == 2 and weights.weight_ih.shape[1] != features:
+        wanted = weights.weight_ih.shape[1]
+        if name.endswith("_cell"):
+            raise RuntimeError(f"{name}: input has inconsistent input_size: got {features} expected {wanted}")
         raise RuntimeError(
-            f"{name}: input has inconsistent input_size: got {features} expected {weights.weight_ih.shape[1]}"
+            f"{name}: input.size(-1) must be equal to input_size. Expected {wanted}, got {features}"
         )
     check_shape(name, "weight_ih", weights.weight_ih, (gates, features), meaning + ", input features")
     check_shape(name, "weight_hh", weights.weight_hh, (gates, size), meaning + ", features of h")

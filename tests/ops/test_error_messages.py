@@ -160,6 +160,11 @@ def test_cross_entropy_takes_one_row_with_a_target_of_one() -> None:
             lambda nn: nn.GRUCell(3, 4)(torch.zeros(2, 5), torch.zeros(2, 4)),
         ),
         (
+            "must be equal to input_size. Expected 3, got 5",
+            RuntimeError,
+            lambda nn: nn.LSTM(3, 4)(torch.zeros(2, 1, 5)),
+        ),
+        (
             "hidden1 has inconsistent hidden_size: got 5, expected 4",
             RuntimeError,
             lambda nn: nn.LSTMCell(3, 4)(torch.zeros(2, 3), (torch.zeros(2, 4), torch.zeros(2, 5))),

@@ -250,7 +250,7 @@ def test_bad_input_is_refused() -> None:
         lstm(x, (torch.randn(1, 2, 4), torch.randn(1, 2, 5)))
     with pytest.raises(ValueError, match="pair of h and c"):
         lstm(x, torch.randn(1, 2, 4))
-    with pytest.raises(RuntimeError, match="inconsistent input_size: got 5 expected 3"):
+    with pytest.raises(RuntimeError, match=r"must be equal to input_size\. Expected 3, got 5"):
         gru(torch.randn(2, 2, 5))
     with pytest.raises(ValueError, match=r"input dtype \(torch\.float64\) does not match weight dtype"):
         gru(x.double())
