@@ -117,6 +117,29 @@ def test_same_bits_when_checkpointed(alone: dict[str, str], reentrant: bool) -> 
         assert digest([*(o.detach() for o in outputs), *(t.grad for t in leaves)]) == alone[name], name
 
 
+class _Call(torch.nn.Module):
+    """A function as a module, which is what is exported."""
+
+    def __init__(self, name: str, tensors: list[str]) -> None:
+        super().__init__()
+        self.workload, self.tensors = WORKLOADS[name], tensors
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return self.workload.outputs(OURS, dict(zip(self.tensors, values, strict=True)))
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_same_bits_when_exported() -> None:
+    for name, workload in WORKLOADS.items():
+        tensors = {key: t.detach() for key, t in workload.tensors().items()}
+        values = tuple(tensors.values())
+        program = torch.export.export(_Call(name, list(tensors)), values, strict=False)
+        found, wanted = program.module()(*values), workload.outputs(OURS, tensors)
+        assert digest(list(found)) == digest(list(wanted)), name
+
+
 class _Bits(Dataset):
     """The bits of one function, found in the worker that is asked."""
 
