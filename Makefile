@@ -6,6 +6,7 @@
 TORCH ?= torch==2.13.0
 VENV  ?= .venv
 JOBS  ?= 2
+CALLS ?= 20000
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -24,11 +25,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean
+.PHONY: help demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test nightly lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean"
+	@echo "targets: demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -43,7 +44,8 @@ test: $(READY)
 	PYOPS_TEST_TRITON=compiled $(PYTEST) $(PARALLEL) $(COMPILED_TRITON)
 
 # What .ci/run leaves out, with half an hour for all: machine code for the GPUs since Blackwell, and the tests
-# marked `nightly` (the emulated kernels under AddressSanitizer, half the cases of Triton's compiled kernels).
+# marked `nightly` (the emulated kernels under AddressSanitizer, half the cases of Triton's compiled kernels, two
+# thousand random calls of every op).
 nightly: export PYOPS_WITH_CUDA = 1
 nightly: export PYOPS_CPU_VARIANTS = all
 nightly: clean
@@ -52,6 +54,16 @@ nightly: clean
 	$(PYTEST) --nightly -m nightly tests
 	PYOPS_TEST_TRITON=compiled $(PYTEST) $(PARALLEL) --nightly -m nightly $(COMPILED_TRITON)
 	$(PYTEST) tests/build
+
+# Calls with spoiled arguments, and the contract's shapes, in processes that AddressSanitizer and UBSan watch: the
+# C++ library and the emulated CUDA one, both compiled for them first (half an hour of one core). Counts at the end.
+sanitize: $(READY)
+	PYTHONPATH=. $(PY) -m tests.hostile cpp $(CALLS) --sanitize
+	PYTHONPATH=. $(PY) -m tests.hostile emulated $(shell expr $(CALLS) / 8) --sanitize
+
+# Breaks kernels one at a time and counts what the suite notices. MUTANTS="cpp triton": these backends alone.
+mutants: $(READY)
+	PYTHONPATH=. $(PY) -m tests.mutation $(MUTANTS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -31,6 +31,9 @@ class _Lean(torch.optim.Optimizer):
     _full_step: Callable[..., Any]
 
     def __init__(self, params: Iterable[Any], *args: Any, fused: bool | None = None, **options: Any) -> None:
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            kind = type(params).__name__
+            raise TypeError(f"{type(self).__name__}: params must be tensors or groups of them, got {kind}")
         params = list(params)
         if fused is None and not options.get("foreach") and not options.get("differentiable"):
             fused = _has_fused(params)
@@ -124,7 +127,7 @@ def _is_profiling() -> bool:
 
 def _has_fused(params: list[Any]) -> bool | None:
     """True where torch's fused kernels take all of ``params``; None, torch's own default, where not."""
-    groups = [entry["params"] if isinstance(entry, dict) else entry for entry in params]
+    groups = [entry.get("params") if isinstance(entry, dict) else entry for entry in params]
     tensors: list[Any] = []
     for entry in groups:
         if isinstance(entry, (list, tuple)):

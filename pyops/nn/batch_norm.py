@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import functional as F
 from ..kinds import parse
 from ..ops.sync_batch_norm import sync_batch_norm
+from ..ops.tools.checks import check_tensor
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "LazyBatchNorm1d", "LazyBatchNorm2d", "SyncBatchNorm"]
 
@@ -177,6 +178,7 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     def _check_input_dim(self, input: Tensor) -> None:
+        check_tensor("SyncBatchNorm", "input", input)
         if input.dim() < 2 or input.shape[1] == 0:
             raise ValueError(f"SyncBatchNorm: input must have shape (N, C, *), got {tuple(input.shape)}")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional as F
+from ..ops.tools.checks import check_tensor
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -34,6 +35,7 @@ def run_layers(layers: torch.nn.RNNBase, input: Any, hx: Any = None) -> Any:
     is_lstm = layers.mode == "LSTM"
     packed = input if isinstance(input, PackedSequence) else None
     x, batch_sizes = (input, None) if packed is None else (packed.data, packed.batch_sizes)
+    check_tensor(name, "input", x)
     if packed is None and x.dim() not in (2, 3):
         raise ValueError(f"{name}: input must have 2 or 3 dimensions, got {x.dim()}")
     _check_dtype(layers, x)
@@ -140,6 +142,7 @@ def _arguments(
     name = type(cell).__name__
     names = ("hx[0]", "hx[1]") if isinstance(cell, torch.nn.LSTMCell) else ("hidden",)
     for what, tensor in (("input", input), *zip(names, states or (), strict=False)):
+        check_tensor(name, what, tensor)
         if tensor.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {tensor.dim()}D instead")
     if input.dim() == 1:

@@ -34,7 +34,7 @@ from ..kinds import (
 from ..layouts import copied_densely, dense_order, laid_out_as
 from ..reference import activation as reference
 from .tools.autograd import apply
-from .tools.checks import ArgumentError, check_floating, check_tensor, refuse_leaf
+from .tools.checks import ArgumentError, check_floating, check_tensor, number, refuse_leaf
 from .tools.kept_output import keeps_input_in_torch
 
 __all__ = [
@@ -160,9 +160,10 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("leaky_relu", "input", input)
+    slope = number("leaky_relu", "negative_slope", negative_slope)
     if backends.prefers_torch("leaky_relu", input):
         return torch.nn.functional.leaky_relu(input, negative_slope, inplace)
-    return _activate("leaky_relu", input, LEAKY_RELU, float(negative_slope), 0.0, inplace)
+    return _activate("leaky_relu", input, LEAKY_RELU, slope, 0.0, inplace)
 
 
 def _as_floating(input: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     check_tensor("elu", "input", input)
     if backends.prefers_torch("elu", input):
         return torch.nn.functional.elu(input, alpha, inplace)
-    return _activate("elu", input, ELU, float(alpha), 0.0, inplace)
+    return _activate("elu", input, ELU, number("elu", "alpha", alpha), 0.0, inplace)
 
 
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -226,11 +227,12 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     result and errors are those of :func:`relu`; ``input`` must be floating-point.
     """
     check_tensor("softplus", "input", input)
+    beta, threshold = number("softplus", "beta", beta), number("softplus", "threshold", threshold)
     if backends.prefers_torch("softplus", input):
         return torch.nn.functional.softplus(input, beta, threshold)
     if input.is_cuda and autocasts_to_float32(input):  # torch's autocast casts softplus on CUDA only
         input = input.float()
-    return _activate("softplus", input, SOFTPLUS, float(beta), float(threshold))
+    return _activate("softplus", input, SOFTPLUS, beta, threshold)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -295,10 +297,11 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     """
     check_tensor("hardtanh", "input", input)
     # torch's own refuses bounds in the wrong order, and takes NaN for one.
-    served = input.is_floating_point() and min_val <= max_val
+    low, high = number("hardtanh", "min_val", min_val), number("hardtanh", "max_val", max_val)
+    served = input.is_floating_point() and low <= high
     if backends.prefers_torch("hardtanh", input) or not served:
         return torch.nn.functional.hardtanh(input, min_val, max_val, inplace)
-    return _activate("hardtanh", input, HARDTANH, float(min_val), float(max_val), inplace)
+    return _activate("hardtanh", input, HARDTANH, low, high, inplace)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ Kernels: ``conv2d/`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from .tools.checks import (
     check_floating,
     check_shape,
     check_tensor,
+    integer,
 )
 from .tools.kept_output import KeptOutput, may_be_changed
 from .tools.packed import forget, is_constant, may_keep, packed
@@ -368,7 +369,10 @@ def for_kernels(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
 def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
     """``value`` for both dimensions."""
     single: Any = as_integer(value)
-    pair: list[Any] = [single, single] if single is not None else [as_integer(v) for v in value]  # type: ignore[union-attr]
+    values = (single, single) if single is not None else value
+    if not isinstance(values, Iterable):
+        raise ArgumentError(f"{function}: {name} must be a number or two, got {value!r}")
+    pair: list[Any] = [as_integer(v) for v in values]
     if len(pair) == 1:
         pair = pair * 2
     if len(pair) != 2 or None in pair:
@@ -391,7 +395,7 @@ def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None
         )
     if weight.dtype is not input.dtype:
         raise DtypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
-    if groups < 1:
+    if integer(name, "groups", groups) < 1:
         raise ArgumentError(f"{name}: groups must be at least 1, got {groups}")
     if weight.shape[0] == 0 or weight.shape[0] % groups:
         raise ArgumentError(

@@ -20,7 +20,7 @@ from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
-from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, reduction_code
+from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, number, reduction_code
 from .tools.classes import (
     by_classes,
     class_indices,
@@ -251,6 +251,7 @@ def cross_entropy(
     """
     name = "cross_entropy"
     code = reduction_code(name, reduction, size_average, reduce)
+    label_smoothing, z_loss = number(name, "label_smoothing", label_smoothing), number(name, "z_loss", z_loss)
     if weight is None and sample_weight is None and not return_lse and is_plain(input, target):
         plain = z_loss == 0.0 and 0.0 <= label_smoothing <= 1.0 and not inplace_backward
         if plain and backends.prefers_torch(by_classes(name, input, min(input.dim() - 1, 1)), input):
@@ -258,7 +259,7 @@ def cross_entropy(
             return torchs(input, target, None, None, ignore_index, None, reduction, label_smoothing)
         ops = backends.resolve(input)
         if ops is not None and 0.0 <= label_smoothing <= 1.0:
-            options = (code, ignore_index, float(label_smoothing), float(z_loss))
+            options = (code, ignore_index, label_smoothing, z_loss)
             if (
                 code != 0
                 and ops.backend == "cpp"
@@ -290,7 +291,7 @@ def cross_entropy(
     weight = class_weight(name, weight, classes, input)
     if sample_weight is not None:
         sample_weight = row_weights(name, sample_weight, row_shape, input)
-    options = (code, ignore_index, float(label_smoothing), float(z_loss))
+    options = (code, ignore_index, label_smoothing, z_loss)
 
     ops = backends.resolve(input)
     # Gradients of targets and weights are rare, and torch's own ops have them.

@@ -27,6 +27,7 @@ from .tools.checks import (
     check_floating,
     check_shape,
     check_tensor,
+    number,
     refuse_leaf,
 )
 
@@ -186,13 +187,14 @@ def dropout(
             combined with fused arguments.
         RuntimeError: tensors on different devices.
     """
+    p = number("dropout", "p", p)
     if not 0.0 <= p <= 1.0:
         raise ArgumentError(f"dropout: p must be a probability between 0 and 1, got {p}")
     drops = training and p > 0.0
     if bias is not None or activation is not None or residual is not None:
         if inplace:
             raise ArgumentError("dropout: inplace=True cannot be combined with bias, activation or residual")
-        return _fused(input, float(p) if drops else 0.0, bias, activation, residual, generator)
+        return _fused(input, p if drops else 0.0, bias, activation, residual, generator)
     check_tensor("dropout", "input", input)
     if not drops or (backends.is_strided(input) and input.numel() == 0):
         return input

@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from .. import _library, backends
 from ..reference import embedding as reference
 from .tools.autograd import apply
-from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor
+from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor, integer, number
 
 __all__ = ["embedding"]
 
@@ -137,7 +137,8 @@ def embedding(
     input = input.contiguous()
     ops = backends.resolve(weight)
     if max_norm is not None:
-        _renorm(weight, input, float(max_norm), float(norm_type), ops)
+        limit, order = number(name, "max_norm", max_norm), number(name, "norm_type", norm_type)
+        _renorm(weight, input, limit, order, ops)
     if ops is None:
         return reference.embedding(weight, input, padding, scale_grad_by_freq)
     if weight.requires_grad and torch.is_grad_enabled():
@@ -149,6 +150,7 @@ def _row_number(name: str, padding_idx: int | None, rows: int) -> int:
     """``padding_idx`` counted from the beginning; -1 for None."""
     if padding_idx is None:
         return _NO_PADDING
+    padding_idx = integer(name, "padding_idx", padding_idx)
     if not -rows <= padding_idx < rows:
         raise ArgumentError(f"{name}: padding_idx must be in [{-rows}, {rows - 1}], got {padding_idx}")
     return padding_idx + rows if padding_idx < 0 else padding_idx

@@ -7,6 +7,7 @@ index formula is in ``csrc/math/interpolate.h``. The raw ops take [N, C, *spatia
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from .. import _library, backends
 from ..layouts import no_view, strides_are_channels_last
 from ..reference import interpolate as reference
 from .tools.autograd import apply
-from .tools.checks import ArgumentError, as_integer, check_tensor
+from .tools.checks import ArgumentError, as_integer, check_tensor, number
 
 __all__ = ["interpolate"]
 
@@ -193,6 +194,10 @@ def _output_size(
                 f"{name}: expected size to be one of int or several ints, got {sizes[integers.index(None)]!r}"
             )
         return integers, [0.0] * spatial
-    factors = [float(factor) for factor in _per_dimension(name, "scale_factor", scale_factor, spatial)]
+    factors = [
+        number(name, "scale_factor", f) for f in _per_dimension(name, "scale_factor", scale_factor, spatial)
+    ]
+    if not all(-math.inf < factor < math.inf for factor in factors):
+        raise ArgumentError(f"{name}: scale_factor must be finite, got {scale_factor}")
     sizes = [int(input.shape[i + 2] * factor) for i, factor in enumerate(factors)]
     return sizes, [0.0] * spatial if recompute else factors

@@ -33,6 +33,7 @@ from .tools.checks import (
     check_floating,
     check_shape,
     check_tensor,
+    number,
 )
 
 __all__ = ["group_norm", "instance_norm", "layer_norm"]
@@ -150,7 +151,12 @@ def layer_norm(
     function = parse(name, activation)
     check_tensor(name, "input", input)
     whole = as_integer(normalized_shape)
-    shape = (whole,) if whole is not None else tuple(normalized_shape)
+    try:
+        shape = (whole,) if whole is not None else tuple(normalized_shape)
+    except TypeError:
+        raise TypeError(
+            f"{name}: normalized_shape must be an integer or several, got {normalized_shape!r}"
+        ) from None
     if not backends.is_strided(input):  # a nested tensor has no shape
         return activate(torch.nn.functional.layer_norm(input, list(shape), weight, bias, eps), function)
     if not shape or tuple(input.shape[max(input.dim() - len(shape), 0) :]) != shape:
@@ -160,6 +166,7 @@ def layer_norm(
     if not ours or (activation is None and backends.prefers_torch(name, input, weight, bias)):
         return activate(torch.nn.functional.layer_norm(input, list(shape), weight, bias, eps), function)
     size = prod(shape)
+    eps = number(name, "eps", eps)
     return _normalize(input, weight, bias, Rows(size, 1, 1), eps, function)
 
 
@@ -205,6 +212,7 @@ def group_norm(
     if not ours or (activation is None and backends.prefers_torch(name, input, weight, bias)):
         return activate(torch.nn.functional.group_norm(input, groups, weight, bias, eps), function)
     inner = prod(input.shape[2:])
+    eps = number(name, "eps", eps)
     return _normalize(input, weight, bias, Rows(channels // groups * inner, inner, groups), eps, function)
 
 
@@ -252,6 +260,7 @@ def instance_norm(
         statistics = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return activate(torch.nn.functional.instance_norm(input, *statistics), function)
     inner = prod(input.shape[2:])
+    eps = number(name, "eps", eps)
     return _normalize(input, weight, bias, Rows(inner, inner, input.shape[1]), eps, function)
 
 
@@ -277,7 +286,7 @@ def _normalize(
         input = input.float()
     acc = acc_dtype(input.dtype)
     weight, bias = (None if t is None else t.to(acc).reshape(-1).contiguous() for t in (weight, bias))
-    return _apply(input.contiguous(), weight, bias, rows, float(eps), activation)
+    return _apply(input.contiguous(), weight, bias, rows, eps, activation)
 
 
 def _apply(

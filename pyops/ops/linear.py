@@ -20,7 +20,7 @@ from ..reference import linear as reference
 from ..reference.dropout import bias_activation_dropout_gradient
 from .dropout import draw_seed
 from .tools.autograd import apply, differentiable_gradients
-from .tools.checks import ArgumentError, check_tensor
+from .tools.checks import ArgumentError, check_tensor, number
 from .tools.kept_output import KeptOutput, may_be_changed
 
 __all__ = ["linear"]
@@ -227,7 +227,7 @@ def linear(
     if dropout_p == 0.0:
         if activation is None and (backends.prefers_torch(name, input) or not backends.is_strided(weight)):
             return torch.nn.functional.linear(input, weight, bias)
-    elif not 0.0 <= dropout_p <= 1.0:
+    elif not 0.0 <= number(name, "dropout_p", dropout_p) <= 1.0:
         raise ArgumentError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
     input, weight, bias = autocast(input, weight, bias)
     if bias is not None:

@@ -20,7 +20,16 @@ from ..dtypes import acc_dtype
 from ..kinds import SUM
 from ..reference import linear_cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, take_written
-from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, check_shape, reduction_code
+from .tools.checks import (
+    ArgumentError,
+    DtypeError,
+    check_device,
+    check_floating,
+    check_shape,
+    integer,
+    number,
+    reduction_code,
+)
 from .tools.classes import class_indices, class_weight, row_weights, without_class_dim
 
 __all__ = ["linear_cross_entropy"]
@@ -296,7 +305,9 @@ def linear_cross_entropy(
         )  # fmt: skip
     code = reduction_code(name, reduction)
     index = -100 if ignore_index is None else ignore_index
-    options = (code, index, float(label_smoothing), float(z_loss))
+    label_smoothing, z_loss = number(name, "label_smoothing", label_smoothing), number(name, "z_loss", z_loss)
+    chunk_size = None if chunk_size is None else integer(name, "chunk_size", chunk_size)
+    options = (code, index, label_smoothing, z_loss)
     unusual = weight is not None or sample_weight is not None or chunk_size is not None
     if not unusual and _may_be_small(input, linear_weight, linear_bias, target):
         ops = backends.resolve(input)

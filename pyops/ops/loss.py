@@ -16,7 +16,7 @@ from .. import backends
 from ..dtypes import autocasts_to_float32, is_plain_sixteen_bit
 from ..kinds import BCE_WITH_LOGITS, HUBER, L1, MSE, SMOOTH_L1
 from .elementwise_loss import Options, elementwise_loss
-from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor, reduction_code
+from .tools.checks import ArgumentError, DtypeError, check_device, check_tensor, number, reduction_code
 
 __all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
 
@@ -88,7 +88,7 @@ def huber_loss(
     if weight is None and _is_small("huber_loss", input, target):
         return torch.nn.functional.huber_loss(input, target, reduction, delta)
     code = reduction_code("huber_loss", reduction)
-    delta = _number("huber_loss", "delta", delta)
+    delta = number("huber_loss", "delta", delta)
     if not delta > 0:
         raise RuntimeError(f"huber_loss: delta must be positive, got {delta}")
     return _difference_loss("huber_loss", input, target, weight, (HUBER, delta, code))
@@ -111,7 +111,7 @@ def smooth_l1_loss(
     if _is_small("smooth_l1_loss", input, target):
         return torch.nn.functional.smooth_l1_loss(input, target, size_average, reduce, reduction, beta)
     code = reduction_code("smooth_l1_loss", reduction, size_average, reduce)
-    beta = _number("smooth_l1_loss", "beta", beta)
+    beta = number("smooth_l1_loss", "beta", beta)
     if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss: beta must not be negative, got {beta}")
     options = (SMOOTH_L1, beta, code) if beta > 0 else (L1, 0.0, code)
@@ -210,12 +210,6 @@ def _check_broadcastable(name: str, argument: str, factor: Tensor, shape: torch.
             f"{name}: {argument} must broadcast to the input's shape {tuple(shape)}, "
             f"got {tuple(factor.shape)}"
         )
-
-
-def _number(name: str, argument: str, value: float) -> float:
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
-    return float(value)
 
 
 def _difference_loss(

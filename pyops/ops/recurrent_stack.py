@@ -16,7 +16,7 @@ from ..dtypes import autocast, autocasts
 from ..kinds import GRU, LSTM, RNN_RELU, RNN_TANH
 from .dropout import dropout as drop
 from .recurrent import GATES, Weights, one_direction
-from .tools.checks import ArgumentError, check_device, check_floating, check_shape, check_tensor
+from .tools.checks import ArgumentError, check_device, check_floating, check_shape, check_tensor, number
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell"]
 
@@ -191,6 +191,8 @@ def lstm_cell(
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`lstm`: input (N, I), hx a pair of h and c (N, H), as ``torch.lstm_cell``."""
     weights = Weights(w_ih, w_hh, b_ih, b_hh)
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"lstm_cell: hx must be a pair of h and c, got {type(hx).__name__}")
     if _prefers_torch("lstm_cell", input, tuple(hx), weights):
         return torch.lstm_cell(input, hx, *weights[:4])
     h, c = _cell(LSTM, input, tuple(hx), weights)
@@ -217,6 +219,7 @@ def _function(
     name = _NAMES[kind]
     directions = 2 if bidirectional else 1
     layers = _grouped(name, params, has_biases, num_layers * directions)
+    dropout = number(name, "dropout", dropout)
     if not 0.0 <= dropout <= 1.0:
         raise ArgumentError(f"{name}: dropout must be a probability between 0 and 1, got {dropout}")
     _check_states(name, kind, hx)
@@ -426,6 +429,8 @@ def _prefers_torch(name: str, input: Tensor, hx: tuple[Tensor, ...], weights: We
 def _cell(kind: int, input: Tensor, hx: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, Tensor | None]:
     name = _NAMES[kind] + "_cell"
     _check_states(name, kind, hx)
+    for what, tensor in (("weight_ih", weights.weight_ih), ("weight_hh", weights.weight_hh)):
+        check_tensor(name, what, tensor)
     for what, tensor in (("input", input), *_named(hx, [weights])):
         check_floating(name, what, tensor)
     if input.dim() != 2 or hx[0].dim() != 2:

@@ -18,7 +18,7 @@ from ..dtypes import autocasts_to_float32
 from ..layouts import dense_order, in_order, inverse, out_of_order
 from ..reference import softmax as reference
 from .tools.autograd import apply
-from .tools.checks import check_floating
+from .tools.checks import check_floating, check_tensor, integer
 from .tools.classes import by_classes
 
 __all__ = ["log_softmax", "softmax"]
@@ -97,6 +97,7 @@ def _softmax(
     name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None, log: bool
 ) -> Tensor:
     if dtype is not None:
+        check_tensor(name, "input", input)
         input = input.to(dtype)
     check_floating(name, "input", input)
     rank = max(input.dim(), 1)
@@ -107,6 +108,7 @@ def _softmax(
             stacklevel=stacklevel,
         )
         dim = 0 if input.dim() in (0, 1, 3) else 1
+    dim = integer(name, "dim", dim)
     if not -rank <= dim < rank:
         raise IndexError(f"{name}: dim must be in [{-rank}, {rank - 1}], got {dim}")
     if backends.prefers_torch(_kind(input, dim), input):

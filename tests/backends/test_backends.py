@@ -244,11 +244,6 @@ def test_library_that_cannot_be_loaded_is_said(unbuilt: Path) -> None:
     assert "could not be loaded" in run_python("-c", script, directory=unbuilt).stdout
 
 
-def test_raw_ops_with_spoiled_arguments_do_not_crash(kernels: Backend) -> None:
-    rounds = {"cpp": 3000, "cuda": 1000}.get(kernels.name, 300)
-    run_python("-m", "tests.suite.fuzz", str(kernels), str(rounds))
-
-
 def test_emulator_and_ptx_machine_share_the_tests_that_both_have() -> None:
     ptx = TWINS[1]
     names = [f"t.py::test[{{}}-case{i}]" for i in range(64)]

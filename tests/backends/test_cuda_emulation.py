@@ -20,6 +20,7 @@ import torch
 import pyops
 import pyops.functional as F
 from tests.cuda_emulation import build
+from tests.hostile import build as sanitizers
 from tests.suite import checks
 from tests.suite.ops import conv2d
 from tests.suite.processes import ROOT
@@ -357,8 +358,7 @@ def test_rows_without_a_distribution_are_nan(ops) -> None:
 def run_sanitized(task: str, library: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "LD_PRELOAD": str(build.sanitizer_runtime()),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        **sanitizers.environment(),
         "PYOPS_EMULATION_LIBRARY": str(library),
         "PYOPS_EMULATION_SEED": "1",
     }
@@ -374,7 +374,7 @@ def run_sanitized(task: str, library: Path) -> subprocess.CompletedProcess[str]:
 
 
 needs_sanitizer = pytest.mark.skipif(
-    build.missing_reason() is None and build.sanitizer_runtime() is None,
+    build.missing_reason() is None and sanitizers.runtime_library() is None,
     reason="the compiler has no AddressSanitizer runtime",
 )
 

@@ -2,8 +2,8 @@
 
 - ``backends``: the backends under test, and which of them are slow.
 - ``ops``: one module per op: its formula in float64, the reference of all accuracy checks; torch's
-  counterpart; its contract; cases for the smoke check, arguments for the fuzzer, mistakes for the mutation
-  test.
+  counterpart; its contract; cases for the smoke check, good arguments for tests/hostile, mistakes for the
+  mutation test.
 - ``cases``: the inputs and options an op is tried with, and how they are combined.
 - ``contract``: which checks an op must pass, with which cases; ``tests/test_contract.py`` runs them.
 - ``triton_cases``: what ops' launches that are compiled for GPUs share.

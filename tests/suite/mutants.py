@@ -24,13 +24,27 @@ class Mutant:
 
 @dataclass(frozen=True)
 class TritonMutant:
-    """``old`` becomes ``new`` in ``file`` of the Triton kernels; the tiny case called ``case`` notices."""
+    """``old`` becomes ``new`` in ``file`` of the Triton kernels; the tiny case called ``case`` notices.
+
+    Those that are made by rule have no such case, and a ``line`` whose whole text ``old`` is.
+    """
 
     file: str
     old: str
     new: str
     case: str
+    line: int | None = None
 
     @property
     def path(self) -> Path:
         return ROOT / "triton_kernels" / self.file
+
+    def changed(self) -> str:
+        """The text of the file with the mistake."""
+        text = self.path.read_text()
+        if self.line is None:
+            return text.replace(self.old, self.new)
+        lines = text.split("\n")
+        assert lines[self.line - 1] == self.old
+        lines[self.line - 1] = self.new
+        return "\n".join(lines)

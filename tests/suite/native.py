@@ -24,6 +24,13 @@ def missing_reason() -> str | None:
     return None if compiler() else "no C++ compiler (g++, or the one that CXX names)"
 
 
+def library_of_compiler(name: str) -> str | None:
+    """Path of the compiler's own library ``name``; None when it has none."""
+    command = [str(compiler()), f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
+
+
 def compile_library(
     folder: Path,
     name: str,

@@ -53,6 +53,7 @@ def run_python(
     directory: Path = ROOT,
     timeout: float = 1800,  # for one that hangs, not for one on a busy machine
     check: bool = True,
+    input: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python *arguments``; None in ``environment`` removes a variable.
 
@@ -72,6 +73,7 @@ def run_python(
         text=True,
         timeout=timeout,
         check=False,
+        input=input,
     )
     if check:
         assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...dtypes import acc_dtype
 from ...layouts import dense_order, is_channels_last
-from .checks import ArgumentError, DtypeError, check_device, check_shape, check_tensor
+from .checks import ArgumentError, DtypeError, check_device, check_shape, check_tensor, number
 
 # With at least as many elements of a channel in a row, kernels treat each such run as a row of one channel.
 # Otherwise everything behind the outer dimensions is a row, in which channels alternate.
@@ -58,6 +58,7 @@ def check_arguments(
         raise TypeError(f"{name}: momentum must be a number, got {momentum!r}")
     if not training and running_mean is None:
         raise ArgumentError(f"{name}: running_mean and running_var must be given unless training=True")
+    eps = number(name, "eps", eps)
     if eps < 0 or (training and eps == 0):
         raise ArgumentError(f"{name}: eps must be {'positive' if training else 'at least 0'}, got {eps}")
     check_vectors(name, input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)

@@ -33,6 +33,26 @@ def as_integer(value: Any) -> Any:
         return None
 
 
+def integer(function: str, name: str, value: Any) -> Any:
+    """``value`` as the integer that it must be."""
+    whole = as_integer(value)
+    if whole is None:
+        raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
+    return whole
+
+
+def number(function: str, name: str, value: Any) -> Any:
+    """``value`` as the float that it must be."""
+    if type(value) is float:  # the usual case, and the shortest
+        return value
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except (TypeError, RuntimeError, OverflowError) as error:  # a class; several numbers; too large a one
+        raise TypeError(f"{function}: {name} must be a number, got {value!r}") from error
+
+
 def check_tensor(function: str, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         kind, hint = type(tensor), ""

@@ -6,7 +6,7 @@ A module may assign
 ``LAYERS``: by the name of each module of pyops.nn, the arguments with which ``test_nn.py`` builds it;
 ``SMOKE``: the cases of the few seconds' check (``suite/smoke.py``), of every code path of the CPU kernels;
 ``SMOKE_CHECKS``: further checks for it, functions of the backend by name;
-``valid_arguments``: a function that gives valid arguments of each raw op, which the fuzzer spoils;
+``valid_arguments``: a function that gives valid arguments of each raw op, which ``tests/hostile`` spoils;
 ``run_sanitized``: a function of the emulated ops' namespace that AddressSanitizer watches;
 ``CUDA_CODE``: by CUDA source, what its machine code must have (:class:`..cuda_code.Code`); [] of one without
     kernels;
