@@ -231,6 +231,7 @@ def _function(
     _check_layers(name, kind, x, hx, layers, num_layers, directions, size)
     if batch_sizes is not None:
         _check_batch_sizes(name, batch_sizes, x, hx[0])
+        batch_sizes = batch_sizes.contiguous()
     first = [_rows(state) for state in hx]
     states: list[list[Tensor]] = [[], []]
     for layer in range(num_layers):
@@ -417,7 +418,7 @@ def _prefers_torch(name: str, input: Tensor, hx: tuple[Tensor, ...], weights: We
     Each number of a gate, which is a whole product, counts as four elements.
     """
     one_bias = (weights.bias_ih is None) != (weights.bias_hh is None)
-    tensors = [input, *hx, *(w for w in weights if w is not None)]
+    tensors = [input, *hx, *weights[:2], *(w for w in weights[2:] if w is not None)]
     if one_bias or len(hx) != 1 + (name == "lstm_cell") or not all(isinstance(t, Tensor) for t in tensors):
         return False  # torch does not have it, or the checks refuse it
     if not input.dim() == hx[0].dim() == weights.weight_hh.dim() == 2 or autocasts(input):

@@ -144,6 +144,15 @@ def test_interpolate_refuses_a_factor_that_is_not_finite(factor: object) -> None
         F.interpolate(torch.ones(1, 2, 3, 4), scale_factor=factor)
 
 
+@pytest.mark.usefixtures("cpp")
+def test_recurrent_layers_take_batch_sizes_of_any_stride() -> None:
+    """The kernel refused them, and torch's layers take them."""
+    sizes = torch.tensor([2, 0, 1, 0])[::2]
+    arguments = (torch.ones(1, 2, 2), [torch.ones(2, 3), torch.ones(2, 2)], False, 1, 0.0, True, False)
+    found = F.rnn_tanh(torch.ones(3, 3), *arguments, batch_sizes=sizes)
+    torch.testing.assert_close(found, torch.rnn_tanh(torch.ones(3, 3), sizes.clone(), *arguments))
+
+
 @pytest.mark.parametrize("params", [None, True, torch.ones(3), [torch.ones(3), {"a": 1}]])
 def test_optimizers_refuse_what_holds_no_parameters(params: object) -> None:
     """A group without "params" was a KeyError."""
