@@ -61,10 +61,6 @@ struct Serial {
   void operator()(int64_t count, const F& body) const {
     for (int64_t i = 0; i < count; ++i) body(i);
   }
-  template <class F>
-  void share(int64_t, double, double, const F& work) const {
-    work(int64_t{0});
-  }
 };
 
 // Calls f(row, rows, column, columns) for the tiles of [M, N], whose sums have K terms. They are claimed one
@@ -89,9 +85,7 @@ void for_each_tile(int64_t M, int64_t N, int64_t K, const TileLimits& limits, co
   if (threads == 1) {
     work(0);
   } else {
-    const int64_t tiles = grid.rows * grid.columns;
-    const double time = cost::multiplications(double(M) * double(N) * double(K));
-    parallel.share(std::min(threads, tiles), time, time / double(tiles), work);
+    parallel(std::min(threads, grid.rows * grid.columns), work);
   }
 }
 

@@ -13,7 +13,6 @@
 
 #include "common/integers.h"
 #include "cpu/runtime/cost.h"
-#include "cpu/runtime/held_up.h"
 #include "cpu/runtime/shares.h"
 
 namespace pyops::cpu {
@@ -27,21 +26,6 @@ struct ThreadPool {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(i);
     });
-  }
-
-  // Calls work(thread) for several threads that claim blocks until none is left, or for one of them that
-  // works through all where waiting for the others would take longer (held_up.h). All takes a thread `time`,
-  // and a block about `block`.
-  template <class F>
-  void share(int64_t threads, double time, double block, const F& work) const {
-    HeldUp& held_up = HeldUp::of_this_process();
-    if (held_up.avoids(time)) return work(int64_t{0});
-    double through = 0;
-    (*this)(threads, [&](int64_t thread) {
-      work(thread);
-      if (thread == 0) through = HeldUp::now();  // the calling thread's
-    });
-    held_up.waited(block, through, HeldUp::now());
   }
 };
 
@@ -58,9 +42,10 @@ void parallel_for(int64_t count, int64_t cost, const F& f, Order order = Order::
   const ThreadPool pool;
   const int64_t threads = std::min(count, cost::threads(all, pool.threads()));
   if (threads == 1) return f(int64_t{0}, count);
-  const double claim = cost::claim(all / static_cast<double>(threads));
-  Shares shares(count, threads, static_cast<int64_t>(claim / item), order == Order::kBackwards);
-  pool.share(threads, all, std::max(claim, item), [&](int64_t thread) { shares.work(thread, f); });
+  const double of_thread = all / static_cast<double>(threads);
+  Shares shares(count, threads, static_cast<int64_t>(cost::claim(of_thread) / item),
+                order == Order::kBackwards);
+  pool(threads, [&](int64_t thread) { shares.work(thread, f); });
 }
 
 // Calls f(i) for every i in [0, count), in order of need: a thread takes the next one when it is through with
@@ -75,8 +60,7 @@ void parallel_claim(int64_t count, double work, const F& f) {
   if (count <= 1 || !cost::pays(time)) return claim(0);
   const ThreadPool pool;
   const int64_t threads = std::min(pool.threads(), count);
-  if (threads <= 1) return claim(0);
-  pool.share(threads, time, time / static_cast<double>(count), claim);
+  threads <= 1 ? claim(0) : pool(threads, claim);
 }
 
 // Sums f(begin, end) over blocks of [0, count) whose size depends on `count` and `cost` only.
