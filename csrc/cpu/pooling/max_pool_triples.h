@@ -36,11 +36,11 @@ class MaxPoolTriples {
   template <class First, class End>
   void forward(First first, End end, const T* top, T* output, A* argmax) const {
     constexpr Acc kLowest = -math::infinity<Acc>();
-    const int64_t pitch = height_.dilation * width_.in;
+    const int64_t pitch = height_.dilation * width_.in, stop = end;
     for_each_vector<Acc>(width_.out, [&](int64_t i, int lanes) {
       auto maximum = MaximumLanes<Acc>::starting_at(first_positions(first, i));
 #pragma GCC unroll 3
-      for (int64_t r = first; r < end; ++r) {
+      for (int64_t r = first; r < stop; ++r) {
         // Rows are too short, and too many are read at a time, for the hardware to see that more follow.
         if (r < 2) fetch(top + (r + kAhead) * width_.in + 2 * i);
         const auto from = load_triples<Acc>(top + r * pitch, 2 * i - width_.padding, width_.in, kLowest);
