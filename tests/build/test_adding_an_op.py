@@ -29,7 +29,7 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
     """What the copy has not: what was built or measured, and the kernels of other ops."""
     left_out = set(BUILT_OR_MEASURED(folder, names))
     if Path(folder).is_relative_to(ROOT / "csrc"):
-        kept = {"build_info.cpp", "held_up.cpp", "output_cache.cpp"}
+        kept = {"build_info.cpp", "output_cache.cpp"}
         left_out |= {name for name in names if name.endswith((".cpp", ".cu")) and name not in kept}
     return left_out
 
