@@ -136,7 +136,12 @@ def _has_fused(params: list[Any]) -> bool | None:
             tensors.append(entry)
     # A generator in a group can be read once, by torch.
     takes = all(
-        isinstance(t, Tensor) and t.is_floating_point() and t.device.type in _FUSED_DEVICES for t in tensors
+        isinstance(t, Tensor)
+        and t.is_floating_point()
+        and t.device.type in _FUSED_DEVICES
+        # They write as many elements as a tensor has, one behind the other, also where memory has fewer.
+        and (t.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(t))
+        for t in tensors
     )
     return True if takes and tensors else None
 

@@ -153,6 +153,17 @@ def test_recurrent_layers_take_batch_sizes_of_any_stride() -> None:
     torch.testing.assert_close(found, torch.rnn_tanh(torch.ones(3, 3), sizes.clone(), *arguments))
 
 
+def test_optimizers_have_no_fused_kernel_for_an_expanded_parameter() -> None:
+    """torch's fused kernels, which were chosen for it, wrote 15 numbers into the memory of 5."""
+    import pyops
+
+    for optimizer in (pyops.optim.SGD, pyops.optim.AdamW):
+        expanded = torch.zeros(5).expand(3, 5).requires_grad_()
+        assert not optimizer([expanded], lr=0.5).param_groups[0]["fused"]
+        dense = torch.zeros(3, 5).t().requires_grad_()
+        assert optimizer([dense], lr=0.5).param_groups[0]["fused"]
+
+
 @pytest.mark.parametrize("params", [None, True, torch.ones(3), [torch.ones(3), {"a": 1}]])
 def test_optimizers_refuse_what_holds_no_parameters(params: object) -> None:
     """A group without "params" was a KeyError."""
