@@ -84,6 +84,8 @@ def test_results_are_those_of_the_reference(op: str, nightly: bool) -> None:
         if op in _NOT_EXPANDED and upstream is checks.expanded_upstream:
             upstream = None  # its gradients are sums of deviations, which are 0
         tensors = case.tensors(dtype)
+        if layout == "expanded" and "batch_sizes" in tensors:
+            layout = None  # it would change the sizes
         note(as_code(case, {k: LAYOUTS[layout](t) if layout else t for k, t in tensors.items()}))
         checks.check_accuracy(case, CPP, dtype, layout=layout, upstream_layout=upstream, by_chance=True)
 
