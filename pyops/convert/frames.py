@@ -8,6 +8,7 @@ what the forward does: global variables and constants, functions, attributes of 
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +64,8 @@ class Frames:
         self.problem: str | None = None
 
     def __enter__(self) -> Frames:
+        self._collects = gc.isenabled()
+        gc.disable()  # what a collection calls would pass for a part of forward
         self._before = sys.getprofile()
         if self._before is None or callable(self._before):  # cProfile's is not, and cannot be set again
             sys.setprofile(self._event)
@@ -71,6 +74,8 @@ class Frames:
     def __exit__(self, *_: Any) -> None:
         if self._before is None or callable(self._before):
             sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call" and _is_own_scope(frame.f_globals):

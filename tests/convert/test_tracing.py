@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 from dataclasses import dataclass
 
@@ -257,6 +258,29 @@ def test_hooks_of_a_part_that_was_looked_into() -> None:
     pyops.convert(converted)
     assert fused_in(converted) == ["0 + 1"]
     handle.remove()
+
+
+_collections = 0
+
+
+def test_what_a_garbage_collection_calls_is_no_part_of_forward() -> None:
+    """Where hypothesis had run, whose callback counts in a variable of its own, nothing was fused."""
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        global _collections
+        _collections += 1
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(count)
+    gc.set_threshold(1)
+    try:
+        model = pyops.convert(nn.Sequential(conv(), nn.ReLU()))
+    finally:
+        gc.callbacks.remove(count)
+        gc.set_threshold(*thresholds)
+    assert _collections
+    assert gc.isenabled()
+    assert fused_in(model) == ["0 + 1"]
 
 
 def test_global_hooks() -> None:
