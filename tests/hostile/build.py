@@ -14,8 +14,6 @@ from tests.suite.processes import ROOT
 
 #: Sanitizers of every library that tests compile for them; what they see ends the process.
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
-#: Vectors' integers are bits of floats, from which the logarithm subtracts others: they wrap.
-_WRAPPING = ("-fwrapv", "-fno-sanitize=signed-integer-overflow")
 
 
 def runtime_library() -> str | None:
@@ -51,7 +49,6 @@ def build_cpu(variant: str, flags: str) -> Path:
             # Unoptimised, for the compiler's time, and because of functions that are always inline.
             *("-O0", "-g1", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
             *FLAGS,
-            *_WRAPPING,
             f"-I{csrc}",
             *(f"-isystem{torch_folder}/include", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
         ],

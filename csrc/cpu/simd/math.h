@@ -130,7 +130,8 @@ template <>
 struct LogConstants<float> {
   static constexpr float kLn2High = 6.9313812256e-01f;
   static constexpr float kLn2Low = 9.0580006145e-06f;
-  static constexpr int32_t kSqrtHalf = 0x3f3504f3;  // its bits
+  static constexpr uint32_t kSqrtHalf = 0x3f3504f3;  // its bits
+  static constexpr uint32_t kSignAndExponent = 0xff800000;
   static constexpr float kSmallest = 1.17549435e-38f;
   static constexpr float kScale = 16777216.0f;  // 2^24 makes a subnormal number normal
   static constexpr float kScaleExponent = 24.0f;
@@ -140,7 +141,8 @@ template <>
 struct LogConstants<double> {
   static constexpr double kLn2High = 6.93147180369123816490e-01;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr int64_t kSqrtHalf = 0x3fe6a09e667f3bcd;
+  static constexpr uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd;
+  static constexpr uint64_t kSignAndExponent = 0xfff0000000000000;
   static constexpr double kSmallest = 2.2250738585072014e-308;
   static constexpr double kScale = 18014398509481984.0;  // 2^54
   static constexpr double kScaleExponent = 54.0;
@@ -150,15 +152,16 @@ struct LogConstants<double> {
 };
 
 // log(x) of a positive, normal, finite x, plus `correction`, a small number added before the last rounding.
+// Of any other x some number, which the callers replace.
 template <class T>
 PYOPS_HD Vec<T> log_of_normal(Vec<T> x, Vec<T> correction) {
   using K = LogConstants<T>;
   using V = Vec<T>;
-  using Bits = typename V::NativeInt;
-  const Bits bits = (Bits)x.v - K::kSqrtHalf;
-  const Bits exponent = bits >> ExpConstants<T>::kMantissaBits;
+  using Words = typename V::NativeWords;
+  const Words bits = (Words)x.v - K::kSqrtHalf;
+  const typename V::NativeInt exponent = (typename V::NativeInt)bits >> ExpConstants<T>::kMantissaBits;
   const V n = __builtin_convertvector(exponent, typename V::Native);
-  const V m = typename V::Native((Bits)x.v - (exponent << ExpConstants<T>::kMantissaBits));
+  const V m = typename V::Native((Words)x.v - (bits & K::kSignAndExponent));
   const V f = m - T(1);
   const V s = f / (f + T(2));
   const V z = s * s;

@@ -32,11 +32,13 @@ template <>
 struct NativeVectors<float> {
   typedef float Lanes __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct NativeVectors<double> {
   typedef double Lanes __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
 };
 
 template <class T>
@@ -44,6 +46,7 @@ struct Vec {
   static constexpr int kLanes = kVectorBytes / sizeof(T);
   using Native = typename NativeVectors<T>::Lanes;
   using NativeInt = typename NativeVectors<T>::Bits;
+  using NativeWords = typename NativeVectors<T>::Words;  // whose sums may wrap
 
   Native v;
 
