@@ -8,7 +8,9 @@ serve the CUDA key.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +38,26 @@ def define(
 
     ``namespaces`` limits an op that only some backends can have.
     """
-    _SCHEMAS[name] = (schema, fake)
+    _SCHEMAS[name] = (schema, _given_tensors(name, schema, fake))
     if namespaces is not None:
         _ONLY_IN[name] = namespaces
     for namespace in NAMESPACES:
         _define_in(namespace, name)
+
+
+def _given_tensors(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake`` behind a check of its tensors: where one is required, torch lets None through."""
+    arguments = schema[1 : schema.index(") ->")].split(", ")
+    required = {i: a.split()[-1] for i, a in enumerate(arguments) if re.match(r"Tensor[ (]", a)}
+
+    @functools.wraps(fake)
+    def checked(*values: Any, **named: Any) -> Any:
+        for i, argument in required.items():
+            if (values[i] if i < len(values) else named.get(argument)) is None:
+                raise TypeError(f"{name}: {argument} must be a Tensor, got None")
+        return fake(*values, **named)
+
+    return checked
 
 
 def add_namespace(namespace: str) -> None:

@@ -236,3 +236,11 @@ def test_linear_without_dropout_does_not_look_at_its_mode() -> None:
     layer = pyops.nn.Linear(3, 4)
     del layer.training
     assert layer(torch.zeros(2, 3)).shape == (2, 4)
+
+
+def test_shape_functions_met_none_where_a_tensor_is_required() -> None:
+    """torch lets it through: an AttributeError said that None has no size."""
+    for name, (schema, fake) in pyops._library._SCHEMAS.items():
+        count = schema[: schema.index(") ->")].count(",") + 1
+        with pytest.raises(TypeError, match=f"{name}: .* must be a Tensor, got None"):
+            fake(*[None] * count)
