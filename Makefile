@@ -43,9 +43,9 @@ test: $(READY)
 	$(PYTEST) $(PARALLEL) tests
 	PYOPS_TEST_TRITON=compiled $(PYTEST) $(PARALLEL) $(COMPILED_TRITON)
 
-# What .ci/run leaves out, with half an hour for all: machine code for the GPUs since Blackwell, and the tests
-# marked `nightly` (the emulated kernels under AddressSanitizer, half the cases of Triton's compiled kernels, two
-# thousand random calls of every op).
+# What .ci/run leaves out: machine code for the GPUs since Blackwell, and the tests marked `nightly` (the emulated
+# kernels under AddressSanitizer, half the cases of kernels compiled for GPUs, two thousand random calls of every op,
+# every mutant in C++).
 nightly: export PYOPS_WITH_CUDA = 1
 nightly: export PYOPS_CPU_VARIANTS = all
 nightly: clean

@@ -6,7 +6,11 @@ Each is made in a copy of the kernels, which a forked process runs in Triton's i
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.suite.mutants import TritonMutant
@@ -86,6 +90,16 @@ for line in sys.stdin:
         print(json.dumps([folder, f"ended by {os.waitstatus_to_exitcode(status)}"]), flush=True)
 """
 
+# The suite's tests on the kernels in a folder, up to the first that fails.
+_TESTS = """
+import sys
+import pyops
+pyops.__path__.insert(0, sys.argv[1])
+import pytest
+options = ["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]
+sys.exit(pytest.main([*options, "tests/test_contract.py", "tests/ops"]))
+"""
+
 
 def quick_cases() -> dict:
     """The cases that are small enough for the interpreter, by id."""
@@ -100,14 +114,17 @@ def _cases(module: object) -> list:
     contract = getattr(module, "CONTRACT", None)
     accuracy = [c for s in contract.sweeps("accuracy") for c in s.cases] if contract else []
     small = [*(contract.small if contract else ()), *(c for c in accuracy if c.quick)]
-    return [*getattr(module, "TINY", ()), *small][:40]
+    return [*getattr(module, "TINY", ()), *small]
+
+
+def _run_by(file: str) -> tuple[str, ...]:
+    stem = file.removesuffix(".py")
+    return RUN_BY.get(stem) or RUN_BY.get(stem.split("/")[0], ())
 
 
 def cases_of(file: str) -> list[str]:
     """Ids of the cases that run the kernels of ``file``, of several modules in turn."""
-    stem = file.removesuffix(".py")
-    names = RUN_BY.get(stem) or RUN_BY.get(stem.split("/")[0], ())
-    modules = [m for m in MODULES if m.__name__.rpartition(".")[2] in names]
+    modules = [m for m in MODULES if m.__name__.rpartition(".")[2] in _run_by(file)]
     return [case.id for module in modules for case in _cases(module)]
 
 
@@ -119,6 +136,27 @@ def drawn(each: int = 4) -> dict[str, TritonMutant]:
         if cases_of(file):
             found.update(rules.mutants(file, path.read_text(), each))
     return found
+
+
+def noticed_by_tests(folder: Path, mutant: TritonMutant) -> str | None:
+    """The first of the suite's tests of these kernels that fails with ``mutant``: minutes."""
+    copy = folder / "tested" / "triton_kernels"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "triton_kernels", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / mutant.file).write_text(mutant.changed())
+    wanted = f"triton and ({' or '.join(_run_by(mutant.file))})"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _TESTS, str(copy.parent), "-k", wanted],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", **FILLED},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 0:
+        return None
+    return failed[1] if failed else f"ended by {done.returncode}"
 
 
 def caught(folder: Path, mutants: dict[str, TritonMutant]) -> dict[str, str | None]:

@@ -69,6 +69,9 @@ def test_pitfall_16_target_out_of_range(kernels: Backend, bad: int, shape: tuple
     assert nll_loss(log_probs, target).isnan()
     loss = nll_loss(log_probs, target, reduction="none").reshape(-1)
     assert loss.isnan().cpu().nonzero().tolist() == [[1]]
+    (gradient,) = torch.autograd.grad(loss, log_probs, torch.ones_like(loss))
+    rows = gradient.movedim(1, -1).reshape(-1, 7).isnan().cpu()
+    assert rows.all(1).nonzero().tolist() == rows.any(1).nonzero().tolist() == [[1]]
 
 
 @pytest.mark.large

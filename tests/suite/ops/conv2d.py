@@ -23,6 +23,7 @@ _ACTIVATIONS = {
     "elu": torch.nn.functional.elu,
     "gelu": torch.nn.functional.gelu,
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
 }
 
 

@@ -78,6 +78,8 @@ _SIZES = flat(
     both("size", shape, 1)
     for shape in [(1, 1), (3, 16), (5, 127), (1, 1009), (2, 4099), (257, 3), (2, 17, 33)]
 )
+# Longer than Triton's largest tile: it had no test that went through a row tile by tile.
+_LONG = both("long", (1, 16_411), 1)
 _LARGE = flat(both("large", shape, 1, quick=False) for shape in [(3, 65_537), (70_001, 3), (2, 1009, 129)])
 _EMPTY = flat(both("empty", s, d) for s in [(0, 5), (5, 0), (2, 0, 3), (2, 3, 0), (0, 0)] for d in (0, 1))
 _EXTREMES = flat(both(n, s, 1, change=f) for s in EXTREME_SHAPES for n, f in EXTREMES.items())
@@ -92,6 +94,7 @@ CONTRACT = Contract(
     small=SMALL,
     accuracy=over(_DIMS, FLOAT)
     + over(_SIZES)
+    + over(_LONG, FLOAT)
     + over(_LARGE, BOTH)
     + over(_EMPTY, FLOAT)
     + over(_EXTREMES, FLOAT),
