@@ -82,7 +82,7 @@ def main() -> int:
     device = opened(given.device)
     lines = worker.Lines()
     share = Share(given, device, lines)
-    options = ["-m", MARKERS[given.device], "-q", "-p", "no:cacheprovider"]
+    options = ["-m", f"{MARKERS[given.device]} and not nightly", "-q", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *shlex.split(given.select)], plugins=[share])
     ends = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     return 0 if code in ends else int(code)
