@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as _torchs
 
+from .layouts import laid_out_as
+
 __all__ = ["SGD", "Adam", "AdamW"]
 
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -35,19 +37,41 @@ class _Lean(torch.optim.Optimizer):
             kind = type(params).__name__
             raise TypeError(f"{type(self).__name__}: params must be tensors or groups of them, got {kind}")
         params = list(params)
-        if fused is None and not options.get("foreach") and not options.get("differentiable"):
+        self._chooses = fused is None and not options.get("foreach") and not options.get("differentiable")
+        if self._chooses:
             fused = _has_fused(params)
         options["fused"] = fused
         super().__init__(params, *args, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`torch.optim.Optimizer.add_param_group`."""
+        if self._chooses and isinstance(param_group, dict) and not _has_fused([param_group]):
+            param_group.setdefault("fused", None)
         add: Any = torch.optim.Optimizer.add_param_group
         # What torch wraps it in keeps torch.compile out, and to do so imports the compiler: a second, at the
         # first optimizer of a process.
         if not torch.compiler.is_compiling():
             add = getattr(add, "__wrapped__", add)
         add(self, param_group)
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *rest: Any
+    ) -> Any:
+        """As torch's, whose steps all collect their tensors here.
+
+        The fused kernels go through memory: where a gradient or what is kept for a parameter lies in another
+        order than it, as after ``to(memory_format=...)``, its elements would meet those of other places.
+        """
+        if group["fused"]:
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        state[name] = laid_out_as(value, parameter)
+        result = super()._init_group(group, params, grads, *rest)  # type: ignore[misc]
+        if group["fused"]:
+            grads[:] = [g if g.is_sparse else laid_out_as(g, p) for g, p in zip(grads, params, strict=True)]
+        return result
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update, as :meth:`torch.optim.Optimizer.step`."""
@@ -102,11 +126,15 @@ class _Lean(torch.optim.Optimizer):
             # One call of the kernel takes tensors of one dtype and device.
             if parameter.dtype is not dtype or grad.dtype is not dtype or not grad.is_cpu or grad.is_sparse:
                 return None
+            if not _lie_alike(parameter, grad):
+                return None
             if names:
                 state = self.state.get(parameter)
                 if not state or any(state.get(name) is None for name in names):
                     return None  # torch makes the state
                 for name, tensors in zip(names, states, strict=True):
+                    if state[name].dim() and not _lie_alike(parameter, state[name]):
+                        return None
                     tensors.append(state[name])
             params.append(parameter)
             grads.append(grad)
@@ -119,6 +147,11 @@ class _Lean(torch.optim.Optimizer):
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[list[Tensor]]
     ) -> None:
         raise NotImplementedError
+
+
+def _lie_alike(parameter: Tensor, other: Tensor) -> bool:
+    """Whether elements at the same place in memory belong together."""
+    return (parameter.is_contiguous() and other.is_contiguous()) or parameter.stride() == other.stride()
 
 
 def _is_profiling() -> bool:

@@ -173,3 +173,43 @@ def test_the_compiler_is_not_imported_for_an_optimizer(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.optim.Optimizer, "add_param_group", decorated)
     optimizer = optim.SGD(network().parameters(), lr=0.1)
     assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def _relaid(t: torch.Tensor) -> torch.Tensor:
+    return t.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("unusual", [False, True])
+@pytest.mark.parametrize("relaid", ["gradient", "parameter", "expanded"])
+@pytest.mark.parametrize("case", ["momentum", "amsgrad", "adamw"])
+def test_gradients_and_states_in_another_order_of_memory_met_the_wrong_parameters(
+    case: str, relaid: str, unusual: bool
+) -> None:
+    """Fused kernels, which pyops alone chooses by itself, go through memory. A closure asks for torch's."""
+    name, options = CASES[case]
+    results = []
+    for library in (optim, torch.optim):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.randn(2, 3, 4, 5, generator=generator))
+        optimizer = getattr(library, name)([p], **options)
+        for step in range(3):
+            if relaid == "parameter" and step == 1:
+                p.data = _relaid(p.data)
+            grad = torch.randn(1 if relaid == "expanded" else 2, 3, 4, 5, generator=generator)
+            grad = grad.expand(2, 3, 4, 5) if relaid == "expanded" else _relaid(grad)
+            if relaid == "parameter" and step == 0:
+                grad = grad.contiguous()
+            p.grad = grad
+            optimizer.step((lambda: None) if unusual else None)
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_added_later_has_no_fused_kernel_for_an_expanded_parameter() -> None:
+    """It had that of the first group, which writes beside the memory."""
+    expanded = torch.zeros(5).expand(3, 5).requires_grad_()
+    for kind in (optim.SGD, optim.AdamW):
+        optimizer = kind([nn.Parameter(torch.zeros(3))], lr=0.1)
+        optimizer.add_param_group({"params": [expanded]})
+        optimizer.add_param_group({"params": [torch.zeros(3, 2, requires_grad=True)]})
+        assert [bool(group["fused"]) for group in optimizer.param_groups] == [True, False, True]
