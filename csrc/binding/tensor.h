@@ -77,7 +77,8 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   int64_t stride = 1;
   for (size_t i = shape.size(); i > 0; --i) {
     strides[i - 1] = stride;
-    stride *= std::max<int64_t>(shape[i - 1], 1);
+    PYOPS_CHECK(!__builtin_mul_overflow(stride, std::max<int64_t>(shape[i - 1], 1), &stride),
+                "a tensor of shape ", shape_string(shape), " has more elements than can be counted");
   }
   return new_strided(like, shape, strides, type);
 }

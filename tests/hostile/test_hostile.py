@@ -153,6 +153,16 @@ def test_recurrent_layers_take_batch_sizes_of_any_stride() -> None:
     torch.testing.assert_close(found, torch.rnn_tanh(torch.ones(3, 3), sizes.clone(), *arguments))
 
 
+@pytest.mark.parametrize("backend", [CPP], indirect=True, ids=str)
+def test_sizes_whose_product_overflows_are_refused(backend: Backend) -> None:
+    """Their product was formed all the same, which UBSan reports; torch refused what came out."""
+    grad, target = torch.ones(3, 5), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(
+        RuntimeError, match=r"\(9223372036854775807, 5\) has more elements than can be counted"
+    ):
+        torch.ops.pyops.embedding_backward(grad, target, 2**63 - 1, -1, True)
+
+
 def test_optimizers_have_no_fused_kernel_for_an_expanded_parameter() -> None:
     """torch's fused kernels, which were chosen for it, wrote 15 numbers into the memory of 5."""
     import pyops
