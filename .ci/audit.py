@@ -53,7 +53,9 @@ def needed() -> dict[str, Distribution]:
 
 
 def questionable(text: str) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}", text.lower()) for word in GOOD)
+    """Whether ``text``, or a part of it that holds as well as the others, names no licence that is good."""
+    parts = re.split(r"\bAND\b", text)
+    return not all(any(re.search(rf"\b{re.escape(word)}", part.lower()) for word in GOOD) for part in parts)
 
 
 def audit() -> str:

@@ -84,7 +84,14 @@ def test_every_action_of_the_workflows_has_a_version() -> None:
 
 def test_licences_that_ask_for_more_are_in_question() -> None:
     audit = runpy.run_path(str(ROOT / ".ci/audit.py"))
-    for text in ("GPL-3.0-only", "GNU Affero General Public License v3", "Proprietary", "", "Permission"):
+    for text in (
+        "GPL-3.0-only",
+        "GNU Affero General Public License v3",
+        "Proprietary",
+        "",
+        "Permission",
+        "MIT AND GPL-3.0-only",
+    ):
         assert audit["questionable"](text), text
     for text in ("MIT", "BSD-3-Clause AND Apache-2.0", "Mozilla Public License 2.0 (MPL 2.0)"):
         assert not audit["questionable"](text), text
