@@ -58,7 +58,7 @@ def _stub(
     rest = {module: [name for name in names if name not in known] for module, names in others.items()}
     overloaded = re.findall(r"^def (\w+)", "\n".join(overloads), re.MULTILINE)
     plain = {module: [name for name in names if name not in overloaded] for module, names in ours.items()}
-    head = "from typing import Literal, overload\n\nfrom torch import Tensor\n" if overloads else ""
+    head = "from typing import Any, Literal, overload\n\nfrom torch import Tensor\n" if overloads else ""
     types = "from .ops.tools.windows import IntOrPair\n" if overloads else ""
     exported = "".join(f'    "{name}",\n' for name in sorted(known - {"functional"}, key=_kind))
     declared = f"__all__ = [\n{exported}]\n"

@@ -1,6 +1,6 @@
 # Written by .ci/stubs.py: `make stubs`. What has no kernel here is what torch 2.13 has.
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 from torch.nn.functional import GRID_SAMPLE_INTERPOLATION_MODES as GRID_SAMPLE_INTERPOLATION_MODES
@@ -211,6 +211,7 @@ def cross_entropy(
     sample_weight: Tensor | None = ...,
     return_lse: Literal[False] = ...,
     inplace_backward: bool = ...,
+    process_group: Any = ...,
 ) -> Tensor: ...
 @overload
 def cross_entropy(
@@ -227,6 +228,7 @@ def cross_entropy(
     sample_weight: Tensor | None = ...,
     return_lse: Literal[True],
     inplace_backward: bool = ...,
+    process_group: Any = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def cross_entropy(
@@ -243,6 +245,7 @@ def cross_entropy(
     sample_weight: Tensor | None = ...,
     return_lse: bool = ...,
     inplace_backward: bool = ...,
+    process_group: Any = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 @overload
 def max_pool2d(

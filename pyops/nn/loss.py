@@ -24,12 +24,14 @@ __all__ = [
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """:class:`torch.nn.CrossEntropyLoss` through :func:`pyops.functional.cross_entropy`.
 
-    Extra arguments: ``z_loss`` and ``inplace_backward``, explained there; ``sample_weight`` goes to the
-    call. Shapes: input (C), (N, C) or (N, C, *d); loss 0-d, or one per row with ``reduction="none"``.
+    Extra arguments: ``z_loss``, ``inplace_backward`` and ``process_group``, explained there;
+    ``sample_weight`` goes to the call. Shapes: input (C), (N, C) or (N, C, *d); loss 0-d, or one per row
+    with ``reduction="none"``.
     """
 
     z_loss: float = 0.0
     inplace_backward: bool = False
+    process_group: Any = None
 
     def __init__(
         self,
@@ -42,10 +44,12 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         *,
         z_loss: float = 0.0,
         inplace_backward: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.z_loss = z_loss
         self.inplace_backward = inplace_backward
+        self.process_group = process_group
 
     def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         return cross_entropy(
@@ -55,6 +59,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             sample_weight=sample_weight,
             inplace_backward=self.inplace_backward,
+            process_group=self.process_group,
         )
 
 

@@ -19,12 +19,21 @@ from torch.autograd.graph import increment_version
 from .. import _library, backends
 from ..dtypes import acc_dtype, autocasts_to_float32
 from ..reference import cross_entropy as reference
-from .tools.autograd import apply, differentiable_gradients, expects_one, is_one, take_written
+from .sharded_cross_entropy import sharded_cross_entropy
+from .tools.autograd import (
+    apply,
+    differentiable_gradients,
+    expects_one,
+    is_one,
+    may_be_overwritten,
+    take_written,
+)
 from .tools.checks import ArgumentError, DtypeError, check_device, check_floating, number, reduction_code
 from .tools.classes import (
     by_classes,
     class_indices,
     class_weight,
+    dense_rows,
     is_plain,
     row_weights,
     without_class_dim,
@@ -213,6 +222,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     return_lse: bool = False,
     inplace_backward: bool = False,
+    process_group: Any = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Softmax cross-entropy between logits and targets, as :func:`torch.nn.functional.cross_entropy`.
 
@@ -235,6 +245,11 @@ def cross_entropy(
         inplace_backward: backward writes the gradient over ``input`` instead of into new memory. ``input``
             must not be a leaf, and nothing that runs its backward later may have saved it: autograd then
             raises. Ignored under ``torch.compile``, which plans memory itself.
+        process_group: the processes of this ``torch.distributed.ProcessGroup`` share the classes out:
+            ``input`` and ``weight`` hold those of this process, whose slices may differ in size and follow
+            each other by rank, and ``target`` indexes all classes. Every process of the group makes this
+            call, with the same target and options. All get the same loss, and each the gradient of its
+            own logits. Targets are class indices; of tensors only ``input`` has a gradient, a first one.
 
     After the call, ``input`` may be changed in place, as after torch's, if the loss is a scalar on the CPU;
     elsewhere backward needs it and says so.
@@ -250,6 +265,12 @@ def cross_entropy(
             finding out would need a synchronisation, so such a row's loss and gradient are NaN.
     """
     name = "cross_entropy"
+    if process_group is not None:
+        alike = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        found = sharded_cross_entropy(
+            input, target, *alike, z_loss, sample_weight, inplace_backward, process_group
+        )
+        return found if return_lse else found[0]
     code = reduction_code(name, reduction, size_average, reduce)
     label_smoothing, z_loss = number(name, "label_smoothing", label_smoothing), number(name, "z_loss", z_loss)
     if weight is None and sample_weight is None and not return_lse and is_plain(input, target):
@@ -339,17 +360,11 @@ def _fused(
     ops: SimpleNamespace,
 ) -> tuple[Tensor, Tensor | None]:
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
-    if inplace_backward and needs_grad:
-        if logits.is_leaf:
-            raise RuntimeError(
-                "cross_entropy: inplace_backward would overwrite a leaf tensor that requires grad; "
-                "pass the output of a layer, or inplace_backward=False"
-            )
-        inplace_backward = not torch.compiler.is_compiling()
+    inplace_backward = inplace_backward and may_be_overwritten("cross_entropy", logits)
     row_shape: torch.Size | None = None
     if not logits.is_contiguous():
         row_shape = without_class_dim(logits.shape)
-        logits, target, sample_weight = _dense(logits, target, sample_weight)
+        logits, target, sample_weight = dense_rows(logits, target, sample_weight)
     elif not target.is_contiguous():
         target = target.contiguous()
     lse: Tensor | None = None
@@ -380,27 +395,3 @@ def _has_one_scale(logits: Tensor, weight: Tensor | None, options: tuple[int, in
     The caller has not asked to save memory, nor does torch.compile plan it.
     """
     return options[0] != 0 and not torch.compiler.is_compiling() and expects_one(logits.dtype, weight)
-
-
-def _dense(
-    logits: Tensor, target: Tensor, sample_weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same rows in a contiguous layout, without a copy where the classes lie last or first in memory.
-
-    channels_last logits become [N*d, C], transposed ones [1, C, N*d]; others are copied. Row order, hence
-    the order of summation, is kept.
-    """
-    if logits.dim() > 1:
-        last, first = logits.movedim(1, -1), logits.movedim(1, 0)
-        has_probabilities = target.shape == logits.shape
-        if last.is_contiguous() or first.is_contiguous():
-            classes_first = not last.is_contiguous()
-            shape = (1, logits.size(1), -1) if classes_first else (-1, logits.size(1))
-            rows = (1, -1) if classes_first else (-1,)
-            dense = (first if classes_first else last).reshape(shape)
-            if has_probabilities:
-                target = target.movedim(1, 0 if classes_first else -1).reshape(shape).contiguous()
-            else:
-                target = target.reshape(rows)
-            return dense, target, None if sample_weight is None else sample_weight.reshape(rows)
-    return logits.contiguous(), target.contiguous(), sample_weight

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from .. import backends
@@ -27,19 +26,13 @@ from .tools.batch_norm import (
     memory_order,
 )
 from .tools.checks import check_floating
-
-
-def _gathered(tensor: Tensor, group: Any) -> Tensor:
-    """The tensors of all processes, stacked by rank."""
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(parts, tensor, group=group)
-    return torch.stack(parts)
+from .tools.processes import gathered
 
 
 def _global_statistics(local: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [2, C] over all processes and the number of values per channel, []."""
     counted = torch.cat([local.flatten(), local.new_full((1,), float(count))])
-    everyone = _gathered(counted, group)
+    everyone = gathered(counted, group)
     counts, moments = everyone[:, -1:], everyone[:, :-1].unflatten(1, (2, -1))
     total = counts.sum().clamp(min=1)
     mean = (counts * moments[:, 0]).sum(0) / total
@@ -85,7 +78,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             sums = ctx.ops.batch_norm_backward_sums(grad, *saved, options.dim, *options.activation)
         if needs[0]:
             assert sums is not None
-            means = _gathered(sums, ctx.group).sum(0) / total
+            means = gathered(sums, ctx.group).sum(0) / total
         dx, _weight, _bias, dresidual = ctx.ops.batch_norm_backward(
             *(grad, *saved, means, options.dim, True, *options.activation, needs[0], False, needs[3])
         )

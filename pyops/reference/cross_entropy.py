@@ -51,3 +51,27 @@ def cross_entropy_with_lse(
     if sample_weight is not None:
         loss = loss * sample_weight.to(x.dtype)
     return reduce(loss.masked_fill(ignored, 0.0), divisor, reduction), lse
+
+
+def row_statistics(logits: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of logits [N, C, *d]: each row's maximum and log of its shifted sum, [2, rows], and the sum over its
+    classes of ``weight`` times -log p, [rows]."""
+    x = logits.to(acc_dtype(logits.dtype)).movedim(1, -1).flatten(0, -2)
+    maximum = x.amax(1)
+    log_sum = (x - maximum[:, None]).exp().sum(1).log()
+    nll = log_sum[:, None] - (x - maximum[:, None])
+    return torch.stack([maximum, log_sum]), (nll if weight is None else nll * weight).sum(1)
+
+
+def gradient_of_slice(
+    logits: Tensor, stats: Tensor, through_lse: Tensor, spread: Tensor, weight: Tensor | None, ignored: Tensor
+) -> Tensor:
+    """``through_lse`` p_c + ``spread`` (mean of ``weight`` p_c - w_c / C), with the C classes of the logits
+    and p_c by ``stats``, which may be those of more classes. An ignored row without ``through_lse`` is 0."""
+    x = logits.to(stats.dtype).movedim(1, -1)
+    rows = x.flatten(0, -2)
+    weight = stats.new_ones(rows.size(1)) if weight is None else weight
+    p = ((rows - stats[0, :, None]) - stats[1, :, None]).exp()
+    grad = (through_lse + spread * weight.mean())[:, None] * p - spread[:, None] * weight / rows.size(1)
+    grad = grad.masked_fill((ignored & (through_lse == 0))[:, None], 0.0)
+    return grad.view(x.shape).movedim(-1, 1).to(logits.dtype).contiguous()

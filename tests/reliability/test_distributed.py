@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 import pyops
 import pyops.functional as F
-from tests.suite.processes import ROOT, end_process_of_group
+from tests.suite.processes import end_process_of_group, start_group
 
 #: Of a whole batch of 12, so that 2 and 3 processes have equal shares.
 BATCH, CLASSES = 12, 7
@@ -90,26 +89,9 @@ def fully_sharded(model: nn.Module, size: int) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def start(role: str, size: int, folder: Path) -> list[subprocess.Popen[str]]:
-    """``size`` processes of this file in the ``role``, which meet in the folder."""
-    command = [sys.executable, "-m", __name__, role]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [*command, str(rank), str(size), str(folder)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_processes_take_the_steps_of_one(tmp_path: Path, size: int, threads: None) -> None:
-    processes = start("in_group", size, tmp_path)
+    processes = start_group(__name__, "in_group", size, tmp_path)
     said = [process.communicate(timeout=1800)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, said
     torch.set_num_threads(1)
@@ -156,7 +138,7 @@ def survivor(rank: int, size: int, folder: Path) -> None:
 @pytest.mark.nightly
 def test_a_process_that_dies_is_an_error_to_the_others(tmp_path: Path) -> None:
     """Gloo's, at once or when its time is over: what calls it neither hangs nor goes on with wrong sums."""
-    processes = start("survivor", 2, tmp_path)
+    processes = start_group(__name__, "survivor", 2, tmp_path)
     said = [process.communicate(timeout=1800)[0] for process in processes]
     assert [process.returncode for process in processes] == [3, 7], said
     assert "RuntimeError" in said[0]

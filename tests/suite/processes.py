@@ -47,6 +47,23 @@ def end_process_of_group() -> NoReturn:
     os._exit(0)
 
 
+def start_group(module: str, role: str, size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """``size`` processes of a test's ``module`` in the ``role``, which meet in the folder."""
+    command = [sys.executable, "-m", module, role]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [*command, str(rank), str(size), str(folder)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
 def run_python(
     *arguments: str,
     environment: dict[str, str | None] | None = None,

@@ -80,3 +80,19 @@ def differentiable_gradients(
     return torch.autograd.grad(
         [o for o, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
     )
+
+
+def may_be_overwritten(function: str, input: Tensor) -> bool:
+    """Whether ``inplace_backward`` writes the gradient over ``input``: torch.compile plans memory itself.
+
+    Raises:
+        RuntimeError: ``input`` is a leaf, whose value is the caller's.
+    """
+    if not (torch.is_grad_enabled() and input.requires_grad):
+        return False
+    if input.is_leaf:
+        raise RuntimeError(
+            f"{function}: inplace_backward would overwrite a leaf tensor that requires grad; "
+            "pass the output of a layer, or inplace_backward=False"
+        )
+    return not torch.compiler.is_compiling()

@@ -77,3 +77,27 @@ def row_weights(function: str, sample_weight: Tensor, row_shape: torch.Size, lik
         check_shape(function, "sample_weight", sample_weight, tuple(row_shape), "one weight per row")
         raise
     return expanded.contiguous()
+
+
+def dense_rows(
+    logits: Tensor, target: Tensor, sample_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same rows in a contiguous layout, without a copy where the classes lie last or first in memory.
+
+    channels_last logits become [N*d, C], transposed ones [1, C, N*d]; others are copied. Row order, hence
+    the order of summation, is kept.
+    """
+    if logits.dim() > 1:
+        last, first = logits.movedim(1, -1), logits.movedim(1, 0)
+        has_probabilities = target.shape == logits.shape
+        if last.is_contiguous() or first.is_contiguous():
+            classes_first = not last.is_contiguous()
+            shape = (1, logits.size(1), -1) if classes_first else (-1, logits.size(1))
+            rows = (1, -1) if classes_first else (-1,)
+            dense = (first if classes_first else last).reshape(shape)
+            if has_probabilities:
+                target = target.movedim(1, 0 if classes_first else -1).reshape(shape).contiguous()
+            else:
+                target = target.reshape(rows)
+            return dense, target, None if sample_weight is None else sample_weight.reshape(rows)
+    return logits.contiguous(), target.contiguous(), sample_weight
