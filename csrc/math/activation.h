@@ -158,7 +158,7 @@ struct Gelu {
   static constexpr bool kFromOutput = false;
   template <class V>
   PYOPS_HD V forward(V x) const {
-    return x * Normal<T, V, Storage>::of(x).cdf;
+    return times_normal_cdf<T, Storage>(x);
   }
   template <class V>
   PYOPS_HD V backward(V x, V grad) const {

@@ -104,4 +104,10 @@ struct Normal {
   }
 };
 
+// x P(X <= x); a CPU with tables in registers has its own (cpu/simd/normal.h).
+template <class T, class Storage, class V>
+PYOPS_HD V times_normal_cdf(V x) {
+  return x * Normal<T, V, Storage>::of(x).cdf;
+}
+
 }  // namespace pyops::math

@@ -158,6 +158,19 @@ def test_gelu_keeps_the_lower_tails_relative_accuracy(kernels: Backend) -> None:
     assert error < 5e-6  # torch's is 1 below -5.5
 
 
+def test_gelus_pieces_meet() -> None:
+    """The CPU's vectors have a polynomial for each of 32 pieces; the last ends at 0."""
+    x = torch.cat([torch.linspace(-12.9, 8, 40_001), torch.arange(-21.5, 10) / 1.6875])
+    wanted = FORMULAS["gelu"](x.double())
+    with pyops.use_backend("cpp"):
+        error = (F.gelu(x).double() / wanted - 1).abs()
+        beyond = F.gelu(torch.full((1024,), -1e30))
+    assert error[x > -3].max() < 1e-6
+    assert error.max() < 1e-5
+    assert torch.equal(beyond, torch.zeros(1024))
+    assert beyond.signbit().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gelu_of_every_16_bit_number(kernels: Backend, dtype: torch.dtype) -> None:
     """Its formula for 16 bits has fewer terms; an odd length leaves a few elements to the loop's end."""

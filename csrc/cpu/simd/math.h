@@ -1,6 +1,7 @@
 // Elementary functions of SIMD vectors beyond exp (vec.h): branch-free, within 2 units in the last place.
 #pragma once
 
+#include "cpu/simd/normal.h"
 #include "cpu/simd/vec.h"
 
 namespace pyops::cpu {
