@@ -13,6 +13,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 INIT_RULES = ("constant", "he", "normal", "xavier")
 AMP_DTYPES = ("bfloat16", "float16")
 SCHEDULES = ("cosine",)
+AUGMENTATIONS = ("crop", "flip")
 _DECAY = 0.1
 
 
@@ -23,6 +24,7 @@ class Recipe:
     Args:
         num_epochs: length of the training.
         lr, batch_size: of minibatch descent.
+        loss: one that fits the network (:data:`pyops.models.tasks.LOSSES`); None is its own.
         optimizer: one of :data:`OPTIMIZERS`; momentum and nesterov are for ``sgd`` alone.
         weight_decay: factor of the L2 penalty (for ``adamw`` its decoupled form). l1: factor of sum |w|.
             Neither is part of the losses that are shown.
@@ -41,12 +43,14 @@ class Recipe:
         validation: share of the training samples that is kept apart and measured after every epoch.
         early_stop: stop when the validation loss has not fallen for so many epochs, and keep the best.
         resize: side that images are resized to; None leaves them as they are.
+        augment: how training images are changed at random: :data:`AUGMENTATIONS`, several with commas.
         options: arguments of the network's builder.
     """
 
     num_epochs: int
     lr: float
     batch_size: int
+    loss: str | None = None
     optimizer: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
@@ -66,7 +70,13 @@ class Recipe:
     validation: float = 0.0
     early_stop: int | None = None
     resize: int | None = None
+    augment: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in :attr:`augment`."""
+        return () if self.augment is None else tuple(name.strip() for name in self.augment.split(","))
 
     def check(self) -> None:
         """Raises TrainError for a value out of range, or for two that contradict each other."""
@@ -97,6 +107,11 @@ class Recipe:
             raise TrainError(unknown_name("init rule", self.init, INIT_RULES))
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise TrainError(unknown_name("schedule", self.schedule, SCHEDULES))
+        for name in self.augmentations:
+            if name not in AUGMENTATIONS:
+                raise TrainError(
+                    f"augment {self.augment!r}: {unknown_name('augmentation', name, AUGMENTATIONS)}"
+                )
         if self.amp is not None and self.amp not in AMP_DTYPES:
             raise TrainError(unknown_name("amp type", self.amp, AMP_DTYPES))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .data.dataset import Dataset
-from .errors import NetworkError
+from .errors import NetworkError, TrainError
 
 
 class PerceptronLoss(nn.Module):
@@ -28,6 +29,31 @@ class PerceptronLoss(nn.Module):
 
 
 @dataclass(frozen=True)
+class Loss:
+    """``label`` is what curves are labelled with, ``layer`` the class in a layer library, by ``options``."""
+
+    label: str
+    layer: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, layers: ModuleType) -> nn.Module:
+        """The loss module, of the layer library ``layers``."""
+        return PerceptronLoss() if self.layer is None else getattr(layers, self.layer)(**self.options)
+
+
+#: By the names that recipes call them by.
+LOSSES = {
+    "cross_entropy": Loss("cross-entropy", "CrossEntropyLoss"),
+    "label_smoothing": Loss("smoothed cross-entropy", "CrossEntropyLoss", {"label_smoothing": 0.1}),
+    "binary_cross_entropy": Loss("binary cross-entropy", "BCEWithLogitsLoss"),
+    "perceptron": Loss("perceptron loss", None),
+    "squared_error": Loss("squared error", "MSELoss"),
+    "absolute_error": Loss("absolute error", "L1Loss"),
+    "huber": Loss("Huber loss", "HuberLoss"),
+}
+
+
+@dataclass(frozen=True)
 class Measure:
     """A number next to the loss: ``total`` sums it up, ``finish`` is applied to the mean over all targets."""
 
@@ -38,14 +64,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Task:
-    """``loss_name`` is what curves are labelled with, ``layer`` the class of the loss in a layer library.
+    """``losses`` are those of :data:`LOSSES` that fit; the first is taken where none is asked for.
 
     ``shown_loss`` is the name and a function of the mean loss that tells a reader more than the loss itself.
     """
 
     name: str
-    loss_name: str
-    layer: str | None
+    losses: tuple[str, ...]
     measure: Measure | None
     shown_loss: tuple[str, Callable[[float], float]] | None = None
     has_classes: bool = True
@@ -82,9 +107,23 @@ class Task:
             raise NetworkError(f"{network} predicts values above 0, but {data.name} has {least:g}")
         return 1 if self.binary else data.num_outputs
 
-    def loss(self, layers: ModuleType) -> nn.Module:
-        """The loss module, of the layer library ``layers``."""
-        return PerceptronLoss() if self.layer is None else getattr(layers, self.layer)()
+    @property
+    def loss(self) -> Loss:
+        """What is minimised."""
+        return LOSSES[self.losses[0]]
+
+    def with_loss(self, name: str | None) -> Task:
+        """The same task with the loss called ``name``; None leaves its own.
+
+        Raises:
+            TrainError: no such loss, or it does not fit.
+        """
+        if name is None:
+            return self
+        if name not in self.losses:
+            choice = ", ".join(self.losses)
+            raise TrainError(f"loss {name!r} does not fit a network for {self.name}; choose of {choice}")
+        return replace(self, losses=(name,))
 
     def loss_target(self, targets: Tensor) -> Tensor:
         """Targets as the loss wants them: labels of a binary task become a column of numbers."""
@@ -123,18 +162,18 @@ _ACCURACY = Measure("accuracy", _hits, float)
 _BINARY_ACCURACY = Measure("accuracy", _binary_hits, float)
 _LOG_RMSE = Measure("log_rmse", _squared_log_errors, math.sqrt)
 
-CLASSIFICATION = Task("classification", "cross-entropy", "CrossEntropyLoss", _ACCURACY)
-LOGISTIC = Task("logistic", "binary cross-entropy", "BCEWithLogitsLoss", _BINARY_ACCURACY, binary=True)
-PERCEPTRON = Task("perceptron", "perceptron loss", None, _BINARY_ACCURACY, binary=True)
+CLASSIFICATION = Task("classification", ("cross_entropy", "label_smoothing"), _ACCURACY)
+LOGISTIC = Task("logistic", ("binary_cross_entropy", "perceptron"), _BINARY_ACCURACY, binary=True)
+PERCEPTRON = Task("perceptron", ("perceptron", "binary_cross_entropy"), _BINARY_ACCURACY, binary=True)
 #: A class for every character: the one that follows it.
 LANGUAGE = Task(
     "language",
-    "cross-entropy",
-    "CrossEntropyLoss",
+    ("cross_entropy",),  # the perplexity is of no other
     _ACCURACY,
     shown_loss=("perplexity", _perplexity),
     reads_text=True,
 )
-REGRESSION = Task("regression", "squared error", "MSELoss", None, has_classes=False)
+_OF_VALUES = ("squared_error", "absolute_error", "huber")
+REGRESSION = Task("regression", _OF_VALUES, None, has_classes=False)
 #: Errors of prices count relative to the price: root mean square of log prediction - log price.
-PRICES = Task("prices", "squared error", "MSELoss", _LOG_RMSE, has_classes=False, positive=True)
+PRICES = Task("prices", _OF_VALUES, _LOG_RMSE, has_classes=False, positive=True)

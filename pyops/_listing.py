@@ -50,8 +50,9 @@ def show_network(entry: dict[str, Any]) -> None:
         console.print(
             "\nRecipes on other data are tuned for it: it is smaller than that of the notes.", highlight=False
         )
+    console.print(f"\nLosses (--loss; the first by default): {', '.join(entry['losses'])}", highlight=False)
     options = ", ".join(f"--option {name}={_in_words(value)}" for name, value in entry["options"].items())
-    console.print(f"\nOptions: {options or 'none'}", highlight=False)
+    console.print(f"Options: {options or 'none'}", highlight=False)
 
 
 def _in_words(value: Any) -> str:

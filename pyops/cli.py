@@ -98,6 +98,7 @@ def train(
     folds: Annotated[int | None, typer.Option(help="Cross-validate with so many folds.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    loss: Annotated[str | None, typer.Option(help="One that `pyops list NETWORK` names.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
     nesterov: Annotated[bool | None, typer.Option(help="Nesterov's form of the momentum.")] = None,
@@ -117,6 +118,7 @@ def train(
     validation: Annotated[float | None, typer.Option(help="Share kept apart for validation.")] = None,
     early_stop: Annotated[int | None, typer.Option(help="Epochs to wait for a better one.")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Side that images are resized to.")] = None,
+    augment: Annotated[str | None, typer.Option(help="Training images: flip, crop or flip,crop.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Divide the network's channels by this.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Probability to drop, of networks that do.")] = None,
     option: Annotated[

@@ -36,6 +36,7 @@ class Entry:
     trained on Fashion-MNIST and not made narrower; None for the others. ``notes`` says where it is there,
     ``about`` what it is. ``options`` are its own with their defaults. ``recipes`` are by data set, that of
     the notes first; each has what differs from the default in one of them.
+    ``losses`` fit, the first by default.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     input_shape: tuple[int, ...]
     notes: str
     about: str
+    losses: tuple[str, ...]
     options: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
 
@@ -79,6 +81,7 @@ def _entry(name: str, data: Dataset) -> Entry:
         data.input_shape,
         network.notes,
         _about(network),
+        network.task.losses,
         network.defaults,
         _recipes(network),
     )

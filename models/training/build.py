@@ -37,6 +37,8 @@ def build_trainer(
     if recipe.cuda_graph and (device.type != "cuda" or workers.size > 1):
         raise TrainError(f"cuda_graph takes one process on a GPU, got {workers.size} on {device.type}")
     library = layer_library(layers)
+    if recipe.augment and data.kind != "images":
+        raise TrainError(f"augment {recipe.augment!r} is for images, but {data.name} has {data.kind}")
     data = data.resized(recipe.resize)
     if recipe.validation:
         data = data.with_validation(recipe.validation, seed)
@@ -55,7 +57,7 @@ def build_trainer(
         net,
         data,
         recipe,
-        task=network.task,
+        task=network.task.with_loss(recipe.loss),
         layers=library,
         seed=seed,
         device=device,

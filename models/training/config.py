@@ -63,6 +63,7 @@ class TrainConfig:
     folds: int | None = None
     lr: float | None = None
     batch_size: int | None = None
+    loss: str | None = None
     optimizer: str | None = None
     momentum: float | None = None
     nesterov: bool | None = None
@@ -82,6 +83,7 @@ class TrainConfig:
     validation: float | None = None
     early_stop: int | None = None
     resize: int | None = None
+    augment: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: str | None = None
     device: str = "cpu"
@@ -135,7 +137,8 @@ class TrainConfig:
         given = {name: getattr(self, name) for name in RECIPE_OPTIONS}
         chosen |= {name: value for name, value in given.items() if value is not None}
         chosen["options"] = {**saved.get("options", default.options), **self.options}
-        recipe = replace(default, **chosen)
+        task = network.task.with_loss(chosen.get("loss", default.loss))
+        recipe = replace(default, **chosen | {"loss": task.losses[0]})
         recipe.check()
         return recipe
 

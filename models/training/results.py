@@ -67,7 +67,7 @@ def _write_files(
     progress, task = trainer.progress, trainer.task
     with atomic_write(folder / MODEL) as file:
         file.write(safetensors.torch.save(trainer.net.state_dict()))
-    panels = {name: name.replace("_", " ") for name in task.shown} | {"loss": task.loss_name}
+    panels = {name: name.replace("_", " ") for name in task.shown} | {"loss": task.loss.label}
     best = progress.best_epoch if trainer.has_stopped_early else None
     save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels, best)
     data = trainer.data.to(torch.device("cpu"))

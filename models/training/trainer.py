@@ -20,6 +20,7 @@ from torch import nn
 
 from pyops.cuda_graph import GraphedStep
 
+from ..data.augmentation import Augmentation
 from ..data.dataset import Dataset
 from ..errors import TrainError
 from ..recipe import Recipe
@@ -102,7 +103,7 @@ class Trainer:
         self.batch_size = recipe.batch_size
         self._targets_per_sample = math.prod(data.train_targets.shape[1:])
         self.device = device
-        self.loss = task.loss(layers)
+        self.loss = task.loss.make(layers)
         self.updater = Updater(self.net, recipe, device)
         self.progress = Progress()
         self.workers = workers
@@ -113,6 +114,7 @@ class Trainer:
         self._epoch_order = self._order.get_state()  # its state when the running epoch began
         self._graphed_step = GraphedStep(self._step) if recipe.cuda_graph else None
         self._no_score = torch.zeros((), dtype=torch.float64, device=device)
+        self._augmentation = Augmentation(recipe.augmentations)
         self._is_warm = False
         self._best: dict[str, torch.Tensor] | None = None
 
@@ -161,6 +163,7 @@ class Trainer:
         begin = time.perf_counter()
         self._order.set_state(self._epoch_order)
         order = torch.randperm(len(self.data.train_targets), generator=self._order)
+        self._augmentation.draw(len(order), self.data.input_shape, self._order)
         batches = order.to(self.device).split(self.batch_size)
         self.net.train()
         end = len(batches)
@@ -234,10 +237,12 @@ class Trainer:
         begin = time.perf_counter()
         for batch in batches:
             part, weight = self.workers.share(batch)
+            inputs, targets = self.data.train_batch(part)
+            inputs = self._augmentation(inputs, part)
             if self._graphed_step is not None:
-                loss, score = self._graphed_step(*self.data.train_batch(part))
+                loss, score = self._graphed_step(inputs, targets)
             else:
-                loss, score = self._step(*self.data.train_batch(part), weight)
+                loss, score = self._step(inputs, targets, weight)
             losses.append(loss)
             scores.append(score)
             samples += len(batch)

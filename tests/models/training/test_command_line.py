@@ -31,6 +31,15 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
             "error: --decay-every and --decay-patience exclude each other\n",
         ),
         (["--lr-decay", "0.5"], "error: --lr-decay does nothing without --decay-every or --decay-patience\n"),
+        (
+            ["--loss", "huber"],
+            "error: --loss 'huber' does not fit a network for classification; "
+            "choose of cross_entropy, label_smoothing\n",
+        ),
+        (
+            ["--augment", "turn"],
+            "error: --augment 'turn': unknown augmentation 'turn'; available: crop, flip\n",
+        ),
     ],
 )
 def test_errors_name_the_flag(capsys, monkeypatch, tmp_path, arguments, message):
