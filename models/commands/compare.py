@@ -11,7 +11,7 @@ from ..errors import TrainError
 from ..files import prepare_folder
 from ..training.config import RECIPE_OPTIONS
 from ..training.finished_run import FinishedRun, read_run
-from ..training.plots import save_comparison
+from ..training.comparison_picture import save_comparison
 
 _SETTINGS = ("network", "data", "layers", "backend", "device", "seed", *RECIPE_OPTIONS, "options", "epochs")
 

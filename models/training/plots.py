@@ -58,23 +58,23 @@ def save_curves(
                 axes.plot(epochs, history[f"{part}_{key}"], color=color, marker="o", ms=3, label=part)
         if best_epoch is not None:
             axes.axvline(best_epoch, color="0.5", ls=":", label=f"kept: epoch {best_epoch}")
-        _finish_axes(axes, label)
+        finish_axes(axes, label)
         parts = [part for part in _COLORS if f"{part}_{key}" in history]
         values = ", ".join(f"{part} {history[f'{part}_{key}'][shown]:.4g}" for part in parts)
         axes.set_title(f"{'final' if best_epoch is None else 'kept'}: {values}", fontsize=10)
         if key == "accuracy":
             axes.set_ylim(top=1.005)
-    _scale_losses(all_axes[0], [value for part in _COLORS for value in history.get(f"{part}_loss", [])])
+    scale_losses(all_axes[0], [value for part in _COLORS for value in history.get(f"{part}_loss", [])])
     if count > len(panels):
         all_axes[-1].plot(epochs, rates, color="C4", marker="o", ms=3, label="of the last step")
-        _finish_axes(all_axes[-1], "learning rate")
-        _scale_losses(all_axes[-1], rates)
+        finish_axes(all_axes[-1], "learning rate")
+        scale_losses(all_axes[-1], rates)
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
-def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
+def scale_losses(axes: Axes, losses: Sequence[float]) -> None:
     """Losses that span decades need a logarithm to be seen; others begin at zero."""
     if min(losses) > 0 and max(losses) > _DECADES * min(losses):
         axes.set_yscale("log")
@@ -82,36 +82,14 @@ def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _finish_axes(axes: Axes, label: str) -> None:
+def finish_axes(axes: Axes, label: str, *, legend: bool = True) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(left=0)
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if legend:
+        axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def save_comparison(
-    path: Path,
-    runs: Mapping[str, Mapping[str, Sequence[float]]],
-    quantities: Sequence[str],
-    part: str = "test",
-) -> None:
-    """Draw ``quantities`` of histories (as of :func:`save_curves`) over each other into the PNG ``path``.
-
-    A run has one colour; curves of the ``part`` of the data are solid, training curves dashed.
-    """
-    figure = Figure(figsize=(0.5 + 4.75 * len(quantities), 4.4), dpi=120, layout="constrained")
-    all_axes = figure.subplots(1, len(quantities), squeeze=False)[0]
-    for axes, quantity in zip(all_axes, quantities, strict=True):
-        for number, (name, history) in enumerate(runs.items()):
-            style = {"color": f"C{number}", "marker": "o", "ms": 3}
-            axes.plot(history["epoch"], history[f"{part}_{quantity}"], label=name, **style)
-            axes.plot(history["epoch"], history[f"train_{quantity}"], ls="--", alpha=0.5, **style)
-        _finish_axes(axes, quantity.replace("_", " "))
-    figure.suptitle(f"{part}, and training dashed")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
 
 
 def save_race(path: Path, title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -136,7 +114,7 @@ def save_race(path: Path, title: str, runs: Mapping[str, Mapping[str, Any]]) -> 
             bar, [f"{speed:,.0f}\n{ratio:.2f}x"], label_type="center", color="white", weight="bold"
         )
     for axes, label in ((losses, "training loss"), (accuracies, "test accuracy")):
-        _finish_axes(axes, label)
+        finish_axes(axes, label)
         axes.set_xlabel("seconds of training")
     losses.set_yscale("log")
     speeds.invert_yaxis()

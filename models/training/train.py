@@ -22,9 +22,9 @@ from ..data.load import load_data
 from ..errors import TrainError, first_line
 from ..registry import Network, get_network
 from .checkpoint import load_checkpoint
+from .comparison_picture import save_comparison
 from .config import CONFIG, TrainConfig, write_toml
 from .distributed import ALONE, Workers, process_group
-from .plots import save_comparison
 from .results import METRICS, in_words, write_json
 from .run import CHECKPOINT, Run
 

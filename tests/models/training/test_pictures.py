@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from pyops.models.data.load import load_data
 from pyops.models.training import class_pictures
+from pyops.models.training.comparison_picture import comparison
 from pyops.models.training.config import TrainConfig
 from pyops.models.training.plots import Tile, font_families, save_curves, save_tiles, shortened
 from pyops.models.training.train import train
@@ -130,3 +132,28 @@ def test_a_data_root_alone_names_the_kind_of_data(tmp_path: Path) -> None:
     assert TrainConfig("lstm", data_root=tmp_path / "a.txt").data_name == "text"
     assert TrainConfig("lenet", data="mnist", data_root=tmp_path).data_name == "mnist"
     assert TrainConfig("lenet").data_name == "digits"
+
+
+def test_compare_hid_one_twin_under_the_other() -> None:
+    history = {"epoch": [1, 2, 3], "test_loss": [3.0, 1.0, 0.5], "train_loss": [2.0, 1.0, 0.4]}
+    figure = comparison({"ours": history, "theirs": history}, ["loss"], "test")
+    figure.legends[0].remove()  # the runs' colours are there in any case
+    for axes in figure.axes[2:]:
+        axes.remove()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    with Image.open(picture) as image:
+        counts = {color: number for number, color in image.convert("RGB").getcolors(2**20)}
+    assert counts[0x1F, 0x77, 0xB4] > 500
+    assert counts[0xFF, 0x7F, 0x0E] > 500
+
+
+def test_differences_are_drawn_where_the_epochs_are_the_same() -> None:
+    history = {"epoch": [1, 2], "test_loss": [3.0, 1.0], "train_loss": [2.0, 1.0]}
+    other = {"epoch": [1, 2], "test_loss": [3.5, 1.25], "train_loss": [2.0, 1.0]}
+    figure = comparison({"one": history, "two": other}, ["loss"], "test")
+    assert len(figure.axes) == 3
+    assert list(figure.axes[2].get_lines()[-1].get_ydata()) == [0.5, 0.25]
+    assert figure.axes[2].get_ylabel() == "test loss\nminus that of one"
+    shorter = {name: values[:1] for name, values in other.items()}
+    assert len(comparison({"one": history, "two": shorter}, ["loss"], "test").axes) == 2
