@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import TrainError
 from ..files import prepare_folder
+from ..training.comparison_picture import save_comparison
 from ..training.config import RECIPE_OPTIONS
 from ..training.finished_run import FinishedRun, read_run
-from ..training.comparison_picture import save_comparison
 
 _SETTINGS = ("network", "data", "layers", "backend", "device", "seed", *RECIPE_OPTIONS, "options", "epochs")
 

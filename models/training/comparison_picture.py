@@ -16,7 +16,7 @@ from .plots import finish_axes, font_families, scale_losses, shortened
 History = Mapping[str, Sequence[float]]
 
 _MARKERS = "osD^vPX"
-#: Points of the last run's line, what each below it has more, and what the thickest may have more than the last.
+#: Points of the last run's line, what each below it has more, and at most the thickest.
 _THIN, _WIDER, _MOST_WIDER = 1.4, 2.2, 6.6
 
 
