@@ -190,17 +190,24 @@ def _catalog() -> dict[str, Any]:
 @_command_of_kernels
 def predict(
     run: Annotated[Path, typer.Argument(help="Output folder of a training run.")],
-    more: Annotated[list[Path] | None, typer.Argument(help="Further images.", metavar="[IMAGES]...")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(help="Further images, or a CSV table.", metavar="[FILES]...")
+    ] = None,
     images: Annotated[list[Path] | None, typer.Option(help="Image files, or folders of them.")] = None,
-    output: Annotated[Path | None, typer.Option(help="PNG; default: RUN/predicted.png.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: RUN/predicted.png or .csv.")] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Exchange dark and bright first.")] = False,
 ) -> None:
-    """Label images with a trained network; prints the labels and draws them under the pictures."""
-    from pyops.models.commands.predict import PICTURE
+    """Label images with a trained network, or write predictions beside the rows of a CSV table."""
+    from pyops.models.commands.predict import PICTURE, predict_table
     from pyops.models.commands.predict import predict as run_prediction
 
+    given = [*(images or []), *(more or [])]
+    if len(given) == 1 and given[0].suffix.lower() == ".csv":
+        print(f"table: {predict_table(run, given[0], output)}", file=sys.stderr)
+        return
+
     # A shell expands `--images *.png` to one option and further arguments.
-    found = run_prediction(run, [*(images or []), *(more or [])], output, invert=invert)
+    found = run_prediction(run, given, output, invert=invert)
     for one in found:
         print(f"{one.path}\t{one.label}\t{one.probability:.4f}")
     print(f"picture: {output or run / PICTURE}", file=sys.stderr)

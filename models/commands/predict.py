@@ -1,4 +1,4 @@
-"""``pyops predict``: the labels that a trained network gives to images."""
+"""``pyops predict``: what a trained network says of images, or of the rows of a table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from ..data.images import image_files, read_image
+from ..data.table_encoding import Encoding, read_table
 from ..errors import DataError, NetworkError
-from ..files import prepare_folder
+from ..files import atomic_write, prepare_folder
 from ..registry import get_network
 from ..training.finished_run import FinishedRun, read_run
 from ..training.plots import Tile, save_tiles, shortened
+from ..training.results import COLUMNS
 
-PICTURE = "predicted.png"
+PICTURE, TABLE = "predicted.png", "predicted.csv"
 _BATCH = 256
 _MOST_TILES = 128
 
@@ -51,7 +53,7 @@ def predict(
     pixels = torch.stack([read_image(path, channels, (height, width)) for path in paths])
     if invert:
         pixels = 1 - pixels
-    labels, chances = _classify(run, pixels)
+    labels, chances = _classify(run, _outputs(run, pixels))
     names = run.metrics["class_names"]
     found = [
         Prediction(path, names[label], chance)
@@ -86,9 +88,13 @@ def _expanded(images: Sequence[str | Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def _classify(run: FinishedRun, images: torch.Tensor) -> tuple[list[int], list[float]]:
-    net, task = run.load_network(), get_network(run.metrics["network"]).task
-    outputs = torch.cat([net(batch) for batch in images.split(_BATCH)])
+def _outputs(run: FinishedRun, inputs: torch.Tensor) -> torch.Tensor:
+    net = run.load_network()
+    return torch.cat([net(batch) for batch in inputs.split(_BATCH)])
+
+
+def _classify(run: FinishedRun, outputs: torch.Tensor) -> tuple[list[int], list[float]]:
+    task = get_network(run.metrics["network"]).task
     labels = task.predict(outputs)
     if task.binary:
         chances = outputs.sigmoid().squeeze(1)
@@ -96,3 +102,36 @@ def _classify(run: FinishedRun, images: torch.Tensor) -> tuple[list[int], list[f
     else:
         chances = outputs.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
     return labels.tolist(), chances.tolist()
+
+
+def predict_table(run_folder: str | Path, table: Path, output: Path | None = None) -> Path:
+    """Write the CSV file ``table`` with predictions beside its rows; where to.
+
+    Added are a column ``predicted_TARGET``, and of classes ``probability``.
+
+    Args:
+        run_folder: output folder of a finished run on a CSV table.
+        table: has the columns that training had; the target may be missing, others are passed through.
+        output: ``RUN_FOLDER/predicted.csv`` by default.
+
+    Raises:
+        ModelsError: no such run, not on a table, or a table without the columns or with other types.
+    """
+    run = read_run(run_folder)
+    if not (run.folder / COLUMNS).is_file():
+        raise NetworkError(f"{run.folder} is a run of {run.title}, which was not trained on a CSV table")
+    encoding = Encoding.from_json(run.folder / COLUMNS)
+    rows = read_table(table, 1)
+    encoding.check(rows, str(table))
+    outputs = _outputs(run, encoding.encode(rows))
+    heading = f"predicted_{encoding.target}"
+    if names := run.metrics["class_names"]:
+        labels, chances = _classify(run, outputs)
+        rows[heading], rows["probability"] = [names[label] for label in labels], chances
+    else:
+        rows[heading] = outputs.flatten().tolist()
+    path = run.folder / TABLE if output is None else output
+    prepare_folder(path.parent)
+    with atomic_write(path) as file:
+        file.write(rows.to_csv(index=False).encode())
+    return path

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import DataError, first_line, unknown_name
+from ..errors import DataError, unknown_name
 from .dataset import Dataset, Unlabelled
 from .scikit_learn import sklearn_datasets
+from .table_encoding import Encoding, is_number, read_table
 
 if TYPE_CHECKING:
     import pandas
@@ -76,14 +77,7 @@ def _load(root: Path, columns: Columns) -> Dataset:
 
 
 def _read(path: Path) -> pandas.DataFrame:
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError(f"tables need pandas (pip install pandas): {first_line(error)}") from None
-    try:
-        table = pandas.read_csv(path)
-    except (OSError, ValueError) as error:  # parser and encoding errors are ValueErrors
-        raise DataError(f"{path}: cannot be read as CSV: {first_line(error)}") from None
+    table = read_table(path, 0)
     if len(table) < _LEAST_ROWS or table.shape[1] < 2:
         rows, columns = table.shape
         raise DataError(
@@ -104,36 +98,34 @@ def _dataset(
     dropped = [target, columns.row_name]
     features = train.drop(columns=dropped, errors="ignore")
     others = None if test is None else test.drop(columns=dropped, errors="ignore")
-    _check_features(features, others, columns.fill_missing, source)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    tests = 0 if labelled_test else max(1, round(len(train) * _TEST_SHARE))
+    kept, held_out = order[tests:], order[:tests]
+    fitted = features if labelled_test else features.iloc[kept.numpy()]
+    encoding = Encoding.of(fitted, str(target), columns.fill_missing)
+    encoding.check(features, source)
+    if others is not None:
+        encoding.check(others, _TEST)
+    _check_texts(features, source)
     if labelled_test:
         test_targets = _encode_classes(test[target], class_names) if class_names else _values(test[target])
-        train_x, (test_x,) = _encoded(features, [others])
-        return Dataset(columns.name, train_x, targets, test_x, test_targets, class_names)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    tests = max(1, round(len(train) * _TEST_SHARE))
-    kept, held_out = order[tests:], order[:tests]
-    rest = [features.iloc[held_out.numpy()], *([] if others is None else [others])]
-    train_x, (test_x, *to_predict) = _encoded(features.iloc[kept.numpy()], rest)
+        train_x, test_x = encoding.encode(features), encoding.encode(others)
+        return Dataset(columns.name, train_x, targets, test_x, test_targets, class_names, encoding=encoding)
     unlabelled = None
-    if to_predict:
+    if others is not None:
         row_name = columns.row_name or "Id"
         names = test[row_name] if row_name in test.columns else range(1, len(test) + 1)
-        unlabelled = Unlabelled(to_predict[0], tuple(map(str, names)), row_name, str(target))
+        unlabelled = Unlabelled(encoding.encode(others), tuple(map(str, names)), row_name, str(target))
     return Dataset(
         columns.name,
-        train_x,
+        encoding.encode(fitted),
         targets[kept],
-        test_x,
+        encoding.encode(features.iloc[held_out.numpy()]),
         targets[held_out],
         class_names,
         unlabelled=unlabelled,
+        encoding=encoding,
     )
-
-
-def _is_number(column: pandas.Series) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    return is_numeric_dtype(column) and not is_bool_dtype(column)
 
 
 def _targets(column: pandas.Series, source: str) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -141,7 +133,7 @@ def _targets(column: pandas.Series, source: str) -> tuple[torch.Tensor, tuple[st
     missing = int(column.isna().sum())
     if missing:
         raise DataError(f"{source}: target column {column.name!r} lacks {missing} values")
-    if _is_number(column):
+    if is_number(column):
         values = _values(column)
         if not values.isfinite().all():
             raise DataError(f"{source}: target column {column.name!r} has infinite values")
@@ -162,56 +154,8 @@ def _encode_classes(column: pandas.Series, names: tuple[str, ...]) -> torch.Tens
     return torch.tensor([numbers[str(value)] for value in column], dtype=torch.int64)
 
 
-def _check_features(
-    train: pandas.DataFrame, test: pandas.DataFrame | None, fill_missing: bool, source: str
-) -> None:
-    for table in (train,) if test is None else (train, test):
-        where = source if table is train else _TEST
-        absent = [name for name in train.columns if name not in table.columns]
-        if absent:
-            raise DataError(f"{where}: no column {absent[0]!r}, which the training rows have")
-        for name in train.columns:
-            column = table[name]
-            if _is_number(column) != _is_number(train[name]) and not column.isna().all():
-                raise DataError(f"{where}: column {name!r} holds numbers in one file and text in another")
-            missing = column.isna()
-            if missing.any() and not fill_missing:
-                row = int(missing.to_numpy().argmax()) + 2  # lines count from 1, and the first is the header
-                raise DataError(
-                    f"{where}: NaN or nothing in column {name!r}, line {row}: repair it, or have missing "
-                    "values filled in"
-                )
-            if _is_number(column) and column.abs().max() == float("inf"):
-                raise DataError(f"{where}: infinite value in column {name!r}")
+def _check_texts(train: pandas.DataFrame, source: str) -> None:
     for name in train.columns:
         values = train[name].nunique()
-        if not _is_number(train[name]) and values > _MOST_VALUES:
+        if not is_number(train[name]) and values > _MOST_VALUES:
             raise DataError(f"{source}: column {name!r} is text with {values} different values: drop it")
-
-
-def _encoded(
-    train: pandas.DataFrame, others: list[pandas.DataFrame]
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Features of the training rows and of other rows, both encoded as the training rows decide."""
-    import pandas
-
-    numeric = [name for name in train.columns if _is_number(train[name])]
-    values = train[numeric].astype("float64")
-    mean, std = values.mean(), values.std(ddof=0)
-    std = std.where(std > 0, 1.0)  # a constant column becomes 0
-    text = [name for name in train.columns if name not in numeric]
-    known = {name: sorted(train[name].dropna().astype(str).unique()) for name in text}
-
-    def encode(table: pandas.DataFrame) -> torch.Tensor:
-        numbers = ((table[numeric].astype("float64") - mean) / std).fillna(0.0)
-        parts = [torch.from_numpy(numbers.to_numpy("float32", copy=True))]
-        for name in text:
-            column = table[name]
-            codes = pandas.Index(known[name]).get_indexer(column.astype(str))  # -1 of unknown values
-            codes = torch.from_numpy(codes.astype("int64"))
-            ones = torch.nn.functional.one_hot(codes + 1, len(known[name]) + 1)
-            ones[:, 0] = torch.from_numpy(column.isna().to_numpy("int64"))
-            parts.append(ones.float())
-        return torch.cat(parts, 1)
-
-    return encode(train), [encode(table) for table in others]

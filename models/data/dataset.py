@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import DataError
+from .table_encoding import Encoding
 
 _RESIZED_BYTES = 2**30
 _EVALUATION_PIXELS = 2**20
@@ -41,6 +42,7 @@ class Dataset:
     :meth:`train_batch` and :meth:`batches`. ``validation`` holds inputs and targets that were taken from the
     training part (:meth:`with_validation`). ``solution`` holds the weight and the bias of the linear map
     that made the targets, where one did. ``unlabelled`` are rows to be predicted when training is over.
+    ``encoding`` is how the rows of a CSV table were made numbers.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Dataset:
     validation: _Pair | None = None
     solution: _Pair | None = None
     unlabelled: Unlabelled | None = None
+    encoding: Encoding | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -39,10 +39,9 @@ class FinishedRun:
         """
         path = self.folder / MODEL
         network = get_network(self.metrics["network"])
-        classes = self.metrics["class_names"]
-        outputs = 1 if network.task.binary else len(classes)
+        metrics = self.metrics
         net = network.make(
-            self.metrics["input_shape"], outputs, layer_library("pyops"), self.metrics["options"]
+            metrics["input_shape"], metrics["outputs"], layer_library("pyops"), metrics["options"]
         )
         try:
             net.load_state_dict(safetensors.torch.load_file(path))
@@ -55,7 +54,14 @@ class FinishedRun:
         return net.eval()
 
 
-_ENTRIES = {"network": str, "data": str, "options": dict, "input_shape": list, "class_names": list}
+_ENTRIES = {
+    "network": str,
+    "data": str,
+    "options": dict,
+    "input_shape": list,
+    "class_names": list,
+    "outputs": int,
+}
 _ENTRIES |= {"history": dict, "step_losses": list}
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS, MODEL = "metrics.json", "model.safetensors"
+#: Of a run on a CSV table: how its rows were made numbers.
+COLUMNS = "columns.json"
 _CONTINUATION = 300  # characters
 
 
@@ -80,6 +82,9 @@ def _write_files(
         save_confusion(path, f"{title}: test samples", data.test_targets, predictions, data.class_names)
         if data.kind == "rows" and data.input_shape == (2,):
             save_boundary(folder / "boundary.png", title, trainer.net, task, data)
+    if data.encoding is not None:
+        with atomic_write(folder / COLUMNS) as file:
+            file.write(data.encoding.to_json().encode())
     if data.unlabelled is not None:
         _write_submission(folder / "submission.csv", trainer, data.unlabelled, data.class_names)
     if isinstance(trainer.net, LanguageModel):

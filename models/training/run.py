@@ -72,6 +72,7 @@ class Run:
             "device": str(device),
             "input_shape": list(self.trainer.data.input_shape),
             "class_names": list(data.class_names),
+            "outputs": network.task.num_outputs(network.name, data),
         }
         self.num_epochs, self.max_steps = self._length(recipe.num_epochs)
         steps_per_epoch = self.trainer.steps_per_epoch
