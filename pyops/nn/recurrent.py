@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional as F
+from ..dtypes import autocasts
 from ..ops.tools.checks import check_tensor
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -68,7 +69,7 @@ def run_layers(layers: torch.nn.RNNBase, input: Any, hx: Any = None) -> Any:
 
 def _check_dtype(layers: torch.nn.RNNBase, x: Tensor) -> None:
     dtype = getattr(layers, layers._flat_weights_names[0]).dtype
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != dtype and not autocasts(x):
         raise ValueError(
             f"{type(layers).__name__}: RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({x.dtype})"

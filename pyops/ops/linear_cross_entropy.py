@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..dtypes import acc_dtype
+from ..dtypes import acc_dtype, autocasts
 from ..kinds import SUM
 from ..reference import linear_cross_entropy as reference
 from .tools.autograd import apply, differentiable_gradients, take_written
@@ -326,7 +326,7 @@ def linear_cross_entropy(
     logits_shape = linear_weight.shape[:-1]
     full_shape = input.shape[:-1] + logits_shape
     result_dtype = input.dtype
-    if torch.is_autocast_enabled(input.device.type) and input.dtype is not torch.float64:
+    if autocasts(input) and input.dtype is not torch.float64:
         autocast_dtype = torch.get_autocast_dtype(input.device.type)
         input, linear_weight = input.to(autocast_dtype), linear_weight.to(autocast_dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(autocast_dtype)
@@ -425,7 +425,7 @@ def _check_linear(name: str, input: Tensor, linear_weight: Tensor, bias: Tensor 
             f"{name}: input and linear_weight must agree in their last dimension (in), "
             f"got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
         )
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = autocasts(input)
     if input.dtype is not linear_weight.dtype and not autocast:
         raise DtypeError(
             f"{name}: linear_weight must have the input's dtype {input.dtype}, got {linear_weight.dtype}"
