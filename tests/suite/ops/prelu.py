@@ -138,7 +138,7 @@ MUTANTS = {
     "prelu_slope_gradient_forgets_the_input": Mutant(
         "math/prelu.h", "V(0), x * grad)", "V(0), grad)", ("prelu",)
     ),
-    "prelu_rows_of_slopes_ignore_the_pixels": Mutant(
-        "cpu/prelu.cpp", "weight[i % period / s.inner]", "weight[i % s.channels]", ("prelu",)
+    "prelu_rows_of_slopes_are_in_the_wrong_order": Mutant(
+        "cpu/prelu.cpp", "to_acc(weight[c])", "to_acc(weight[s.channels - 1 - c])", ("prelu",)
     ),
 }
