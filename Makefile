@@ -102,6 +102,8 @@ build: $(READY)
 # auditwheel finds out how old a system may be on which it runs.
 CUDA_NAME = $(shell nvcc --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\),.*/cu\1\2/p')
 wheel wheel-cuda: export PYOPS_CPU_VARIANTS = all
+# The time that files of the wheel get: two builds of a commit have the same bytes, wherever and whenever.
+wheel wheel-cuda: export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
 wheel: export PYOPS_WITH_CUDA = 0
 wheel-cuda: export PYOPS_WITH_CUDA = 1
 wheel-cuda: export PYOPS_LOCAL_VERSION = $(CUDA_NAME)

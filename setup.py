@@ -169,6 +169,15 @@ def embedded_ptx(archs: list[str]) -> list[str]:
     return [f"{name[:-1]}.{name[-1]}" for name in re.findall(r"code=compute_(\d+)(?!\w)", gencode(archs))]
 
 
+def folders_unnamed(torch_dir: Path) -> list[str]:
+    """The C++ compiler's flags by which what is shipped names no folder of the machine that built it.
+
+    torch's macros keep the names of sources for its messages. pip unpacks a source distribution into a folder
+    of a random name, so without these no two builds have the same bytes.
+    """
+    return [f"-ffile-prefix-map={folder}=." for folder in (torch_dir.parent, ROOT)]
+
+
 def write_if_changed(file: Path, text: str) -> None:
     """Leave the file's time alone where nothing has changed: ninja builds again what is older."""
     if not file.exists() or file.read_text() != text:
@@ -209,16 +218,18 @@ class BuildKernels(build_ext):
 
     def ninja_lines(self, torch_dir: Path, nvcc: str | None, archs: list[str]) -> list[str]:
         common = f"-std=c++17 -O3 {STABLE_ABI} -I{CSRC} -isystem {torch_dir}/include $flags -c $in -o $out"
+        unnamed = [] if self.inplace or self.editable_mode else folders_unnamed(torch_dir)
         # GCC takes its own AVX-512 headers to read uninitialised values (GCC bug 105593).
         warnings = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -Wno-psabi"
         # libtorch.so needs libtorch_cuda.so where torch has CUDA, and exists everywhere.
         torch_libraries = f"-L{torch_dir}/lib -ltorch -ltorch_cpu"
-        hidden = "-Xcompiler=-fPIC,-fvisibility=hidden"
+        hidden = ",".join(["-Xcompiler=-fPIC,-fvisibility=hidden", *unnamed])
         no_exports = (
             f"--version-script={CSRC}/exports.map"  # templates of the standard library are not hidden
         )
         rules = {
-            "cxx": f"{self.cxx} -fPIC -fvisibility=hidden {warnings} {common} -MMD -MF $out.d",
+            "cxx": f"{self.cxx} -fPIC -fvisibility=hidden {warnings} {' '.join(unnamed)} {common} "
+            "-MMD -MF $out.d",
             "nvcc": f"{nvcc} {hidden} -lineinfo --expt-relaxed-constexpr -DUSE_CUDA {common} -MD -MF $out.d",
             "link": f"{self.cxx} -shared $in -o $out -Wl,{no_exports},--no-as-needed {torch_libraries}",
             "link_cuda": f"{nvcc} -shared $in -o $out -Xlinker {no_exports},--no-as-needed {torch_libraries}",
