@@ -25,11 +25,11 @@ CLANG_FORMAT = $(shell $(PY) -c "import clang_format as c; print(c.get_executabl
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean
+.PHONY: help demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda wheel-twice clean
 
 help:
 	@sed -n '1,5p' Makefile
-	@echo "targets: demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda clean"
+	@echo "targets: demo test nightly sanitize mutants lint format stubs docs bench bench-16bit gpu gpu-dry-run build wheel wheel-cuda wheel-twice clean"
 
 demo: $(READY)
 	PYTHONPATH=. $(PY) -m pyops demo
@@ -122,6 +122,14 @@ gpu:
 # The same steps of all ops on the CPU, with small sizes and stand-ins for what a GPU has.
 gpu-dry-run: $(READY)
 	PYTHONPATH=. $(PY) -m benchmarks.gpu --dry-run --budget 3600
+
+# The wheel twice, of this commit in clones in two folders: the same bytes, or an error.
+wheel-twice: $(WHEEL_TOOLS)
+	rm -rf build/twice
+	for folder in one another/two; do \
+	  git clone -q . build/twice/$$folder && $(MAKE) -C build/twice/$$folder wheel PYTHON=$(abspath $(PY)) || exit 1; done
+	sha256sum build/twice/one/dist/*.whl build/twice/another/two/dist/*.whl
+	cmp build/twice/one/dist/*.whl build/twice/another/two/dist/*.whl
 
 $(VENV)/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pyops needs Python >= 3.11; python3 is older" >&2; exit 1; }

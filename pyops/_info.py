@@ -55,6 +55,7 @@ def info() -> dict[str, Any]:
         "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") == "1",
         "gpus": gpus,
         "loaded": dict(_library.loaded),
+        "not_loaded": dict(_library.load_errors),
         "backends": {
             device: {name: backends.missing_reason(name, device) or "available" for name in backends.BACKENDS}
             for device in devices

@@ -26,6 +26,14 @@ def test_info_names_versions_and_what_is_loaded() -> None:
     assert info["threads"] == torch.get_num_threads()
 
 
+def test_info_says_why_a_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel with the CUDA library said nothing of it where torch has no CUDA: no device asks for it."""
+    if torch.version.cuda is None:
+        assert "was built without CUDA" in pyops.info()["not_loaded"]["cuda"]
+    monkeypatch.setitem(_library.load_errors, "cuda", "the reason")
+    assert pyops.info()["not_loaded"]["cuda"] == "the reason"
+
+
 def test_info_tells_how_it_was_built() -> None:
     build = pyops.info()["build"]
     assert "missing" not in build, build
