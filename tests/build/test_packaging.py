@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,11 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the source distribution, built by pip with a compiler that compiles nothing."""
-    for module in ("setuptools", "ninja", "pip"):
-        pytest.importorskip(module)
+    for package in ("setuptools", "ninja", "pip"):
+        try:  # and not import it: where pip is, setuptools leaves distutils to Python, for later tests too
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{package} is not installed")
     if shutil.which("ninja") is None:
         pytest.skip("ninja is not on PATH")
     folder = tmp_path_factory.mktemp("wheel")
