@@ -25,7 +25,6 @@ from torch.nn.functional import binary_cross_entropy as binary_cross_entropy
 from torch.nn.functional import celu as celu
 from torch.nn.functional import celu_ as celu_
 from torch.nn.functional import channel_shuffle as channel_shuffle
-from torch.nn.functional import conv1d as conv1d
 from torch.nn.functional import conv3d as conv3d
 from torch.nn.functional import conv_tbc as conv_tbc
 from torch.nn.functional import conv_transpose1d as conv_transpose1d
@@ -119,6 +118,7 @@ from .ops.activation import tanh as tanh
 from .ops.avg_pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
 from .ops.avg_pool2d import avg_pool2d as avg_pool2d
 from .ops.batch_norm import batch_norm as batch_norm
+from .ops.conv1d import conv1d as conv1d
 from .ops.conv2d import conv2d as conv2d
 from .ops.conv2d_max_pool2d import conv2d_max_pool2d as conv2d_max_pool2d
 from .ops.dropout import dropout as dropout
@@ -153,6 +153,7 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "conv1d",
     "conv2d",
     "conv2d_max_pool2d",
     "cross_entropy",

@@ -35,7 +35,7 @@ def flops_and_bytes(members: Sequence[Member], inputs: Sequence[Tensor], gradien
 
 
 def _flops(module: Module | None, input: Tensor, result: Any) -> int:
-    if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+    if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)):
         return 2 * int(result.numel()) * module.weight[0].numel()
     if isinstance(module, RNNBase):
         weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)

@@ -183,7 +183,7 @@ def _linear(layer: Any, input: Tensor) -> Tensor:
     return F.linear(input, layer.weight, layer.bias)
 
 
-def _conv2d(layer: Any, input: Tensor) -> Tensor:
+def _convolution(layer: Any, input: Tensor) -> Tensor:
     if "_conv_forward" in layer.__dict__:  # put there since
         output: Tensor = layer._conv_forward(input, layer.weight, layer.bias)
         return output
@@ -209,8 +209,10 @@ def _linear_cross_entropy(loss: Any, input: Tensor, target: Tensor) -> Tensor:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Linear": _linear,
     "LazyLinear": _linear,
-    "Conv2d": _conv2d,
-    "LazyConv2d": _conv2d,
+    "Conv1d": _convolution,
+    "LazyConv1d": _convolution,
+    "Conv2d": _convolution,
+    "LazyConv2d": _convolution,
     "BatchNorm1d": _batch_norm,
     "BatchNorm2d": _batch_norm,
     "LazyBatchNorm1d": _batch_norm,
@@ -222,6 +224,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _KEPT_WEIGHTS: dict[str, Callable[..., Any]] = {"train": train, "_apply": apply_to_tensors}
 #: What else pyops's class does otherwise than torch's.
 _METHODS: dict[type[Module], dict[str, Callable[..., Any]]] = {
+    torch.nn.Conv1d: _KEPT_WEIGHTS,
+    torch.nn.LazyConv1d: _KEPT_WEIGHTS,
     torch.nn.Conv2d: _KEPT_WEIGHTS,
     torch.nn.LazyConv2d: _KEPT_WEIGHTS,
 }

@@ -19,11 +19,12 @@ from .. import nn
 from ..kinds import parse
 from ..layouts import is_channels_last, lies_channels_last
 from ..ops.avg_pool2d import AverageFunction
-from ..ops.conv2d import Conv2dFunction, Geometry
+from ..ops.conv2d import Conv2dFunction
 from ..ops.conv2d_max_pool2d import Conv2dMaxPool2dFunction, Pool, kernels_for
 from ..ops.dropout import draw_seed
 from ..ops.linear import LinearFunction
 from ..ops.max_pool2d import MaxPool2dFunction, Windows
+from ..ops.tools.convolution import Geometry
 from ..ops.tools.windows import pair, stride_pair
 from ..reference import conv2d as conv2d_formula
 from ..reference import conv2d_max_pool2d as conv2d_max_pool2d_formula

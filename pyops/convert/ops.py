@@ -42,6 +42,8 @@ _VARIANTS = {("gelu", ("tanh",)): "gelu_tanh", ("hardtanh", (0.0, 6.0)): "relu6"
 _ACTIVATION_OF = {kind: name for name, (kind, _) in _ACTIVATIONS.items()}
 
 _MODULES: dict[type[Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.LazyConv1d: "conv1d",
     nn.Conv2d: "conv2d",
     nn.LazyConv2d: "conv2d",
     nn.Linear: "linear",

@@ -18,6 +18,8 @@ from torch.nn import Module
 from .ops import Member, Op, added_to, changes_in_place, inplace_reads, kind_of, op_of
 from .steps import (
     BatchNormStep,
+    Conv1dBatchNormStep,
+    Conv1dStep,
     Conv2dBatchNormMaxPool2dStep,
     Conv2dBatchNormStep,
     Conv2dMaxPool2dStep,
@@ -56,6 +58,8 @@ PATTERNS = sorted(
         *_patterns("conv2d batch_norm activation? max_pool2d", Conv2dBatchNormMaxPool2dStep),
         *_patterns("conv2d activation? max_pool2d", Conv2dMaxPool2dStep),
         *_patterns("conv2d add? activation?", Conv2dStep),
+        *_patterns("conv1d batch_norm add? activation?", Conv1dBatchNormStep),
+        *_patterns("conv1d add? activation?", Conv1dStep),
         *_patterns("linear activation? dropout?", LinearStep),
         *_patterns("batch_norm add? activation?", BatchNormStep),
         Pattern(("row_norm", "activation"), (0, 1), 2, RowNormStep),

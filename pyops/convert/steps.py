@@ -74,13 +74,15 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _output_shape(conv: torch.nn.Conv2d, input: Tensor) -> tuple[int, ...]:
-    right = conv._reversed_padding_repeated_twice  # left, right, top, bottom, also of a named padding
-    padded = (input.shape[-2] + right[2] + right[3], input.shape[-1] + right[0] + right[1])
+def _output_shape(conv: torch.nn.Conv1d | torch.nn.Conv2d, input: Tensor) -> tuple[int, ...]:
+    around = conv._reversed_padding_repeated_twice  # left, right, top, bottom, also of a named padding
+    sides = len(conv.kernel_size)
+    padded = [input.shape[-1 - i] + around[2 * i] + around[2 * i + 1] for i in reversed(range(sides))]
     size = [
-        (padded[i] - conv.dilation[i] * (conv.kernel_size[i] - 1) - 1) // conv.stride[i] + 1 for i in range(2)
+        (padded[i] - conv.dilation[i] * (conv.kernel_size[i] - 1) - 1) // conv.stride[i] + 1
+        for i in range(sides)
     ]
-    return (*input.shape[:-3], conv.out_channels, *size)
+    return (*input.shape[: -1 - sides], conv.out_channels, *size)
 
 
 class Conv2dStep(Step):
@@ -98,6 +100,10 @@ class Conv2dStep(Step):
         ):
             return convolve(conv, input, weight, bias, self.activation, residual)
         return self._then(convolve(conv, input, weight, bias), residual)
+
+
+class Conv1dStep(Conv2dStep):
+    """conv1d, add, activation."""
 
 
 def _conv2d_max_pool2d(
@@ -197,6 +203,10 @@ class RowNormStep(Step):
 class Conv2dBatchNormStep(BatchNormStep):
     """conv2d, batch_norm, add, activation. In evaluation the normalisation is folded into the weights."""
 
+    #: Of what it is a normalisation, and the classes that do it.
+    of = "image"
+    norms: tuple[type, ...] = (torch.nn.BatchNorm2d, torch.nn.LazyBatchNorm2d)
+
     def __init__(self, conv: Op, norm: Op, add: Op | None, activation: Op | None) -> None:
         super().__init__(norm, add, activation)
         self.conv: Any = conv.module
@@ -217,26 +227,29 @@ class Conv2dBatchNormStep(BatchNormStep):
             self._folded = _Folded(conv, norm)
         return self._folded.result
 
-    @staticmethod
-    def problem(*ops: Op | None) -> str | None:
+    @classmethod
+    def problem(cls, *ops: Op | None) -> str | None:
         norm: Any = ops[1].module if ops[1] else None
-        return (
-            None
-            if isinstance(norm, (torch.nn.BatchNorm2d, torch.nn.LazyBatchNorm2d))
-            else "batch_norm is not that of an image"
-        )
+        return None if isinstance(norm, cls.norms) else f"batch_norm is not that of an {cls.of}"
 
     def _foldable(self, input: Tensor, residual: Tensor | None) -> bool:
         conv, norm = self.conv, self.norm
         return (
             not norm.training
             and norm.running_mean is not None
-            and input.dim() == 4
+            and input.dim() == len(conv.kernel_size) + 2
             and norm.num_features == conv.out_channels
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in _sources(conv, norm)))
             and self._in_one_dtype(input, residual)
             and (residual is None or residual.shape == _output_shape(conv, input))
         )
+
+
+class Conv1dBatchNormStep(Conv2dBatchNormStep):
+    """conv1d, batch_norm, add, activation."""
+
+    of = "array of rows"
+    norms = (torch.nn.BatchNorm1d, torch.nn.LazyBatchNorm1d)
 
 
 class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
@@ -246,10 +259,10 @@ class Conv2dBatchNormMaxPool2dStep(Conv2dBatchNormStep):
         super().__init__(conv, norm, None, activation)
         self.pool: Any = pool.module
 
-    @staticmethod
-    def problem(*ops: Op | None) -> str | None:
+    @classmethod
+    def problem(cls, *ops: Op | None) -> str | None:
         padding = _padding_problem(ops[0].module) if ops[0] else None
-        return padding or Conv2dBatchNormStep.problem(*ops)
+        return padding or super().problem(*ops)
 
     def __call__(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self._foldable(input, residual) or self.conv.padding_mode != "zeros":
@@ -272,7 +285,7 @@ def _fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight
     shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
     bias = shift * scale if norm.bias is None else shift * scale + norm.bias
-    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), bias.to(weight.dtype)
+    return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype), bias.to(weight.dtype)
 
 
 class _Folded:

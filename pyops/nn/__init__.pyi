@@ -28,7 +28,6 @@ from torch.nn.modules import ConstantPad1d as ConstantPad1d
 from torch.nn.modules import ConstantPad2d as ConstantPad2d
 from torch.nn.modules import ConstantPad3d as ConstantPad3d
 from torch.nn.modules import Container as Container
-from torch.nn.modules import Conv1d as Conv1d
 from torch.nn.modules import Conv3d as Conv3d
 from torch.nn.modules import ConvTranspose1d as ConvTranspose1d
 from torch.nn.modules import ConvTranspose2d as ConvTranspose2d
@@ -53,7 +52,6 @@ from torch.nn.modules import Identity as Identity
 from torch.nn.modules import InstanceNorm3d as InstanceNorm3d
 from torch.nn.modules import KLDivLoss as KLDivLoss
 from torch.nn.modules import LazyBatchNorm3d as LazyBatchNorm3d
-from torch.nn.modules import LazyConv1d as LazyConv1d
 from torch.nn.modules import LazyConv3d as LazyConv3d
 from torch.nn.modules import LazyConvTranspose1d as LazyConvTranspose1d
 from torch.nn.modules import LazyConvTranspose2d as LazyConvTranspose2d
@@ -144,6 +142,8 @@ from .batch_norm import BatchNorm2d as BatchNorm2d
 from .batch_norm import LazyBatchNorm1d as LazyBatchNorm1d
 from .batch_norm import LazyBatchNorm2d as LazyBatchNorm2d
 from .batch_norm import SyncBatchNorm as SyncBatchNorm
+from .conv1d import Conv1d as Conv1d
+from .conv1d import LazyConv1d as LazyConv1d
 from .conv2d import Conv2d as Conv2d
 from .conv2d import LazyConv2d as LazyConv2d
 from .dropout import Dropout as Dropout
@@ -189,6 +189,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "Conv1d",
     "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
@@ -206,6 +207,7 @@ __all__ = [
     "LayerNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
+    "LazyConv1d",
     "LazyConv2d",
     "LazyLinear",
     "LeakyReLU",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch.nn
 from torch import Tensor
@@ -15,9 +15,11 @@ __all__ = ["Conv2d", "LazyConv2d"]
 
 # What does not depend on the class: pyops.convert calls it on layers of torch's class, too.
 
+Convolution: TypeAlias = torch.nn.Conv1d | torch.nn.Conv2d
+
 
 def convolve(
-    layer: torch.nn.Conv2d,
+    layer: Convolution,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -25,13 +27,14 @@ def convolve(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The layer's convolution of ``input`` by this weight and bias, and what follows."""
-    padding = layer.padding
+    padding: Any = layer.padding
     if layer.padding_mode != "zeros":
         input = torch.nn.functional.pad(
             input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode
         )
-        padding = (0, 0)
-    return F.conv2d(
+        padding = 0
+    function: Any = F.conv1d if isinstance(layer, torch.nn.Conv1d) else F.conv2d
+    output: Tensor = function(
         input,
         weight,
         bias,
@@ -42,16 +45,17 @@ def convolve(
         activation=activation,
         residual=residual,
     )
+    return output
 
 
-def train(layer: torch.nn.Conv2d, mode: bool = True) -> torch.nn.Module:
+def train(layer: Convolution, mode: bool = True) -> torch.nn.Module:
     """``layer.train(mode)``; packed weights are for inference only."""
     if mode:
         forget(layer.weight)
     return torch.nn.Module.train(layer, mode)
 
 
-def apply_to_tensors(layer: torch.nn.Conv2d, fn: Any, recurse: bool = True) -> torch.nn.Module:
+def apply_to_tensors(layer: Convolution, fn: Any, recurse: bool = True) -> torch.nn.Module:
     """``layer._apply(fn)``, which may move the weights to another device."""
     forget(layer.weight)
     return torch.nn.Module._apply(layer, fn, recurse)
@@ -110,7 +114,7 @@ class Conv2d(torch.nn.Conv2d):
         return convolve(self, input, weight, bias, activation, residual)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _activation_repr(self)
+        return super().extra_repr() + activation_repr(self)
 
 
 class LazyConv2d(torch.nn.LazyConv2d):
@@ -145,8 +149,9 @@ class LazyConv2d(torch.nn.LazyConv2d):
     _conv_forward = Conv2d._conv_forward
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _activation_repr(self)
+        return super().extra_repr() + activation_repr(self)
 
 
-def _activation_repr(module: Conv2d | LazyConv2d) -> str:
+def activation_repr(module: Any) -> str:
+    """What a layer's ``repr`` says of its activation."""
     return "" if module.activation is None else f", activation={module.activation!r}"

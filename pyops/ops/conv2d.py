@@ -6,7 +6,7 @@ Kernels: ``conv2d/`` in ``csrc/cpu``, ``csrc/cuda`` and ``triton_kernels``; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,35 +14,16 @@ import torch
 from torch import Tensor
 
 from .. import _library, backends
-from ..dtypes import autocast
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, Activation, parse
 from ..layouts import dense, dense_in_either_format, empty_image, is_channels_last, no_view
 from ..reference import conv2d as reference
 from .tools.autograd import apply
-from .tools.checks import (
-    ArgumentError,
-    DtypeError,
-    as_integer,
-    check_device,
-    check_floating,
-    check_shape,
-    check_tensor,
-    integer,
-)
+from .tools.checks import check_floating
+from .tools.convolution import Geometry, are_torchs, checked_residual, output_shape, prepare
 from .tools.kept_output import KeptOutput, may_be_changed
 from .tools.packed import forget, is_constant, may_keep, packed
 
 __all__ = ["conv2d"]
-
-
-def output_shape(
-    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    sizes = [
-        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
-    return [input.shape[0], weight.shape[0], *sizes]
 
 
 def _fake_forward(
@@ -174,14 +155,12 @@ def _check_library() -> None:
         raise RuntimeError(f"conv2d: {_library.load_errors.get('cpp', 'the C++ library is not loaded')}")
 
 
-class Geometry(NamedTuple):
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-
-
 class Conv2dFunction(torch.autograd.Function):
+    """The convolution of images, or of rows [N, C, L] with weights [K, C / groups, R], as images of height 1.
+
+    The geometry is that of the images. A row's output is no view, as those of :func:`convolve` are not.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -196,11 +175,10 @@ class Conv2dFunction(torch.autograd.Function):
         keeps_output, watched = activation.keeps_output(input.dtype), may_be_changed(activation)
         if watched and residual is not None:  # which is not kept, and of no use if it is changed
             keeps_output = False
-        output, saved = ops.conv2d_forward(
-            input, weight, bias, residual, *geometry, *activation, not keeps_output
-        )
+        images = (as_image(input), as_image(weight), bias, as_image(residual))
+        output, saved = ops.conv2d_forward(*images, *geometry, *activation, not keeps_output)
         ctx.channels_last = is_channels_last(output)
-        output = no_view(output) if ctx.channels_last else output
+        output = _result(output, input)
         ctx.kept = KeptOutput(output) if keeps_output and watched else None
         if ctx.kept is not None:
             ctx.save_for_backward(input, weight, bias, None, output.data)
@@ -214,7 +192,9 @@ class Conv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, weight, bias, residual, saved = ctx.saved_tensors
+        input, weight, bias, *rest = ctx.saved_tensors
+        input, weight, residual, saved = map(as_image, (input, weight, *rest))
+        of_rows, grad = grad.dim() == 3, as_image(grad)
         needs, keeps_output = ctx.needs_input_grad[:4], ctx.keeps_output
         linear = (*ctx.geometry, Activation(IDENTITY))
         if torch.is_grad_enabled():
@@ -223,18 +203,33 @@ class Conv2dFunction(torch.autograd.Function):
                 saved = reference.conv2d(input, weight, bias, residual, *linear)
             options = (*ctx.geometry, ctx.activation, keeps_output, needs)
             grads = reference.conv2d_gradient(grad, input, weight, saved, *options)
-            return (*grads, None, None, None)
+            return (*_as_arguments(grads, of_rows), None, None, None)
         if ctx.kept is not None and ctx.kept.was_changed():
             keeps_output = False
             saved = ctx.ops.conv2d_forward(input, weight, bias, None, *linear[:-1], *linear[-1], False)[0]
         options = (*ctx.geometry, *ctx.activation, keeps_output, *needs)
         grads = ctx.ops.conv2d_backward(dense(grad, ctx.channels_last), input, weight, saved, *options)
-        return (*(g if n else None for g, n in zip(grads, needs, strict=True)), None, None, None)
+        wanted = [g if n else None for g, n in zip(grads, needs, strict=True)]
+        return (*_as_arguments(wanted, of_rows), None, None, None)
 
 
-def _are_torchs(input: Tensor, weight: Tensor) -> bool:
-    """Whether these are integers or complex numbers, of one dtype, which torch's op takes alone."""
-    return not input.is_floating_point() and isinstance(weight, Tensor) and weight.dtype == input.dtype
+def as_image(row: Any) -> Any:
+    """A tensor [N, C, L] as one of images of height 1, a view; an image and None as they are."""
+    return row.unsqueeze(2) if row is not None and row.dim() == 3 else row
+
+
+def _result(output: Tensor, input: Tensor) -> Tensor:
+    """A kernel's output in the dimensions of ``input``, and no view for autograd."""
+    if input.dim() == 3:
+        return no_view(output.squeeze(2))
+    return no_view(output) if is_channels_last(output) else output
+
+
+def _as_arguments(gradients: Sequence[Tensor | None], of_rows: bool) -> Sequence[Tensor | None]:
+    """The gradients of images, weight, bias and residual in the arguments' dimensions."""
+    if not of_rows:
+        return gradients
+    return [g if g is None or g.dim() == 1 else g.squeeze(2) for g in gradients]
 
 
 def conv2d(
@@ -275,7 +270,7 @@ def conv2d(
     """
     name = "conv2d"
     plain = activation is None and residual is None and isinstance(input, Tensor)
-    if plain and (backends.prefers_torch(name, input) or _are_torchs(input, weight)):
+    if plain and (backends.prefers_torch(name, input) or are_torchs(input, weight)):
         return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     function = parse(name, activation)
     check_floating(name, "input", input)
@@ -283,23 +278,31 @@ def conv2d(
         images, more = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
         options = (bias, stride, padding, dilation, groups)
         return conv2d(images, weight, *options, activation=activation, residual=more)[0]
-    if residual is not None:
-        _, residual = autocast(input, residual)
     input, weight, bias, geometry = prepare(name, input, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
-        shape = tuple(output_shape(input, weight, *geometry[:3]))
-        check_device(name, "residual", residual, input)
-        check_shape(name, "residual", residual, shape, "the output's")
-        if residual.dtype is not input.dtype:
-            raise DtypeError(
-                f"{name}: residual must have the input's dtype {input.dtype}, got {residual.dtype}"
-            )
+        residual = checked_residual(name, residual, input, weight, geometry)
+    return convolve(input, weight, bias, residual, geometry, function)
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    function: Activation,
+) -> Tensor:
+    """The convolution of checked arguments: of images, or of rows as :class:`Conv2dFunction` takes them."""
     ops = backends.resolve(input, "conv2d_forward")
     if ops is None:
-        return reference.conv2d(input, weight, bias, residual, *geometry, function)
+        tensors = (as_image(input), as_image(weight), bias, as_image(residual))
+        found = reference.conv2d(*tensors, *geometry, function)
+        return found.squeeze(2) if input.dim() == 3 else found
     input, weight, bias = for_kernels(input, weight, bias)
     if residual is not None:
-        residual = dense(residual, is_channels_last(input) or is_channels_last(weight))
+        last = is_channels_last(as_image(input)) or is_channels_last(as_image(weight))
+        residual = dense(as_image(residual), last)
+        residual = residual.squeeze(2) if input.dim() == 3 else residual
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, weight, bias, residual)
     ):
@@ -308,8 +311,8 @@ def conv2d(
         output = _with_packed_weight(input, weight, bias, residual, geometry, function)
         if output is not None:
             return output
-    output = ops.conv2d_forward(input, weight, bias, residual, *geometry, *function, False)[0]
-    return no_view(output) if is_channels_last(output) else output
+    images = (as_image(input), as_image(weight), bias, as_image(residual))
+    return _result(ops.conv2d_forward(*images, *geometry, *function, False)[0], input)
 
 
 def _with_packed_weight(
@@ -321,122 +324,28 @@ def _with_packed_weight(
     function: Activation,
 ) -> Tensor | None:
     """The output by a weight that was packed in an earlier call; None if there is none."""
-    key = (input.shape, input.dtype, is_channels_last(input), *map(tuple, geometry[:3]), geometry.groups)
-    kept = packed(weight, key, lambda: torch.ops.pyops.conv2d_pack_weight(input, weight, *geometry))
+    image, kernels = as_image(input), as_image(weight)
+    key = (image.shape, image.dtype, is_channels_last(image), *map(tuple, geometry[:3]), geometry.groups)
+    kept = packed(weight, key, lambda: torch.ops.pyops.conv2d_pack_weight(image, kernels, *geometry))
     if kept is None:
         return None
     call = torch.ops.pyops.conv2d_packed_forward.default
     unchanged = is_constant(weight)
-    output, was_read = call(input, weight, kept, bias, residual, *geometry, *function, unchanged)
+    tensors = (image, kernels, kept, bias, as_image(residual))
+    output, was_read = call(*tensors, *geometry, *function, unchanged)
     if not was_read:
         forget(weight)
-    return no_view(output) if is_channels_last(output) else output
-
-
-def prepare(
-    name: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | str | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Geometry]:
-    """The tensors in the dtype that autocast asks for and the geometry, all of it checked.
-
-    The input has one more row or column where ``padding="same"`` is uneven.
-    """
-    check_tensor(name, "weight", weight)
-    input, weight, bias = autocast(input, weight, bias)
-    _check_tensors(name, input, weight, bias, groups)
-    strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-    if isinstance(padding, str):
-        input, paddings = _named_padding(name, padding, input, weight, strides, dilations)
-    else:
-        paddings = _pair(name, "padding", padding, 0)
-    geometry = Geometry(strides, paddings, dilations, groups)
-    _check_kernel_fits(name, input, weight, geometry)
-    return input, weight, bias, geometry
+    return _result(output, input)
 
 
 def for_kernels(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors as the raw ops take them: dense in one of the two formats, the bias contiguous."""
-    images = dense_in_either_format(input), dense_in_either_format(weight)
-    return (*images, None if bias is None else bias.contiguous())
+    """The tensors as the raw ops take them: dense in one of the two formats, the bias contiguous.
 
-
-def _pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
-    """``value`` for both dimensions."""
-    single: Any = as_integer(value)
-    values = (single, single) if single is not None else value
-    if not isinstance(values, Iterable):
-        raise ArgumentError(f"{function}: {name} must be a number or two, got {value!r}")
-    pair: list[Any] = [as_integer(v) for v in values]
-    if len(pair) == 1:
-        pair = pair * 2
-    if len(pair) != 2 or None in pair:
-        raise ArgumentError(f"{function}: {name} must be a number or two, got {value!r}")
-    if pair[0] < least or pair[1] < least:
-        raise ArgumentError(f"{function}: {name} must be at least {least}, got {value!r}")
-    return pair
-
-
-def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    check_device(name, "weight", weight, input)
-    if input.dim() != 4:
-        raise ArgumentError(
-            f"{name}: Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
-            f"{list(input.shape)}"
-        )
-    if weight.dim() != 4:
-        raise ArgumentError(
-            f"{name}: weight must have shape (K, C / groups, R, S), got {tuple(weight.shape)}"
-        )
-    if weight.dtype is not input.dtype:
-        raise DtypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
-    if integer(name, "groups", groups) < 1:
-        raise ArgumentError(f"{name}: groups must be at least 1, got {groups}")
-    if weight.shape[0] == 0 or weight.shape[0] % groups:
-        raise ArgumentError(
-            f"{name}: groups must divide the weight's {weight.shape[0]} output channels, got {groups}"
-        )
-    if weight.shape[1] == 0 or input.shape[1] != weight.shape[1] * groups:
-        raise ArgumentError(
-            f"{name}: the weight has {weight.shape[1]} channels and groups is {groups}, "
-            f"so input must have {weight.shape[1] * groups} channels, got shape {tuple(input.shape)}"
-        )
-    if bias is not None:
-        check_device(name, "bias", bias, input)
-        check_shape(name, "bias", bias, (weight.shape[0],), "one per output channel")
-        if bias.dtype is not input.dtype:
-            raise DtypeError(f"{name}: bias must have the input's dtype {input.dtype}, got {bias.dtype}")
-
-
-def _named_padding(
-    name: str, padding: str, input: Tensor, weight: Tensor, stride: list[int], dilation: list[int]
-) -> tuple[Tensor, list[int]]:
-    """The padding called ``"same"`` or ``"valid"``; the input with one more row or column where it is odd."""
-    if padding == "valid":
-        return input, [0, 0]
-    if padding != "same":
-        raise ArgumentError(f"{name}: padding must be 'same', 'valid' or numbers, got {padding!r}")
-    if stride != [1, 1]:
-        raise ArgumentError(f"{name}: padding='same' needs stride 1, got {stride}")
-    total = [dilation[i] * (weight.shape[2 + i] - 1) for i in range(2)]
-    odd = [t % 2 for t in total]
-    if any(odd):  # as torch: the extra one comes last
-        input = torch.nn.functional.pad(input, (0, odd[1], 0, odd[0]))
-    return input, [t // 2 for t in total]
-
-
-def _check_kernel_fits(name: str, input: Tensor, weight: Tensor, geometry: Geometry) -> None:
-    for i, side in enumerate(("height", "width")):
-        extent = geometry.dilation[i] * (weight.shape[2 + i] - 1) + 1
-        padded = input.shape[2 + i] + 2 * geometry.padding[i]
-        if weight.shape[2 + i] == 0 or extent > padded:
-            raise ArgumentError(
-                f"{name}: the kernel's {side} is {weight.shape[2 + i]}, {extent} with its dilation, and must "
-                f"be at least 1 and at most the padded input's {padded} (input {input.shape[2 + i]}, "
-                f"padding {geometry.padding[i]})"
-            )
+    As in torch, only the weight of rows may lie as one of channels_last images.
+    """
+    if input.dim() == 3:
+        input, kernels = input.contiguous(), as_image(weight)
+        weight = weight if dense_in_either_format(kernels) is kernels else weight.contiguous()
+    else:
+        input, weight = dense_in_either_format(input), dense_in_either_format(weight)
+    return input, weight, None if bias is None else bias.contiguous()

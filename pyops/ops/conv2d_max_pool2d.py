@@ -40,10 +40,11 @@ from .. import _library, backends
 from ..kinds import ACTIVATION_SCHEMA, IDENTITY, RELU, Activation, parse
 from ..layouts import dense, empty_image, is_channels_last, no_view
 from ..reference import conv2d_max_pool2d as reference
-from .conv2d import Geometry, conv2d, for_kernels, output_shape, prepare
+from .conv2d import conv2d, for_kernels
 from .max_pool2d import max_pool2d
 from .tools.autograd import apply, differentiable_gradients
 from .tools.checks import check_floating
+from .tools.convolution import Geometry, output_shape, prepare
 from .tools.kept_output import KeptOutput
 from .tools.windows import IntOrPair, Pair, check_windows, output_sizes, pair, stride_pair
 

@@ -47,6 +47,8 @@ def arguments(name: str) -> tuple[Any, ...]:
     if name.endswith("Loss"):
         return (torch.randn(3, 4), torch.rand(3, 4))
     channels = 4 if "Norm" in name else 2
+    if "Conv1d" in name:
+        return (torch.randn(2, channels, 7),)
     is_image = "2d" in name or name == "Upsample"
     return (torch.randn(2, channels, 6, 7) if is_image else torch.randn(3, 4),)
 

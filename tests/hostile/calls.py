@@ -107,6 +107,8 @@ def function_call(backend: Backend, rng: random.Random) -> Call:
 _IMAGE, _ROWS = (2, 4, 5, 6), (5, 4)
 #: Arguments and shape of the input of modules that are not in the contracts' LAYERS.
 _MODULES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "Conv1d": ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, (2, 4, 5)),
+    "LazyConv1d": ({"out_channels": 3, "kernel_size": 2}, (2, 4, 5)),
     "Conv2d": ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, _IMAGE),
     "Linear": ({"in_features": 4, "out_features": 3}, _ROWS),
     "Upsample": ({"scale_factor": 2.0}, _IMAGE),

@@ -27,6 +27,7 @@ JAGGED = torch.nested.nested_tensor(PARTS, layout=torch.jagged)
 
 NUMBERS: dict[str, Callable[[Any], torch.Tensor]] = {
     "conv2d": lambda L: L.conv2d(X, W, None, INT(2), INT(1), INT(1), INT(1)),
+    "conv1d": lambda L: L.conv1d(X.flatten(2), W[..., 0], None, INT(2), [INT(1)], INT(1), INT(1)),
     "conv2d, pairs": lambda L: L.conv2d(X, W, None, (2, 1), [INT(1), 1]),
     "conv2d, tensor": lambda L: L.conv2d(X, W, None, torch.tensor(2)),
     "max_pool2d": lambda L: L.max_pool2d(X, INT(2), INT(2), INT(1)),
@@ -44,6 +45,7 @@ NUMBERS: dict[str, Callable[[Any], torch.Tensor]] = {
 }
 KINDS: dict[str, Callable[[Any], torch.Tensor]] = {
     "conv2d, complex": lambda L: L.conv2d(COMPLEX, COMPLEX_W, padding=1),
+    "conv1d, complex": lambda L: L.conv1d(COMPLEX.flatten(2), COMPLEX_W[..., 0]),
     "conv2d, integers": lambda L: L.conv2d(INTEGERS, INTEGERS[:1, :, :3, :3]),
     "silu, complex": lambda L: L.silu(COMPLEX),
     "linear, sparse input": lambda L: L.linear(SPARSE, ROWS),

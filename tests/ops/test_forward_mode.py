@@ -36,6 +36,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "softmax": lambda L, x: L.softmax(x, 1),
     "log_softmax": lambda L, x: L.log_softmax(x, -1),
     "conv2d": lambda L, x: L.conv2d(x, W, padding=1),
+    "conv1d": lambda L, x: L.conv1d(x.flatten(2), W.flatten(2), padding=1),
     "linear": lambda L, x: L.linear(x.flatten(2)[..., :16], MATRIX),
     "max_pool2d": lambda L, x: L.max_pool2d(x, 2),
     "avg_pool2d": lambda L, x: L.avg_pool2d(x, 2),

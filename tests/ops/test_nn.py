@@ -71,7 +71,7 @@ def test_state_dict_repr_and_copies_are_torchs(name: str, arguments: dict) -> No
         torch.testing.assert_close(call(clone, name, x), call(ours, name, x))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [*MODULES, "Conv1d", "Conv2d", "LazyConv1d", "LazyConv2d"])
 def test_constructor_begins_with_torchs_arguments(name: str) -> None:
     ours = list(inspect.signature(getattr(pyops.nn, name)).parameters.values())
     theirs = list(inspect.signature(getattr(torch.nn, name)).parameters.values())

@@ -20,6 +20,7 @@ from tests.suite.ops import (
     activation,
     avg_pool2d,
     batch_norm,
+    conv1d,
     conv2d,
     conv2d_max_pool2d,
     dropout,
@@ -146,6 +147,15 @@ def _convolution(draw: Draw) -> tuple[tuple[int, ...], int, Any, dict[str, Any]]
 def conv(draw: Draw) -> Case:
     shape, out, kernel, geometry = _convolution(draw)
     return conv2d.case("any", shape, out, kernel, bias=draw(FLAG), residual=draw(FLAG), **geometry)
+
+
+def conv_of_rows(draw: Draw) -> Case:
+    (images, channels, _, width), out, _, geometry = _convolution(draw)
+    stride, padding, dilation = (both(geometry.pop(n))[1] for n in ("stride", "padding", "dilation"))
+    kernel = draw(st.integers(1, min(9, (width + 2 * padding - 1) // dilation + 1)))
+    geometry |= {"stride": stride, "padding": padding, "dilation": dilation}
+    shape, flags = (images, channels, width), {"bias": draw(FLAG), "residual": draw(FLAG)}
+    return conv1d.case("any", shape, out, kernel, **flags, **geometry)
 
 
 def conv_pool(draw: Draw) -> Case:
@@ -314,6 +324,7 @@ _SINGLE: dict[str, Callable[[Draw], Case]] = {
     "avg_pool2d": avg_pool,
     "adaptive_avg_pool2d": adaptive_avg_pool,
     "batch_norm": batch_norms,
+    "conv1d": conv_of_rows,
     "conv2d": conv,
     "conv2d_max_pool2d": conv_pool,
     "linear_cross_entropy": linear_cross,

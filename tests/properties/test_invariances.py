@@ -23,7 +23,8 @@ _CLASSES = ("softmax", "log_softmax", "cross_entropy", "nll_loss")
 _NORMS = ("layer_norm", "group_norm", "instance_norm")
 _LOSSES = ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss")
 #: Ops whose rows, along the first dimension, have nothing to do with each other.
-BY_ROWS = [*ACTIVATIONS, *_POOLS, *_CLASSES, *_NORMS, *_LOSSES, "conv2d", "conv2d_max_pool2d", "linear"]
+BY_ROWS = [*ACTIVATIONS, *_POOLS, *_CLASSES, *_NORMS, *_LOSSES, "conv1d", "conv2d"]
+BY_ROWS += ["conv2d_max_pool2d", "linear"]
 BY_ROWS += ["interpolate", "embedding", "prelu"]
 #: The arguments that have these rows.
 _WITH_ROWS = ("input", "target", "residual", "sample_weight")
@@ -85,7 +86,7 @@ _SCALED: dict[str, tuple[str, ...]] = {
     "embedding": ("weight",),
     "l1_loss": ("input", "target"),
     "linear": ("input", "bias"),
-    "conv2d": ("weight", "bias", "residual"),
+    **dict.fromkeys(("conv1d", "conv2d"), ("weight", "bias", "residual")),
 }
 
 

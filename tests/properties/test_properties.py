@@ -32,7 +32,7 @@ pytestmark = [
 MANY = int(os.environ.get("PYOPS_EXAMPLES", "2000"))
 #: Examples in `make test` of ops that take longer than a few milliseconds each; of the others 50.
 FEWER = dict.fromkeys(("rnn_tanh", "rnn_relu", "lstm", "gru"), 15)
-FEWER |= dict.fromkeys(("conv2d", "conv2d_max_pool2d", "linear_cross_entropy", "interpolate"), 30)
+FEWER |= dict.fromkeys(("conv1d", "conv2d", "conv2d_max_pool2d", "linear_cross_entropy", "interpolate"), 30)
 _DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16])
 _LAYOUTS = st.sampled_from([None, None, *LAYOUTS])
 _UPSTREAM = st.sampled_from([None, None, checks.strided_upstream, checks.expanded_upstream])

@@ -133,6 +133,10 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "dropout": Workload({"x": IMAGES}, _dropout),
     "prelu": Workload({"x": IMAGES, "weight": IMAGES[1:2]}, lambda L, x, weight: L.prelu(x, weight)),
+    "conv1d": Workload(
+        {"x": (IMAGES[0], IMAGES[1], 512), "weight": (24, IMAGES[1], 5), "bias": (24,)},
+        lambda L, x, weight, bias: L.conv1d(x, weight, bias, padding=2),
+    ),
     "conv2d": Workload(
         {"x": IMAGES, **_FILTERS}, lambda L, x, weight, bias: L.conv2d(x, weight, bias, padding=1)
     ),

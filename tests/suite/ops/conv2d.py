@@ -16,7 +16,7 @@ from ..cuda_code import Code
 from ..mutants import Mutant, TritonMutant
 from ..triton_cases import BF16, F16, F32, F64, fp32_precision, meta
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     None: lambda x: x,
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
@@ -36,7 +36,7 @@ def torch_conv2d(
     **options: Any,
 ) -> Tensor:
     output = torch.nn.functional.conv2d(input, weight, bias, **options)
-    return _ACTIVATIONS[activation](output if residual is None else output + residual)
+    return ACTIVATIONS[activation](output if residual is None else output + residual)
 
 
 def formula(
@@ -63,7 +63,7 @@ def formula(
     output = (groups_weight @ columns).view(images, weight.shape[0], *sizes)
     if bias is not None:
         output = output + bias.view(-1, 1, 1)
-    return _ACTIVATIONS[activation](output if residual is None else output + residual)
+    return ACTIVATIONS[activation](output if residual is None else output + residual)
 
 
 OPS = {"conv2d": Op(F.conv2d, torch_conv2d, formula, ("input", "weight", "bias", "residual"))}
