@@ -24,7 +24,7 @@ class Recipe:
     Args:
         num_epochs: length of the training.
         lr, batch_size: of minibatch descent.
-        loss: one that fits the network (:data:`pyops.models.tasks.LOSSES`); None is its own.
+        loss: one that fits the network (``pyops.models.tasks.LOSSES``); None is its own.
         optimizer: one of :data:`OPTIMIZERS`; momentum and nesterov are for ``sgd`` alone.
         weight_decay: factor of the L2 penalty (for ``adamw`` its decoupled form). l1: factor of sum |w|.
             Neither is part of the losses that are shown.
@@ -43,7 +43,7 @@ class Recipe:
         validation: share of the training samples that is kept apart and measured after every epoch.
         early_stop: stop when the validation loss has not fallen for so many epochs, and keep the best.
         resize: side that images are resized to; None leaves them as they are.
-        augment: how training images are changed at random: :data:`AUGMENTATIONS`, several with commas.
+        augment: how training images are changed at random: ``AUGMENTATIONS``, several with commas.
         options: arguments of the network's builder.
     """
 
@@ -75,7 +75,7 @@ class Recipe:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """The names in :attr:`augment`."""
+        """The names in ``augment``."""
         return () if self.augment is None else tuple(name.strip() for name in self.augment.split(","))
 
     def check(self) -> None:

@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Task:
-    """``losses`` are those of :data:`LOSSES` that fit; the first is taken where none is asked for.
+    """``losses`` are those of ``LOSSES`` that fit; the first is taken where none is asked for.
 
     ``shown_loss`` is the name and a function of the mean loss that tells a reader more than the loss itself.
     """
