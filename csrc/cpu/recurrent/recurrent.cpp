@@ -139,11 +139,13 @@ ParameterGradients<T> parameters_of(const Gradients& grads) {
           biases ? mutable_data<T>(grads.bias_hh) : nullptr};
 }
 
-// The loop for all sequences, then the sums over all rows.
-template <class T, class Cell, class Matrix>
+// The loop for all sequences, then the sums over all rows. `drop_weights` gives back what only the loop
+// needs. The factors are formed by halves: whole, they were the largest of what is alive beside the
+// gradients.
+template <class T, class Cell, class Matrix, class DropWeights>
 void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell, Matrix>& loop,
-                      const BackwardTensors<T>& tensors, const Walk& walk, const RecurrentShape& s,
-                      const Tensor& input, const Tensor& weight_ih, bool in_loop) {
+                      const DropWeights& drop_weights, const BackwardTensors<T>& tensors, const Walk& walk,
+                      const RecurrentShape& s, const Tensor& input, const Tensor& weight_ih, bool in_loop) {
   using Acc = acc_t<T>;
   constexpr int kShift = GradientBlocks<Cell>::kShift;
   const int64_t rows = s.sequences.rows(), batch = s.sequences.batch();
@@ -154,6 +156,7 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell, Matrix
         loop.run(begin, end,
                  [&](int64_t t, int64_t) { return d + (s.sequences.offset(t) + begin) * s.gradients; });
       });
+  drop_weights();
   if (tensors.grad_input && !in_loop) {
     gemm(rows, s.inputs, s.gates, Operand<T>{d + kShift * s.hidden, s.gradients, 1},
          transposed(rows_of<T>(weight_ih)), tensors.grad_input, s.inputs, Acc(0), ThreadPool{});
@@ -162,13 +165,18 @@ void backward_by_sums(const Gradients& grads, const BackwardLoop<T, Cell, Matrix
   if (!parameters.weight_hh && !parameters.bias_hh) return;
   if (rows == 0) return store_shares<T>(s, nullptr, 0, kShift * s.hidden, parameters);
   const int64_t columns = FactorColumns::of(s, Acc()).all;
-  StoredMatrix<T, Matrix> factors(input, columns, rows);
-  parallel_for(s.sequences.steps(), batch * columns, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      put_factors(walk, t, 0, batch, tensors, data<T>(input), s, s.sequences.offset(t), factors.matrix);
-    }
-  });
-  store_products(s, d, factors.matrix, kShift * s.hidden, parameters);
+  const int64_t half = round_up(ceil_div(columns, 2), GemmBlocking<Acc>::kMicroColumns);
+  for (int64_t first = 0; first < columns; first += half) {
+    const FactorRange range{first, std::min(first + half, columns)};
+    StoredMatrix<T, Matrix> factors(input, range.columns(), rows);
+    parallel_for(s.sequences.steps(), batch * range.columns(), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        put_factors(walk, t, 0, batch, tensors, data<T>(input), s, range, s.sequences.offset(t),
+                    factors.matrix);
+      }
+    });
+    store_products(s, range, d, factors.matrix, kShift * s.hidden, parameters);
+  }
 }
 
 // Loop and sums chunk by chunk.
@@ -219,8 +227,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
         using Matrix = typename decltype(packed)::Matrix;
         const Walk walk{s.sequences, reverse};
         const int64_t first = (s.gates - GradientBlocks<Cell>::kShift * s.hidden) % s.gates;
-        const StoredMatrix<T, Matrix> weights(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)),
-                                              first);
+        std::optional<StoredMatrix<T, Matrix>> weights;
+        weights.emplace(input, s.hidden, s.gates, transposed(rows_of<T>(weight_hh)), first);
         std::optional<StoredMatrix<T, Matrix>> input_weights;
         const bool in_loop = needs_input && input_products_in_loop(s);
         if (in_loop) input_weights.emplace(input, s.inputs, s.gates, transposed(rows_of<T>(weight_ih)));
@@ -235,13 +243,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                                          needs_input ? mutable_data<T>(grads.input) : nullptr,
                                          needs_state ? mutable_data<T>(grads.h_0) : nullptr,
                                          mutable_data<T>(grads.c_0)};
-        const BackwardLoop<T, Cell, Matrix> loop(tensors, weights.matrix,
+        const BackwardLoop<T, Cell, Matrix> loop(tensors, weights->matrix,
                                                  in_loop ? &input_weights->matrix : nullptr, walk, s.hidden);
         const int64_t chunks = local_chunks(s);
         if (chunks > 0) {
           backward_by_chunks(grads, loop, tensors, walk, s, input, chunks);
         } else {
-          backward_by_sums(grads, loop, tensors, walk, s, input, weight_ih, in_loop);
+          const auto drop_weights = [&] {
+            weights.reset();
+            input_weights.reset();
+          };
+          backward_by_sums(grads, loop, drop_weights, tensors, walk, s, input, weight_ih, in_loop);
         }
       });
     });
