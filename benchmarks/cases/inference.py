@@ -6,6 +6,7 @@ and parameters are drawn: those of a network that was never trained would leave 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,8 @@ class InferenceCase(NetworkCase):
 
     def run(self, library: str, inputs: Inputs, dtype: torch.dtype | None = None) -> Inference:
         dtype = dtype or self.dtype
-        images = inputs["images"].to(dtype)
+        images = inputs["images"]
+        images = images.to(dtype) if images.is_floating_point() else images  # or text
         return Inference(self.make_network(library, images, _draw_normalisation, dtype), images)
 
 
@@ -74,6 +76,12 @@ def case(network: str, batch: int, side: int, *, channels: int = 1, **options: A
         return {"images": torch.rand(shape, device=device)}
 
     return InferenceCase.of(OP, FORWARD, network, shape, options, inputs=inputs, least_error=_LEAST_ERROR)
+
+
+def of_step(step: NetworkCase) -> InferenceCase:
+    """The network of a training step in evaluation mode, on the same batch."""
+    fields = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    return InferenceCase(**{**fields, "op": OP, "modes": (FORWARD,)})
 
 
 CASES = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,26 +48,80 @@ def _cuda_peak(call: Callable[[], Any], device: torch.device, before: Any) -> in
     return torch.cuda.max_memory_allocated(device) - start
 
 
-def _cpu_allocated_peak(call: Callable[[], Any], before: Any) -> int:
-    """Highest running sum of the allocations and releases that torch's profiler records, plus the highest
-    of pyops' own outputs, which it does not see. The two peaks may fall apart: at most this much."""
+@dataclass(frozen=True)
+class Allocation:
+    """Memory of torch's CPU allocator, and the calls that asked for it, the innermost first."""
+
+    bytes: int
+    calls: tuple[str, ...]
+
+
+def allocated_at_peak(call: Callable[[], Any]) -> list[Allocation]:
+    """What a call had allocated when it had most, the largest first.
+
+    pyops' own large outputs are torch's for this one call, so that both libraries' memory is in one sequence
+    of events. The bytes are those that were asked for: they depend neither on the machine's load nor on what
+    was freed before.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else two log lines per profile, on stderr
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.collect()
+    gc.disable()  # the garbage of others is no part of the call
+    try:
+        with _without_output_cache(), torch.profiler.profile(activities=activities, profile_memory=True) as p:
+            result = call()
+            del result
+    finally:
+        gc.enable()
+    assert p.profiler is not None
+    current = highest = 0
+    alive: dict[int, Any] = {}
+    most: list[Any] = []
+    for event in _allocations(p.profiler.kineto_results.experimental_event_tree()):
+        size, address = event.extra_fields.alloc_size, event.extra_fields.ptr
+        if size > 0:
+            alive[address] = event
+            current += size
+        elif address in alive:  # else it is older than the call
+            current -= alive.pop(address).extra_fields.alloc_size
+        if current > highest:
+            highest, most = current, list(alive.values())
+    found = [Allocation(event.extra_fields.alloc_size, _callers(event)) for event in most]
+    return sorted(found, key=lambda a: -a.bytes)
+
+
+@contextmanager
+def _without_output_cache() -> Iterator[None]:
+    limit = output_cache_stats().limit
+    set_output_cache_limit(0)
+    try:
+        yield
+    finally:
+        set_output_cache_limit(limit)
+
+
+def _allocations(roots: list[Any]) -> list[Any]:
+    """The allocations and releases on the CPU below these events, in order of time."""
+    found, left = [], roots[::-1]
+    while left:
+        event = left.pop()
+        left += event.children[::-1]
+        if event.tag == torch._C._profiler._EventType.Allocation and event.extra_fields.device.type == "cpu":
+            found.append(event)
+    return sorted(found, key=lambda event: event.start_time_ns)
+
+
+def _callers(event: Any) -> tuple[str, ...]:
+    names = []
+    while (event := event.parent) is not None:
+        names.append(event.name)
+    return tuple(names)
+
+
+def _cpu_allocated_peak(call: Callable[[], Any], before: Any) -> int:
     if before is not None:
         before()
-    gc.collect()
-    set_output_cache_limit(output_cache_stats().limit)  # starts a new peak
-    before_call = output_cache_stats().in_use
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        result = call()
-        del result
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    current = highest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.device_type() == torch.autograd.DeviceType.CPU:
-            current += event.nbytes()
-            highest = max(highest, current)
-    return highest + output_cache_stats().peak_in_use - before_call
+    return sum(allocation.bytes for allocation in allocated_at_peak(call))
 
 
 def _resident_peak(call: Callable[[], Any], before: Any) -> int | None:
@@ -75,9 +130,8 @@ def _resident_peak(call: Callable[[], Any], before: Any) -> int | None:
         if before is not None:
             before()
         gc.collect()
-        limit = output_cache_stats().limit
-        set_output_cache_limit(0)  # idle outputs would be used again without growing the process
-        set_output_cache_limit(limit)
+        with _without_output_cache():  # idle outputs would be used again without growing the process
+            pass
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

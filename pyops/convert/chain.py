@@ -24,7 +24,7 @@ from ..ops.tools.autograd import differentiable_gradients
 from .links import FlattenLink, Link, link_of
 from .trace import hooks_of
 
-#: All of a chain's tensors live until its backward ends; of larger ones memory is worth more than time.
+#: A chain's inputs and outputs live until its backward begins; of larger ones memory is worth more than time.
 _MOST_BYTES = 32 * 2**20
 _MOST_SIGNATURES = 64
 _PLAIN = (Tensor, Parameter)
@@ -43,6 +43,10 @@ class Kept:
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved_tensors = tensors
+
+    def maybe_clear_saved_tensors(self) -> None:
+        """As autograd's contexts; the chain's own has them where the graph is kept."""
+        self.saved_tensors = ()
 
 
 class ChainFunction(torch.autograd.Function):
@@ -70,22 +74,28 @@ class ChainFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, end = ctx.saved_tensors, len(ctx.saved_tensors)
+        saved = list(ctx.saved_tensors)
         if torch.is_grad_enabled():
             needs = ctx.needs_input_grad[1:]
-            return (None, *_differentiable(ctx.ran, saved[: len(needs)], needs, grad))
+            return (None, *_differentiable(ctx.ran, tuple(saved[: len(needs)]), needs, grad))
+        # Unless the graph is kept, a link's tensors die when it has run.
+        ctx.maybe_clear_saved_tensors()
         found: list[Tensor | None] = []
-        wanted: Tensor | None = grad
+        # Emptied by each call, so that a link can let go of the gradient before it asks for memory.
+        wanted: list[Tensor | None] = [grad]
+        del grad
         ran: list[Ran] = ctx.ran
         for link, kept, _, count in reversed(ran):
             own: Any = [None] * len(link.names)
-            if wanted is not None:  # else nothing here or before needs a gradient
-                kept.saved_tensors = saved[end - count : end]
-                end -= count
-                wanted, *others = link.function.backward(kept, wanted)
+            if wanted[0] is not None:  # else nothing here or before needs a gradient
+                kept.saved_tensors = tuple(saved[len(saved) - count :])
+                del saved[len(saved) - count :]
+                first, *others = link.function.backward(kept, wanted.pop())
+                wanted.append(first)
                 own, kept.saved_tensors = others[: len(own)], ()
+                del first
             found[:0] = own
-        return None, wanted, *found
+        return None, wanted[0], *found
 
 
 def _differentiable(

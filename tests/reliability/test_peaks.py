@@ -1,0 +1,64 @@
+"""Peak memory of the benchmark's calls and steps, in bytes of torch's allocator: not above torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pyops.benchmarks import peaks
+from pyops.benchmarks.measure.memory import allocated_at_peak
+from torch import Tensor
+
+import pyops
+
+_ALL = {f"{case.name} {mode}": (case, mode) for case, mode in peaks.variants([])}
+#: Those that were above torch's, or that are nearest to it, as far as a call takes milliseconds and what it
+#: allocates does not depend on the CPU.
+_QUICK = (
+    *(f"{op} [35, 32, 28] -> 256 float32 forward+backward" for op in ("rnn_tanh", "gru")),
+    "lstm [35, 32, 28] -> 256 packed float32 forward+backward",
+    "training_step mlp [256, 1, 28, 28] float32 training step",
+    "training_step rnn [32, 35] float32 training step",
+    "inference mlp [256, 1, 28, 28] float32 forward",
+    "layer_norm [4096, 768] float32 forward",
+    "layer_norm [4096, 768] float32 forward+backward",
+    "layer_norm [4096, 768] bfloat16 forward+backward",
+    "nll_loss [4096, 1000] float32 forward+backward",
+)
+
+
+def _choices() -> list[Any]:
+    unknown = set(_QUICK) - _ALL.keys()
+    assert not unknown, unknown
+    return [pytest.param(n, marks=() if n in _QUICK else pytest.mark.nightly) for n in _ALL]
+
+
+@pytest.mark.parametrize("name", _choices())
+def test_the_peak_is_not_above_torchs(name: str) -> None:
+    found = peaks.measure(*_ALL[name])
+    assert not found.is_above, f"{found.excess} bytes more: {found.ours}"
+
+
+def test_what_a_call_drops_before_its_peak_is_not_counted() -> None:
+    def call() -> Tensor:
+        first = torch.empty(1000, dtype=torch.uint8)
+        second = torch.empty(500, dtype=torch.uint8)
+        del first
+        third = torch.empty(400, dtype=torch.uint8)
+        del second, third
+        return torch.empty(1200, dtype=torch.uint8)
+
+    found = allocated_at_peak(call)
+    assert [a.bytes for a in found] == [1000, 500]
+    assert all("aten::empty" in a.calls for a in found)
+
+
+def test_large_outputs_of_ours_are_counted_where_they_are_allocated() -> None:
+    """They come from a cache that torch's allocator knows nothing of."""
+    x = torch.randn(1 << 19)
+    with pyops.use_backend("cpp"):
+        limit = pyops.memory.output_cache_stats().limit
+        found = allocated_at_peak(lambda: pyops.functional.relu(pyops.functional.gelu(x)))
+    assert [a.bytes for a in found] == [2 << 20, 2 << 20]
+    assert pyops.memory.output_cache_stats().limit == limit
