@@ -30,9 +30,8 @@ pytestmark = [
 ]
 
 MANY = int(os.environ.get("PYOPS_EXAMPLES", "2000"))
-#: Examples in `make test` of ops that take longer than a few milliseconds each; of the others 50.
-FEWER = dict.fromkeys(("rnn_tanh", "rnn_relu", "lstm", "gru"), 15)
-FEWER |= dict.fromkeys(("conv1d", "conv2d", "conv2d_max_pool2d", "linear_cross_entropy", "interpolate"), 30)
+#: Examples of every op in `make test`.
+EACH = 100
 _DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16])
 _LAYOUTS = st.sampled_from([None, None, *LAYOUTS])
 _UPSTREAM = st.sampled_from([None, None, checks.strided_upstream, checks.expanded_upstream])
@@ -63,7 +62,7 @@ def choices(ops: Iterable[str]) -> list[Any]:
 
 def run_examples(test: Callable[..., None], op: str, nightly: bool, share: int = 1, **draws: Any) -> None:
     """``test(case, **draws)`` of many examples of ``op``; every ``share``-th of their number."""
-    number = MANY if nightly else FEWER.get(op, 50)
+    number = MANY if nightly else EACH
     chosen = settings(
         max_examples=max(number // share, 5),
         deadline=None,
