@@ -221,8 +221,13 @@ def recorded_calls(case: Case, backend: Backend, dtype: torch.dtype) -> list[tup
 
 
 def check_opcheck(case: Case, backend: Backend, dtype: torch.dtype = torch.float32) -> None:
-    """Schema (mutation, aliasing), fake kernel and AOT dispatch of each raw op that ``case`` calls."""
-    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    """Schema (mutation, aliasing), fake kernel and AOT dispatch of each raw op that ``case`` calls.
+
+    The last is slow, and of one backend: schemas and fakes, which it is about, are defined once for all.
+    """
+    utilities = ("test_schema", "test_faketensor")
+    if backend.name == "cpp":
+        utilities += ("test_aot_dispatch_dynamic",)
     for func, args, kwargs in recorded_calls(case, backend, dtype):
         torch.library.opcheck(func, args, kwargs, test_utils=utilities)
 
