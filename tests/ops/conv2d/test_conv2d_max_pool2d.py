@@ -12,7 +12,7 @@ import pyops.functional as F
 from tests.suite import checks
 from tests.suite.backends import BACKENDS, CPP, Backend, has_kernel, raw
 from tests.suite.layouts import channels_last
-from tests.suite.ops.conv2d_max_pool2d import SMOKE, unfused
+from tests.suite.ops.conv2d_max_pool2d import SMOKE, case, unfused
 from tests.suite.pooling import EXTREMES
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
@@ -199,3 +199,27 @@ def test_untrusted_positions_are_harmless(kernels: Backend, channels: int) -> No
             )
             assert not grad_conv.any()
             assert grad_bias.isfinite().all()
+
+
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.name == "triton"], ids=str, indirect=True)
+def test_the_bias_gradient_in_triton_is_added_up_from_several_parts(
+    backend: Backend, nhwc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five blocks of pixels two parts, one of three and one of two, as large batches have."""
+    from pyops.triton_kernels.conv2d import parts, pool_gradient
+
+    counts = []
+
+    class Noting(parts.Sums):
+        def __init__(self, total: torch.Tensor | None, parts: int) -> None:
+            counts.append(parts)
+            super().__init__(total, parts)
+
+    monkeypatch.setattr(parts, "_STEPS_PER_PART", 2)
+    monkeypatch.setattr(pool_gradient, "Sums", Noting)
+    pixels = (32, 16)  # a block of them for each image, whatever the layout
+    shape = (5, 2, *pixels)
+    several = case("parts", shape, 3, 1, 2, bias=True, nhwc=nhwc, activation="silu")
+    checks.check_accuracy(several, backend, torch.float32)
+    assert counts == [2]
