@@ -35,6 +35,13 @@ def kernel_lines(text: str) -> list[int]:
     return sorted(set(found))
 
 
+def function_at(text: str, line: int) -> str:
+    """Name of the innermost function that holds that line."""
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    around = [node for node in functions if node.lineno <= line <= (node.end_lineno or node.lineno)]
+    return max(around, key=lambda node: node.lineno).name
+
+
 def mutants(file: str, text: str, most: int) -> dict[str, TritonMutant]:
     """At most ``most`` mutants of ``file``, on lines spread by a hash of what is changed."""
     lines = text.split("\n")
