@@ -20,6 +20,8 @@ _library.define(
 
 def library_gemm_(out: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
     """out = a @ b + beta * out by torch's own GEMM; 16-bit products accumulate in float32."""
+    if out is None or a is None or b is None:  # as which a raw op gets a tensor that is undefined
+        raise RuntimeError("gemm_: out, a and b must be tensors, got None")
     if out.shape != (a.size(0), b.size(1)):  # torch would resize it
         raise RuntimeError(f"gemm_: out must have shape {(a.size(0), b.size(1))}, got {tuple(out.shape)}")
     if out.dtype is a.dtype:

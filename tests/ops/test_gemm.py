@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyops.ops.gemm import library_gemm_
 from tests.suite import checks
 from tests.suite.backends import CPP, CUDA_SOURCES, TRITON, Backend, raw
 from tests.suite.cases import DTYPES
@@ -170,6 +171,13 @@ def test_raw_op_refuses(kernels: Backend, arguments: tuple[Tensor, Tensor, Tenso
     moved = checks.on_device(dict(zip("oab", arguments, strict=True)), kernels.device)
     with pytest.raises(RuntimeError, match="gemm_"):
         raw(kernels, "gemm_")(*moved.values(), 0.0)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_torchs_own_gemm_had_no_words_for_a_missing_tensor(missing: int) -> None:
+    arguments = [None if i == missing else t for i, t in enumerate((_OUT, _A, _B))]
+    with pytest.raises(RuntimeError, match="gemm_: out, a and b must be tensors"):
+        library_gemm_(*arguments, 0.0)
 
 
 def test_out_that_overlaps_an_operand_is_refused() -> None:
