@@ -163,6 +163,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             f"pyops.models.training.results.{name}", lambda path, *data: path.write_text(repr(data))
         )
+    monkeypatch.setattr("pyops.models.training.run.log_pictures", lambda *_: None)
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ def scale_losses(axes: Axes, losses: Sequence[float]) -> None:
     if min(losses) > 0 and max(losses) > _DECADES * min(losses):
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        # Flat losses leave a margin of next to nothing, which cuts markers in half.
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * max(losses)))
 
 
 def finish_axes(axes: Axes, label: str, *, legend: bool = True) -> None:

@@ -1,14 +1,13 @@
-"""What a run writes when it is over, and the TensorBoard events that grow while it goes on."""
+"""What a run writes when it is over."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,10 +21,8 @@ from .class_pictures import save_boundary, save_confusion
 from .plots import save_curves, save_predictions
 from .trainer import Trainer
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 METRICS, MODEL = "metrics.json", "model.safetensors"
+PREDICTIONS, CONFUSION = "predictions.png", "confusion.png"
 #: Of a run on a CSV table: how its rows were made numbers.
 COLUMNS = "columns.json"
 _CONTINUATION = 300  # characters
@@ -73,12 +70,13 @@ def _write_files(
     best = progress.best_epoch if trainer.has_stopped_early else None
     save_curves(folder / "curves.png", title, metrics["history"], progress.step_losses, panels, best)
     data = trainer.data.to(torch.device("cpu"))
-    if data.kind == "images" and data.class_names:
-        path = folder / "predictions.png"
+    drawn = pictures_of_classes(data)
+    if PREDICTIONS in drawn:
+        path = folder / PREDICTIONS
         targets = data.test_targets
         save_predictions(path, title, data.test_inputs, targets, predictions, data.class_names)
-    if data.class_names and data.kind != "text":
-        path = folder / "confusion.png"
+    if CONFUSION in drawn:
+        path = folder / CONFUSION
         save_confusion(path, f"{title}: test samples", data.test_targets, predictions, data.class_names)
         if data.kind == "rows" and data.input_shape == (2,):
             save_boundary(folder / "boundary.png", title, trainer.net, task, data)
@@ -90,6 +88,13 @@ def _write_files(
     if isinstance(trainer.net, LanguageModel):
         _write_continuation(folder / "continuation.txt", trainer.net, data, trainer.device, metrics["seed"])
     write_json(folder / METRICS, metrics)
+
+
+def pictures_of_classes(data: Dataset) -> tuple[str, ...]:
+    """Names of the pictures of what a network takes the test samples of ``data`` for."""
+    if not data.class_names or data.kind == "text":
+        return ()
+    return (PREDICTIONS, CONFUSION) if data.kind == "images" else (CONFUSION,)
 
 
 def _write_continuation(
@@ -153,31 +158,3 @@ def _distance_to_solution(trainer: Trainer) -> dict[str, float]:
         (ours.detach().cpu() - truth).abs().max() for ours, truth in zip(found, solution, strict=True)
     ]
     return {"parameter_error": float(max(distances))}
-
-
-def log_steps(events: SummaryWriter, step_losses: list[float], first_step: int) -> None:
-    for step, loss in enumerate(step_losses[first_step:], start=first_step + 1):
-        events.add_scalar("loss/step", loss, step)
-
-
-def log_epoch(events: SummaryWriter, row: dict[str, float], step: int) -> None:
-    """One scalar per entry of a history row: ``test_accuracy`` becomes ``accuracy/test``."""
-    for key, value in row.items():
-        part, _, quantity = key.partition("_")
-        if quantity:
-            events.add_scalar(f"{quantity}/{part}", value, step)
-        elif key == "lr":
-            events.add_scalar(key, value, step)
-
-
-@contextmanager
-def event_writer(folder: Path, step: int, resume: bool) -> Iterator[SummaryWriter]:
-    """TensorBoard events in ``folder``; a new run removes old ones, a resumed run hides those that
-    a killed one wrote after its last checkpoint."""
-    from torch.utils.tensorboard import SummaryWriter  # half a second to import
-
-    if not resume:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-    with SummaryWriter(str(folder), purge_step=step + 1 if resume else None) as writer:
-        yield writer

@@ -15,9 +15,10 @@ from .build import build_trainer
 from .checkpoint import save_checkpoint
 from .config import CONFIG, RECIPE_OPTIONS, TrainConfig, write_toml
 from .distributed import Workers
+from .events import event_writer, log_epoch, log_graph, log_pictures, log_steps
 from .interrupts import deferred_interrupt
 from .progress_bar import ProgressDisplay
-from .results import event_writer, in_words, learned, log_epoch, log_steps, write_results
+from .results import in_words, learned, write_results
 from .trainer import Interrupted, Report
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Run:
         state: dict[str, Any] | None,
         workers: Workers,
     ) -> None:
-        self.config, self.is_main = config, workers.is_main
+        self.config, self.network, self.is_main = config, network, workers.is_main
         self.folder = config.folder
         self.title = f"{config.network} on {config.data_name}"
         saved = {} if state is None else state.get("run", {})
@@ -128,13 +129,23 @@ class Run:
                 f"the run that {self.folder} holds is replaced: --output keeps it, --resume goes on with it"
             )
         with display, self.events() as events:
+            if events is not None and self._first_step == 0:
+                self._log_graph(events, display)
             self._train_epochs(display, events)
             metrics = self.write_results()
+            if events is not None:
+                log_pictures(events, self.folder, trainer.data, trainer.progress.step)
             shown = in_words(trainer.task, metrics, "test")
             display.note(f"{shown}, {metrics['samples_per_second']:,.0f} samples/s; results in {self.folder}")
             if parameters := learned(trainer):
                 display.note(parameters)
         return metrics
+
+    def _log_graph(self, events: SummaryWriter, display: ProgressDisplay) -> None:
+        options = self.trainer.recipe.options
+        problem = log_graph(events, self.network, self.trainer.data, self.about["outputs"], options)
+        if problem is not None:
+            display.note(f"TensorBoard gets no graph of {self.network.name}: {problem}")
 
     def write_results(self) -> dict[str, Any]:
         """Write the model, the pictures and the metrics, which are returned."""
@@ -192,6 +203,8 @@ class Run:
         save_checkpoint(self.folder / CHECKPOINT, {"run": self.identity, **state})
         if first_step == self._first_step:
             write_toml(self.folder / CONFIG, self.config.resolved(trainer.recipe, self.num_epochs))
+            if first_step == 0 and trainer.data.kind == "images":
+                events.add_images("train/inputs", trainer.sample_inputs(), progress.step)
         log_steps(events, progress.step_losses, first_step)
         if progress.epoch_step == 0 and progress.step > first_step:
             log_epoch(events, {key: values[-1] for key, values in progress.history.items()}, progress.step)

@@ -206,6 +206,11 @@ class Trainer:
         row = self._history_row(test)
         return {key: [*history.get(key, []), row[key]] for key in row}
 
+    def sample_inputs(self, most: int = 32) -> torch.Tensor:
+        """The first training inputs as the last epoch saw them, augmented."""
+        indices = torch.arange(min(most, len(self.data.train_targets)), device=self.device)
+        return self._augmentation(self.data.train_batch(indices)[0], indices)
+
     def _history_row(self, test: Evaluation) -> dict[str, float]:
         parts = {"train": self._running_means()}
         if self.data.validation is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from pyops.models.commands.demo import YOUR_OWN, demo
 from pyops.models.data.load import load_data
 
@@ -105,6 +107,10 @@ def test_tensorboard_events(trained):
     assert steps == pytest.approx(metrics["step_losses"], rel=1e-6)
     accuracy = [scalar.value for scalar in events.Scalars("accuracy/test")]
     assert accuracy == pytest.approx(metrics["history"]["test_accuracy"], rel=1e-6)
+    assert events.Tags()["graph"]
+    assert {"train/inputs", "test/predictions", "test/confusion"} <= set(events.Tags()["images"])
+    with Image.open(io.BytesIO(events.Images("train/inputs")[0].encoded_image_string)) as image:
+        assert image.size == (8 * 8, 4 * 8)  # a grid of 32 digits
 
 
 # ---- what decides its numbers
