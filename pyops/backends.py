@@ -46,6 +46,7 @@ _DEFAULTS = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 #: Found without a look into torch in each call of a small op.
 _STRIDED, _FLOAT32, _is_grad_enabled = torch.strided, torch.float32, torch.is_grad_enabled
+_deterministic = torch.are_deterministic_algorithms_enabled
 _transforms_are_active, _tracing_state = (
     torch._C._are_functorch_transforms_active,
     torch._C._get_tracing_state,
@@ -280,13 +281,21 @@ def prefers_torch(
     by replacing several calls (batch_norm with ReLU does: it would not win), nor does dropout, because its
     mask must be the same everywhere. In float64 it holds up to ``TINY_ELEMENTS``.
 
+    Some of torch's ops have other bits for another number of threads: batch norm of rows, the gradient of a
+    softmax. Under ``torch.use_deterministic_algorithms(True)`` none is used.
+
     Sparse and nested tensors, for which there are no kernels and no formulas, are torch's of any size. A size
     that a compiler leaves open is not asked for: it would no longer be open.
     """
     # What torch gets as it is small may be of any layout.
     if input.is_cpu and _cpp is not None and (not _anyone_asked or get_backend() is None):
         count = input.numel() if elements is None else elements
-        if count.__class__ is int and count <= _KEPT and not (_own_threads and _in_own_kernels()):
+        if (
+            count.__class__ is int
+            and count <= _KEPT
+            and not _deterministic()
+            and not (_own_threads and _in_own_kernels())
+        ):
             value, gradient = _TINY
             if input.dtype is _FLOAT32:
                 value, gradient = TORCH_IS_FASTER.get(op, _TINY)

@@ -45,6 +45,8 @@ TORCH_IS_FASTER: dict[str, tuple[int, int]] = {
     "batch_norm, images": (16384, 65536),
     "batch_norm, rows": (KEPT, KEPT),
     "batch_norm, relu": (1024, 8192),
+    "batch_norm, eval": (KEPT, 65536),
+    "batch_norm, eval, relu": (KEPT, 8192),
     "layer_norm": (KEPT, 65536),
     "group_norm": (KEPT, KEPT),
     "rnn_tanh_cell": (65536, 65536),
@@ -77,6 +79,8 @@ TORCH_IS_FASTER_IN_16_BITS: dict[str, tuple[int, int]] = {
     "cross_entropy": (32768, 65536),
     "cross_entropy, few classes": (2048, 4096),
     "nll_loss": (KEPT, KEPT),
+    "batch_norm, eval": (KEPT, 65536),
+    "batch_norm, eval, relu": (131072, 8192),
     "gru_cell": (1024, 0),
     "lstm_cell": (1024, 0),
 }

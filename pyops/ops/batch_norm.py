@@ -289,8 +289,7 @@ def batch_norm(
     check_arguments(name, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is None:
         # With ReLU as well: two of torch's calls take two thirds of the time of one through Python.
-        single = "batch_norm, images" if input.dim() == 4 else "batch_norm, rows"
-        kind = single if activation is None else "batch_norm, relu"
+        kind = _small_kind(training, input.dim() > 2, activation is None)
         if function.kind <= RELU and backends.prefers_torch(kind, input, weight, bias):
             tensors = (input, running_mean, running_var, weight, bias)
             output = torch.nn.functional.batch_norm(*tensors, training, momentum, eps)
@@ -313,6 +312,15 @@ def batch_norm(
         _note_update(running_mean, mean)
         _note_update(running_var, var)
     return output
+
+
+def _small_kind(training: bool, images: bool, plain: bool) -> str:
+    """The entry of :mod:`pyops.small_tensors`."""
+    if not training:
+        return "batch_norm, eval" if plain else "batch_norm, eval, relu"
+    if not plain:
+        return "batch_norm, relu"
+    return "batch_norm, images" if images else "batch_norm, rows"
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:

@@ -90,6 +90,45 @@ def test_what_is_left_to_torch_is_torchs_to_the_bit() -> None:
             assert "_Softmax" in type(pyops.functional.softmax(x, 1).grad_fn).__name__
 
 
+@pytest.mark.usefixtures("threads")
+def test_small_tensors_had_other_bits_for_another_number_of_threads() -> None:
+    """Where torch served them, whose sums are cut by threads. Its switch for determinism keeps them here."""
+    x, weight = torch.randn(250, 1000), torch.rand(1000)
+    images = torch.randn(8, 16, 14, 14).to(memory_format=torch.channels_last)
+    calls = {
+        "softmax": lambda x: pyops.functional.softmax(x, 1),
+        "batch_norm": lambda x: pyops.functional.batch_norm(
+            x, None, None, weight[: x.size(1)], training=True
+        ),
+        "layer_norm": lambda x: pyops.functional.layer_norm(x, (1000,), weight),
+    }
+    torch.use_deterministic_algorithms(True)
+    try:
+        for name, tensor in [("softmax", x), ("batch_norm", x), ("batch_norm", images), ("layer_norm", x)]:
+            found = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                leaf = tensor.clone().requires_grad_()
+                y = calls[name](leaf)
+                found.append((y.detach(), *torch.autograd.grad(y, leaf, tensor)))
+            for other in found[1:]:
+                assert all(map(torch.equal, found[0], other)), name
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_rows_of_three_dimensions_were_left_to_torch_as_a_matrix_is() -> None:
+    """Torch's batch norm of [N, C, L] takes three times as long as ours from some thousand elements on."""
+    x = torch.randn(32, 64, 49)
+    y = pyops.functional.batch_norm(x.requires_grad_(), None, None, training=True)
+    assert "_BatchNorm" in type(y.grad_fn).__name__
+    matrix = x.detach().reshape(64, -1).T.contiguous().requires_grad_()
+    assert (
+        "_BatchNorm"
+        not in type(pyops.functional.batch_norm(matrix, None, None, training=True).grad_fn).__name__
+    )
+
+
 def test_use_backend_is_undone_also_by_an_exception() -> None:
     with pyops.use_backend("reference"):
         assert used() == "reference"
