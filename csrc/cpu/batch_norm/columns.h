@@ -17,6 +17,7 @@ namespace pyops::cpu {
 struct Columns {
   static constexpr int64_t kStrip = 1024;   // columns whose sums stay in the L1 cache
   static constexpr int64_t kBlock = 32768;  // elements that are summed in the accumulation type
+  static constexpr int64_t kLeastBlock = 16384;
   static constexpr int64_t kMostRows = 128;
   static constexpr int64_t kChunks = 32;  // at least, if there are rows enough, to keep threads busy
   static constexpr int64_t kMostBlocks = 16;
@@ -32,8 +33,9 @@ struct Columns {
   static Columns of(const BatchNormShape& s) {
     const int64_t rows = s.rows(), width = s.width(), strip = std::max<int64_t>(1, std::min(width, kStrip));
     const int64_t most = std::min(kMostRows, std::max<int64_t>(8, kBlock / strip));
-    // Few rows make small blocks; many rows make chunks of several blocks.
-    const int64_t block = std::clamp<int64_t>(ceil_div(rows, kChunks), std::min<int64_t>(16, most), most);
+    // Few rows make small blocks, not so small that merging them is felt; many make chunks of several blocks.
+    const int64_t least = std::clamp<int64_t>(kLeastBlock / strip, std::min<int64_t>(16, most), most);
+    const int64_t block = std::clamp<int64_t>(ceil_div(rows, kChunks), least, most);
     const int64_t blocks = std::clamp<int64_t>(rows / (block * kChunks), 1, kMostBlocks);
     const int64_t chunk = block * blocks;
     return {s, rows, width, block, chunk, ceil_div(rows, chunk), ceil_div(width, kStrip)};
@@ -96,26 +98,39 @@ struct ColumnSums {
   }
 };
 
+// Calls f(channel, number) for every column of a chunk, whose numbers lie one after another.
+template <class F>
+PYOPS_HD void for_each_channel(const BatchNormShape& s, const double* numbers, const F& f) {
+  if (s.inner == 1) {  // in vectors
+    for (int64_t c = 0; c < s.channels; ++c) f(c, numbers[c]);
+    return;
+  }
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t i = 0; i < s.inner; ++i) f(c, numbers[c * s.inner + i]);
+  }
+}
+
 // Moments of every channel from those of every chunk and column: first the means, then the deviations from
 // them.
 inline void merge_columns(const Columns& columns, const double* means, const double* m2s, Moments* moments) {
   const BatchNormShape& s = columns.shape;
+  std::vector<double> mean(s.channels), m2(s.channels);
+  double *const to_mean = mean.data(), *const to_m2 = m2.data();
   const double all = static_cast<double>(s.count());
-  const auto for_each = [&](const auto& f) {
-    for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
-      const int64_t rows = std::min(columns.chunk_rows, columns.rows - chunk * columns.chunk_rows);
-      for (int64_t c = 0; c < s.channels; ++c) {
-        for (int64_t i = 0; i < s.inner; ++i) {
-          f(moments[c], static_cast<double>(rows), (chunk * s.channels + c) * s.inner + i);
-        }
-      }
-    }
+  const auto rows_of = [&](int64_t chunk) {
+    return static_cast<double>(std::min(columns.chunk_rows, columns.rows - chunk * columns.chunk_rows));
   };
-  for (int64_t c = 0; c < s.channels; ++c) moments[c] = {all, 0, 0};
-  for_each([&](Moments& m, double count, int64_t at) { m.mean += count / all * means[at]; });
-  for_each([&](Moments& m, double count, int64_t at) {
-    m.m2 += m2s[at] + count * (means[at] - m.mean) * (means[at] - m.mean);
-  });
+  for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
+    const double share = rows_of(chunk) / all;
+    for_each_channel(s, means + chunk * columns.width, [=](int64_t c, double v) { to_mean[c] += share * v; });
+  }
+  for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
+    const double rows = rows_of(chunk);
+    for_each_channel(s, m2s + chunk * columns.width, [=](int64_t c, double v) { to_m2[c] += v; });
+    for_each_channel(s, means + chunk * columns.width,
+                     [=](int64_t c, double v) { to_m2[c] += rows * (v - to_mean[c]) * (v - to_mean[c]); });
+  }
+  for (int64_t c = 0; c < s.channels; ++c) moments[c] = {all, to_mean[c], to_m2[c]};
 }
 
 // Moments of every channel.
@@ -142,13 +157,19 @@ void column_moments(const Columns& columns, const T* x, Moments* moments) {
       }
     }
     const int64_t rows = end - row;
+    double *const to_means = means.data() + chunk * width + column, *const to_m2s =
+                                                                        m2s.data() + chunk * width + column;
     for (int64_t i = 0; i < n; ++i) {
-      Moments m = Moments::of(static_cast<double>(rows), reference[i], sum[i], squares[i]);
-      if (!std::isfinite(m.m2)) {
-        m = moments_in_double(rows, [&](int64_t r) { return double(to_acc(piece[r * width + i])); });
-      }
-      means[chunk * width + column + i] = m.mean;
-      m2s[chunk * width + column + i] = m.m2;
+      const Moments m = Moments::of(static_cast<double>(rows), reference[i], sum[i], squares[i]);
+      to_means[i] = m.mean, to_m2s[i] = m.m2;
+    }
+    int64_t odd = 0;
+    for (int64_t i = 0; i < n; ++i) odd |= to_m2s[i] - to_m2s[i] != 0;  // infinity or NaN
+    for (int64_t i = 0; odd && i < n; ++i) {
+      if (std::isfinite(to_m2s[i])) continue;
+      const Moments m =
+          moments_in_double(rows, [&](int64_t r) { return double(to_acc(piece[r * width + i])); });
+      to_means[i] = m.mean, to_m2s[i] = m.m2;
     }
   });
   merge_columns(columns, means.data(), m2s.data(), moments);
@@ -179,9 +200,10 @@ void column_gradient_sums(const Columns& columns, const AnyActivation<acc_t<T>>&
   });
   std::fill(sums, sums + columns.shape.channels, GradientSums{});
   for (int64_t chunk = 0; chunk < columns.chunks; ++chunk) {
-    for (int64_t i = 0; i < width; ++i) {
-      sums[i / columns.shape.inner] += {grad_sums[chunk * width + i], product_sums[chunk * width + i]};
-    }
+    for_each_channel(columns.shape, grad_sums.data() + chunk * width,
+                     [=](int64_t c, double v) { sums[c].grad += v; });
+    for_each_channel(columns.shape, product_sums.data() + chunk * width,
+                     [=](int64_t c, double v) { sums[c].product += v; });
   }
 }
 
