@@ -293,7 +293,7 @@ def prefers_torch(
         if (
             count.__class__ is int
             and count <= _KEPT
-            and not _deterministic()
+            and not (_deterministic() and _is_strict())
             and not (_own_threads and _in_own_kernels())
         ):
             value, gradient = _TINY
@@ -309,6 +309,11 @@ def prefers_torch(
             if count <= (gradient if needs_gradient else value):
                 return True
     return input.layout is not _STRIDED or input.is_nested  # is_strided without the call
+
+
+def _is_strict() -> bool:
+    """Whether determinism is more than a warning; a compiler cannot ask."""
+    return torch.compiler.is_compiling() or not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def is_strided(tensor: torch.Tensor) -> bool:

@@ -30,8 +30,12 @@ def sweep(
     dtypes: Iterable[torch.dtype] = BOTH,
     backends: Iterable[Backend] = BACKENDS,
     layouts: Iterable[str] | None = None,
+    nightly: str = "",
 ) -> pytest.MarkDecorator:
-    """Parametrise over what the contracts say of ``check``; what they leave open is said here."""
+    """Parametrise over what the contracts say of ``check``; what they leave open is said here.
+
+    ``nightly``: the backend of which other checks find most of what this one finds.
+    """
     names = ["backend", "case", "dtype", "layout"][: 3 if layouts is None else 4]
     found = []
     for name, contract in contracts():
@@ -39,7 +43,8 @@ def sweep(
             axes = [s.backends or backends, s.cases, s.dtypes or dtypes, s.layouts or layouts]
             for values in combinations(*axes[: len(names)]):
                 id = "-".join([name, *(str(v).removeprefix("torch.") for v in values)])
-                found.append(pytest.param(*values, id=id))
+                marks = [pytest.mark.nightly] if str(values[0]) == nightly else []
+                found.append(pytest.param(*values, id=id, marks=marks))
     return pytest.mark.parametrize(names, found, indirect=["backend"])
 
 
@@ -81,7 +86,7 @@ def test_no_host_synchronisation(backend: Backend, case: Case, dtype: torch.dtyp
     checks.check_no_host_sync(case, backend, dtype)
 
 
-@sweep("compile", backends=THOROUGH)
+@sweep("compile", backends=THOROUGH, nightly="reference")
 def test_compile_fullgraph_equals_eager(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     checks.check_compile(case, backend, dtype)
 

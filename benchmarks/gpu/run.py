@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .context import Context, LeftOut
@@ -43,6 +45,16 @@ _RESERVE_S, _LEAST_S = 12.0, 6.0
 _MOST_WORKERS = 12
 
 
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends the run by way of what ends its processes."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     given = _parser().parse_args(arguments)
@@ -53,8 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not facts.get("gpu"):
         print(f"no CUDA GPU in sight ({facts['reason']}): nothing to do", flush=True)
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the processes
-    with tempfile.TemporaryDirectory() as logs:
+    with _terminating(), tempfile.TemporaryDirectory() as logs:
         folder = _folder(facts, given)
         record = Record(folder, Path(logs), facts)
         workers = given.workers or min(_MOST_WORKERS, facts["cores"])

@@ -102,6 +102,7 @@ def test_small_tensors_had_other_bits_for_another_number_of_threads() -> None:
         ),
         "layer_norm": lambda x: pyops.functional.layer_norm(x, (1000,), weight),
     }
+    mode = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True)
     try:
         for name, tensor in [("softmax", x), ("batch_norm", x), ("batch_norm", images), ("layer_norm", x)]:
@@ -114,7 +115,7 @@ def test_small_tensors_had_other_bits_for_another_number_of_threads() -> None:
             for other in found[1:]:
                 assert all(map(torch.equal, found[0], other)), name
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode(mode)
 
 
 def test_rows_of_three_dimensions_were_left_to_torch_as_a_matrix_is() -> None:
