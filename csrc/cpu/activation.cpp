@@ -1,7 +1,7 @@
 // Activations on the CPU.
 
 // Several vectors' operations in turns: a core looks less far ahead than one vector's are many. Softplus
-// takes a quarter less, tanh and gelu a tenth.
+// takes a quarter less, tanh and gelu_tanh a tenth.
 #pragma GCC optimize("schedule-insns", "sched-pressure")
 
 #include "binding/activation.h"

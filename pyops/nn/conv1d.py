@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch.nn
-from torch import Tensor
 
 from ..kinds import parse
-from .conv2d import activation_repr, apply_to_tensors, convolve, train
+from .conv2d import Conv2d, activation_repr
 
 __all__ = ["Conv1d", "LazyConv1d"]
 
@@ -44,26 +43,11 @@ class Conv1d(torch.nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size, *layout, device, dtype)
         self.activation = activation
 
-    def train(self, mode: bool = True) -> Any:
-        return train(self, mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return apply_to_tensors(self, fn, recurse)
-
-    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        if self.activation is None and residual is None:  # as torch calls it, which others may override
-            return self._conv_forward(input, self.weight, self.bias)
-        return self._conv_forward(input, self.weight, self.bias, self.activation, residual)
-
-    def _conv_forward(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        return convolve(self, input, weight, bias, activation, residual)
+    # A layer's dimensions are those of its arguments.
+    train = Conv2d.train
+    _apply = Conv2d._apply
+    forward = Conv2d.forward
+    _conv_forward = Conv2d._conv_forward
 
     def extra_repr(self) -> str:
         return super().extra_repr() + activation_repr(self)

@@ -157,8 +157,8 @@ void column_moments(const Columns& columns, const T* x, Moments* moments) {
       }
     }
     const int64_t rows = end - row;
-    double *const to_means = means.data() + chunk * width + column, *const to_m2s =
-                                                                        m2s.data() + chunk * width + column;
+    double* const to_means = means.data() + chunk * width + column;
+    double* const to_m2s = m2s.data() + chunk * width + column;
     for (int64_t i = 0; i < n; ++i) {
       const Moments m = Moments::of(static_cast<double>(rows), reference[i], sum[i], squares[i]);
       to_means[i] = m.mean, to_m2s[i] = m.m2;
